@@ -1,0 +1,60 @@
+"""Players of the segmentation process: `make(spec)` gives an `Agent`, which answers observations with text.
+
+| spec | agent |
+|---|---|
+| `annotator`, `annotator:VARIANT` | the simulated annotator; privileged: it reads the target (`segenv.annotator` names the variants) |
+| `random`, `random:p=0.8` | uniform clicks on the image, positive with probability p |
+| `mllm` | the embedded tiny multimodal model (untrained, with a warning, where no weights are embedded) |
+| `mllm:untrained` | the tiny model with fresh weights |
+| `mllm:NAME_OR_PATH` | any image-text-to-text checkpoint that transformers loads |
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from agents.base import Agent
+
+if TYPE_CHECKING:
+    from segenv.codec import Codec
+
+__all__ = ["Agent", "make"]
+
+DEFAULT_CODECS = {"annotator": "pixels", "random": "pixels", "mllm": None}  # None: what the checkpoint declares, else segagent
+
+
+def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **options: Any) -> Agent:
+    """The agent that `spec` names; an agent is returned as it is.
+
+    `codec` is a name or a codec; None is the agent's default. `seed` sets the weights of an untrained model and nothing else: what an agent
+    does is driven by the seeds given to `act`. `options` go to the agent's class. Raises ValueError for an unknown name or option.
+    """
+    from segenv import codec as codecs
+
+    if isinstance(spec, Agent):
+        return spec
+    name, _, rest = spec.partition(":")
+    if name not in DEFAULT_CODECS:
+        raise ValueError(f"unknown agent {spec!r}; expected one of annotator[:VARIANT], random[:p=P], mllm[:NAME_OR_PATH]")
+    codec = DEFAULT_CODECS[name] if codec is None else codec
+    speaks = codecs.get(codec) if isinstance(codec, str) else codec
+    if name == "annotator":
+        from agents.annotator import AnnotatorAgent
+
+        return AnnotatorAgent(rest or "ritm", speaks, **options)
+    if name == "random":
+        from agents.random import RandomAgent
+
+        return RandomAgent(speaks, **_numbers(spec, rest), **options)
+    from agents.mllm import MllmAgent
+
+    return MllmAgent(rest or None, speaks, seed=seed, **options)
+
+
+def _numbers(spec: str, text: str) -> dict[str, float]:
+    """`"p=0.8"` as `{"p": 0.8}`."""
+    try:
+        pairs = [part.split("=", 1) for part in text.split(",") if part]
+        return {key.strip(): float(value) for key, value in pairs}
+    except ValueError:
+        raise ValueError(f"agent {spec!r}: cannot read the options {text!r}; expected key=number pairs such as p=0.8") from None

@@ -1,0 +1,31 @@
+"""The simulated annotator as an agent: the expert that trajectories are drawn from, and the upper line of every table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agents.base import Agent
+from segenv import annotator
+from segenv.codec import Codec
+from segenv.mdp import SegState
+from segenv.types import Stop
+
+
+class AnnotatorAgent(Agent):
+    """Clicks where `segenv.annotator.get(variant)` says, from the target and the current mask; stops where the mask is perfect."""
+
+    privileged = True
+
+    def __init__(self, variant: str, codec: Codec) -> None:
+        super().__init__(codec)
+        self.spec = "annotator" if variant == "ritm" else f"annotator:{variant}"
+        self._next_click = annotator.get(variant)
+
+    def _act_on(self, states: Sequence[SegState], seeds: Sequence[int]) -> list[str]:
+        return [self._answer(state, np.random.default_rng(seed)) for state, seed in zip(states, seeds)]
+
+    def _answer(self, state: SegState, rng: np.random.Generator) -> str:
+        click = self._next_click(state.task.target, state.mask, state.clicks, rng)
+        return self.codec.format(Stop() if click is None else click, state.task)

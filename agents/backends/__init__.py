@@ -1,0 +1,1 @@
+"""Where an `mllm` agent's model runs."""

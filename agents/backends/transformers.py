@@ -1,0 +1,190 @@
+"""Image-text-to-text models through transformers: batched generation whose randomness belongs to the item, not to the batch."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Union
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+Source = Union[str, Path, tuple[Any, Any]]  # a name or folder, or a model with its processor
+
+
+class TransformersBackend:
+    """A checkpoint that answers prompts about images.
+
+    `source` is a name or folder for transformers, or a (model, processor) pair. `device` is None for a GPU where there is one; `dtype` is a torch
+    name, None for the checkpoint's own on a GPU and float32 on a CPU. `image_size` is what images are shrunk to before they are sent: the longest
+    side in pixels, or an exact (height, width); None sends them as they are. `seconds`, and `tokens` by "prompt" and "reply", count what was spent.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        device: str | None = None,
+        dtype: str | None = None,
+        max_new_tokens: int = 64,
+        image_size: int | Sequence[int] | None = None,
+        batch_size: int = 32,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = dtype or ("float32" if self.device == "cpu" else "auto")
+        self.model, self.processor = load(source, dtype, trust_remote_code)
+        self.model.to(self.device).eval()
+        self.dtype = str(self.model.dtype).removeprefix("torch.")
+        self.max_new_tokens = max_new_tokens
+        self.image_size = image_size if image_size is None or isinstance(image_size, int) else tuple(image_size)
+        self.batch_size = batch_size
+        self.seconds = 0.0
+        self.tokens = {"prompt": 0, "reply": 0}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """128-bit hash of the weights, in hex: two checkpoints with the same one write the same."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
+        return digest.hexdigest()
+
+    def sent(self, image: np.ndarray) -> np.ndarray:
+        """The image, uint8 [H, W, 3], as it is sent: resized to `image_size`."""
+        return resized(image, self.image_size)
+
+    @torch.inference_mode()
+    def generate(
+        self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[int], temperature: float = 0.0
+    ) -> list[str]:
+        """One reply for each image (uint8 [H, W, 3]), prompt and seed, as the model wrote it.
+
+        A reply is the same in any batch, up to what the device's rounding makes of near ties. `temperature` 0 takes the likeliest token.
+        """
+        if not len(images) == len(prompts) == len(seeds):
+            raise ValueError(f"got {len(images)} images, {len(prompts)} prompts and {len(seeds)} seeds; give as many of each")
+        if temperature < 0:
+            raise ValueError(f"temperature is {temperature}; expected 0 (the likeliest token) or more")
+        began = time.perf_counter()
+        texts: list[str] = []
+        for start in range(0, len(images), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            texts += self._generate([self.sent(image) for image in images[part]], prompts[part], seeds[part], temperature)
+        self.seconds += time.perf_counter() - began
+        return texts
+
+    def _generate(
+        self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[int], temperature: float
+    ) -> list[str]:
+        chats = [chat(self.processor, prompt)[0] for prompt in prompts]
+        inputs = encode(self.processor, chats, images).to(self.device, self.model.dtype)
+        noise = LogitsProcessorList([GumbelNoise(seeds, temperature)] if temperature else [])
+        written = self.model.generate(**inputs, generation_config=self._plain_greedy(), logits_processor=noise)
+        replies = [self._until_end(row) for row in written[:, inputs["input_ids"].shape[1] :].tolist()]
+        self.tokens["prompt"] += int(inputs["attention_mask"].sum())
+        self.tokens["reply"] += sum(map(len, replies))
+        # special tokens stay: in several families they are the grammar of points and boxes
+        return self.processor.batch_decode(replies, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _plain_greedy(self) -> GenerationConfig:
+        """Take the highest score, whatever sampling or penalty the checkpoint suggests; `GumbelNoise` makes it a sample."""
+        ends = self._ends()
+        pad = self.processor.tokenizer.pad_token_id
+        return GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            eos_token_id=ends,
+            pad_token_id=ends[0] if pad is None else pad,
+        )
+
+    def _ends(self) -> list[int]:
+        ends = self.model.generation_config.eos_token_id
+        ends = self.processor.tokenizer.eos_token_id if ends is None else ends
+        return [ends] if isinstance(ends, int) else list(ends)
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        ends = set(self._ends())
+        return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+class GumbelNoise(LogitsProcessor):
+    """Turns the highest score into a sample of softmax(scores / temperature), with noise that belongs to the row's seed.
+
+    argmax(logits / T + Gumbel noise) is a sample of the softmax (the Gumbel-max trick), and each row draws from its own generator.
+    """
+
+    def __init__(self, seeds: Sequence[int], temperature: float) -> None:
+        self.generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        self.temperature = temperature
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`scores` are float [rows, vocabulary]."""
+        draws = [torch.empty(scores.shape[-1]).exponential_(generator=generator) for generator in self.generators]
+        return scores.float() / self.temperature - torch.stack(draws).log().to(scores.device)
+
+
+def load(source: Source, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """The model and processor of a name or folder; a pair is returned as it is. Raises FileNotFoundError where there is no such checkpoint."""
+    if isinstance(source, tuple):
+        return source
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except OSError as error:
+        raise FileNotFoundError(
+            f"no image-text-to-text checkpoint at {str(source)!r}: expected a folder written by save_pretrained, or a name on the "
+            f"Hugging Face hub that this machine can reach ({error})"
+        ) from error
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    return model, processor
+
+
+def chat(processor: Any, prompt: str, reply: str | None = None) -> tuple[str, str]:
+    """The text up to the assistant's turn in the checkpoint's own chat template, and what a model that gives `reply` writes after it."""
+    prompt = prompt.replace(getattr(processor, "image_token", None) or "<image>", " ")  # one placeholder, for the one image
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
+    asked = processor.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
+    if reply is None:
+        return asked, ""
+    answer = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
+    whole = processor.apply_chat_template([question, answer], tokenize=False)
+    end = processor.tokenizer.eos_token
+    written = whole[len(asked) :] if whole.startswith(asked) else reply + end
+    return asked, written[: written.index(end) + len(end)] if end in written else written
+
+
+def encode(processor: Any, texts: Sequence[str], images: Sequence[np.ndarray]) -> Any:
+    """The model's inputs for chat texts with one image (uint8 [H, W, 3]) each, padded on the left to the longest."""
+    start = processor.tokenizer.bos_token
+    return processor(
+        text=list(texts),
+        images=[[Image.fromarray(image)] for image in images],
+        padding=True,
+        padding_side="left",
+        add_special_tokens=start is None or not texts[0].startswith(start),  # many templates write the start token themselves
+        return_tensors="pt",
+    )
+
+
+def resized(image: np.ndarray, size: int | Sequence[int] | None) -> np.ndarray:
+    """`image`, uint8 [H, W, 3], with its longest side shrunk to at most `size` pixels, or stretched to (height, width) = `size`."""
+    height, width = image.shape[:2]
+    if size is None:
+        return image
+    if isinstance(size, int):
+        scale = min(size / max(height, width), 1.0)
+        size = max(round(height * scale), 1), max(round(width * scale), 1)
+    if tuple(size) == (height, width):
+        return image
+    shrinks = size[0] * size[1] < height * width
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

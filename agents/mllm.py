@@ -1,0 +1,98 @@
+"""A multimodal language model as an agent: it sees the mask painted over the image, and writes its click."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from agents.backends.transformers import TransformersBackend
+from agents.base import Agent
+from segenv import codec as codecs
+from segenv import render
+from segenv.codec import Codec
+from segenv.mdp import Observation
+
+EMBEDDED = Path(__file__).parent / "weights" / "tiny-mllm"
+UNTRAINED = "untrained"  # the tiny model with fresh weights
+PROMPTS = ("codec", "instruction")
+
+
+class MllmAgent(Agent):
+    """Prompts an image-text-to-text checkpoint with `picture` and `prompt`, and returns what it writes.
+
+    `path` is a name or folder for transformers, "untrained" for the tiny model with fresh weights of `seed`, or None for the embedded tiny model.
+    What a fine-tuned checkpoint was taught belongs to it: `codec`, `prompt` and `image_size` are taken from the `segenv` entry of its
+    configuration unless they are given, and are `segagent`, "codec" and None (images are sent as they are) where it declares nothing.
+
+    `prompt` is "codec" (the codec's whole prompt) or "instruction" (the task's instruction alone). `act` samples at `temperature`, where 0
+    takes the likeliest tokens; `propose` samples at `proposal_temperature`. `options` go to `TransformersBackend`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        codec: Codec | None = None,
+        seed: int = 0,
+        temperature: float = 0.0,
+        proposal_temperature: float = 1.0,
+        prompt: str | None = None,
+        image_size: int | Sequence[int] | None = None,
+        **options: Any,
+    ) -> None:
+        if path is None and not (EMBEDDED / "config.json").is_file():
+            warnings.warn(f"no weights are embedded in {EMBEDDED}: the agent 'mllm' is an untrained tiny model", stacklevel=3)
+            path = UNTRAINED
+        self.spec = "mllm" if path is None else f"mllm:{path}"
+        self.backend = TransformersBackend(_untrained(seed) if path == UNTRAINED else path or EMBEDDED, **options)
+        declared = getattr(self.backend.model.config, "segenv", None) or {}
+        super().__init__(codec or codecs.get(declared.get("codec", "segagent")))
+        self.prompt_style = prompt or declared.get("prompt", "codec")
+        if self.prompt_style not in PROMPTS:
+            raise ValueError(f"agent {self.spec!r}: prompt is {self.prompt_style!r}; expected one of {', '.join(PROMPTS)}")
+        size = declared.get("image_size") if image_size is None else image_size
+        self.backend.image_size = size if size is None or isinstance(size, int) else tuple(size)
+        self.temperature = temperature
+        self.proposal_temperature = proposal_temperature
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every choice that changes what the agent writes."""
+        backend = self.backend
+        return {
+            **super().settings,
+            "prompt": self.prompt_style,
+            "image_size": backend.image_size,
+            "temperature": self.temperature,
+            "proposal_temperature": self.proposal_temperature,
+            "max_new_tokens": backend.max_new_tokens,
+            "dtype": backend.dtype,
+            "weights": backend.fingerprint,
+        }
+
+    def picture(self, observation: Observation) -> np.ndarray:
+        """What the model sees: the mask in green over the image, at the size that is sent; uint8 [h, w, 3]."""
+        return self.backend.sent(render.overlay(observation.image, observation.mask))
+
+    def prompt(self, observation: Observation) -> str:
+        """What the model is asked."""
+        return observation.instruction if self.prompt_style == "instruction" else self.codec.prompt(observation)
+
+    def _act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
+        return self._write(observations, seeds, self.temperature)
+
+    def _draw(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
+        return self._write(observations, seeds, self.proposal_temperature)
+
+    def _write(self, observations: Sequence[Observation], seeds: Sequence[int], temperature: float) -> list[str]:
+        pictures = [self.picture(observation) for observation in observations]
+        return self.backend.generate(pictures, [self.prompt(observation) for observation in observations], seeds, temperature)
+
+
+def _untrained(seed: int) -> tuple[Any, Any]:
+    from agents import tiny
+
+    return tiny.build(seed)

@@ -1,0 +1,30 @@
+"""Uniform clicks: the floor that every agent must beat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from agents.base import Agent
+from segenv.codec import Codec
+from segenv.mdp import Observation
+from segenv.types import Click
+
+
+class RandomAgent(Agent):
+    """Clicks a pixel drawn uniformly from the image, positive with probability `p`."""
+
+    def __init__(self, codec: Codec, p: float = 0.5) -> None:
+        super().__init__(codec)
+        if not 0 <= p <= 1:
+            raise ValueError(f"random agent: p is {p}; expected a probability in 0..1")
+        self.p = p
+        self.spec = "random" if p == 0.5 else f"random:p={p:g}"
+
+    def _act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
+        return [self._click(observation, np.random.default_rng(seed)) for observation, seed in zip(observations, seeds)]
+
+    def _click(self, observation: Observation, rng: np.random.Generator) -> str:
+        x, y = int(rng.integers(observation.width)), int(rng.integers(observation.height))
+        return self.codec.format(Click(x, y, bool(rng.random() < self.p)), observation)

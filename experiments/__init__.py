@@ -1,0 +1,1 @@
+"""One runnable page per result: `python -m experiments.evaluate --help`."""

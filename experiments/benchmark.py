@@ -1,0 +1,313 @@
+"""What the fast paths gain over the plain ways, measured side by side in one run.
+
+    python -m experiments.benchmark [--only iou] [--out runs/benchmark]
+
+Each comparison first checks that both ways give the same result, and then times them in turns on one thread, so that
+a busy machine slows both; the fastest turn of each counts. Ratios carry over to other machines, milliseconds do not.
+Prints a table and writes `benchmark.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import agents
+from experiments.runs import finite, manifest, write_atomic
+from search.rollout import Episode, rollout
+from segenv import annotator, codec, data, metrics, render, tools
+from segenv.mdp import SegMDP
+from segenv.tools import EncodingCache, SegTool
+from segenv.types import Click, Prompt, SegenvError, Task
+
+HEIGHT, WIDTH = 768, 1024  # of the images that the kernels are timed on
+PARSER_BYTES, PARSER_LIMIT_MS = 100_000, 20.0
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `plain_ms` is the way compared with (None where there is none), `fast_ms` ours; `passed`
+    is None where nothing is asked of it; `note` says what was timed, or why it could not be."""
+
+    name: str
+    case: str
+    plain_ms: float | None
+    fast_ms: float | None
+    note: str
+    passed: bool | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.plain_ms is None or self.fast_ms is None else self.plain_ms / self.fast_ms
+
+
+def compare(
+    plain: Callable[[], Any], fast: Callable[[], Any], equal: Callable[[Any, Any], bool], seconds: float
+) -> tuple[float, float]:
+    """Milliseconds of the fastest call of each; called in turns for about `seconds`, and at least twice.
+
+    Raises RuntimeError where results differ.
+    """
+    if not equal(plain(), fast()):
+        raise RuntimeError(
+            "the fast and the plain way give different results, so their times say nothing; fix the fast one"
+        )
+    best, end, turns = [float("inf")] * 2, time.perf_counter() + seconds, 0
+    while turns < 2 or time.perf_counter() < end:
+        for i, call in enumerate((plain, fast)):
+            best[i] = min(best[i], timed(call))
+        turns += 1
+    return best[0], best[1]
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Milliseconds of one call."""
+    began = time.perf_counter()
+    call()
+    return (time.perf_counter() - began) * 1000
+
+
+def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """An image of noise, uint8 [H, W, 3], and bool [H, W] masks of an object and of a prediction that is off."""
+    image = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    target, prediction = np.zeros((2, HEIGHT, WIDTH), np.uint8)
+    cv2.ellipse(target, (600, 400), (128, 90), 20, 0, 360, 1, -1)
+    cv2.ellipse(prediction, (625, 420), (120, 80), -10, 0, 360, 1, -1)
+    return image, target.astype(bool), prediction.astype(bool)
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+def iou(seconds: float) -> Iterator[Row]:
+    _, target, prediction = scene()
+
+    def plain() -> float:
+        return np.logical_and(target, prediction).sum() / np.logical_or(target, prediction).sum()
+
+    times = compare(plain, lambda: metrics.iou(target, prediction), lambda a, b: a == b, seconds)
+    yield Row("iou", f"{WIDTH} x {HEIGHT}", *times, "sums over the image | counts on the union's box")
+
+
+def next_click(seconds: float) -> Iterator[Row]:
+    _, target, prediction = scene()
+    clicked = [Click(600, 400)]
+
+    def plain() -> Click:
+        depths = []
+        for error in (target & ~prediction, prediction & ~target):
+            padded = np.pad(error, 1).astype(np.uint8)
+            depths.append(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1])
+            for click in clicked:
+                depths[-1][click.y, click.x] = 0
+        positive = bool(depths[0].max() > depths[1].max())
+        y, x = divmod(int(depths[not positive].argmax()), WIDTH)
+        return Click(x, y, positive)
+
+    times = compare(plain, lambda: annotator.next_click(target, prediction, clicked), Click.__eq__, seconds)
+    yield Row("next-click", f"{WIDTH} x {HEIGHT}", *times, "distance transform of the image | of the error's box")
+
+
+def overlay(seconds: float) -> Iterator[Row]:
+    image, _, mask = scene()
+
+    def plain() -> np.ndarray:
+        blend = np.rint(image * 0.5 + np.array(render.GREEN) * 0.5).astype(np.uint8)
+        return np.where(mask[..., None], blend, image)
+
+    times = compare(plain, lambda: render.overlay(image, mask), np.array_equal, seconds)
+    yield Row("overlay", f"{WIDTH} x {HEIGHT}", *times, "blend of the image | lookup table on the mask's box")
+
+
+def branch(seconds: float) -> Iterator[Row]:
+    image, target, _ = scene()
+    mdp = SegMDP(tools.make("disc"))
+    state = mdp.initial(Task("scene", image, target))
+    for x in range(550, 650, 20):
+        (state,) = mdp.transition([state], [Click(x, 400)])
+
+    times = compare(
+        lambda: copy.deepcopy(state, {id(state.task): state.task}),  # image and target shared, to be fair
+        lambda: replace(state),
+        lambda a, b: a.clicks == b.clicks and np.array_equal(a.mask, b.mask),
+        seconds,
+    )
+    yield Row("branch", "after 5 clicks", *times, "deep copy of the state | a new state over the same arrays")
+
+
+# --- parsers ----------------------------------------------------------------------------------------------------------
+
+
+def parser(seconds: float) -> Iterator[Row]:
+    task = Task("scene", *scene()[:2])
+    for name in codec.names():
+        speaks = codec.get(name)
+
+        def read(text: str, speaks: codec.Codec = speaks) -> float:
+            return timed(lambda: (speaks.parse(text, task), speaks.stated_iou(text)))
+
+        texts = list(adversarial_texts(speaks.format(Click(500, 300), task)))
+        slowest = max(texts, key=read)
+        best = min(read(slowest) for _ in range(3))  # again, so that a pause of the machine does not count
+        note = f"slowest of {len(texts)} texts of {PARSER_BYTES // 1000} kB: {slowest[:16]!r}…"
+        yield Row("parser", name, None, best, note, best < PARSER_LIMIT_MS)
+
+
+def adversarial_texts(reply: str) -> Iterator[str]:
+    """Texts of 100 kB that make a parser backtrack, nest or count without end; many grow from a good `reply`."""
+    units = ["(", "[", "{", "<", '"', "\\", " ", "\n", "-", ".", "9", "1,", "1 ", "1e9", "\0", "٣", "😀", "IOU: "]
+    units += ["[1,", '{"a":', "```json\n"]
+    units += [reply[:i] for i in range(1, len(reply) + 1)]
+    for unit in dict.fromkeys(units):
+        yield (unit * (PARSER_BYTES // len(unit) + 1))[:PARSER_BYTES]
+    for filling in " 9(":  # a good reply torn open at each place
+        for i in range(1, len(reply)):
+            yield reply[:i] + filling * (PARSER_BYTES - len(reply)) + reply[i:]
+
+
+# --- tools and episodes -----------------------------------------------------------------------------------------------
+
+
+def tool(seconds: float) -> Iterator[Row]:
+    for spec in ("disc", "grabcut", "sam"):
+        try:
+            yield from time_tool(tools.make(spec), f"{spec}, {BATCH} images", seconds)
+        except (ImportError, SegenvError) as error:
+            yield Row("tool", spec, None, None, f"not measured: {error}")
+
+
+def time_tool(one: SegTool, case: str, seconds: float) -> Iterator[Row]:
+    tasks = list(data.make("synthetic:val")[:BATCH])
+    images, hashes = [task.image for task in tasks], [task.image_hash for task in tasks]
+    encodings, prompts = one.encode(images, hashes), [Prompt((deepest(task),)) for task in tasks]
+
+    def encode(size: int) -> list[Any]:
+        one.cache = EncodingCache()
+        parts = [one.encode(images[i : i + size], hashes[i : i + size]) for i in range(0, BATCH, size)]
+        return [encoding for part in parts for encoding in part]
+
+    def decode(size: int) -> list[np.ndarray]:
+        parts = [one.predict(encodings[i : i + size], prompts[i : i + size]) for i in range(0, BATCH, size)]
+        return [prediction.mask for part in parts for prediction in part]
+
+    yield Row(
+        "tool", case, *compare(lambda: encode(1), lambda: encode(BATCH), close, seconds), "encode: singly | batched"
+    )
+    yield Row(
+        "tool", case, *compare(lambda: decode(1), lambda: decode(BATCH), agree, seconds), "decode: singly | batched"
+    )
+
+
+def deepest(task: Task) -> Click:
+    """The annotator's first click."""
+    click = annotator.next_click(task.target, np.zeros(task.target.shape, bool))
+    assert click is not None, f"task {task.id} has an empty target"
+    return click
+
+
+def close(first: list[dict[str, np.ndarray]], second: list[dict[str, np.ndarray]]) -> bool:
+    """Whether encodings are equal within a batched matrix product's rounding."""
+    return all(np.allclose(a[key], b[key], atol=1e-3) for a, b in zip(first, second, strict=True) for key in a)
+
+
+def agree(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+    """Whether masks are equal but for one pixel in ten thousand, which rounding may tip over."""
+    return all((a != b).mean() <= 1e-4 for a, b in zip(first, second, strict=True))
+
+
+def episodes(seconds: float) -> Iterator[Row]:
+    for spec in ("disc", "sam"):
+        try:
+            yield time_rollout(SegMDP(tools.make(spec), max_steps=5), f"{spec}, {BATCH} episodes", seconds)
+        except (ImportError, SegenvError) as error:
+            yield Row("rollout", spec, None, None, f"not measured: {error}")
+
+
+def time_rollout(mdp: SegMDP, case: str, seconds: float) -> Row:
+    tasks, expert = list(data.make("synthetic:val")[:BATCH]), agents.make("annotator")
+
+    def play(size: int) -> list[Episode]:
+        return list(rollout(mdp, expert, tasks, batch_size=size))
+
+    times = compare(lambda: play(1), lambda: play(BATCH), same_episodes, seconds)
+    return Row("rollout", case, *times, "one at a time | batched, images encoded before")
+
+
+def same_episodes(first: list[Episode], second: list[Episode]) -> bool:
+    """Whether the same clicks gave the same IoUs (within one part in a thousand)."""
+    return all(
+        [step.action for step in a.steps] == [step.action for step in b.steps]
+        and np.allclose(a.ious, b.ious, atol=1e-3)
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+BENCHMARKS: dict[str, Callable[[float], Iterator[Row]]] = {
+    "iou": iou,
+    "next-click": next_click,
+    "overlay": overlay,
+    "branch": branch,
+    "parser": parser,
+    "tool": tool,
+    "rollout": episodes,
+}
+
+
+@dataclass
+class Args:
+    """What to measure."""
+
+    only: Literal["iou", "next-click", "overlay", "branch", "parser", "tool", "rollout"] | None = None
+    """One comparison; all of them by default."""
+    out: Path = Path("runs/benchmark")
+    """Folder for benchmark.json."""
+    seconds: float = 0.5
+    """Time for each comparison."""
+
+
+def show(rows: list[Row], console: Console) -> None:
+    table = Table(
+        "what", "case", "plain ms", "fast ms", "ratio", "", "plain | fast", title="one run, fastest turn of each"
+    )
+    for row in rows:
+        numbers = ("" if value is None else f"{value:.3g}" for value in (row.plain_ms, row.fast_ms))
+        ratio = "" if row.ratio is None else f"{row.ratio:.1f}x"
+        mark = {None: "", True: "[green]ok[/]", False: f"[red]over {PARSER_LIMIT_MS:g} ms[/]"}[row.passed]
+        table.add_row(row.name, row.case, *numbers, ratio, mark, row.note)
+    console.print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported by the tools that need it
+    cv2.setNumThreads(1)
+    rows = []
+    for name, measure in BENCHMARKS.items():
+        if args.only in (None, name):
+            rows += list(measure(args.seconds))
+    show(rows, Console())
+    result = {
+        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+        "manifest": manifest(0, {"seconds": args.seconds, "threads": 1}, {}),
+    }
+    write_atomic(args.out / "benchmark.json", json.dumps(finite(result), indent=1) + "\n")
+    print(f"written to {args.out / 'benchmark.json'}")
+
+
+if __name__ == "__main__":
+    main()

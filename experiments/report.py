@@ -1,0 +1,263 @@
+"""Reports for persons: plots, and HTML pages that need nothing but themselves.
+
+`write_html` renders a template of `experiments/templates` (every text escaped; a model's replies are not to be
+trusted). `payload` is what the episode browser of `_episodes.html` shows of an episode.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from experiments.runs import RunFolder, write_atomic
+from experiments.summary import Outcome, clicks_to, curves
+from search.rollout import Episode, Step, clicks_of, encode_mask
+from segenv import metrics
+from segenv.seeds import seed_of
+from segenv.types import Task, ignored_of, object_of
+
+SIDE = 448  # pixels of a picture's longer side in a report
+ROWS = (  # (key in metrics.json, name, whether higher is better)
+    ("miou", "mIoU (gIoU)", True),
+    ("ciou", "cIoU", True),
+    ("boundary_iou", "Boundary IoU", True),
+    ("acc_at_50", "Acc@0.5 (box)", True),
+    ("best_iou", "Best IoU", True),
+    ("regret", "Regret", False),
+    ("parse_rate", "Parse rate", True),
+    ("stop_rate", "Stop rate", None),
+)
+SHOWN_CLICKS = (1, 3, 5, 7, 10, 20)
+SHOWN_THRESHOLDS = ("80", "85", "90", "95")
+
+
+def write(
+    folder: RunFolder,
+    numbers: dict[str, Any],
+    about: dict[str, Any],
+    outcomes: Sequence[Outcome],
+    load: Callable[[str], Task],
+    limit: int,
+) -> None:
+    """The plots and report.html of an evaluation. `load` gives the task of an id, and at most `limit` episodes are
+    shown."""
+    steps = len(numbers["iou_at"])
+    pictures = {
+        "iou_over_clicks": plot_curves({numbers["protocol"]["agent"]: curves(outcomes, steps)}),
+        "noc": plot_clicks({t: clicks_to(outcomes, steps, t) for t in (0.85, 0.90)}, numbers["nof"], steps),
+    }
+    for name, content in pictures.items():
+        write_atomic(folder / "plots" / f"{name}.png", content)
+    groups = choose(outcomes, limit)
+    shown = {}
+    for record in folder.records("episodes.jsonl"):
+        if (key := (record["task"], record["sample"])) in groups:
+            shown[key] = payload(load(record["task"]), Episode.from_json(record), groups[key])
+    write_html(
+        folder / "report.html",
+        "evaluate.html",
+        title=f"{numbers['protocol']['agent']} with {numbers['protocol']['tool']} on {numbers['protocol']['data']}",
+        numbers=numbers,
+        rows=table(numbers),
+        plots={name: data_uri(content, "image/png") for name, content in pictures.items()},
+        manifest=about,
+        episodes=[shown[key] for key in groups if key in shown],
+    )
+
+
+def write_html(path: Path, template: str, **context: Any) -> None:
+    """Render `template` to `path`. Texts in `context` are escaped, also within scripts (`tojson`)."""
+    write_atomic(path, _environment().get_template(template).render(**context).encode("utf-8", "replace"))
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = Path(__file__).parent / "templates"
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Bytes as a URL that holds them."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+# -------------------------------------------------------------------------------------------------------------- numbers
+
+
+def table(numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of a summary: name, value and 95 % interval as text."""
+    intervals = numbers["intervals"]
+    rows = [(name, numbers[key], intervals.get(key), higher, 4) for key, name, higher in ROWS[:1]]
+    rows += [
+        (f"IoU@{k}", numbers["iou_at"][str(k)], intervals["iou_at"][str(k)], True, 4)
+        for k in SHOWN_CLICKS
+        if str(k) in numbers["iou_at"]
+    ]
+    rows += [(f"NoC@{t}", numbers["noc"][t], intervals["noc"][t], False, 2) for t in SHOWN_THRESHOLDS]
+    rows += [(f"NoF@{t}", numbers["nof"][t], None, False, 0) for t in SHOWN_THRESHOLDS]
+    rows += [(name, numbers[key], intervals.get(key), higher, 4) for key, name, higher in ROWS[1:]]
+    return [
+        {
+            "name": name,
+            "value": f"{value:.{digits}f}",
+            "interval": f"{interval[0]:.{digits}f} – {interval[1]:.{digits}f}"
+            if interval and None not in interval
+            else "",
+            "better": {True: "higher", False: "lower", None: ""}[higher],
+        }
+        for name, value, interval, higher, digits in rows
+    ]
+
+
+def text(numbers: dict[str, Any]) -> str:
+    """The summary for a terminal."""
+    lines = [f"{row['name']:<14} {row['value']:>9}   {row['interval']}".rstrip() for row in table(numbers)]
+    spent = ", ".join(f"{part} {1000 * s:.1f}" for part, s in numbers["seconds"]["per_click"].items() if s is not None)
+    skipped = f", {len(numbers['skipped'])} bad items skipped" if numbers["skipped"] else ""
+    return "\n".join(
+        [f"{numbers['episodes']} episodes{skipped}", *lines, f"ms per click   {spent or 'no click was made'}"]
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- plots
+
+
+def plot_curves(named: dict[str, np.ndarray]) -> bytes:
+    """Mean IoU over actions with its 95 % band, as a PNG; `named` are [episodes, steps] each."""
+    figure, axes = _figure()
+    for name, values in named.items():
+        x = np.arange(1, values.shape[1] + 1)
+        low, high = np.array([metrics.bootstrap(column) for column in values.T]).T
+        (line,) = axes.plot(
+            x, values.mean(0), marker="o", markersize=3.5, linewidth=1.8, label=f"{name} (n = {len(values)})"
+        )
+        axes.fill_between(x, low, high, alpha=0.18, color=line.get_color(), linewidth=0)
+    axes.set(xlabel="actions", ylabel="mean IoU", ylim=(0, 1), xlim=(0.5, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, loc="lower right")
+    return _png(figure)
+
+
+def plot_clicks(counts: dict[float, list[int]], failures: dict[str, int], steps: int) -> bytes:
+    """How many episodes reach each threshold at which action, as a PNG; those that never do are named in the legend."""
+    figure, axes = _figure()
+    edges = np.arange(0.5, steps + 1)
+    for (threshold, clicks), shift in zip(counts.items(), (-0.2, 0.2), strict=True):
+        missed = failures[str(round(100 * threshold))]
+        heights = np.histogram(clicks, edges)[0]
+        heights[-1] -= missed
+        axes.bar(np.arange(1, steps + 1) + shift, heights, 0.4, label=f"IoU ≥ {threshold:.2f} ({missed} never)")
+    axes.set(xlabel="action that reaches the threshold", ylabel="episodes", xlim=(0.3, steps + 0.7))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)
+    return _png(figure)
+
+
+def _figure() -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140)
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------------- episodes
+
+
+def choose(outcomes: Sequence[Outcome], limit: int) -> dict[tuple[str, int], str]:
+    """At most `limit` episodes to show: a third the worst, a third the best, the rest drawn; (task, sample) to the
+    group's name."""
+    ranked = sorted(outcomes, key=lambda item: (item.final_iou, item.task, item.sample))
+    third = limit // 3
+    chosen = {(item.task, item.sample): "worst" for item in ranked[:third]}
+    for item in reversed(ranked[max(third, len(ranked) - third) :]):
+        chosen[item.task, item.sample] = "best"
+    drawn = sorted(ranked, key=lambda item: seed_of("report", item.task, item.sample))
+    for item in drawn:
+        if len(chosen) >= limit:
+            break
+        chosen.setdefault((item.task, item.sample), "random")
+    return chosen
+
+
+def payload(task: Task, episode: Episode, group: str) -> dict[str, Any]:
+    """What the episode browser shows of an episode: pictures at most `SIDE` pixels long, masks as run lengths of that
+    size."""
+    scale = min(1.0, SIDE / max(task.height, task.width))
+    width, height = max(1, round(task.width * scale)), max(1, round(task.height * scale))
+    image = cv2.resize(task.image, (width, height), interpolation=cv2.INTER_AREA) if scale < 1 else task.image
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=82)
+
+    def small(mask: np.ndarray) -> str:
+        return encode_mask(cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT))
+
+    ignored = ignored_of(task.target)
+    return {
+        "id": task.id,
+        "sample": episode.sample,
+        "group": group,
+        "instruction": task.instruction,
+        "size": [task.width, task.height],
+        "shown": [width, height],
+        "image": data_uri(buffer.getvalue(), "image/jpeg"),
+        "target": small(object_of(task.target)),
+        "ignored": None if ignored is None else small(ignored),
+        "start": {"iou": episode.start_iou, "mask": small(episode.mask(0))},
+        "stopped": episode.stopped,
+        "steps": [_step(step, small(episode.mask(k)), episode.steps[:k]) for k, step in enumerate(episode.steps, 1)],
+    }
+
+
+def _step(step: Step, mask: str, so_far: Iterable[Step]) -> dict[str, Any]:
+    return {
+        "text": step.text,
+        "action": describe(step.action),
+        "kind": step.action["type"],
+        "positive": step.action.get("positive"),
+        "iou": step.iou,
+        "reward": step.reward,
+        "score": step.score,
+        "stated": step.stated_iou,
+        "error": step.error,
+        "mask": mask,
+        "clicks": [[click.x, click.y, click.positive] for click in clicks_of(so_far)],
+    }
+
+
+def describe(action: dict[str, Any]) -> str:
+    """An action of `rollout.action_to_json` in words."""
+    kind = action["type"]
+    if kind == "click":
+        return f"{'positive' if action['positive'] else 'negative'} click at x = {action['x']}, y = {action['y']}"
+    if kind == "box":
+        return f"box from ({action['x0']:g}, {action['y0']:g}) to ({action['x1']:g}, {action['y1']:g})"
+    return f"invalid reply: {action['reason']}" if kind == "invalid" else kind

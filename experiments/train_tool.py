@@ -1,0 +1,443 @@
+"""Train the embedded tiny SAM from scratch on procedural scenes, in SAM's recipe (Kirillov et al. 2023, appendix A).
+
+    python -m experiments.train_tool --out runs/train_tool          # then --resume runs/train_tool after a stop
+
+Each prompt starts from a random point or a box; later clicks fall in the error region and the previous logits are fed back; three
+masks compete for an ambiguous first click; a head learns to predict each mask's IoU. Departures from SAM, for a small model without
+pretraining: fewer passes a prompt, a class-balanced start that fades into focal + dice, an auxiliary same-instance loss on the image embedding
+(discarded), and a first stage at half the resolution. Every step draws fresh scenes of `synthetic:train`; nothing else is seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+
+from segenv import annotator
+from segenv.data.synthetic import Synthetic
+
+PIXEL_MEAN = torch.tensor([123.675, 116.28, 103.53])[:, None, None]  # SAM's normalisation, in grey levels
+PIXEL_STD = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
+
+
+@dataclass
+class Args:
+    """Train the embedded tiny SAM."""
+
+    out: Path = Path("runs/train_tool")
+    resume: Path | None = None
+    """A run folder to go on with. Its own settings hold, but for the numbers of steps."""
+    small_steps: int = 12_000
+    """Steps at half resolution."""
+    large_steps: int = 3_000
+    """Steps at full resolution, after those."""
+    cooldown: int = 2_000
+    """The last of all these steps, in which the learning rate falls to zero."""
+    image_size: int = 256
+    width: int = 96
+    depth: int = 4
+    prompt_width: int = 64
+    scenes: int = 8
+    """Scenes a step (half as many at full resolution)."""
+    prompts: int = 6
+    """Prompts a scene."""
+    rate: float = 1e-3
+    curriculum_iou: float = 0.45
+    """One click a prompt until the best of three masks reaches this IoU (moving mean); then several."""
+    seed: int = 0
+    threads: int = 1
+    save_every: int = 250
+
+
+def tiny_config(image_size: int, width: int, depth: int, prompt_width: int, patch: int = 8) -> SamConfig:
+    """A `SamConfig` of SAM's own parts, small: global attention, absolute positions, sensible initialisation."""
+    vision = SamVisionConfig(
+        hidden_size=width,
+        output_channels=prompt_width,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+        mlp_dim=4 * width,
+        image_size=image_size,
+        patch_size=patch,
+        use_rel_pos=False,
+        window_size=0,
+        global_attn_indexes=list(range(depth)),
+        num_pos_feats=prompt_width // 2,
+        initializer_range=0.02,  # the class's default of 1e-10 makes a dead encoder
+    )
+    vision.scale = 1.0  # as in the original SAM; the class's default of width / 2 turns neighbours into white noise
+    prompt = SamPromptEncoderConfig(hidden_size=prompt_width, image_size=image_size, patch_size=patch)
+    decoder = SamMaskDecoderConfig(
+        hidden_size=prompt_width,
+        mlp_dim=4 * prompt_width,
+        num_attention_heads=4,
+        iou_head_hidden_dim=2 * prompt_width,
+    )
+    return SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
+
+
+def sincos(grid: int, width: int) -> torch.Tensor:
+    """Sine-cosine positions of a square grid in normalised coordinates, [1, grid, grid, width]."""
+    at = (torch.arange(grid) + 0.5) / grid * 16
+    angle = at[:, None] / 100 ** (torch.arange(width // 4) / (width // 4))
+    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
+    rows, columns = axis[:, None].expand(grid, grid, -1), axis[None, :].expand(grid, grid, -1)
+    return torch.cat([rows, columns], dim=2)[None] * 0.5
+
+
+def build(config: SamConfig) -> SamModel:
+    """A fresh model that can be trained: live encoder, sine-cosine positions, and a fixed point encoding of scale 1."""
+    model = SamModel(config)
+    for part in (model.prompt_encoder, model.mask_decoder):
+        for module in part.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
+                module.reset_parameters()  # torch's own: wider than the .02 of the encoder
+    grid = config.vision_config.image_size // config.vision_config.patch_size
+    with torch.no_grad():
+        model.vision_encoder.pos_embed.copy_(sincos(grid, config.vision_config.hidden_size))
+    model.shared_image_embedding.positional_embedding.requires_grad_(False)
+    return model
+
+
+def at_size(model: SamModel, config: SamConfig) -> SamModel:
+    """The same weights under a configuration of another image size; positions are interpolated."""
+    other = build(config)
+    weights = model.state_dict()
+    grid = config.vision_config.image_size // config.vision_config.patch_size
+    positions = weights["vision_encoder.pos_embed"].permute(0, 3, 1, 2)
+    resized = F.interpolate(positions, (grid, grid), mode="bicubic", align_corners=False)
+    weights["vision_encoder.pos_embed"] = resized.permute(0, 2, 3, 1)
+    other.load_state_dict(weights)
+    return other
+
+
+class Crops(Dataset):
+    """Square views of training scenes; item i depends on i and the seed alone, so a run can be resumed anywhere."""
+
+    def __init__(self, size: int, prompts: int, seed: int) -> None:
+        self.size, self.prompts, self.seed = size, prompts, seed
+        self.scenes = Synthetic("train")
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image uint8 [S, S, 3], instance map uint8 [S, S], and which instance each prompt asks for, int64 [prompts]."""
+        cv2.setNumThreads(1)
+        rng = np.random.default_rng([self.seed, self.size, i])
+        scene = self.scenes.scene(i)
+        while True:
+            image, instances = self._view(scene.image, scene.instances, rng)
+            areas = np.bincount(instances.ravel(), minlength=2)
+            areas[0] = 0
+            large = np.flatnonzero(areas >= 0.003 * self.size**2)
+            if len(large):
+                return image, instances, rng.choice(large, self.prompts)
+
+    def _view(self, image: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        side = max(image.shape)
+        if rng.random() < 0.5:  # a square window; otherwise the whole scene, as at test time
+            side = int(rng.uniform(0.35, 1.0) * side)
+        high, wide = min(side, image.shape[0]), min(side, image.shape[1])
+        y, x = int(rng.integers(image.shape[0] - high + 1)), int(rng.integers(image.shape[1] - wide + 1))
+        image, instances = image[y : y + high, x : x + wide], instances[y : y + high, x : x + wide]
+        scale = self.size / side
+        new = max(1, round(wide * scale)), max(1, round(high * scale))
+        image = cv2.resize(image, new, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        instances = cv2.resize(instances, new, interpolation=cv2.INTER_NEAREST)
+        if rng.random() < 0.5:
+            image, instances = image[:, ::-1], instances[:, ::-1]
+        if rng.random() < 0.3:
+            image = image[..., rng.permutation(3)]
+        full = np.empty((self.size, self.size, 3), np.uint8)
+        full[:] = PIXEL_MEAN.numpy().round().ravel()  # padding is 0 after normalisation
+        full[: new[1], : new[0]] = image
+        ids = np.zeros((self.size, self.size), np.uint8)
+        ids[: new[1], : new[0]] = instances
+        return full, ids
+
+
+def error_click(target: np.ndarray, prediction: np.ndarray, rng: np.random.Generator) -> tuple[float, float, int]:
+    """A correction (x, y, label) in a mask's own pixels: half the time the annotator's, half anywhere in the error region."""
+    wrong = target != prediction
+    if rng.random() < 0.5 and (click := annotator.next_click(target, prediction)) is not None:
+        return click.x, click.y, int(click.positive)
+    rows, columns = np.nonzero(wrong if wrong.any() else target if target.any() else ~target)
+    k = rng.integers(len(rows))
+    return columns[k], rows[k], int(target[rows[k], columns[k]])
+
+
+def mask_losses(logits: torch.Tensor, target: torch.Tensor, balanced: float) -> torch.Tensor:
+    """Loss of each mask, [N, M], of logits [N, M, h, w] against soft targets [N, 1, h, w]: 20 focal + dice, or class-balanced BCE + dice."""
+    target = target.expand_as(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    probability = logits.sigmoid()
+    focal = ((probability - target).abs() ** 2 * entropy).mean((2, 3))
+    overlap = (probability * target).sum((2, 3))
+    dice = 1 - (2 * overlap + 1) / (probability.sum((2, 3)) + target.sum((2, 3)) + 1)
+    share = target.mean((2, 3), keepdim=True).clamp(0.005, 0.995)
+    weight = target / (2 * share) + (1 - target) / (2 * (1 - share))
+    return balanced * (weight * entropy).mean((2, 3)) + (1 - balanced) * 20 * focal + dice
+
+
+def ious(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """IoU of each mask, [N, M], without gradient."""
+    mask, truth = logits.detach() > 0, target > 0.5
+    union = (mask | truth).sum((2, 3))
+    return (mask & truth).sum((2, 3)) / union.clamp(min=1)
+
+
+def same_instance_loss(features: torch.Tensor, instances: torch.Tensor) -> torch.Tensor:
+    """Whether two cells of the embedding belong to one instance, from the cosine of `features` [B, C, g, g]; `instances` [B, S, S]."""
+    grid = features.shape[-1]
+    labels = F.interpolate(instances[:, None].float(), (grid, grid), mode="nearest")[:, 0].flatten(1)
+    pick = torch.randperm(grid * grid)[:256]
+    flat = F.normalize(features.flatten(2)[:, :, pick], dim=1)
+    labels = labels[:, pick]
+    logits = 8 * flat.transpose(1, 2) @ flat - 4
+    same = (labels[:, :, None] == labels[:, None]).float()
+    known = ((labels[:, :, None] > 0) | (labels[:, None] > 0)).float()
+    weight = known * (same * 3 + 1)
+    return (weight * F.binary_cross_entropy_with_logits(logits, same, reduction="none")).sum() / weight.sum().clamp(min=1)
+
+
+class Trainer:
+    """The model at the current stage's size, its moving average, its optimiser, and how far they are."""
+
+    def __init__(self, args: Args) -> None:
+        self.args = args
+        torch.manual_seed(args.seed)
+        self.step, self.several, self.first_iou = 0, False, 0.0
+        self.size = args.image_size // 2
+        self.model = build(self.config())
+        self.affinity = nn.Conv2d(args.prompt_width, 32, 1)
+        self._start_optimiser()
+        self.average = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+    def config(self) -> SamConfig:
+        return tiny_config(self.size, self.args.width, self.args.depth, self.args.prompt_width)
+
+    def _start_optimiser(self) -> None:
+        self.parameters = dict(self.model.named_parameters()) | {f"affinity.{n}": p for n, p in self.affinity.named_parameters()}
+        self.parameters = {name: p for name, p in self.parameters.items() if p.requires_grad}
+        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=self.args.rate, weight_decay=0.01, betas=(0.9, 0.98))
+
+    def grow(self) -> None:
+        """Go on at full resolution."""
+        self.size = self.args.image_size
+        small_average = SamModel(self.model.config)
+        small_average.load_state_dict(self.average)
+        self.model = at_size(self.model, self.config())
+        self.average = {name: value.clone() for name, value in at_size(small_average, self.config()).state_dict().items()}
+        self._start_optimiser()
+
+    def rate(self) -> float:
+        """Warm-up, plateau, linear cool-down; half the rate after growing, with a warm-up of its own."""
+        args = self.args
+        total = args.small_steps + args.large_steps
+        since = self.step - (args.small_steps if self.size == args.image_size else 0)
+        rate = args.rate * (0.5 if self.size == args.image_size else 1.0) * min(1.0, (since + 1) / 200)
+        return rate * min(1.0, max(0.02, (total - self.step) / max(1, args.cooldown)))
+
+    def train_step(self, images: torch.Tensor, instances: torch.Tensor, wanted: torch.Tensor) -> dict[str, float]:
+        """One update. `images` uint8 [B, S, S, 3], `instances` uint8 [B, S, S], `wanted` int64 [B, P]."""
+        rng = np.random.default_rng([self.args.seed, 1, self.step])
+        torch.manual_seed(self.args.seed * 1_000_003 + self.step)
+        pixels = (images.permute(0, 3, 1, 2).float() - PIXEL_MEAN) / PIXEL_STD
+        truth = (instances[:, None] == wanted[:, :, None, None]).flatten(0, 1).float()[:, None]  # [B·P, 1, S, S]
+        soft = F.avg_pool2d(truth, 2)  # at the masks' resolution
+        with torch.autocast("cpu", torch.bfloat16):
+            embedding = self.model.vision_encoder(pixels).last_hidden_state
+            related = self.affinity(embedding)
+        spread = embedding.float().repeat_interleave(wanted.shape[1], 0)
+        loss, measured = self._passes(spread, truth, soft, rng)
+        loss = loss + 0.2 * same_instance_loss(related.float(), instances)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate()
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        keep = min(0.998, (1 + self.step) / (10 + self.step))
+        for name, value in self.model.state_dict().items():
+            self.average[name].lerp_(value, 1 - keep)
+        self.first_iou += 0.01 * (measured["iou_first"] - self.first_iou)
+        self.several |= self.first_iou > self.args.curriculum_iou
+        return measured | {"loss": float(loss.detach())}
+
+    def _passes(
+        self, embedding: torch.Tensor, truth: torch.Tensor, soft: torch.Tensor, rng: np.random.Generator
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Prompt, correct, correct again: the summed loss, and the IoU after the first and the last pass."""
+        balanced = max(0.0, 1 - self.step / 3000)
+        small = soft[:, 0].numpy() > 0.5
+        boxed = self.several and rng.random() < 0.2
+        points, boxes = first_prompt(truth[:, 0].numpy() > 0.5, boxed, rng)
+        passes = [True] + ([False] * int(rng.integers(0, 4)) + [True, True] if self.several else [])
+        if len(passes) > 1 and rng.random() < 0.5:
+            passes[1] = True
+        previous, loss, measured = None, embedding.new_zeros(()), {}
+        for number, learn in enumerate(passes):
+            many = number == 0 and not boxed and rng.random() < 0.8
+            with torch.set_grad_enabled(learn):
+                logits, scores = self._decode(embedding, points, boxes, previous, many)
+            found = ious(logits, soft)
+            if learn:
+                losses = mask_losses(logits, soft, balanced)
+                loss = loss + losses.min(1).values.mean() + 0.05 * losses.mean() + F.mse_loss(scores, found)
+            chosen = found.max(1) if number == 0 and many else None
+            if number == 0:
+                measured["iou_first"] = float(found.max(1).values.mean())
+            best = scores.argmax(1) if chosen is not None else torch.zeros(len(logits), dtype=torch.long)
+            rows = torch.arange(len(logits))
+            previous = logits[rows, best].detach()[:, None].clamp(-32, 32)
+            measured["iou_last"] = float(found[rows, best].mean())
+            if number + 1 < len(passes):
+                guess = previous[:, 0].numpy() > 0
+                clicks = np.array([error_click(t, p, rng) for t, p in zip(small, guess)])
+                clicks[:, :2] = 2 * clicks[:, :2] + rng.integers(0, 2, (len(clicks), 2))
+                points = clicks[:, None] if points is None else np.concatenate([points, clicks[:, None]], axis=1)
+        return loss, measured
+
+    def _decode(
+        self,
+        embedding: torch.Tensor,
+        points: np.ndarray | None,
+        boxes: np.ndarray | None,
+        previous: torch.Tensor | None,
+        many: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        prompt = {} if points is None else {
+            "input_points": torch.from_numpy(points[:, None, :, :2]).float(),
+            "input_labels": torch.from_numpy(points[:, None, :, 2]).long(),
+        }
+        if boxes is not None:
+            prompt["input_boxes"] = torch.from_numpy(boxes[:, None]).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = self.model(image_embeddings=embedding, input_masks=previous, multimask_output=many, **prompt)
+        return out.pred_masks[:, 0].float(), out.iou_scores[:, 0].float()
+
+    def save(self, folder: Path) -> None:
+        """Everything needed to go on exactly here, written next to the last state and then put in its place."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        tensors |= {f"affinity.{name}": value for name, value in self.affinity.state_dict().items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"optimiser.{key}.{name}"] = torch.as_tensor(value)
+        tensors = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
+        told = {"step": self.step, "several": self.several, "first_iou": self.first_iou, "size": self.size}
+        save_file(tensors, folder / "state.tmp", metadata={"state": json.dumps(told)})
+        os.replace(folder / "state.tmp", folder / "state.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Go on from `save`."""
+        from safetensors import safe_open
+
+        with safe_open(folder / "state.safetensors", "pt") as file:
+            told = json.loads(file.metadata()["state"])
+        if told["size"] != self.size:
+            self.grow()
+        self.step, self.several, self.first_iou = told["step"], told["several"], told["first_iou"]
+        parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "affinity": {}, "optimiser": {}}
+        for name, value in load_file(folder / "state.safetensors").items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = value
+        self.model.load_state_dict(parts["model"])
+        self.average = parts["average"]
+        self.affinity.load_state_dict(parts["affinity"])
+        for name, value in parts["optimiser"].items():
+            key, parameter = name.split(".", 1)
+            self.optimiser.state[self.parameters[parameter]][key] = value
+
+    def export(self, folder: Path) -> None:
+        """The averaged weights in float16 with their configuration, as `SamModel.from_pretrained` reads them."""
+        model = build(self.config())
+        model.load_state_dict(self.average)
+        model.half().save_pretrained(folder)
+
+
+def first_prompt(
+    truth: np.ndarray, boxed: bool, rng: np.random.Generator
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Points [N, 1, 3] (x, y, label 1), or boxes [N, 4] moved by up to a tenth of their size; of `truth` bool [N, S, S]."""
+    if boxed:
+        boxes = []
+        for mask in truth:
+            x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
+            boxes.append(np.array([x, y, x + w, y + h]) + rng.normal(0, 0.05, 4) * [w, h, w, h])
+        return None, np.clip(np.array(boxes), 0, truth.shape[-1])
+    empty = np.zeros(truth.shape[1:], bool)
+    return np.array([error_click(mask, empty, rng) for mask in truth])[:, None], None
+
+
+def batches(args: Args, size: int, step: int, last: int) -> Iterator[list[torch.Tensor]]:
+    """The batches of steps `step` to `last`, made by one process beside the training."""
+    scenes = args.scenes if size < args.image_size else args.scenes // 2
+    groups = [range(k * args.scenes, k * args.scenes + scenes) for k in range(step, last)]
+    data = Crops(size, args.prompts, args.seed)
+    yield from DataLoader(data, batch_sampler=groups, num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")
+
+
+def train(args: Args, trainer: Trainer) -> None:
+    """Run the stages from where `trainer` is, saving every so often."""
+    total = args.small_steps + args.large_steps
+    bar = tqdm(total=total, initial=trainer.step, unit="step", smoothing=0.05, mininterval=5)
+    log = (args.out / "log.jsonl").open("a")
+    smooth: dict[str, float] = {}
+    began = time.time()
+    for last in (args.small_steps, total):
+        if trainer.step >= last:
+            continue
+        if last == total and trainer.size < args.image_size:
+            trainer.grow()
+        for batch in batches(args, trainer.size, trainer.step, last):
+            for key, value in trainer.train_step(*batch).items():
+                smooth[key] = value if key not in smooth else 0.98 * smooth[key] + 0.02 * value
+            bar.update()
+            bar.set_postfix({key: f"{value:.3f}" for key, value in smooth.items()}, refresh=False)
+            if trainer.step % args.save_every == 0 or trainer.step == total:
+                trainer.save(args.out)
+                row = {"step": trainer.step, "size": trainer.size, "several": trainer.several, "seconds": time.time() - began}
+                log.write(json.dumps(row | smooth) + "\n")
+                log.flush()
+    bar.close()
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(1)
+    if args.resume is not None:
+        saved = json.loads((args.resume / "config.json").read_text())
+        kept = {key: saved[key] for key in ("image_size", "width", "depth", "prompt_width", "scenes", "prompts", "seed")}
+        args = Args(**(vars(args) | kept | {"out": args.resume}))
+    args.out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(args)
+    if (args.out / "state.safetensors").exists():
+        if args.resume is None:
+            raise SystemExit(f"{args.out} already holds a training run; go on with --resume {args.out}, or choose another --out")
+        trainer.load(args.out)
+    (args.out / "config.json").write_text(json.dumps(asdict(args), default=str, indent=1))
+    train(args, trainer)
+    trainer.export(args.out / "model")
+    print(f"wrote {args.out / 'model'}; it is what `--tool sam:{args.out / 'model'}` takes")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))

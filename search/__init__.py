@@ -1,0 +1,1 @@
+"""Playing the segmentation process: batched rollouts, and search over the states they branch from."""

@@ -1,0 +1,192 @@
+"""Play the tasks of a dataset here, in processes, or on Ray: the same episodes whichever it is."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import lru_cache
+
+import agents
+from search.rollout import Episode, rollout
+from segenv import data, tools
+from segenv.mdp import SegMDP
+from segenv.types import SegenvError
+
+EXECUTORS = ("serial", "process", "ray")
+Skipped = dict[str, str]  # id of a bad item: why it was passed over
+
+
+class WorkerError(SegenvError):
+    """A worker of an executor is lost, or the executor is not there; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a worker needs to build dataset, tool and agent for itself, and how to play. Specs, so it is equal in every
+    process."""
+
+    data: str
+    tool: str
+    agent: str
+    codec: str | None = None
+    max_steps: int = 20
+    reward: str = "iou_gain"
+    seed: int = 0
+    round_index: int = 0
+    samples: int = 1
+    batch_size: int = 8
+    skip_bad: bool = False
+    threads: int = 1
+
+
+class Player:
+    """A setup brought to life: `play` yields the episodes of some of its tasks.
+
+    Sets the process's number of threads, because floating-point sums depend on it.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.dataset = data.make(setup.data, skip_bad=setup.skip_bad)
+        self.tool = tools.make(setup.tool)
+        self.agent = agents.make(setup.agent, setup.codec, seed=setup.seed)
+        self.mdp = SegMDP(self.tool, setup.max_steps, setup.reward)
+        if "cv2" in sys.modules:
+            sys.modules["cv2"].setNumThreads(setup.threads)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(setup.threads)
+
+    def play(self, positions: Sequence[int]) -> Iterator[Episode]:
+        """The episodes of the tasks at `positions`, in that order."""
+        setup, tasks = self.setup, self.dataset.select(positions)
+        yield from rollout(
+            self.mdp,
+            self.agent,
+            tasks,
+            seed=setup.seed,
+            round_index=setup.round_index,
+            samples=setup.samples,
+            batch_size=setup.batch_size,
+        )
+
+    def chunk(self, positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
+        """All that a worker sends back for `positions`."""
+        return list(self.play(positions)), dict(self.dataset.skipped)
+
+
+def play(player: Player, positions: Sequence[int], executor: str, workers: int, skipped: Skipped) -> Iterator[Episode]:
+    """Yield the episodes of the tasks at `positions` as they get ready, and put the bad items that were passed over
+    into `skipped`.
+
+    `serial` keeps the order and uses `player` itself; `process` and `ray` build players of their own in `workers`
+    processes, play chunks of tasks there, and yield them in the order of their completion. Raises WorkerError where a
+    worker dies; what was yielded is done.
+    """
+    if executor not in EXECUTORS:
+        raise ValueError(f"executor {executor!r} is unknown; expected one of {', '.join(EXECUTORS)}")
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; expected 1 or more")
+    if executor == "serial":
+        yield from player.play(positions)
+        skipped.update(player.dataset.skipped)
+        return
+    # Chunks of a few batches fill the batches and lose little in a kill; short ones at small jobs keep all workers
+    # busy.
+    size = max(1, min(2 * player.setup.batch_size, -(-len(positions) // (2 * workers))))
+    chunks = [positions[i : i + size] for i in range(0, len(positions), size)]
+    run: Callable = _in_processes if executor == "process" else _on_ray
+    for episodes, passed_over in run(player.setup, chunks, min(workers, len(chunks)) or 1):
+        skipped.update(passed_over)
+        yield from episodes
+
+
+def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[tuple[list[Episode], Skipped]]:
+    others = set(multiprocessing.active_children())
+    # Spawned, as a process forked from one with threads may hang; the variables are read when a worker imports its
+    # libraries.
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    os.environ.update(dict.fromkeys(before, str(setup.threads)))
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    waiting, pending = iter(chunks), set[Future]()
+    try:
+        while True:
+            while len(pending) < 2 * workers and (chunk := next(waiting, None)) is not None:
+                pending.add(pool.submit(_play_chunk, setup, chunk))
+            if not pending:
+                break
+            ready, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in ready:
+                yield future.result()
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            f"one of {workers} worker processes died (killed, or out of memory?); the episodes that had come back are kept. Go on with "
+            "--resume DIR, with fewer --workers or a smaller --batch-size if memory was short"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - others:
+            child.terminate()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _start_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when the parent ends, however it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # only workers come here
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+@lru_cache(maxsize=1)
+def _player(setup: Setup) -> Player:
+    return Player(setup)
+
+
+def _play_chunk(setup: Setup, positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
+    return _player(setup).chunk(positions)
+
+
+def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[tuple[list[Episode], Skipped]]:
+    try:
+        import ray
+    except ImportError as error:
+        raise WorkerError("executor 'ray' needs Ray: pip install 'segenv[ray]', or take --executor process") from error
+    ours = not ray.is_initialized()  # a script that started Ray itself, on a cluster for example, keeps it
+    if ours:
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    actor = ray.remote(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(setup.threads)}})(Player)
+    waiting, pending = iter(chunks), {}
+    try:
+        idle = [actor.remote(setup) for _ in range(workers)]
+        while True:
+            while idle and (chunk := next(waiting, None)) is not None:
+                player = idle.pop()
+                pending[player.chunk.remote(chunk)] = player
+            if not pending:
+                break
+            for ready in ray.wait(list(pending))[0]:
+                idle.append(pending.pop(ready))
+                yield ray.get(ready)
+    except ray.exceptions.RayTaskError as error:
+        raise error.as_instanceof_cause() from error
+    except ray.exceptions.RayError as error:
+        raise WorkerError(
+            f"Ray lost a worker ({error}); the episodes that had come back are kept. Go on with --resume DIR"
+        ) from error
+    finally:
+        if ours:
+            ray.shutdown()

@@ -1,0 +1,250 @@
+"""Play episodes: those of a batch advance together, so that agent and tool are asked once a step for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco
+
+from agents.base import Agent
+from segenv import metrics
+from segenv.mdp import SegMDP, SegState
+from segenv.seeds import seed_of
+from segenv.types import Action, Box, Click, Invalid, Task, ToolError
+
+PARTS = ("encode", "decode", "agent", "annotator", "other")  # where an episode's seconds went
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one action did. `iou` and `mask` are those after it."""
+
+    text: str  # what the agent wrote
+    action: dict[str, Any]  # what the codec read in it: {"type": "click", "x": 3, "y": 5, "positive": True}
+    iou: float
+    reward: float
+    score: float | None  # the tool's own estimate of the mask's IoU, 0..1
+    error: str | None  # why the action was not carried out
+    stated_iou: float | None  # what the text says of the mask before the action, 0..1
+    mask: str  # `encode_mask`
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode, as plain values: `to_json` and `from_json` are exact inverses.
+
+    The first mask is `start_mask` with `start_iou`. `intersection` and `union` count pixels of the final mask, ignored
+    ones in neither; `boundary_iou` and `box_iou` are the final mask's. `seconds` are this episode's share of what its
+    batches took.
+    """
+
+    task: str
+    sample: int
+    height: int
+    width: int
+    instruction: str
+    start_iou: float
+    start_mask: str
+    steps: tuple[Step, ...]
+    stopped: bool
+    intersection: int
+    union: int
+    boundary_iou: float
+    box_iou: float
+    seconds: dict[str, float]
+
+    @property
+    def ious(self) -> list[float]:
+        """IoU after each step."""
+        return [step.iou for step in self.steps]
+
+    @property
+    def final_iou(self) -> float:
+        """IoU of the last mask."""
+        return self.steps[-1].iou if self.steps else self.start_iou
+
+    @property
+    def best_iou(self) -> float:
+        """The highest IoU that any mask of the episode had, the first one included."""
+        return max([self.start_iou, *self.ious])
+
+    def mask(self, step: int) -> np.ndarray:
+        """The mask after `step` actions, bool [H, W]; the first mask at 0."""
+        return decode_mask(self.steps[step - 1].mask if step else self.start_mask, self.height, self.width)
+
+    def to_json(self) -> dict[str, Any]:
+        """The episode as what JSON holds."""
+        shallow = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {**shallow, "steps": [dict(vars(step)) for step in self.steps]}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Episode:
+        """The episode that `to_json` wrote."""
+        return cls(**{**record, "steps": tuple(Step(**step) for step in record["steps"])})
+
+
+def rollout(
+    mdp: SegMDP,
+    agent: Agent,
+    tasks: Iterable[Task],
+    *,
+    seed: int = 0,
+    round_index: int = 0,
+    samples: int = 1,
+    batch_size: int = 8,
+) -> Iterator[Episode]:
+    """Play each task `samples` times and yield the episodes, in the order of tasks and then samples, as soon as they
+    are ready.
+
+    At most `batch_size` episodes are under way; one that ends makes place for the next, so tasks are read when they are
+    needed. The agent's seed at a step is `seed_of(seed, task id, round_index, sample, step)`: no result depends on
+    `batch_size` or on the tasks around it.
+    """
+    if batch_size < 1 or samples < 1 or mdp.max_steps < 1:
+        raise ValueError(
+            f"batch_size {batch_size}, samples {samples} and max_steps {mdp.max_steps} must all be 1 or more"
+        )
+    waiting = ((task, sample) for task in tasks for sample in range(samples))
+    live: list[_Play] = []
+    finished: dict[int, Episode] = {}
+    started = ready = 0
+    while True:
+        while len(live) < batch_size:
+            began = time.perf_counter()
+            item = next(waiting, None)
+            if item is None:
+                break
+            live.append(_Play(started, item[1], mdp.initial(item[0]), (seed, item[0].id, round_index, item[1])))
+            live[-1].seconds["other"] += time.perf_counter() - began
+            started += 1
+        if not live:
+            return
+        _advance(mdp, agent, live)
+        finished.update((play.number, play.finish()) for play in live if mdp.terminal(play.state))
+        live = [play for play in live if not mdp.terminal(play.state)]
+        while ready in finished:
+            yield finished.pop(ready)
+            ready += 1
+
+
+@dataclass
+class _Play:
+    """An episode under way."""
+
+    number: int  # its place in the order
+    sample: int
+    state: SegState
+    key: tuple[Any, ...]  # what its seeds derive from
+    steps: list[Step] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+
+    def __post_init__(self) -> None:
+        mask = self.state.mask
+        self.start_iou = metrics.iou(self.state.task.target, mask)
+        self.start_mask = encode_mask(mask)
+
+    def finish(self) -> Episode:
+        """The episode, with the measures of its last mask."""
+        began = time.perf_counter()
+        task, mask = self.state.task, self.state.mask
+        intersection, union = metrics.areas(task.target, mask)
+        measured: dict[str, Any] = {
+            "intersection": intersection,
+            "union": union,
+            "boundary_iou": float(metrics.boundary_iou(task.target, mask)),
+            "box_iou": float(metrics.box_iou(task.target, mask)),
+        }
+        self.seconds["other"] += time.perf_counter() - began
+        return Episode(
+            task=task.id,
+            sample=self.sample,
+            height=task.height,
+            width=task.width,
+            instruction=task.instruction,
+            start_iou=self.start_iou,
+            start_mask=self.start_mask,
+            steps=tuple(self.steps),
+            stopped=self.state.stopped,
+            seconds=self.seconds,
+            **measured,
+        )
+
+
+def _advance(mdp: SegMDP, agent: Agent, live: Sequence[_Play]) -> None:
+    """One step of every episode in `live`."""
+    began = time.perf_counter()
+    states = [play.state for play in live]
+    observations = [mdp.observation(state) for state in states]
+    seeds = [seed_of(*play.key, play.state.step) for play in live]
+    asked = time.perf_counter()
+    texts = agent.act_on(states, seeds) if agent.privileged else agent.act(observations, seeds)
+    answered = time.perf_counter()
+    actions = [agent.codec.parse(text, observation) for text, observation in zip(texts, observations, strict=True)]
+    before = dict(mdp.tool.seconds)
+    try:
+        following = mdp.transition(states, actions)
+    except ToolError as error:
+        raise ToolError(f"{error} (asked about tasks {', '.join(state.task.id for state in states)})") from error
+    spent = {part: mdp.tool.seconds[part] - before[part] for part in ("encode", "decode")}
+    spent["annotator" if agent.privileged else "agent"] = answered - asked
+    for play, text, action, state in zip(live, texts, actions, following, strict=True):
+        play.steps.append(_step(mdp, play.state, text, action, state, agent.codec.stated_iou(text)))
+        play.state = state
+    spent["other"] = time.perf_counter() - began - sum(spent.values())
+    for play in live:
+        for part, seconds in spent.items():
+            play.seconds[part] += seconds / len(live)
+
+
+def _step(
+    mdp: SegMDP, state: SegState, text: str, action: Action, following: SegState, stated_iou: float | None
+) -> Step:
+    mask = following.mask
+    return Step(
+        text=text,
+        action=action_to_json(action),
+        iou=float(metrics.iou(following.task.target, mask)),
+        reward=mdp.reward(state, action, following),
+        score=None if np.isnan(following.score) else float(following.score),
+        error=following.error,
+        stated_iou=stated_iou,
+        mask=encode_mask(mask),
+    )
+
+
+def action_to_json(action: Action) -> dict[str, Any]:
+    """An action as `{"type": "click" | "box" | "stop" | "undo" | "invalid", …}` with its fields; an invalid one keeps
+    its reason."""
+    values = {"reason": action.reason} if isinstance(action, Invalid) else dict(vars(action))
+    return {"type": type(action).__name__.lower(), **values}
+
+
+def clicks_of(steps: Iterable[Step]) -> list[Click]:
+    """The clicks that hold after `steps`: those carried out and not undone, in order."""
+    history: list[Action] = []
+    for step in steps:
+        values = {key: value for key, value in step.action.items() if key != "type"}
+        if step.error is not None:
+            continue
+        if step.action["type"] == "click":
+            history.append(Click(**values))
+        elif step.action["type"] == "box":
+            history.append(Box(**values))
+        elif step.action["type"] == "undo":
+            history.pop()
+    return [action for action in history if isinstance(action, Click)]
+
+
+def encode_mask(mask: np.ndarray) -> str:
+    """A bool [H, W] mask as COCO's compressed run lengths (column-major), in ASCII."""
+    return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
+
+
+def decode_mask(counts: str, height: int, width: int) -> np.ndarray:
+    """The bool [height, width] mask that `encode_mask` wrote."""
+    return coco.decode({"size": [height, width], "counts": counts.encode("ascii")}).astype(bool)

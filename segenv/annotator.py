@@ -1,0 +1,239 @@
+"""The simulated annotator (the clicker of RITM, Sofiiuk et al. 2021; F_sim in SegAgent) and its human-like variants.
+
+    FN = target ∧ ¬prediction        FP = ¬target ∧ prediction        (ignored pixels are in neither)
+
+The next click falls on the pixel that lies deepest inside the error: depth is the exact Euclidean distance to the
+nearest pixel outside that error, counting what lies beyond the image as outside, and 0 on pixels already clicked. It is
+positive when the deepest false negative is deeper than the deepest false positive; a tie is negative. Among equals the
+first in row-major order is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from segenv.metrics import errors
+from segenv.types import Click
+
+Clicked = Iterable["Click | tuple[int, int]"]  # earlier clicks, or their (x, y)
+Annotator = Callable[[np.ndarray, np.ndarray, Clicked, np.random.Generator], "Click | None"]
+
+
+def next_click(target: np.ndarray, prediction: np.ndarray, clicked: Clicked = ()) -> Click | None:
+    """The published clicker's next click, or None where no error pixel is left to click.
+
+    `target` is uint8 or bool [H, W] as in `segenv.types`; `prediction` is bool (or 0/non-zero) [H, W]; `clicked` are
+    earlier clicks or their (x, y). (The published code clicks the corner (0, 0) on a perfect mask; here there is no
+    such click.)
+    """
+    pixels = _pixels(clicked)
+    missing, extra = (_Depth.of(error, pixels) for error in errors(target, prediction))
+    # The exact depth takes most of the time: ask where the error is deeper roughly, and elsewhere only if that can win.
+    if missing.bound > extra.bound:
+        positive = missing.deepest()
+        negative = extra.deepest() if extra.bound**2 >= positive[0] else (0, 0, 0)
+    else:
+        negative = extra.deepest()
+        positive = missing.deepest() if missing.bound**2 > negative[0] else (0, 0, 0)
+    squared, x, y = max(negative, positive, key=lambda found: found[0])
+    return Click(x, y, positive[0] > negative[0]) if squared else None
+
+
+def _pixels(clicked: Clicked) -> list[tuple[int, int]]:
+    """(x, y) of each click."""
+    return [(click.x, click.y) if isinstance(click, Click) else (click[0], click[1]) for click in clicked]
+
+
+@dataclass(frozen=True, eq=False)
+class _Depth:
+    """How deep the pixels of an error lie. Everything is cut to the error's bounding box with a rim of one pixel, as no
+    pixel beyond the rim is nearer than the rim.
+
+    `error` is uint8 [h, w] with its first pixel at column `x` and row `y` of the image (-1 on the rim), `rough` float32
+    [h, w] the depth within 2 % by a 5×5 chamfer mask, and `bound` a depth that no pixel exceeds. Clicked pixels have
+    depth 0.
+    """
+
+    x: int
+    y: int
+    error: np.ndarray
+    rough: np.ndarray
+    bound: float
+    clicked: Sequence[tuple[int, int]]  # (x, y) in `error`
+
+    @classmethod
+    def of(cls, error: np.ndarray, clicked: Sequence[tuple[int, int]]) -> _Depth:
+        x, y, width, height = cv2.boundingRect(error.view(np.uint8))
+        cut = error[y : y + height, x : x + width].view(np.uint8)
+        if not cut.size:
+            return cls(0, 0, cut, np.zeros(cut.shape, np.float32), 0.0, ())
+        padded = cv2.copyMakeBorder(cut, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+        x, y = x - 1, y - 1
+        inside = [(i - x, j - y) for i, j in clicked if 0 <= i - x < width + 2 and 0 <= j - y < height + 2]
+        rough = _forget(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_5), inside)
+        return cls(x, y, padded, rough, float(rough.max()) * 1.03, inside)
+
+    def exact(self) -> np.ndarray:
+        """The Euclidean depth, float32 [h, w]."""
+        if not self.error.size:
+            return self.rough
+        return _forget(cv2.distanceTransform(self.error, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), self.clicked)
+
+    def deepest(self) -> tuple[int, int, int]:
+        """Squared depth, x and y of the deepest pixel, the first in row-major order among equals; zeros where there is
+        none.
+
+        The exact depth is computed only around the pixels that the rough one leaves as candidates. Squared depths are
+        whole numbers, but OpenCV's roots of them are off by a unit in the last place here and there, depending on the
+        build and on where a crop begins, which would break ties: the whole numbers are restored (safe to depths of
+        about 1,000 px).
+        """
+        if not self.bound:
+            return 0, 0, 0
+        candidates = (self.rough >= self.bound * 0.92 - 0.1) & (self.rough > 0)
+        x, y, width, height = cv2.boundingRect(candidates.view(np.uint8))
+        margin = int(self.bound) + 2  # what is farther than this is no candidate's nearest pixel
+        x0, y0 = max(0, x - margin), max(0, y - margin)
+        near = self.error[y0 : y + height + margin, x0 : x + width + margin]
+        depth = cv2.distanceTransform(near, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[y - y0 :, x - x0 :][:height, :width]
+        rows, columns = np.nonzero(candidates[y : y + height, x : x + width])
+        squared = np.rint(depth[rows, columns].astype(np.float64) ** 2)
+        first = int(squared.argmax())  # of the first maximum; nonzero lists pixels in row-major order
+        return int(squared[first]), self.x + x + int(columns[first]), self.y + y + int(rows[first])
+
+
+def _forget(depth: np.ndarray, clicked: Sequence[tuple[int, int]]) -> np.ndarray:
+    """`depth` with 0 at the clicked (x, y)."""
+    for x, y in clicked:
+        depth[y, x] = 0.0
+    return depth
+
+
+def _candidates(
+    target: np.ndarray, prediction: np.ndarray, clicked: Clicked
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every error pixel that was not clicked: columns, rows, depths and whether it is a false negative, [N] each."""
+    pixels, parts = _pixels(clicked), []
+    for error, positive in zip(errors(target, prediction), (True, False), strict=True):
+        region = _Depth.of(error, pixels)
+        depth = region.exact()
+        rows, columns = np.nonzero(depth)
+        parts.append((columns + region.x, rows + region.y, depth[rows, columns], np.full(len(rows), positive)))
+    xs, ys, depths, signs = (np.concatenate(both) for both in zip(*parts, strict=True))
+    return xs, ys, depths, signs
+
+
+def _drawn(weigh: Callable[[np.ndarray], np.ndarray], k: int = 1, deepest: bool = True) -> Annotator:
+    """An annotator that draws `k` error pixels with the weights `weigh(depths)` and clicks the deepest (or the
+    shallowest) of them."""
+
+    def annotator(
+        target: np.ndarray, prediction: np.ndarray, clicked: Clicked, rng: np.random.Generator
+    ) -> Click | None:
+        xs, ys, depths, signs = _candidates(target, prediction, clicked)
+        if not len(xs):
+            return None
+        total = np.cumsum(weigh(depths), dtype=np.float64)
+        drawn = np.minimum(np.searchsorted(total, rng.random(k) * total[-1], side="right"), len(xs) - 1)
+        i = int(drawn[(depths[drawn].argmax() if deepest else depths[drawn].argmin())])
+        return Click(int(xs[i]), int(ys[i]), bool(signs[i]))
+
+    return annotator
+
+
+def _ritm() -> Annotator:
+    """The published clicker."""
+    return lambda target, prediction, clicked, rng: next_click(target, prediction, clicked)
+
+
+def _depth() -> Annotator:
+    """An error pixel drawn with a chance proportional to its depth: the cheapest realistic human (RClicks, NeurIPS
+    2024)."""
+    return _drawn(lambda depths: depths)
+
+
+def _middle() -> Annotator:
+    """Any error pixel deeper than half the greatest depth, as in RITM's training."""
+    return _drawn(lambda depths: depths > depths.max() / 2)
+
+
+def _uniform() -> Annotator:
+    """Any error pixel, as in SAM 2's training."""
+    return _drawn(np.ones_like)
+
+
+def _jitter(sigma: float = 5.0) -> Annotator:
+    """The published click, moved by Gaussian noise of `sigma` pixels, within the image. The sign is the one that was
+    meant."""
+    if not 0 <= sigma < math.inf:
+        raise ValueError(f"jitter got sigma={sigma}; expected pixels, 0 or more")
+
+    def annotator(
+        target: np.ndarray, prediction: np.ndarray, clicked: Clicked, rng: np.random.Generator
+    ) -> Click | None:
+        click, noise = next_click(target, prediction, clicked), rng.normal(0.0, sigma, 2)
+        if click is None:
+            return None
+        height, width = target.shape
+        x, y = round(click.x + noise[0]), round(click.y + noise[1])
+        return replace(click, x=min(max(x, 0), width - 1), y=min(max(y, 0), height - 1))
+
+    return annotator
+
+
+def _flip(p: float = 0.1) -> Annotator:
+    """The published click with the wrong sign, with a chance of `p`."""
+    if not 0 <= p <= 1:
+        raise ValueError(f"flip got p={p}; expected a chance in 0..1")
+
+    def annotator(
+        target: np.ndarray, prediction: np.ndarray, clicked: Clicked, rng: np.random.Generator
+    ) -> Click | None:
+        click, flipped = next_click(target, prediction, clicked), bool(rng.random() < p)
+        return None if click is None else replace(click, positive=click.positive != flipped)
+
+    return annotator
+
+
+def _of_k(deepest: bool) -> Callable[..., Annotator]:
+    def annotator(k: float = 3) -> Annotator:
+        if k < 1 or k != int(k):
+            raise ValueError(f"best-of and worst-of got k={k}; expected a whole number, 1 or more")
+        return _drawn(lambda depths: depths, int(k), deepest)
+
+    return annotator
+
+
+# `best-of` and `worst-of` draw k clicks as `depth` does, and keep the deepest or the shallowest: the careful and the
+# careless human.
+VARIANTS: dict[str, Callable[..., Annotator]] = {
+    "ritm": _ritm,
+    "depth": _depth,
+    "middle": _middle,
+    "uniform": _uniform,
+    "jitter": _jitter,
+    "flip": _flip,
+    "best-of": _of_k(True),
+    "worst-of": _of_k(False),
+}
+
+
+def get(variant: str) -> Annotator:
+    """The annotator of a spec such as `ritm`, `depth`, `jitter:sigma=3` or `best-of:k=5`: a function of (target,
+    prediction, clicked, rng) that gives a `Click`, or None where no error pixel is left to click. A variant that uses
+    no chance leaves `rng` alone."""
+    name, _, given = variant.partition(":")
+    if name not in VARIANTS:
+        raise ValueError(f"unknown annotator {variant!r}; expected one of {', '.join(VARIANTS)}")
+    try:
+        options = {key: float(value) for key, value in (pair.split("=") for pair in given.split(",") if pair)}
+        return VARIANTS[name](**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"annotator {variant!r}: {error}; expected NAME:option=number, such as jitter:sigma=3"
+        ) from error

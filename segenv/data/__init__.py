@@ -1,0 +1,82 @@
+"""Datasets: `make(spec)` gives a lazy sequence of `segenv.types.Task`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segenv.data.base import MAX_PIXELS, DataError, Dataset
+
+__all__ = ["SPECS", "DataError", "Dataset", "make"]
+
+SPECS = {
+    "synthetic": "synthetic, synthetic:train|val|test, or synthetic:val#easy|medium|hard",
+    "index": "index:DIR or index:DIR#SUBSET (a folder with index.json)",
+    "folder": "folder:DIR (images/ and masks/ with equal stems)",
+    "coco": "coco:ANNOTATIONS.json@IMAGES",
+    "grabcut": "grabcut:DIR (data_GT/ and boundary_GT/)",
+    "berkeley": "berkeley:DIR (images/ and masks/)",
+    "davis": "davis:DIR (img/ and gt/)",
+}
+
+
+def make(spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_PIXELS) -> Dataset:
+    """The dataset that `spec` names (see `SPECS`).
+
+    A bad item raises `BadItem` when it is read; with `skip_bad`, iteration goes on and `Dataset.skipped` counts it.
+    Images of more than `max_pixels` are bad, and are not decoded. Raises `DataError` for an unknown spec and for data
+    that cannot be read as a whole.
+    """
+    kind, colon, rest = spec.partition(":")
+    if kind not in SPECS:
+        raise DataError(f"unknown data {spec!r}; expected one of: " + "; ".join(SPECS.values()))
+    if kind != "synthetic" and not rest:
+        raise DataError(f"data {spec!r} names no files; expected {SPECS[kind]}")
+    match kind:
+        case "synthetic":
+            return _synthetic(spec, rest, skip_bad)
+        case "index":
+            from segenv.data.folder import Index
+
+            directory, subset = _split_subset(rest)
+            return Index(directory, subset, skip_bad, max_pixels)
+        case "folder":
+            from segenv.data.folder import Folder
+
+            return Folder(rest, skip_bad, max_pixels)
+        case "coco":
+            from segenv.data.coco import Coco
+
+            return Coco(*_split_images(rest, spec), skip_bad, max_pixels)
+        case _:
+            from segenv.data import click_benchmarks
+
+            return click_benchmarks.BENCHMARKS[kind](rest, skip_bad, max_pixels)
+
+
+def _synthetic(spec: str, rest: str, skip_bad: bool) -> Dataset:
+    from segenv.data.synthetic import Synthetic
+
+    split, _, difficulty = rest.partition("#")
+    try:
+        data = Synthetic(split, difficulty or None) if split else Synthetic(difficulty=difficulty or None)
+    except ValueError as error:
+        raise DataError(f"data {spec!r}: {error}; expected {SPECS['synthetic']}") from error
+    data.skip_bad = skip_bad
+    return data
+
+
+def _split_subset(rest: str) -> tuple[str, str | None]:
+    """DIR and SUBSET of DIR#SUBSET. A folder whose own name has a # in it is taken as such."""
+    directory, _, subset = rest.rpartition("#")
+    if not directory or Path(rest).expanduser().is_dir():
+        return rest, None
+    return directory, subset
+
+
+def _split_images(rest: str, spec: str) -> tuple[str, str]:
+    """ANNOTATIONS.json and IMAGES of ANNOTATIONS.json@IMAGES, split at the first @ that follows an existing file."""
+    ats = [i for i, character in enumerate(rest) if character == "@" and rest[:i] and rest[i + 1 :]]
+    if not ats:
+        raise DataError(f"data {spec!r} lacks a part; expected {SPECS['coco']}")
+    at = next((i for i in ats if Path(rest[:i]).expanduser().is_file()), ats[0])
+    return rest[:at], rest[at + 1 :]

@@ -1,0 +1,210 @@
+"""COCO instance annotations: one task for each annotation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from segenv.data.base import (
+    MAX_PIXELS,
+    DataError,
+    Dataset,
+    check_target,
+    digest,
+    file_digest,
+    file_size,
+    folder,
+    read_image,
+    read_json,
+    within,
+)
+from segenv.data.folder import unique
+from segenv.types import BadItem, Task
+
+NAMED_FROM = 0.01  # least part of the image that an object must cover for "the <class>" to name it
+
+
+class Coco(Dataset):
+    """The annotations of a COCO instances file, each of them a task, crowds too (`meta["iscrowd"]`).
+
+    COCO has no human text here. The instruction is "the <class>" where that picks out one object: no other annotation
+    of the class in the image, not a crowd, and at least 1 % of the image's pixels; then `meta["text"]` is "derived".
+    Elsewhere it is empty and `meta["text"]` is None. `meta["category"]` is the class either way.
+
+    Polygons of one annotation are joined, by pycocotools' rule. Ids are the image's stem and the annotation's number.
+    """
+
+    def __init__(self, annotations: str, images: str, skip_bad: bool = False, max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__(skip_bad)
+        self.spec = f"coco:{annotations}@{images}"
+        self.max_pixels = max_pixels
+        self._root = folder(images, "the folder of the images that the annotations name")
+        self._file = Path(annotations).expanduser()
+        what = "COCO instances (lists of images, annotations and categories)"
+        found = read_json(self._file, what)
+        lists = found if isinstance(found, dict) else {}
+        for name in ("images", "annotations"):
+            if not isinstance(lists.get(name), list):
+                raise DataError(f"{self._file} has no list of {name}; expected {what}")
+        self._annotations: list[Any] = lists["annotations"]
+        self._images = _by_id(lists["images"])
+        self._categories = _by_id(lists.get("categories"))
+        self._licences = _by_id(lists.get("licenses"))
+        self._count = Counter(_class_in_image(entry) for entry in self._annotations)
+        self._ids = tuple(self._id(i, entry) for i, entry in enumerate(self._annotations))
+        if not self._ids:
+            raise DataError(f"{self._file} has no annotations; expected {what}")
+        unique(self._ids, self.spec)
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self._ids
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the annotation file's content, and of the names and sizes in bytes of the images."""
+        names = [image.get("file_name") for image in self._images.values()]
+        sizes = [[name, file_size(self._root / name) if isinstance(name, str) else None] for name in names]
+        return digest([type(self).__name__, file_digest(self._file), *sizes])
+
+    def load(self, i: int) -> Task:
+        item, entry = self._ids[i], self._annotations[i]
+        record = self._record(item, entry)
+        path = within(self._root, record.get("file_name"), item)
+        image = read_image(path, item, self.max_pixels)
+        height, width = image.shape[:2]
+        if (record.get("height", height), record.get("width", width)) != (height, width):
+            raise BadItem(
+                f"item {item!r}: {path} is {width} x {height} pixels (width x height, turned as its EXIF says), but "
+                f"{self._file} says {record.get('width')} x {record.get('height')}; use the images that were annotated"
+            )
+        try:
+            mask = segmentation_mask(entry.get("segmentation"), height, width)
+        except ValueError as error:
+            raise BadItem(f"item {item!r}: segmentation in {self._file} {error}; correct the annotation") from error
+        target = np.where(mask, 255, 0).astype(np.uint8)
+        check_target(target, (height, width), item, path, self._file)
+        category = self._categories.get(entry.get("category_id"), {}).get("name")
+        crowd = bool(entry.get("iscrowd"))
+        named = (
+            category is not None
+            and not crowd
+            and self._count[_class_in_image(entry)] == 1
+            and mask.mean() >= NAMED_FROM
+        )
+        meta = {
+            "image_id": entry["image_id"],
+            "annotation_id": entry["id"],
+            "category": category,
+            "iscrowd": crowd,
+            "text": "derived" if named else None,
+            "licence": self._licences.get(record.get("license"), {}).get("name"),
+        }
+        return Task(item, image, target, f"the {category}" if named else "", meta=meta)
+
+    def _id(self, i: int, entry: Any) -> str:
+        if not isinstance(entry, dict) or "id" not in entry:
+            return f"annotation-{i}"
+        name = self._images.get(_key(entry.get("image_id")), {}).get("file_name")
+        return f"{PurePosixPath(name).stem if isinstance(name, str) else entry.get('image_id')}_{entry['id']}"
+
+    def _record(self, item: str, entry: Any) -> dict[str, Any]:
+        """The image record of an annotation."""
+        if not isinstance(entry, dict) or "id" not in entry:
+            raise BadItem(f"item {item!r}: {self._file} has an annotation without an id; give it one, or remove it")
+        record = self._images.get(_key(entry.get("image_id")))
+        if record is None:
+            raise BadItem(
+                f"item {item!r}: {self._file} lists no image with id {entry.get('image_id')!r}; "
+                "add its record, or remove the annotation"
+            )
+        return record
+
+
+def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """A COCO segmentation as bool [height, width]: polygons [[x, y, x, y, …], …], or RLE with counts as a list or
+    compressed.
+
+    Everything is checked first, because pycocotools reads out of bounds, or takes four numbers for a box. Raises
+    `ValueError`.
+    """
+    if isinstance(segmentation, list):
+        return _polygons(segmentation, height, width)
+    if not isinstance(segmentation, dict) or "counts" not in segmentation:
+        raise ValueError(f"is a {type(segmentation).__name__}; expected polygons, or RLE with size and counts")
+    if segmentation.get("size") != [height, width]:
+        raise ValueError(
+            f"has size {segmentation.get('size')!r}; expected the image's [height, width], [{height}, {width}]"
+        )
+    counts = segmentation["counts"]
+    counts = _uncompressed(counts) if isinstance(counts, str) else counts
+    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError("has counts that are no lengths; expected whole numbers from 0, or a compressed string")
+    if sum(counts) != height * width:
+        raise ValueError(f"has counts for {sum(counts)} pixels; expected {height * width}")
+    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)  # runs of background and object in turn
+    return np.ascontiguousarray(values.reshape(width, height).T)  # COCO runs down the columns
+
+
+def _polygons(polygons: list[Any], height: int, width: int) -> np.ndarray:
+    from pycocotools import mask as rle
+
+    if not polygons:
+        raise ValueError("has no polygon; expected at least one")
+    reach = max(height, width)  # pycocotools walks every edge pixel by pixel, wherever it leads
+    for polygon in polygons:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(
+                f"has a polygon that is {str(polygon)[:60]}; expected [x, y, x, y, …] with at least three points"
+            )
+        if not all(type(value) in (int, float) and -reach <= value <= 2 * reach for value in polygon):
+            raise ValueError(
+                f"has a polygon with coordinates far from the image of {width} x {height} pixels, or no numbers"
+            )
+    joined = rle.merge(rle.frPyObjects(polygons, height, width))
+    return segmentation_mask({**joined, "counts": joined["counts"].decode()}, height, width)
+
+
+def _uncompressed(text: str) -> list[int]:
+    """Run lengths of compressed RLE: five bits a character, low ones first, as differences from the run
+    before the last.
+
+    Source: rleFrString in cocoapi's common/maskApi.c. Raises `ValueError`.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        code = ord(character) - 48
+        if not 0 <= code < 64 or shift > 60:
+            raise ValueError(f"has compressed counts with {character!r} in them; expected what pycocotools writes")
+        value |= (code & 0x1F) << shift
+        shift += 5
+        if code & 0x20:  # more to come
+            continue
+        if code & 0x10:  # negative
+            value -= 1 << shift
+        counts.append(value + counts[-2] if len(counts) > 2 else value)
+        value = shift = 0
+    if shift:
+        raise ValueError("has compressed counts that end too early; expected what pycocotools writes")
+    return counts
+
+
+def _by_id(records: Any) -> dict[Any, dict[str, Any]]:
+    """COCO records by their id; what is no record is left out, and missed where something names it."""
+    listed: Iterable[Any] = records if isinstance(records, list) else ()
+    return {_key(record.get("id")): record for record in listed if isinstance(record, dict)}
+
+
+def _class_in_image(entry: Any) -> tuple[Any, Any]:
+    return (_key(entry.get("image_id")), _key(entry.get("category_id"))) if isinstance(entry, dict) else (None, None)
+
+
+def _key(value: Any) -> Any:
+    """An id that can be looked up, whatever JSON holds in its place."""
+    return value if isinstance(value, (int, str)) else None

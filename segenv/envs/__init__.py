@@ -1,0 +1,1 @@
+"""Gymnasium environments: thin shells over `segenv.mdp.SegMDP`, registered by `import segenv`."""

@@ -1,0 +1,167 @@
+"""`segenv/Refine-v0`: repair a mask that is there already, and the ways in which such masks are made."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import cv2
+import numpy as np
+
+from segenv import codec as codecs
+from segenv.envs.click import HLMATEnv, Start
+from segenv.metrics import iou
+from segenv.tools.base import SegTool
+from segenv.types import Box, Click, Prompt, Task, object_of
+
+Kind = Callable[[float], np.ndarray]  # strength 0..1 -> mask; 0 leaves the mask as it was
+
+
+def given(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
+    """The task's own `initial_mask`. Raises ValueError where it has none."""
+    if task.initial_mask is None:
+        raise ValueError(f"task {task.id} has no initial_mask; use start='box', 'points' or 'distort', which make one")
+    return task
+
+
+def box(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
+    """What the tool makes of the object's bounding box."""
+    x0, y0, x1, y1 = _bounds(task)
+    return _answered(task, tool, Prompt(box=Box(x0, y0, x1, y1)))
+
+
+def points(task: Task, tool: SegTool, rng: np.random.Generator, k: int = 3) -> Task:
+    """What the tool makes of 1 to `k` positive clicks anywhere in the object's bounding box, off the object too
+    (SegAgent §4)."""
+    x0, y0, x1, y1 = _bounds(task)
+    spots = rng.integers((x0, y0), (x1, y1), (int(rng.integers(1, k + 1)), 2)).tolist()
+    return _answered(task, tool, Prompt(clicks=tuple(Click(x, y) for x, y in spots)))
+
+
+def distort(task: Task, tool: SegTool, rng: np.random.Generator, low: float = 0.4, high: float = 0.9) -> Task:
+    """The target with two distortions, at an IoU drawn from `low` to `high` (as near to it as whole pixels come).
+
+    Each is drawn from: grown, shrunk, shifted, ragged, a part cut off, a round part added.
+    """
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"distort got low={low}, high={high}; expected 0 < low <= high <= 1")
+    final = rng.uniform(low, high)
+    mask = object_of(task.target)
+    for goal in (rng.uniform(final, 1), final):
+        mask = _lowered(mask, task.target, goal, rng)
+    return replace(task, initial_mask=mask)
+
+
+STARTS: dict[str, Callable[..., Task]] = {"given": given, "box": box, "points": points, "distort": distort}
+
+
+def get(start: str | Start) -> Start:
+    """The start that a spec names: `given`, `box`, `points`, `points:k=5`, `distort`, `distort:low=0.2,high=0.7`. A
+    function of (task, tool, generator) that returns a task with an `initial_mask` is returned as it is."""
+    if callable(start):
+        return start
+    name, _, rest = start.partition(":")
+    if name not in STARTS:
+        raise ValueError(f"start {start!r} is unknown; expected one of {', '.join(STARTS)}")
+    known = list(inspect.signature(STARTS[name]).parameters)[3:]
+    options: dict[str, float] = {}
+    for part in rest.split(",") if rest else ():
+        match = re.fullmatch(r"([a-z]+)=([0-9.]+)", part)
+        if match is None or match[1] not in known:
+            raise ValueError(
+                f"start {start!r}: {part!r} is no option; {name} has {', '.join(known) or 'none'}, as key=number"
+            )
+        options[match[1]] = float(match[2]) if "." in match[2] else int(match[2])
+    return partial(STARTS[name], **options)
+
+
+def _bounds(task: Task) -> tuple[int, int, int, int]:
+    """The corners x0, y0, x1, y1 of the object's tight box."""
+    x, y, width, height = cv2.boundingRect(object_of(task.target).view(np.uint8))
+    if not width:
+        raise ValueError(f"task {task.id} has no object pixel, so no box to start from")
+    return x, y, x + width, y + height
+
+
+def _answered(task: Task, tool: SegTool, prompt: Prompt) -> Task:
+    """The task, starting from the tool's answer to `prompt`."""
+    [prediction] = tool.predict(tool.encode([task.image], [task.image_hash]), [prompt])
+    return replace(task, initial_mask=prediction.mask)
+
+
+def _lowered(mask: np.ndarray, target: np.ndarray, goal: float, rng: np.random.Generator) -> np.ndarray:
+    """`mask` [H, W] bool, distorted in one drawn way until its IoU with the target has fallen to `goal`."""
+    kinds = _kinds(mask, rng)
+    for i in rng.permutation(len(kinds)):
+        weak, strong = 0.0, 1.0
+        if iou(target, kinds[i](strong)) >= goal:
+            continue  # too weak on this mask: a big object cannot grow much. Cutting parts off always gets there
+        for _ in range(16):
+            middle = (weak + strong) / 2
+            weak, strong = (middle, strong) if iou(target, kinds[i](middle)) >= goal else (weak, middle)
+        return min((kinds[i](weak), kinds[i](strong)), key=lambda made: abs(iou(target, made) - goal))
+    return mask
+
+
+def _kinds(mask: np.ndarray, rng: np.random.Generator) -> tuple[Kind, ...]:
+    """The ways to distort a mask, drawn once: each is a function of strength alone."""
+    height, width = mask.shape
+    reach = float(np.hypot(height, width))
+    # signed distance to the object's edge, in pixels: at most 0 inside
+    away = _distance(~mask) - _distance(mask)
+    coarse = rng.uniform(-1, 1, (max(height // 24, 3), max(width // 24, 3))).astype(np.float32)
+    waves = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    turn = rng.uniform(0, 2 * np.pi)
+    along = np.cos(turn) * np.arange(width)[None, :] + np.sin(turn) * np.arange(height)[:, None]
+    first, last = (along[mask].min(), along[mask].max() + 1) if mask.any() else (0.0, 1.0)
+    near = np.argwhere(np.abs(away) <= 2)
+    y, x = near[rng.integers(len(near))] if len(near) else (0, 0)
+    part = np.hypot(np.arange(width)[None, :] - x, np.arange(height)[:, None] - y)
+
+    def shifted(strength: float) -> np.ndarray:
+        by = strength * reach
+        matrix = np.array([[1, 0, by * np.cos(turn)], [0, 1, by * np.sin(turn)]], np.float32)
+        return cv2.warpAffine(mask.view(np.uint8), matrix, (width, height), flags=cv2.INTER_NEAREST) > 0
+
+    return (
+        lambda strength: away <= strength * reach,  # grown
+        lambda strength: away <= -strength * reach,  # shrunk
+        shifted,
+        lambda strength: away + strength * reach * waves <= 0,  # ragged
+        lambda strength: mask & (along >= first + strength * (last - first)),  # a part cut off
+        lambda strength: mask | (part < strength * reach),  # a round part added
+    )
+
+
+def _distance(mask: np.ndarray) -> np.ndarray:
+    """Exact Euclidean distance of each pixel that holds to the nearest one that does not, in pixels, float32."""
+    return cv2.distanceTransform(np.ascontiguousarray(mask).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+
+
+class RefineEnv(HLMATEnv):
+    """Repair a given mask with text clicks: `segenv/HLMAT-v0` from a mask that is not empty.
+
+    Actions, observations, rewards, end and information are those of `HLMATEnv`.
+
+    ## Starting State
+    `start` says where the mask comes from: `box` (the tool's answer to the object's bounding box; the default),
+    `points` (its answer to random points in that box), `distort` (the target, distorted to a drawn IoU) or `given` (the
+    task's `initial_mask`). Options follow a colon, see `get`. The first three read the target, once, and the mask that
+    they make is all that the episode keeps: neither box, points nor logits remain, and `undo` goes no further back than
+    this mask. The episode's task (`env.unwrapped.state.task`) carries the mask, so that a `given` start repeats it.
+    """
+
+    def __init__(
+        self,
+        tool: str | SegTool = "sam",
+        data: str | Sequence[Task] = "synthetic:train",
+        codec: str | codecs.Codec = "segagent",
+        reward: str | Callable = "iou_gain",
+        max_steps: int = 20,
+        render_mode: str | None = None,
+        start: str | Start = "box",
+    ) -> None:
+        super().__init__(tool, data, codec, reward, max_steps, render_mode, get(start))

@@ -1,0 +1,175 @@
+"""Segmentation as a Markov decision process (HLMAT, SegAgent, arXiv 2503.08625): rules only, no plumbing.
+
+    s_t = (M_t, a_0 .. a_{t-1})        M_{t+1} = F(image, all clicks so far, box, logits of M_t)        R(s) = IoU(M, target)
+
+A state is a value. `SegMDP.transition` takes a batch of states and of actions and gives the batch of next states, always the same ones for
+the same input; branching is keeping a reference. The target is read by `reward` alone; `observation` is the same whatever the target is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from segenv import rewards
+from segenv.types import Action, Box, Click, Invalid, Prompt, Stop, Task, Undo, frozen
+
+if TYPE_CHECKING:
+    from segenv.tools.base import SegTool
+
+
+@dataclass(frozen=True, eq=False)
+class SegState:
+    """One moment of an episode; read-only, and shared freely between branches.
+
+    The mask is kept as packed bits. `logits` are the tool's [h, w] float32, or None. `score` is the tool's own IoU estimate of the mask
+    (NaN at the start). `undone` is the state that `Undo` returns to. `error` says why the last action was not carried out.
+    """
+
+    task: Task
+    packed: np.ndarray | None = None  # uint8 [ceil(H·W / 8)]; None: empty mask
+    clicks: tuple[Click, ...] = ()
+    box: Box | None = None
+    logits: np.ndarray | None = field(default=None, repr=False)
+    score: float = float("nan")
+    step: int = 0
+    stopped: bool = False
+    error: str | None = None
+    undone: SegState | None = field(default=None, repr=False)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The current mask, bool [H, W], read-only."""
+        shape = self.task.image.shape[:2]
+        if self.packed is None:
+            return frozen(np.zeros(shape, bool))
+        return frozen(np.unpackbits(self.packed, count=shape[0] * shape[1]).view(bool).reshape(shape))
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What an agent may know of a state: everything but the target.
+
+    `image` is the untouched uint8 [H, W, 3] and `mask` bool [H, W]; `segenv.render.overlay` blends them into the picture that a model
+    sees. Earlier clicks are not in it: the paper's policy sees the mask, the image and the text.
+    """
+
+    task_id: str
+    image: np.ndarray
+    mask: np.ndarray
+    instruction: str
+    step: int
+    steps_left: int
+    error: str | None = None
+
+    @property
+    def height(self) -> int:
+        return self.image.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.image.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class SegMDP:
+    """The rules: `initial`, `transition`, `terminal`, `observation` and `reward`.
+
+    `max_steps` is part of the state (steps left are observed), so running out of clicks terminates an episode and does not truncate it.
+    `reward` is a name from `segenv.rewards` or a function of (task, mask before, action, mask after).
+    """
+
+    tool: SegTool
+    max_steps: int = 20
+    reward_name: str | Callable = "iou_gain"
+
+    @cached_property
+    def _reward(self) -> Callable:
+        return rewards.get(self.reward_name)
+
+    def initial(self, task: Task) -> SegState:
+        """The start: an empty mask, or the task's `initial_mask`."""
+        packed = None if task.initial_mask is None else frozen(np.packbits(task.initial_mask))
+        return SegState(task, packed)
+
+    def transition(self, states: Sequence[SegState], actions: Sequence[Action]) -> list[SegState]:
+        """The states that follow, one for each pair of state and action; the given states are left as they are."""
+        if len(states) != len(actions):
+            raise ValueError(f"transition got {len(states)} states and {len(actions)} actions; give one action for each state")
+        following: list[SegState | None] = [None] * len(states)
+        prompted: list[tuple[int, SegState]] = []  # what the tool must answer: place in the batch, and state without its new mask
+        for i, (state, action) in enumerate(zip(states, actions)):
+            if self.terminal(state):
+                raise ValueError(f"task {state.task.id} ended at step {state.step}; start a new episode with initial(task)")
+            moved = replace(state, step=state.step + 1, error=None)
+            match action:
+                case Click() | Box() if reason := _outside(action, state.task):
+                    following[i] = replace(moved, error=reason)
+                case Click():
+                    prompted.append((i, replace(moved, clicks=(*state.clicks, action), undone=state)))
+                case Box():
+                    prompted.append((i, replace(moved, box=action, undone=state)))
+                case Stop():
+                    following[i] = replace(moved, stopped=True)
+                case Undo() if state.undone is None:
+                    following[i] = replace(moved, error="nothing to undo: no click has been made")
+                case Undo():
+                    following[i] = replace(state.undone, step=state.step + 1, error=None)
+                case Invalid():
+                    following[i] = replace(moved, error=action.reason)
+                case _:
+                    raise TypeError(f"action is {type(action).__name__}; expected Click, Box, Stop, Undo or Invalid")
+        if prompted:
+            for i, state in self._answer(prompted):
+                following[i] = state
+        return following  # type: ignore[return-value]  # every place is filled by now
+
+    def _answer(self, prompted: list[tuple[int, SegState]]) -> list[tuple[int, SegState]]:
+        """Fill in the masks of the states whose prompt changed, with one call of the tool."""
+        tasks = [state.task for _, state in prompted]
+        encodings = self.tool.encode([task.image for task in tasks], [task.image_hash for task in tasks])
+        prompts = [
+            Prompt(state.clicks, state.box, None if state.packed is None else state.mask, state.logits) for _, state in prompted
+        ]
+        predictions = self.tool.predict(encodings, prompts)
+        return [
+            (
+                i,
+                replace(
+                    state,
+                    packed=frozen(np.packbits(prediction.mask)),
+                    logits=None if prediction.logits is None else frozen(prediction.logits),
+                    score=prediction.score,
+                ),
+            )
+            for (i, state), prediction in zip(prompted, predictions)
+        ]
+
+    def terminal(self, state: SegState) -> bool:
+        """Stopped by the agent, or out of steps."""
+        return state.stopped or state.step >= self.max_steps
+
+    def observation(self, state: SegState) -> Observation:
+        """What the agent sees of `state`."""
+        task = state.task
+        left = self.max_steps - state.step
+        return Observation(task.id, task.image, state.mask, task.instruction, state.step, left, state.error)
+
+    def reward(self, state: SegState, action: Action, following: SegState) -> float:
+        """The reward of having taken `action` in `state`, which led to `following`."""
+        return float(self._reward(state.task, state.mask, action, following.mask, self.terminal(following)))
+
+
+def _outside(action: Click | Box, task: Task) -> str | None:
+    """Why the action cannot be carried out on this image, or None. Codecs clip, so this is for callers who make actions themselves."""
+    if isinstance(action, Click):
+        if not (0 <= action.x < task.width and 0 <= action.y < task.height):
+            return f"click ({action.x}, {action.y}) lies outside the image of {task.width} x {task.height} pixels"
+        return None
+    if not (0 <= action.x0 < action.x1 <= task.width and 0 <= action.y0 < action.y1 <= task.height):
+        return f"box ({action.x0}, {action.y0}, {action.x1}, {action.y1}) is empty or leaves the image of {task.width} x {task.height}"
+    return None

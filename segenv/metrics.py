@@ -1,0 +1,236 @@
+"""How good masks, curves of masks and guesses about masks are.
+
+Masks are [H, W]: targets uint8 or bool as in `segenv.types`, predictions bool (or 0/non-zero). Ignored pixels count in
+nothing. Every function that can meet two empty masks says what it returns then, and takes another value as `empty`
+(published code counts 1, NaN or 0). A *curve* is the IoUs of one episode after each click, in 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from segenv.types import Box, ignored_of, object_of
+
+Numbers = Sequence[float] | np.ndarray  # one for each item, [N]
+
+# ---------------------------------------------------------------------------------------------------------------- masks
+
+
+def errors(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False negatives and false positives, bool [H, W] each, without ignored pixels."""
+    wanted, predicted = _pair(target, prediction)
+    return wanted & ~predicted, predicted & ~wanted
+
+
+def areas(target: np.ndarray, prediction: np.ndarray) -> tuple[int, int]:
+    """Intersection and union in pixels."""
+    wanted, predicted = _pair(target, prediction)
+    first, second = cv2.boundingRect(wanted.view(np.uint8)), cv2.boundingRect(predicted.view(np.uint8))
+    boxes = [(x, y, x + w, y + h) for x, y, w, h in (first, second) if w]
+    if not boxes:
+        return 0, 0
+    x0, y0 = (min(box[side] for box in boxes) for side in (0, 1))
+    x1, y1 = (max(box[side] for box in boxes) for side in (2, 3))
+    wanted, predicted = wanted[y0:y1, x0:x1], predicted[y0:y1, x0:x1]
+    return _count(wanted & predicted), _count(wanted | predicted)
+
+
+def iou(target: np.ndarray, prediction: np.ndarray, empty: float = 1.0) -> float:
+    """Intersection over union; `empty` where both masks are empty (SegAgent counts 1, RITM NaN, others 0)."""
+    intersection, union = areas(target, prediction)
+    return intersection / union if union else empty
+
+
+def ciou(intersections: Numbers, unions: Numbers, empty: float = 1.0) -> float:
+    """Cumulative IoU of many masks, ΣI / ΣU, from their `areas`; `empty` where every union is empty."""
+    total = float(np.sum(unions))
+    return float(np.sum(intersections)) / total if total else empty
+
+
+def boundary_iou(target: np.ndarray, prediction: np.ndarray, ratio: float = 0.02, empty: float = 1.0) -> float:
+    """IoU of the masks' inner rings, `ratio` of the image's diagonal wide (Cheng et al. 2021): what 3×3 erosion takes
+    away in max(1, round(ratio · diagonal)) steps, with the outside of the image counted as background. Ignored pixels
+    are taken from the prediction first, and from both rings after. `empty` where both masks are empty."""
+    wanted, predicted = _pair(target, prediction)
+    steps = max(1, round(ratio * float(np.hypot(*target.shape))))
+    rings = _ring(wanted, steps), _ring(predicted, steps)
+    ignored = ignored_of(target)
+    if ignored is not None:
+        rings = rings[0] & ~ignored, rings[1] & ~ignored
+    return iou(*rings, empty=empty)
+
+
+def box_of(mask: np.ndarray) -> Box | None:
+    """The tight box of a bool mask [H, W] in continuous corners, or None where it is empty."""
+    x, y, width, height = cv2.boundingRect(mask.astype(bool, copy=False).view(np.uint8))
+    return Box(x, y, x + width, y + height) if width else None
+
+
+def box_iou(target: np.ndarray, prediction: np.ndarray, empty: float = 1.0) -> float:
+    """IoU of the masks' tight boxes, for Acc@0.5 of referring expression comprehension; 0 where one mask is empty,
+    `empty` where both are."""
+    first, second = (box_of(mask) for mask in _pair(target, prediction))
+    if first is None or second is None:
+        return empty if first is second else 0.0
+    width = min(first.x1, second.x1) - max(first.x0, second.x0)
+    height = min(first.y1, second.y1) - max(first.y0, second.y0)
+    intersection = max(0.0, width) * max(0.0, height)
+    union = sum((box.x1 - box.x0) * (box.y1 - box.y0) for box in (first, second)) - intersection
+    return float(intersection / union)
+
+
+def _pair(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The object and the prediction without ignored pixels, bool [H, W] each, C-contiguous."""
+    if target.shape != prediction.shape or target.ndim != 2:
+        raise ValueError(
+            f"target is {list(target.shape)} and prediction {list(prediction.shape)}; both must be [H, W] of one image"
+        )
+    wanted, predicted = object_of(target), prediction.astype(bool, copy=False)
+    ignored = ignored_of(target)
+    if ignored is not None:
+        predicted = predicted & ~ignored
+    return np.ascontiguousarray(wanted), np.ascontiguousarray(predicted)
+
+
+def _count(mask: np.ndarray) -> int:
+    return cv2.countNonZero(mask.view(np.uint8))
+
+
+def _ring(mask: np.ndarray, steps: int) -> np.ndarray:
+    """The pixels of a bool mask [H, W] within `steps` pixels (in the maximum norm) of one outside it or of the image's
+    outside."""
+    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
+    ring = np.zeros_like(mask)
+    if width:
+        window = np.s_[y : y + height, x : x + width]
+        padded = cv2.copyMakeBorder(mask[window].view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
+        inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=min(steps, min(width, height)))[1:-1, 1:-1]
+        ring[window] = mask[window] & (inner == 0)
+    return ring
+
+
+# --------------------------------------------------------------------------------------------------------------- curves
+
+
+def iou_at(ious: Numbers, clicks: int) -> float:
+    """IoU after so many clicks; an episode that ended sooner keeps its last mask. (Only an episode that ended because
+    nothing was left to do may be asked: one that was cut at an IoU of 0.90 cannot tell its IoU@20.)"""
+    if not len(ious) or clicks < 1:
+        raise ValueError(f"IoU after {clicks} clicks of a curve of {len(ious)}; expected at least one of each")
+    return float(ious[min(clicks, len(ious)) - 1])
+
+
+def noc(ious: Numbers, threshold: float, max_clicks: int = 20) -> int:
+    """Number of clicks to reach IoU ≥ `threshold`, compared in float32 as RITM does; `max_clicks` where it is never
+    reached."""
+    reached = _reached(ious, threshold, max_clicks)
+    return int(reached.argmax()) + 1 if reached.any() else max_clicks
+
+
+def nof(curves: Sequence[Numbers], threshold: float, max_clicks: int = 20, published: bool = False) -> int:
+    """Number of failures: episodes that do not reach `threshold` within `max_clicks`. `published` counts as RITM's code
+    does: every episode whose NoC is `max_clicks`, and so also those that reach the threshold at exactly the last
+    click."""
+    if published:
+        return sum(noc(ious, threshold, max_clicks) == max_clicks for ious in curves)
+    return sum(not _reached(ious, threshold, max_clicks).any() for ious in curves)
+
+
+def _reached(ious: Numbers, threshold: float, max_clicks: int) -> np.ndarray:
+    """Whether each click's IoU is at the threshold, bool [up to max_clicks]."""
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; expected an IoU in 0..1, such as 0.85")
+    return np.asarray(ious, np.float32)[:max_clicks] >= np.float32(threshold)
+
+
+def auc(ious: Numbers, max_clicks: int = 20) -> float:
+    """Area under IoU over clicks 1..max_clicks by the trapezoid rule, over its width: in 0..1. A short curve keeps its
+    last value."""
+    curve = np.array([iou_at(ious, click) for click in range(1, max_clicks + 1)])
+    return float(((curve[1:] + curve[:-1]) / 2).mean()) if max_clicks > 1 else float(curve[0])
+
+
+def regret(ious: Numbers) -> float:
+    """What a better moment to stop would have gained: the curve's maximum less its last value."""
+    return float(np.max(ious) - ious[-1])
+
+
+# ---------------------------------------------------------------------------------------------------------- uncertainty
+
+
+def bootstrap(values: Numbers, seed: int = 0, n: int = 2000) -> tuple[float, float]:
+    """95 % percentile interval of the mean from `n` resamples; (NaN, NaN) without values. The same values and seed give
+    the same interval."""
+    return bootstrap_ratio(values, np.ones(len(values)), seed, n)
+
+
+def bootstrap_ratio(numerators: Numbers, denominators: Numbers, seed: int = 0, n: int = 2000) -> tuple[float, float]:
+    """95 % percentile interval of Σ numerators / Σ denominators over resampled pairs: of cIoU, from its `areas`."""
+    above, below = _paired(numerators, denominators)
+    rng, ratios = np.random.default_rng(seed), []
+    chunk = max(1, 2_000_000 // max(1, len(above)))  # resamples at a time, to bound the memory
+    for start in range(0, n if len(above) else 0, chunk):
+        drawn = rng.integers(0, len(above), (min(chunk, n - start), len(above)))
+        totals = below[drawn].sum(1)
+        ratios.append(above[drawn].sum(1)[totals > 0] / totals[totals > 0])
+    pooled = np.concatenate(ratios) if ratios else np.zeros(0)
+    low, high = np.percentile(pooled, (2.5, 97.5)) if len(pooled) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def bootstrap_difference(first: Numbers, second: Numbers, seed: int = 0, n: int = 2000) -> tuple[float, float, float]:
+    """Mean of first − second on the same items, and its paired 95 % interval: (mean, low, high)."""
+    a, b = _paired(first, second)
+    return (float((a - b).mean()) if len(a) else float("nan"), *bootstrap(a - b, seed, n))
+
+
+# ---------------------------------------------------------------------------------------------------------- calibration
+
+
+def mae(stated: Numbers, true: Numbers) -> float:
+    """Mean absolute error of stated against true IoUs."""
+    first, second = _paired(stated, true)
+    return float(np.abs(first - second).mean()) if len(first) else float("nan")
+
+
+def pearson(stated: Numbers, true: Numbers) -> float:
+    """Linear correlation; NaN where one side does not vary."""
+    first, second = _paired(stated, true)
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def spearman(stated: Numbers, true: Numbers) -> float:
+    """Rank correlation, equal values sharing their mean rank; NaN where one side does not vary."""
+    first, second = _paired(stated, true)
+    return pearson(_ranks(first), _ranks(second))
+
+
+def ece(stated: Numbers, true: Numbers, bins: int = 10) -> float:
+    """Expected calibration error: |mean stated − mean true| in `bins` equal bins of the stated IoU in 0..1, weighted by
+    their items."""
+    first, second = _paired(stated, true)
+    which = np.clip((first * bins).astype(int), 0, bins - 1)
+    gaps = np.bincount(which, first - second, minlength=bins)
+    return float(np.abs(gaps).sum() / len(first)) if len(first) else float("nan")
+
+
+def _paired(first: Numbers, second: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    """Two lists about the same items, float64 [N] each."""
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(
+            f"got lists of shapes {list(a.shape)} and {list(b.shape)}; give one value of each for every item"
+        )
+    return a, b
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Rank of each value, [N], equal values sharing their mean rank."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((last - counts + 1 + last) / 2)[which]

@@ -1,0 +1,168 @@
+"""The nouns of the decision process: tasks, actions, prompts and predictions.
+
+**Coordinates.** Everything outside `segenv.codec` is in pixels of the original image, x to the right and y down. A
+`Click` names a pixel by its integer column `x` and row `y`. A `Box` has continuous corners, where pixel i covers [i, i+1):
+the tight box of a mask is `(min x, min y, max x + 1, max y + 1)`.
+
+**Targets** are [H, W]: 0 is background, 255 (or True) is the object, 128 is ignored: it counts in no metric and attracts no click.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Union
+
+import numpy as np
+
+IGNORE = 128  # the label of pixels that count neither as object nor as background
+
+
+class SegenvError(Exception):
+    """Base of every error that segenv raises on purpose."""
+
+
+class BadItem(SegenvError):
+    """A dataset item is corrupt, huge, mismatched, empty or missing; the message names the item."""
+
+
+class ToolError(SegenvError):
+    """A segmentation tool failed. Never scored: it stops the run, and the run can be resumed."""
+
+
+def frozen(array: np.ndarray) -> np.ndarray:
+    """The same array, read-only from now on."""
+    array.setflags(write=False)
+    return array
+
+
+def object_of(target: np.ndarray) -> np.ndarray:
+    """The target's object, bool [H, W]. `target` is bool, or uint8 with 0, 255 and 128 (ignored)."""
+    return target if target.dtype == np.bool_ else target == 255
+
+
+def ignored_of(target: np.ndarray) -> np.ndarray | None:
+    """The target's ignored pixels, bool [H, W], or None where there are none."""
+    if target.dtype == np.bool_:
+        return None
+    ignored = target == IGNORE
+    return ignored if ignored.any() else None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One thing to segment: an image, what to segment in it, and (hidden from the agent) the answer.
+
+    `image` is uint8 [H, W, 3], RGB. `target` is uint8 or bool [H, W] (see the module's docstring). `initial_mask` is bool
+    [H, W] or None: the mask that a refinement starts from. `meta` carries what a dataset knows beside that (subset, difficulty,
+    licence, text of other objects); nothing in it reaches an observation.
+    """
+
+    id: str
+    image: np.ndarray
+    target: np.ndarray
+    instruction: str = ""
+    initial_mask: np.ndarray | None = None
+    meta: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise BadItem(
+                f"task {self.id}: image is {self.image.dtype} {list(self.image.shape)}; expected uint8 [H, W, 3] in RGB"
+            )
+        if self.target.dtype not in (np.uint8, np.bool_):
+            raise BadItem(f"task {self.id}: target is {self.target.dtype}; expected uint8 (0, 128, 255) or bool")
+        for name, mask in (("target", self.target), ("initial_mask", self.initial_mask)):
+            if mask is not None and mask.shape != self.image.shape[:2]:
+                raise BadItem(
+                    f"task {self.id}: {name} is {list(mask.shape)} but the image is {list(self.image.shape[:2])}; "
+                    "both must be [H, W]"
+                )
+        for array in (self.image, self.target, self.initial_mask):
+            if array is not None:
+                frozen(array)
+
+    @property
+    def height(self) -> int:
+        return self.image.shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.image.shape[1]
+
+    @cached_property
+    def image_hash(self) -> str:
+        """128-bit hash of the image's content and shape, in hex."""
+        return image_hash(self.image)
+
+
+def image_hash(image: np.ndarray) -> str:
+    """128-bit BLAKE2b of an image's shape and bytes, in hex: the image's part of an encoding's key."""
+    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Click:
+    """A point prompt on the pixel in column `x` and row `y` of the original image."""
+
+    x: int
+    y: int
+    positive: bool = True
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box prompt with continuous corners (x0, y0), (x1, y1), where pixel i covers [i, i+1)."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+@dataclass(frozen=True)
+class Stop:
+    """The agent is satisfied with the mask."""
+
+
+@dataclass(frozen=True)
+class Undo:
+    """Take back the last click or box."""
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """A reply that is no action: it takes one step and leaves the mask. `reason` says what arrived and what was expected."""
+
+    text: str
+    reason: str
+
+
+Action = Union[Click, Box, Stop, Undo, Invalid]
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """All that a tool is told about one image: every click so far in order, a box, and what the tool returned before.
+
+    `mask` is bool [H, W], the current mask (None at an empty start); `logits` are the tool's own low-resolution logits of
+    the previous prediction (None at the start, or where the mask did not come from the tool).
+    """
+
+    clicks: tuple[Click, ...] = ()
+    box: Box | None = None
+    mask: np.ndarray | None = None
+    logits: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """A tool's answer: `mask` bool [H, W] in the original image, `logits` [h, w] float32 to feed back (None where the tool has
+    none), and `score`, the tool's own estimate of the mask's IoU in 0..1 (NaN where it has none)."""
+
+    mask: np.ndarray
+    logits: np.ndarray | None = None
+    score: float = float("nan")

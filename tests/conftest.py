@@ -1,0 +1,67 @@
+"""What every test shares: one thread, no network, and small things to segment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Read by numpy, torch and Hugging Face when they are imported, and inherited by every process that a test starts.
+os.environ.update(
+    {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "MPLBACKEND": "Agg",
+    }
+)
+
+import cv2
+import hypothesis
+import numpy as np
+import pytest
+
+from segenv.types import Task
+
+cv2.setNumThreads(1)
+# A deadline measures the machine, not the code; in CI the examples are the same every time.
+hypothesis.settings.register_profile("segenv", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.load_profile("segenv")
+
+
+def disc_task(height: int, width: int, x: int, y: int, radius: int, name: str = "disc") -> Task:
+    """A bright disc on noise: the target is every pixel within `radius` px of (x, y)."""
+    rows, columns = np.ogrid[:height, :width]
+    target = (columns - x) ** 2 + (rows - y) ** 2 <= radius**2
+    image = np.random.default_rng([height, width, x, y]).integers(0, 96, (height, width, 3), dtype=np.uint8)
+    image[target] += 128
+    return Task(name, image, target, "the bright disc")
+
+
+@pytest.fixture
+def task() -> Task:
+    """48 x 64 pixels with a disc of radius 12 px around (40, 20)."""
+    return disc_task(48, 64, 40, 20, 12)
+
+
+@pytest.fixture
+def tasks() -> list[Task]:
+    """Three tasks of different sizes; in the last one, a ring around the object is ignored."""
+    last = disc_task(32, 32, 16, 16, 9, "ignored")
+    core = disc_task(32, 32, 16, 16, 6).target
+    target = np.where(core, 255, np.where(last.target, 128, 0)).astype(np.uint8)
+    return [
+        disc_task(48, 64, 40, 20, 12, "wide"),
+        disc_task(70, 33, 10, 50, 8, "tall"),
+        Task(last.id, last.image, target, last.instruction),
+    ]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real photos beside the repository; tests that need it are skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real photos at {folder}: this test needs them")
+    return folder

@@ -1,0 +1,59 @@
+"""The benchmark runs, compares equal things, and says what it measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import benchmark
+
+
+def test_writes_what_it_measured_and_only_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    benchmark.main(["--only", "iou", "--seconds", "0.01", "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert set(result) == {"rows", "manifest"}
+    (row,) = result["rows"]
+    assert set(row) == {"name", "case", "plain_ms", "fast_ms", "ratio", "note", "passed"}
+    assert row["name"] == "iou"
+    assert row["ratio"] == pytest.approx(row["plain_ms"] / row["fast_ms"])
+    assert "iou" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["next-click", "overlay", "branch"])
+def test_fast_kernels_are_faster(name: str) -> None:
+    (row,) = benchmark.BENCHMARKS[name](0.1)
+    assert row.ratio is not None
+    assert row.ratio > 1
+
+
+def test_batches_give_what_single_calls_give() -> None:
+    rows = [*benchmark.time_tool(benchmark.tools.make("disc"), "disc", 0.01)]
+    rows.append(benchmark.time_rollout(benchmark.SegMDP(benchmark.tools.make("disc"), max_steps=3), "disc", 0.01))
+    assert all(row.ratio for row in rows)
+
+
+def test_every_codec_is_tried_with_texts_of_full_length() -> None:
+    texts = list(benchmark.adversarial_texts("Positive point: (1, 2)"))
+    assert {len(text) for text in texts} == {benchmark.PARSER_BYTES}
+    assert any(text.startswith("(((") for text in texts)
+    assert any(text.startswith("Positive point: (999") for text in texts)
+
+
+def test_ways_that_differ_are_not_timed() -> None:
+    with pytest.raises(RuntimeError, match="different results"):
+        benchmark.compare(lambda: 1, lambda: 2, int.__eq__, 0.0)
+
+
+def test_no_text_stops_a_parser_for_long() -> None:
+    """Ten times the limit that the table shows: a busy machine passes, a parser that backtracks does not."""
+    rows = list(benchmark.parser(0.0))
+    assert rows
+    assert not [row for row in rows if row.fast_ms is None or row.fast_ms > 10 * benchmark.PARSER_LIMIT_MS]
+
+
+def test_a_name_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["--only", "nonsense", "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())

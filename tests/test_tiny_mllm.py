@@ -1,0 +1,167 @@
+"""The tiny multimodal model and the backend that any checkpoint runs in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents import tiny
+from agents.backends.transformers import GumbelNoise, TransformersBackend, chat, encode, load, resized
+
+torch.set_num_threads(1)
+SMALL = {"image_size": 32, "patch_size": 8, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
+PROMPTS = ["the red circle", "the very small green triangle on the left of the biggest blue square", "☃", ""]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return tiny.build(seed=1, **SMALL)
+
+
+@pytest.fixture
+def backend(pair):
+    return TransformersBackend(pair, max_new_tokens=8, image_size=(32, 32))
+
+
+@pytest.fixture(scope="module")
+def images():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in [(40, 60), (32, 32), (3, 90), (20, 10)]]
+
+
+def test_a_seed_gives_the_same_files_twice_and_they_load_as_any_checkpoint(tmp_path):
+    one, two = tiny.save(tmp_path / "one", seed=3, **SMALL), tiny.save(tmp_path / "two", seed=3, **SMALL)
+    names = sorted(file.name for file in one.iterdir())
+    assert "model.safetensors" in names
+    assert names == sorted(file.name for file in two.iterdir())
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    model, processor = load(one)
+    built, original = tiny.build(seed=3, **SMALL)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), built.state_dict().values()))
+    assert model.config.segenv == built.config.segenv
+    assert chat(processor, "the red circle") == chat(original, "the red circle")
+    other, _ = tiny.build(seed=4, **SMALL)
+    assert not torch.equal(other.lm_head.weight, built.lm_head.weight)
+
+
+def test_the_default_model_has_about_a_million_parameters_and_none_of_them_is_dead():
+    model, processor = tiny.build()
+    assert 1e6 < sum(parameter.numel() for parameter in model.parameters()) < 2e6
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    asked, written = chat(processor, "the red circle", "Positive point: (175, 483)")
+    inputs = encode(processor, [asked + written], [image])
+    features = model.get_image_features(inputs["pixel_values"]).pooler_output[0]
+    assert features.std() > 0.1
+    assert features.std(0).mean() > 0.05  # places of the image look different
+    model(**inputs, labels=inputs["input_ids"]).loss.backward()
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    # LLaVA takes the tower's last layer before its norm; a key's bias shifts all scores of a query alike
+    assert all("post_layernorm" in name or "k_proj.bias" in name for name in still), still
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=50)
+def test_any_text_comes_back_from_its_tokens(text):
+    words = _tokenizer()
+    assert words.decode(words(text)["input_ids"]) == text or any(token in text for token in words.all_special_tokens)
+
+
+@given(st.text(alphabet="0123456789()[]{}, .:ab\n", max_size=40))
+@settings(max_examples=50)
+def test_every_digit_bracket_and_comma_is_one_token(text):
+    words = _tokenizer()
+    pieces = [words.decode([token]) for token in words(text)["input_ids"]]
+    for piece in pieces:
+        assert len(piece) == 1 or not set(piece) & set("0123456789()[]{},")
+
+
+def _tokenizer(known=[]):  # noqa: B006  # trained once
+    known or known.append(tiny.tokenizer())
+    return known[0]
+
+
+def test_every_word_of_the_vocabulary_is_one_token_after_a_space():
+    words = _tokenizer()
+    assert {word: len(words(" " + word)["input_ids"]) for word in tiny.WORDS} == {word: 1 for word in tiny.WORDS}
+
+
+def test_the_text_stands_before_the_image(pair):
+    asked, written = chat(pair[1], "the red circle", "Positive point: (1, 2)")
+    assert asked == "<|user|>the red circle<image><|end|><|assistant|>"
+    assert written == "Positive point: (1, 2)<|end|>"
+
+
+def test_a_prompt_that_names_the_image_token_is_still_about_one_image(backend, images):
+    assert backend.generate(images[:1], ["look at <image> and <image>"], [0]) == backend.generate(
+        images[:1], ["look at   and  "], [0]
+    )
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_reply_does_not_depend_on_the_batch_around_it(backend, images, temperature):
+    together = backend.generate(images, PROMPTS, [5, 6, 7, 8], temperature)
+    alone = [backend.generate([i], [p], [s], temperature)[0] for i, p, s in zip(images, PROMPTS, [5, 6, 7, 8])]
+    assert together == alone
+    assert together[::-1] == backend.generate(images[::-1], PROMPTS[::-1], [8, 7, 6, 5], temperature)
+    backend.batch_size = 3
+    assert together == backend.generate(images, PROMPTS, [5, 6, 7, 8], temperature)
+
+
+def test_seeds_drive_samples_and_leave_the_likeliest_reply_alone(backend, images):
+    same = [images[0]] * 6, ["the red circle"] * 6
+    assert len(set(backend.generate(*same, range(6), temperature=1.0))) > 1
+    assert len(set(backend.generate(*same, range(6), temperature=0.0))) == 1
+    assert backend.generate(*same, [4] * 6, temperature=1.0) == backend.generate(*same, [4] * 6, temperature=1.0)
+
+
+def test_padding_leaves_the_scores_of_a_short_prompt_alone(pair, images):
+    model, processor = pair
+    small = [resized(image, (32, 32)) for image in images[:2]]
+    asked = [chat(processor, prompt)[0] for prompt in PROMPTS[:2]]
+    both, one = encode(processor, asked, small), encode(processor, asked[:1], small[:1])
+    assert both["input_ids"].shape[1] > one["input_ids"].shape[1]
+    with torch.no_grad():
+        padded, alone = model(**both).logits[0, -1], model(**one).logits[0, -1]
+    assert torch.allclose(padded, alone, atol=1e-5)
+
+
+def test_gumbel_noise_samples_the_softmax_at_a_temperature():
+    logits, temperature, n = torch.tensor([0.0, 1.0, -1.0, 0.5]), 0.7, 4000
+    chosen = GumbelNoise(range(n), temperature)(None, logits.expand(n, -1)).argmax(1)
+    observed = torch.bincount(chosen, minlength=4) / n
+    assert torch.allclose(observed, (logits / temperature).softmax(0), atol=0.03)  # four standard errors
+
+
+def test_the_count_of_tokens_and_seconds_grows(backend, images):
+    backend.generate(images[:2], PROMPTS[:2], [0, 1])
+    assert 0 < backend.tokens["reply"] <= 16 < backend.tokens["prompt"]
+    assert backend.seconds > 0
+
+
+def test_the_fingerprint_follows_the_weights(pair):
+    one, other = TransformersBackend(pair), TransformersBackend(tiny.build(seed=2, **SMALL))
+    assert one.fingerprint == TransformersBackend(tiny.build(seed=1, **SMALL)).fingerprint != other.fingerprint
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 64))
+def test_resizing_to_a_longest_side_shrinks_only(height, width, size):
+    image = np.zeros((height, width, 3), np.uint8)
+    sent = resized(image, size)
+    assert max(sent.shape[:2]) == min(size, max(height, width))
+    assert resized(image, None) is image
+    assert resized(image, (7, 9)).shape == (7, 9, 3)
+
+
+def test_a_missing_checkpoint_says_what_was_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no image-text-to-text checkpoint at .*nothing"):
+        TransformersBackend(str(tmp_path / "nothing"))
+
+
+def test_unequal_lists_and_a_negative_temperature_are_refused(backend, images):
+    with pytest.raises(ValueError, match="2 images, 1 prompts and 2 seeds"):
+        backend.generate(images[:2], PROMPTS[:1], [0, 1])
+    with pytest.raises(ValueError, match="temperature is -1"):
+        backend.generate(images[:1], PROMPTS[:1], [0], temperature=-1)
