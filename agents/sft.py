@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
 
 from agents.backends.transformers import chat, encode, load, resized
@@ -112,6 +113,15 @@ class ReplyTrainer(SFTTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        """Resume whole models through `from_pretrained`: several families are written under other names than their parameters have, and the
+        trainer's own loading warns of the missing names and goes on with the weights of the start."""
+        if isinstance(self.model, PreTrainedModel):
+            written = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            self.model.load_state_dict(written.state_dict())
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 class ReplyCollator:

@@ -76,12 +76,10 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     ids = list(player.dataset.ids[: args.limit])
     if not ids:
         raise RunError(f"data {args.data!r} holds no task; nothing to evaluate")
-    out = args.resume or args.out or time.strftime("runs/evaluate-%Y%m%d-%H%M%S")
-    with (
-        RunFolder.resume(out, args, FREE)
-        if args.resume
-        else RunFolder.create(out, replace(args, out=str(out))) as folder
-    ):
+    out = args.resume or args.out
+    if out is None:
+        raise RunError("an evaluation needs a folder: give out, or resume")
+    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         about = _manifest(args, player, folder)
         places = {name: place for place, name in enumerate(ids)}
         outcomes = _finished(folder, places)
@@ -150,8 +148,8 @@ def _manifest(args: Args, player: Player, folder: RunFolder) -> dict[str, Any]:
         f"the {name}" for name in ("hashes", "protocol") for name in changes(before[name], finite(about[name]))
     ]:
         raise RunError(
-            f"what {folder.path} began with changed, so its episodes would be mixed: {'; '.join(changed)}. Put back what was there, or start "
-            "another run with --out"
+            f"what {folder.path} began with changed, so its episodes would be mixed: {'; '.join(changed)}. Put back "
+            "what was there, or start another run with --out"
         )
     return before
 
@@ -163,7 +161,8 @@ def _finished(folder: RunFolder, places: dict[str, int]) -> dict[int, Outcome]:
         item = summary.outcome(Episode.from_json(record))
         if item.task not in places:
             raise RunError(
-                f"{folder / 'episodes.jsonl'} holds task {item.task!r}, which the data does not; start another run with --out"
+                f"{folder / 'episodes.jsonl'} holds task {item.task!r}, which the data does not; start another run "
+                "with --out"
             )
         outcomes[places[item.task]] = item
     return outcomes

@@ -52,7 +52,7 @@ def write(
     steps = len(numbers["iou_at"])
     pictures = {
         "iou_over_clicks": plot_curves({numbers["protocol"]["agent"]: curves(outcomes, steps)}),
-        "noc": plot_clicks({t: clicks_to(outcomes, steps, t) for t in (0.85, 0.90)}, numbers["nof"], steps),
+        "noc": plot_clicks({t: clicks_to(outcomes, steps, t) for t in (0.85, 0.90)}, numbers["nof_never"], steps),
     }
     for name, content in pictures.items():
         write_atomic(folder / "plots" / f"{name}.png", content)
@@ -111,6 +111,7 @@ def table(numbers: dict[str, Any]) -> list[dict[str, Any]]:
     ]
     rows += [(f"NoC@{t}", numbers["noc"][t], intervals["noc"][t], False, 2) for t in SHOWN_THRESHOLDS]
     rows += [(f"NoF@{t}", numbers["nof"][t], None, False, 0) for t in SHOWN_THRESHOLDS]
+    rows += [(f"never at {t}", numbers["nof_never"][t], None, False, 0) for t in SHOWN_THRESHOLDS]
     rows += [(name, numbers[key], intervals.get(key), higher, 4) for key, name, higher in ROWS[1:]]
     return [
         {

@@ -30,12 +30,10 @@ from segenv.types import SegenvError
 
 Config = TypeVar("Config")
 LIBRARIES = (
-    "segenv numpy opencv-python-headless pycocotools scipy pillow gymnasium torch transformers tokenizers safetensors trl peft accelerate "
-    "segment-anything stable-baselines3 ray"
-).split()
-FSYNC_EVERY = (
-    1.0  # seconds: a kill loses nothing that was flushed; a power cut may lose this much, and the run does it again
+    *("segenv", "numpy", "opencv-python-headless", "pycocotools", "pillow", "gymnasium", "torch", "transformers"),
+    *("tokenizers", "safetensors", "trl", "peft", "accelerate", "segment-anything", "stable-baselines3", "ray"),
 )
+FSYNC_EVERY = 1.0  # seconds; a kill loses nothing, a power cut may lose this much and the run does it again
 
 
 class RunError(SegenvError):
@@ -51,8 +49,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RunError(
-            f"the disk is full ({error.strerror}) while writing {path}; nothing written before is lost: free some space, then go on with "
-            f"--resume {path.parent}"
+            f"the disk is full ({error.strerror}) while writing {path}; nothing written before is lost: free some "
+            "space, then go on with --resume"
         ) from error
 
 
@@ -98,8 +96,8 @@ class RunFolder:
         folder = cls(path)
         if changed := changes(load_config(path, type(config)), config, free | {"out", "resume"}):
             raise RunError(
-                f"--resume {path} would change results: {'; '.join(changed)}. Leave these out to go on with the run as it began, or start "
-                "another with --out"
+                f"--resume {path} would change results: {'; '.join(changed)}. Leave these out to go on with the run as "
+                "it began, or start another with --out"
             )
         folder._acquire()
         return folder
@@ -262,7 +260,8 @@ def _build(kind: Any, loaded: Any, file: Path) -> Any:
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(loaded) - known):
         raise RunError(
-            f"{file} holds settings that {kind.__name__} does not know: {unknown}; was it written by another command or version?"
+            f"{file} holds settings that {kind.__name__} does not know: {unknown}; was it written by another command "
+            "or version?"
         )
     hints, values = typing.get_type_hints(kind), {}
     for name, value in loaded.items():
@@ -294,7 +293,8 @@ def parse_args(kind: type[Config], argv: Sequence[str] | None = None, descriptio
     given: Any = tyro.cli(kind, args=argv, default=saved, description=description)
     if given.out not in (None, saved.out) and Path(given.out).resolve() != Path(args.resume).resolve():
         raise RunError(
-            f"--out {given.out} and --resume {args.resume} are two folders; a run goes on where it began, so give one of them"
+            f"--out {given.out} and --resume {args.resume} are two folders; a run goes on where it began, so give one "
+            "of them"
         )
     return given
 

@@ -44,6 +44,7 @@ class Setup:
     batch_size: int = 8
     skip_bad: bool = False
     threads: int = 1
+    temperature: float | None = None  # of agents that sample; None: their own
 
 
 class Player:
@@ -56,7 +57,8 @@ class Player:
         self.setup = setup
         self.dataset = data.make(setup.data, skip_bad=setup.skip_bad)
         self.tool = tools.make(setup.tool)
-        self.agent = agents.make(setup.agent, setup.codec, seed=setup.seed)
+        sampling = {} if setup.temperature is None else {"temperature": setup.temperature}
+        self.agent = agents.make(setup.agent, setup.codec, seed=setup.seed, **sampling)
         self.mdp = SegMDP(self.tool, setup.max_steps, setup.reward)
         if "cv2" in sys.modules:
             sys.modules["cv2"].setNumThreads(setup.threads)
@@ -127,8 +129,8 @@ def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> It
         pool.shutdown()
     except BrokenProcessPool as error:
         raise WorkerError(
-            f"one of {workers} worker processes died (killed, or out of memory?); the episodes that had come back are kept. Go on with "
-            "--resume DIR, with fewer --workers or a smaller --batch-size if memory was short"
+            f"one of {workers} worker processes died (killed, or out of memory?); the episodes that had come back are "
+            "kept. Go on with --resume DIR, with fewer --workers or a smaller --batch-size if memory was short"
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,9 +1,10 @@
 """Segmentation as a Markov decision process (HLMAT, SegAgent, arXiv 2503.08625): rules only, no plumbing.
 
-    s_t = (M_t, a_0 .. a_{t-1})        M_{t+1} = F(image, all clicks so far, box, logits of M_t)        R(s) = IoU(M, target)
+    s_t = (M_t, a_0 .. a_{t-1})     M_{t+1} = F(image, all clicks so far, box, logits of M_t)     R(s) = IoU(M, target)
 
-A state is a value. `SegMDP.transition` takes a batch of states and of actions and gives the batch of next states, always the same ones for
-the same input; branching is keeping a reference. The target is read by `reward` alone; `observation` is the same whatever the target is.
+A state is a value. `SegMDP.transition` takes a batch of states and of actions and gives the batch of next states,
+always the same ones for the same input; branching is keeping a reference. The target is read by `reward` alone;
+`observation` is the same whatever the target is.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 class SegState:
     """One moment of an episode; read-only, and shared freely between branches.
 
-    The mask is kept as packed bits. `logits` are the tool's [h, w] float32, or None. `score` is the tool's own IoU estimate of the mask
-    (NaN at the start). `undone` is the state that `Undo` returns to. `error` says why the last action was not carried out.
+    The mask is kept as packed bits. `logits` are the tool's [h, w] float32, or None. `score` is the tool's own IoU
+    estimate of the mask (NaN at the start). `undone` is the state that `Undo` returns to. `error` says why the last
+    action was not carried out.
     """
 
     task: Task
@@ -54,8 +56,8 @@ class SegState:
 class Observation:
     """What an agent may know of a state: everything but the target.
 
-    `image` is the untouched uint8 [H, W, 3] and `mask` bool [H, W]; `segenv.render.overlay` blends them into the picture that a model
-    sees. Earlier clicks are not in it: the paper's policy sees the mask, the image and the text.
+    `image` is the untouched uint8 [H, W, 3] and `mask` bool [H, W]; `segenv.render.overlay` blends them into the
+    picture that a model sees. Earlier clicks are not in it: the paper's policy sees the mask, the image and the text.
     """
 
     task_id: str
@@ -79,13 +81,18 @@ class Observation:
 class SegMDP:
     """The rules: `initial`, `transition`, `terminal`, `observation` and `reward`.
 
-    `max_steps` is part of the state (steps left are observed), so running out of clicks terminates an episode and does not truncate it.
-    `reward` is a name from `segenv.rewards` or a function of (task, mask before, action, mask after).
+    `max_steps` is part of the state (steps left are observed), so running out of clicks terminates an episode and does
+    not truncate it. `reward` is a name from `segenv.rewards` or a function of (task, mask before, action, mask after).
     """
 
     tool: SegTool
     max_steps: int = 20
     reward_name: str | Callable = "iou_gain"
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps is {self.max_steps}; expected at least 1")
+        _ = self._reward  # an unknown name is an error here, and not at the first step
 
     @cached_property
     def _reward(self) -> Callable:
@@ -99,12 +106,18 @@ class SegMDP:
     def transition(self, states: Sequence[SegState], actions: Sequence[Action]) -> list[SegState]:
         """The states that follow, one for each pair of state and action; the given states are left as they are."""
         if len(states) != len(actions):
-            raise ValueError(f"transition got {len(states)} states and {len(actions)} actions; give one action for each state")
+            raise ValueError(
+                f"transition got {len(states)} states and {len(actions)} actions; give one action for each state"
+            )
         following: list[SegState | None] = [None] * len(states)
-        prompted: list[tuple[int, SegState]] = []  # what the tool must answer: place in the batch, and state without its new mask
-        for i, (state, action) in enumerate(zip(states, actions)):
+        prompted: list[
+            tuple[int, SegState]
+        ] = []  # what the tool must answer: place in the batch, and state without its new mask
+        for i, (state, action) in enumerate(zip(states, actions, strict=True)):
             if self.terminal(state):
-                raise ValueError(f"task {state.task.id} ended at step {state.step}; start a new episode with initial(task)")
+                raise ValueError(
+                    f"task {state.task.id} ended at step {state.step}; start a new episode with initial(task)"
+                )
             moved = replace(state, step=state.step + 1, error=None)
             match action:
                 case Click() | Box() if reason := _outside(action, state.task):
@@ -115,10 +128,10 @@ class SegMDP:
                     prompted.append((i, replace(moved, box=action, undone=state)))
                 case Stop():
                     following[i] = replace(moved, stopped=True)
-                case Undo() if state.undone is None:
-                    following[i] = replace(moved, error="nothing to undo: no click has been made")
+                case Undo() if (earlier := state.undone) is not None:
+                    following[i] = replace(earlier, step=state.step + 1, error=None)
                 case Undo():
-                    following[i] = replace(state.undone, step=state.step + 1, error=None)
+                    following[i] = replace(moved, error="nothing to undo: no click has been made")
                 case Invalid():
                     following[i] = replace(moved, error=action.reason)
                 case _:
@@ -133,7 +146,8 @@ class SegMDP:
         tasks = [state.task for _, state in prompted]
         encodings = self.tool.encode([task.image for task in tasks], [task.image_hash for task in tasks])
         prompts = [
-            Prompt(state.clicks, state.box, None if state.packed is None else state.mask, state.logits) for _, state in prompted
+            Prompt(state.clicks, state.box, None if state.packed is None else state.mask, state.logits)
+            for _, state in prompted
         ]
         predictions = self.tool.predict(encodings, prompts)
         return [
@@ -146,7 +160,7 @@ class SegMDP:
                     score=prediction.score,
                 ),
             )
-            for (i, state), prediction in zip(prompted, predictions)
+            for (i, state), prediction in zip(prompted, predictions, strict=True)
         ]
 
     def terminal(self, state: SegState) -> bool:
@@ -165,11 +179,13 @@ class SegMDP:
 
 
 def _outside(action: Click | Box, task: Task) -> str | None:
-    """Why the action cannot be carried out on this image, or None. Codecs clip, so this is for callers who make actions themselves."""
+    """Why the action cannot be carried out on this image, or None. Codecs clip, so this is for callers who make actions
+    themselves."""
     if isinstance(action, Click):
         if not (0 <= action.x < task.width and 0 <= action.y < task.height):
             return f"click ({action.x}, {action.y}) lies outside the image of {task.width} x {task.height} pixels"
         return None
     if not (0 <= action.x0 < action.x1 <= task.width and 0 <= action.y0 < action.y1 <= task.height):
-        return f"box ({action.x0}, {action.y0}, {action.x1}, {action.y1}) is empty or leaves the image of {task.width} x {task.height}"
+        corners = f"({action.x0}, {action.y0}, {action.x1}, {action.y1})"
+        return f"box {corners} is empty or leaves the image of {task.width} x {task.height} pixels"
     return None

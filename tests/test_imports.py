@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# types <- geometry, metrics <- tools, codec, render <- mdp <- envs <- adapters; segenv <- agents <- search <- experiments.
+# types <- geometry, metrics <- tools, codec, render <- mdp <- envs <- adapters;
+# segenv <- agents <- search <- experiments.
 # A module imports from its own layer or from layers before it. The layer of a package is that of all its modules.
 LAYERS = [
     {"segenv.types", "segenv.seeds"},
@@ -82,8 +83,8 @@ def test_the_walk_sees_every_way_to_import(tmp_path: Path, monkeypatch: pytest.M
     path = tmp_path / "segenv" / "tools" / "disc.py"
     path.parent.mkdir(parents=True)
     path.write_text(
-        "import search.beam, numpy\nfrom segenv import metrics, __version__\nfrom . import disc\nfrom ..types import Task\n"
-        "def late():\n    from agents.base import Agent\n"
+        "import search.beam, numpy\nfrom segenv import metrics, __version__\nfrom . import disc\n"
+        "from ..types import Task\ndef late():\n    from agents.base import Agent\n"
     )
     assert imports_of(path) == {
         *("search.beam", "segenv.metrics", "segenv", "segenv.tools.disc", "segenv.types", "agents.base")

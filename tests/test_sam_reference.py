@@ -82,6 +82,7 @@ def transformers_model():
             "mlp_dim": 64,
             "num_attention_heads": 2,
             "iou_head_hidden_dim": 32,
+            "layer_norm_eps": 1e-5,  # the original's; transformers' default of 1e-6 moves logits by about 1e-5
         },
     )
     return SamModel(config)
@@ -126,11 +127,17 @@ def tools():
     """The same random weights in both, drawn here: transformers' own start is dead (initializer_range 1e-10)."""
     torch.set_num_threads(1)
     ours, original = transformers_model(), original_model()
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(13)  # one of those whose masks are neither empty nor full
     with torch.no_grad():
         for name, weight in ours.named_parameters():
-            spread = 1.0 if "embed" in name or "token" in name else 1.5 / max(weight[0].numel(), 1) ** 0.5
-            weight.copy_(torch.randn(weight.shape, generator=generator) * spread + ("norm" in name and "weight" in name))
+            spread = 1.0 if "embed" in name or "token" in name else weight[0].numel() ** -0.5
+            weight.copy_(
+                torch.randn(weight.shape, generator=generator) * spread + ("norm" in name and "weight" in name)
+            )
+            if re.search(r"hypernetworks.*proj_out\.bias", name):  # logits on both sides of 0
+                weight.zero_()
+            if "iou_prediction_head.proj_out" in name:  # scores around .5
+                weight.mul_(0.1).add_(0.5 if name.endswith("bias") else 0.0)
     state = ours.state_dict()
     original.load_state_dict({name: state[transformers_name(name)] for name in original.state_dict()})
     return SamTool(ours), SegmentAnythingTool(original)
@@ -168,19 +175,25 @@ def test_both_implementations_agree(tools, index):
     np.testing.assert_allclose(encoding["embedding"], reference_encoding["embedding"], atol=1e-3)
     for name, prompt in prompts_for(image).items():
         for turn in ("first", "fed back", "fed back again"):
-            found, reference = (t.predict([e], [prompt])[0] for t, e in zip(tools, (encoding, reference_encoding), strict=True))
+            found, reference = (
+                t.predict([e], [prompt])[0] for t, e in zip(tools, (encoding, reference_encoding), strict=True)
+            )
             assert found.logits.std() > 0.1, (name, turn)
             np.testing.assert_allclose(found.logits, reference.logits, atol=1e-3, err_msg=f"{name}, {turn}")
             assert found.score == pytest.approx(reference.score, abs=1e-3)
-            assert_equal_masks(found, reference, image, (name, turn))
+            assert_equal_masks(found, reference, tools[1], image, (name, turn))
             click = Click((7 * len(prompt.clicks)) % image.shape[1], 5, len(prompt.clicks) % 2 == 0)
             prompt = Prompt((*prompt.clicks, click), prompt.box, found.mask, reference.logits)
 
 
-def assert_equal_masks(found, reference, image, label) -> None:
+def assert_equal_masks(found, reference, tool, image, label) -> None:
+    """Equal, but for pixels whose interpolated logit is within 1e-4 of 0: float32 may round those either way."""
     assert 0.01 < reference.mask.mean() < 0.99, (label, "an empty or full mask would agree with anything")
-    differ = np.argwhere(found.mask != reference.mask)
-    assert len(differ) == 0, (label, len(differ), image.shape)
+    differ = found.mask != reference.mask
+    if differ.any():
+        frame = tool.frame(*image.shape[:2])
+        near = frame.mask(reference.logits + 1e-4) != frame.mask(reference.logits - 1e-4)
+        assert not (differ & ~near).any(), (label, int((differ & ~near).sum()))
 
 
 @pytest.mark.parametrize("index", range(len(IMAGES)))

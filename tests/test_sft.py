@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from agents.backends.transformers import TransformersBackend
 from agents.sft import ReplyCollator, SFTOptions, finetune
 
 torch.set_num_threads(1)
-SMALL = {"image_size": 16, "patch_size": 8, "width": 32, "vision_layers": 1, "text_layers": 1, "heads": 2}
+SMALL = {"image_size": 16, "patch_size": 8, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
 QUICK = SFTOptions(steps=6, batch_size=4, save_steps=2, log_steps=1, learning_rate=3e-3)
 
 
@@ -70,7 +71,7 @@ def test_the_loss_is_on_the_reply_and_its_end_alone():
 
 
 def test_a_model_learns_to_say_which_corner_is_lit(base, tmp_path):
-    options = SFTOptions(steps=80, batch_size=8, learning_rate=1e-2, save_steps=1000)
+    options = SFTOptions(steps=120, batch_size=8, learning_rate=1e-2, save_steps=1000)
     summary = finetune(base, Rows(), tmp_path / "out", options, declare={"codec": "segagent"})
     assert summary["loss"] < 0.1 < summary["log"][0][1]
     assert summary == json.loads((tmp_path / "out" / "sft.json").read_text())
@@ -83,19 +84,23 @@ def test_a_model_learns_to_say_which_corner_is_lit(base, tmp_path):
     assert not [file for file in (tmp_path / "out").iterdir() if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
 
 
-def test_training_that_was_cut_ends_with_the_weights_of_training_that_was_not(base, tmp_path):
-    whole = finetune(base, Rows(), tmp_path / "whole", QUICK)
+@pytest.mark.parametrize("lora", [0, 2])
+def test_training_that_was_cut_ends_with_the_weights_of_training_that_was_not(base, tmp_path, lora):
+    options = replace(QUICK, lora=lora)
+    whole = finetune(base, Rows(), tmp_path / "whole", options)
     with pytest.raises(KeyboardInterrupt):
-        finetune(base, Rows(limit=4 * 5 - 1), tmp_path / "cut", QUICK)  # in the fifth batch: checkpoints of steps 2 and 4
+        finetune(
+            base, Rows(limit=4 * 5 - 1), tmp_path / "cut", options
+        )  # in the fifth batch: checkpoints of steps 2 and 4
     state = tmp_path / "cut.training"
     assert sorted(folder.name for folder in state.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
     (state / "checkpoint-4" / "trainer_state.json").write_text('{"global_')  # killed while it was written
     assert not (tmp_path / "cut").exists()
     rest = Rows()
-    resumed = finetune(base, rest, tmp_path / "cut", QUICK)
+    resumed = finetune(base, rest, tmp_path / "cut", options)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     assert resumed["log"] == whole["log"]
-    assert Rows().limit - rest.limit == 4 * 4  # the rows of steps 1 and 2 were not made again
+    assert Rows().limit - rest.limit == 4 * 5  # steps 3 to 6, and one batch ahead: steps 1 and 2 are not made again
 
 
 def test_a_finished_training_is_not_repeated_and_another_does_not_replace_it(base, tmp_path):
@@ -133,28 +138,26 @@ def test_no_rows_are_refused(tmp_path):
 KILLED = """
 import sys
 sys.path[:0] = [{repo!r}, {tests!r}]
-from test_sft import QUICK, Rows, finetune
-import dataclasses
-finetune({base!r}, Rows(), {out!r}, dataclasses.replace(QUICK, steps=300, save_steps=20))
+from test_sft import QUICK, Rows, finetune, replace
+finetune({base!r}, Rows(), {out!r}, replace(QUICK, steps=300, save_steps=20))
 """
 
 
 @pytest.mark.slow
 def test_sigkill_at_any_moment_changes_nothing(base, tmp_path):
     tests = Path(__file__).parent
-    for name, kills in (("whole", 0), ("killed", 2)):
+
+    def train(name: str) -> subprocess.Popen:
         code = KILLED.format(repo=str(tests.parent), tests=str(tests), base=str(base), out=str(tmp_path / name))
-        for kill in range(kills + 1):
-            process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
-            if kill < kills:
-                states = tmp_path / "killed.training"
-                while len(list(states.glob(f"checkpoint-*[!0]{40 * (kill + 1)}"))) + len(
-                    list(states.glob(f"checkpoint-{40 * (kill + 1)}"))
-                ) == 0:
-                    assert process.poll() is None
-                    time.sleep(0.001)
-                process.send_signal(signal.SIGKILL)
-                assert process.wait() == -signal.SIGKILL
-            else:
-                assert process.wait() == 0
+        return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+
+    assert train("whole").wait() == 0
+    for step in (40, 120):
+        process = train("killed")
+        while not (tmp_path / "killed.training" / f"checkpoint-{step}").exists():  # it is being written right now
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert train("killed").wait() == 0
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "killed"))

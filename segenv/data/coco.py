@@ -89,7 +89,7 @@ class Coco(Dataset):
             raise BadItem(f"item {item!r}: segmentation in {self._file} {error}; correct the annotation") from error
         target = np.where(mask, 255, 0).astype(np.uint8)
         check_target(target, (height, width), item, path, self._file)
-        category = self._categories.get(entry.get("category_id"), {}).get("name")
+        category = self._categories.get(_key(entry.get("category_id")), {}).get("name")
         crowd = bool(entry.get("iscrowd"))
         named = (
             category is not None
@@ -103,7 +103,7 @@ class Coco(Dataset):
             "category": category,
             "iscrowd": crowd,
             "text": "derived" if named else None,
-            "licence": self._licences.get(record.get("license"), {}).get("name"),
+            "licence": self._licences.get(_key(record.get("license")), {}).get("name"),
         }
         return Task(item, image, target, f"the {category}" if named else "", meta=meta)
 
@@ -198,7 +198,9 @@ def _uncompressed(text: str) -> list[int]:
 def _by_id(records: Any) -> dict[Any, dict[str, Any]]:
     """COCO records by their id; what is no record is left out, and missed where something names it."""
     listed: Iterable[Any] = records if isinstance(records, list) else ()
-    return {_key(record.get("id")): record for record in listed if isinstance(record, dict)}
+    return {
+        record["id"]: record for record in listed if isinstance(record, dict) and _key(record.get("id")) is not None
+    }
 
 
 def _class_in_image(entry: Any) -> tuple[Any, Any]:

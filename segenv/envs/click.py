@@ -41,8 +41,6 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         render_mode: str | None = None,
         start: Start | None = None,
     ) -> None:
-        if max_steps < 1:
-            raise ValueError(f"max_steps is {max_steps}; expected at least 1")
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode is {render_mode!r}; expected one of {self.metadata['render_modes']} or None")
         self.data = datasets.make(data) if isinstance(data, str) else data
@@ -132,8 +130,8 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
             try:
                 return self.data[int(self.np_random.integers(len(self.data)))]
             except BadItem:
-                skips = isinstance(self.data, datasets.Dataset) and self.data.skip_bad
-                if not skips or len(self.data.skipped) == len(self.data):
+                data = self.data
+                if not (isinstance(data, datasets.Dataset) and data.skip_bad and len(data.skipped) < len(data)):
                     raise
 
     def _find(self, task: Task | str | int) -> Task:

@@ -95,15 +95,16 @@ def _answered(task: Task, tool: SegTool, prompt: Prompt) -> Task:
 def _lowered(mask: np.ndarray, target: np.ndarray, goal: float, rng: np.random.Generator) -> np.ndarray:
     """`mask` [H, W] bool, distorted in one drawn way until its IoU with the target has fallen to `goal`."""
     kinds = _kinds(mask, rng)
+    best = mask
     for i in rng.permutation(len(kinds)):
         weak, strong = 0.0, 1.0
-        if iou(target, kinds[i](strong)) >= goal:
-            continue  # too weak on this mask: a big object cannot grow much. Cutting parts off always gets there
         for _ in range(16):
             middle = (weak + strong) / 2
             weak, strong = (middle, strong) if iou(target, kinds[i](middle)) >= goal else (weak, middle)
-        return min((kinds[i](weak), kinds[i](strong)), key=lambda made: abs(iou(target, made) - goal))
-    return mask
+        best = min((best, kinds[i](weak), kinds[i](strong)), key=lambda made: abs(iou(target, made) - goal))
+        if abs(iou(target, best) - goal) < 0.02:
+            break  # else this way is too coarse on a small object, or too weak on a big one: try another
+    return best
 
 
 def _kinds(mask: np.ndarray, rng: np.random.Generator) -> tuple[Kind, ...]:

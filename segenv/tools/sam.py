@@ -133,7 +133,8 @@ class PromptedSam(SegTool):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits [B, M, grid, grid] and predicted IoU [B, M]."""
 
-    def _frame(self, height: int, width: int) -> Frame:
+    def frame(self, height: int, width: int) -> Frame:
+        """How the model sees an image of `height` x `width` px."""
         return Frame(height, width, self.side, self.padded)
 
     def _encode(self, images: Sequence[np.ndarray]) -> list[Encoding]:
@@ -141,7 +142,7 @@ class PromptedSam(SegTool):
         at_once = max((1 << 20) // self.side**2, 1)  # bounds memory
         for start in range(0, len(images), at_once):
             chunk = images[start : start + at_once]
-            pixels = np.stack([self._frame(*image.shape[:2]).pixels(image, self.mean, self.std) for image in chunk])
+            pixels = np.stack([self.frame(*image.shape[:2]).pixels(image, self.mean, self.std) for image in chunk])
             with torch.inference_mode():
                 embedded = self._embed(torch.from_numpy(pixels).to(self.device))
             encodings += [{"size": np.array(i.shape[:2]), **e} for i, e in zip(chunk, embedded, strict=True)]
@@ -149,7 +150,7 @@ class PromptedSam(SegTool):
 
     def _predict(self, encodings: Sequence[Encoding], prompts: Sequence[Prompt]) -> list[Prediction]:
         groups: dict[tuple, list[int]] = {}
-        frames = [self._frame(*encoding["size"].tolist()) for encoding in encodings]
+        frames = [self.frame(*encoding["size"].tolist()) for encoding in encodings]
         logits = [self._fed_back(frame, prompt) for frame, prompt in zip(frames, prompts, strict=True)]
         for i, prompt in enumerate(prompts):
             key = (len(prompt.clicks), prompt.box is not None, logits[i] is not None)
@@ -315,6 +316,9 @@ def _load(source: str, dtype: torch.dtype) -> Any:
             f"sam: the embedded weights are missing from {EMBEDDED}; install segenv with its package data, or name a "
             "checkpoint: sam:NAME_OR_PATH"
         )
+    logging = transformers.utils.logging
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # "Loading weights", in the midst of the caller's own
     try:
         config, _ = transformers.PreTrainedConfig.get_config_dict(source)
         kind = config.get("model_type")
@@ -324,11 +328,14 @@ def _load(source: str, dtype: torch.dtype) -> Any:
         model, report = model_class.from_pretrained(
             source, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ToolError(
             f"sam:{source}: cannot be loaded: {error} (expected a folder or a name on the Hugging Face Hub with config.json "
             "and model.safetensors)"
         ) from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     if missing := sorted(report["missing_keys"]):
         raise ToolError(f"sam:{source}: the checkpoint lacks {len(missing)} weights of {model_class.__name__}: {missing[:3]} …")
     return model

@@ -1,0 +1,136 @@
+"""COCO: one task for each annotation, masks as pycocotools makes them, and texts that say that they are derived."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_data import make_coco, square
+from pycocotools import mask as rle
+
+from segenv import data
+from segenv.data import coco
+from segenv.types import BadItem
+
+
+def test_coco_names_an_object_only_where_the_class_picks_it_out(tmp_path: Path) -> None:
+    tasks = list(data.make(make_coco(tmp_path)))
+    assert [task.id for task in tasks] == ["7_1", "7_2", "8_3", "8_4", "8_5"]
+    # 8_3: a crowd of dogs stands beside; 8_4 is that crowd; 8_5 covers less than 1 % of the image
+    assert [task.instruction for task in tasks] == ["the cat", "the dog", "", "", ""]
+    assert [task.meta["text"] for task in tasks] == ["derived", "derived", None, None, None]
+    assert np.array_equal(tasks[3].target == 255, square() == 255)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")  # pycocotools under NumPy 2
+def test_coco_texts_and_masks_agree_with_the_shared_references(shared_data: Path) -> None:
+    """The derived references name 140 of 923 annotations; pycocotools gives every mask."""
+    folder = shared_data / "coco"
+    file = folder / "annotations" / "instances_train2017_mini.json"
+    dataset = data.make(f"coco:{file}@{folder / 'train2017'}")
+    listed = json.loads((folder / "annotations" / "derived_classname_refs.json").read_text())["refs"]
+    expected = {ref["ann_id"]: ref["expression"] for ref in listed}
+    by_id = {entry["id"]: entry for entry in json.loads(file.read_text())["annotations"]}
+    found = {}
+    for task in dataset:
+        entry = by_id[task.meta["annotation_id"]]
+        runs = rle.frPyObjects(entry["segmentation"], task.height, task.width)
+        mask = rle.decode(rle.merge(runs) if isinstance(runs, list) else runs)
+        assert np.array_equal(task.target, mask * 255), task.id
+        if task.instruction:
+            found[entry["id"]] = task.instruction
+    assert len(dataset) == 923 and found == expected
+
+
+masks = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1), st.floats(0, 1)).map(
+    lambda t: np.random.default_rng(t[2]).random((t[0], t[1])) < t[3]
+)
+
+
+@given(masks)
+def test_rle_of_both_kinds_is_read_back_exactly(mask: np.ndarray) -> None:
+    size = [*mask.shape]
+    packed = rle.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode()
+    flat = mask.T.reshape(-1)
+    edges = np.flatnonzero(np.diff(flat)) + 1
+    counts = np.diff([0, *([0] if flat[0] else []), *edges, flat.size]).tolist()
+    assert np.array_equal(coco.segmentation_mask({"size": size, "counts": packed}, *size), mask)
+    assert np.array_equal(coco.segmentation_mask({"size": size, "counts": counts}, *size), mask)
+
+
+@given(
+    st.text(max_size=30) | st.lists(st.integers(-3, 20)) | st.none() | st.integers(), st.sampled_from([[4, 4], [4, 5]])
+)
+def test_broken_rle_never_reads_out_of_bounds(counts: object, size: list[int]) -> None:
+    try:
+        assert coco.segmentation_mask({"size": size, "counts": counts}, 4, 4).shape == (4, 4)
+    except ValueError as error:
+        assert "expected" in str(error)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [[], [[1, 1, 3, 3]], [[1, 1, 3, 1, 3]], [[1, 1, 3, 1, 3, 1e12]], [[1, 1, float("nan"), 1, 3, 3]], ["box"], None, 7],
+)
+def test_broken_polygons_are_refused(segmentation: object) -> None:
+    with pytest.raises(ValueError, match="polygon|expected"):
+        coco.segmentation_mask(segmentation, 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["annotations"][1].update(segmentation=[[1, 1, 3, 3]]), "at least three points"),
+        (lambda c: c["annotations"][1].update(segmentation=[[1, 1, 1, 1, 1, 1]]), "no object pixel"),
+        (lambda c: c["annotations"][1].update(image_id=99), "lists no image with id 99"),
+        (lambda c: c["annotations"][1].update(image_id=[]), "lists no image"),
+        (lambda c: c["annotations"].__setitem__(1, None), "annotation without an id"),
+        (lambda c: c["annotations"][1].pop("segmentation"), "expected polygons"),
+    ],
+)
+def test_a_broken_annotation_is_one_bad_item(change: Callable, message: str, tmp_path: Path) -> None:
+    spec = make_coco(tmp_path)
+    content = json.loads((tmp_path / "instances.json").read_text())
+    change(content)
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(BadItem, match=f"item '.*': .*{message}.*--skip-bad"):
+        list(data.make(spec))
+    patient = data.make(spec, skip_bad=True)
+    assert len(list(patient)) == 4 and len(patient.skipped) == 1 and len(patient) == 5
+
+
+def test_a_crowd_has_no_text_even_alone(tmp_path: Path) -> None:
+    spec = make_coco(tmp_path)
+    content = json.loads((tmp_path / "instances.json").read_text())
+    content["annotations"] = content["annotations"][3:4]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    (task,) = data.make(spec)
+    assert task.instruction == "" and task.meta["iscrowd"] and task.meta["category"] == "dog"
+
+
+def test_an_annotation_without_a_known_class_has_no_text(tmp_path: Path) -> None:
+    spec = make_coco(tmp_path)
+    content = json.loads((tmp_path / "instances.json").read_text())
+    content["annotations"][0]["category_id"] = [1]
+    del content["annotations"][1]["category_id"]
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    for task in data.make(spec)[:2]:
+        assert (task.instruction, task.meta["text"], task.meta["category"]) == ("", None, None)
+
+
+def test_coco_images_of_another_size_or_place_are_bad_items(tmp_path: Path) -> None:
+    spec = make_coco(tmp_path)
+    content = json.loads((tmp_path / "instances.json").read_text())
+    content["images"][0]["height"] = 21
+    content["images"][1]["file_name"] = "../train/../../elsewhere.png"
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    dataset = data.make(spec)
+    with pytest.raises(BadItem, match=r"item '7_1': .*30 x 20 .* says 30 x 21"):
+        dataset[0]
+    with pytest.raises(BadItem, match=r"item 'elsewhere_3': .* leaves "):
+        dataset[2]
