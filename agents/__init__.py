@@ -2,7 +2,7 @@
 
 | spec | agent |
 |---|---|
-| `annotator`, `annotator:VARIANT` | the simulated annotator; privileged: it reads the target (`segenv.annotator` names the variants) |
+| `annotator`, `annotator:VARIANT` | the simulated annotator (see `segenv.annotator`); privileged: it reads the target |
 | `random`, `random:p=0.8` | uniform clicks on the image, positive with probability p |
 | `mllm` | the embedded tiny multimodal model (untrained, with a warning, where no weights are embedded) |
 | `mllm:untrained` | the tiny model with fresh weights |
@@ -20,35 +20,33 @@ if TYPE_CHECKING:
 
 __all__ = ["Agent", "make"]
 
-DEFAULT_CODECS = {"annotator": "pixels", "random": "pixels", "mllm": None}  # None: what the checkpoint declares, else segagent
-
 
 def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **options: Any) -> Agent:
     """The agent that `spec` names; an agent is returned as it is.
 
-    `codec` is a name or a codec; None is the agent's default. `seed` sets the weights of an untrained model and nothing else: what an agent
-    does is driven by the seeds given to `act`. `options` go to the agent's class. Raises ValueError for an unknown name or option.
+    `codec` is a name or a codec; None is `pixels`, and for a model what its checkpoint declares, else `segagent`.
+    `seed` sets the weights of an untrained model and nothing else: what an agent does is driven by the seeds given to
+    `act`. `options` go to the agent's class. Raises ValueError for an unknown name and TypeError for an unknown option.
     """
     from segenv import codec as codecs
 
     if isinstance(spec, Agent):
         return spec
     name, _, rest = spec.partition(":")
-    if name not in DEFAULT_CODECS:
-        raise ValueError(f"unknown agent {spec!r}; expected one of annotator[:VARIANT], random[:p=P], mllm[:NAME_OR_PATH]")
-    codec = DEFAULT_CODECS[name] if codec is None else codec
     speaks = codecs.get(codec) if isinstance(codec, str) else codec
     if name == "annotator":
         from agents.annotator import AnnotatorAgent
 
-        return AnnotatorAgent(rest or "ritm", speaks, **options)
+        return AnnotatorAgent(rest or "ritm", speaks or codecs.get("pixels"), **options)
     if name == "random":
         from agents.random import RandomAgent
 
-        return RandomAgent(speaks, **_numbers(spec, rest), **options)
-    from agents.mllm import MllmAgent
+        return RandomAgent(speaks or codecs.get("pixels"), **_numbers(spec, rest), **options)
+    if name == "mllm":
+        from agents.mllm import MllmAgent
 
-    return MllmAgent(rest or None, speaks, seed=seed, **options)
+        return MllmAgent(rest or None, speaks, seed=seed, **options)
+    raise ValueError(f"unknown agent {spec!r}; expected one of annotator[:VARIANT], random[:p=P], mllm[:NAME_OR_PATH]")
 
 
 def _numbers(spec: str, text: str) -> dict[str, float]:
@@ -57,4 +55,6 @@ def _numbers(spec: str, text: str) -> dict[str, float]:
         pairs = [part.split("=", 1) for part in text.split(",") if part]
         return {key.strip(): float(value) for key, value in pairs}
     except ValueError:
-        raise ValueError(f"agent {spec!r}: cannot read the options {text!r}; expected key=number pairs such as p=0.8") from None
+        raise ValueError(
+            f"agent {spec!r}: cannot read the options {text!r}; expected key=number pairs such as p=0.8"
+        ) from None

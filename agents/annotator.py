@@ -1,4 +1,5 @@
-"""The simulated annotator as an agent: the expert that trajectories are drawn from, and the upper line of every table."""
+"""The simulated annotator as an agent: the expert that trajectories are drawn from, and the upper line of every
+table."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from segenv.types import Stop
 
 
 class AnnotatorAgent(Agent):
-    """Clicks where `segenv.annotator.get(variant)` says, from the target and the current mask; stops where the mask is perfect."""
+    """Clicks where `segenv.annotator.get(variant)` says, from the target and the current mask; stops where the mask
+    is perfect."""
 
     privileged = True
 
@@ -24,7 +26,7 @@ class AnnotatorAgent(Agent):
         self._next_click = annotator.get(variant)
 
     def _act_on(self, states: Sequence[SegState], seeds: Sequence[int]) -> list[str]:
-        return [self._answer(state, np.random.default_rng(seed)) for state, seed in zip(states, seeds)]
+        return [self._answer(state, np.random.default_rng(seed)) for state, seed in zip(states, seeds, strict=True)]
 
     def _answer(self, state: SegState, rng: np.random.Generator) -> str:
         click = self._next_click(state.task.target, state.mask, state.clicks, rng)

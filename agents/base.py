@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 class Agent(ABC):  # noqa: B024  # an implementation gives `_act`, or `_act_on` where it is privileged
     """Answers each observation with a text, to be read by `codec`.
 
-    Agents keep nothing between calls. An item's answer depends on its observation and its seed, never on the batch around it, and a repeated
-    call repeats its texts. Implementations give `spec` (what `agents.make` takes) and `_act`; one that reads the target sets `privileged` and
-    gives `_act_on` instead, and is asked through `act_on`. `seconds` counts the time spent answering.
+    Agents keep nothing between calls. An item's answer depends on its observation and its seed, never on the batch
+    around it, and a repeated call repeats its texts. Implementations give `spec` (what `agents.make` takes) and
+    `_act`; one that reads the target sets `privileged` and gives `_act_on` instead, and is asked through `act_on`.
+    `seconds` counts the time spent answering.
     """
 
     spec: str
@@ -37,17 +38,22 @@ class Agent(ABC):  # noqa: B024  # an implementation gives `_act`, or `_act_on` 
     def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
         """One text for each observation; `seeds` are non-negative integers, one an item."""
         if self.privileged:
-            raise TypeError(f"agent {self.spec!r} reads the target, which no observation holds; call act_on(states, seeds)")
+            raise TypeError(
+                f"agent {self.spec!r} reads the target, which no observation holds; call act_on(states, seeds)"
+            )
         return self._timed(self._act, observations, seeds)
 
     def act_on(self, states: Sequence[SegState], seeds: Sequence[int]) -> list[str]:
         """One text for each state, for privileged agents: they read the target."""
         if not self.privileged:
-            raise TypeError(f"agent {self.spec!r} is not privileged and never sees a state; call act(observations, seeds)")
+            raise TypeError(
+                f"agent {self.spec!r} is not privileged and never sees a state; call act(observations, seeds)"
+            )
         return self._timed(self._act_on, states, seeds)
 
     def propose(self, observations: Sequence, k: int, seeds: Sequence[int]) -> list[list[str]]:
-        """`k` texts for each observation (state, where the agent is privileged), drawn with seeds derived from the item's seed."""
+        """`k` texts for each observation (state, where the agent is privileged), drawn with seeds derived from the
+        item's seed."""
         self._check(observations, seeds)
         repeated = [observation for observation in observations for _ in range(k)]
         texts = self._timed(self._draw, repeated, [derived for seed in seeds for derived in derive(seed, k)])
@@ -62,7 +68,9 @@ class Agent(ABC):  # noqa: B024  # an implementation gives `_act`, or `_act_on` 
 
     def _check(self, items: Sequence, seeds: Sequence[int]) -> None:
         if len(items) != len(seeds):
-            raise ValueError(f"agent {self.spec!r} got {len(items)} items and {len(seeds)} seeds; give one seed for each item")
+            raise ValueError(
+                f"agent {self.spec!r} got {len(items)} items and {len(seeds)} seeds; give one seed for each item"
+            )
 
     def _draw(self, observations: Sequence, seeds: Sequence[int]) -> list[str]:
         """One proposal for each item: what `act` gives, unless an agent draws proposals more widely."""

@@ -24,12 +24,14 @@ PROMPTS = ("codec", "instruction")
 class MllmAgent(Agent):
     """Prompts an image-text-to-text checkpoint with `picture` and `prompt`, and returns what it writes.
 
-    `path` is a name or folder for transformers, "untrained" for the tiny model with fresh weights of `seed`, or None for the embedded tiny model.
-    What a fine-tuned checkpoint was taught belongs to it: `codec`, `prompt` and `image_size` are taken from the `segenv` entry of its
-    configuration unless they are given, and are `segagent`, "codec" and None (images are sent as they are) where it declares nothing.
+    `path` is a name or folder for transformers, "untrained" for the tiny model with fresh weights of `seed`, or None
+    for the embedded tiny model. What a fine-tuned checkpoint was taught belongs to it: `codec`, `prompt` and
+    `image_size` are taken from the `segenv` entry of its configuration unless they are given, and are `segagent`,
+    "codec" and None (images are sent as they are) where it declares nothing.
 
-    `prompt` is "codec" (the codec's whole prompt) or "instruction" (the task's instruction alone). `act` samples at `temperature`, where 0
-    takes the likeliest tokens; `propose` samples at `proposal_temperature`. `options` go to `TransformersBackend`.
+    `prompt` is "codec" (the codec's whole prompt) or "instruction" (the task's instruction alone). `act` samples at
+    `temperature`, where 0 takes the likeliest tokens; `propose` samples at `proposal_temperature`. `options` go to
+    `TransformersBackend`.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class MllmAgent(Agent):
         **options: Any,
     ) -> None:
         if path is None and not (EMBEDDED / "config.json").is_file():
-            warnings.warn(f"no weights are embedded in {EMBEDDED}: the agent 'mllm' is an untrained tiny model", stacklevel=3)
+            warnings.warn(
+                f"no weights are embedded in {EMBEDDED}: the agent 'mllm' is an untrained tiny model", stacklevel=3
+            )
             path = UNTRAINED
         self.spec = "mllm" if path is None else f"mllm:{path}"
         self.backend = TransformersBackend(_untrained(seed) if path == UNTRAINED else path or EMBEDDED, **options)
@@ -52,7 +56,9 @@ class MllmAgent(Agent):
         super().__init__(codec or codecs.get(declared.get("codec", "segagent")))
         self.prompt_style = prompt or declared.get("prompt", "codec")
         if self.prompt_style not in PROMPTS:
-            raise ValueError(f"agent {self.spec!r}: prompt is {self.prompt_style!r}; expected one of {', '.join(PROMPTS)}")
+            raise ValueError(
+                f"agent {self.spec!r}: prompt is {self.prompt_style!r}; expected one of {', '.join(PROMPTS)}"
+            )
         size = declared.get("image_size") if image_size is None else image_size
         self.backend.image_size = size if size is None or isinstance(size, int) else tuple(size)
         self.temperature = temperature
@@ -89,7 +95,9 @@ class MllmAgent(Agent):
 
     def _write(self, observations: Sequence[Observation], seeds: Sequence[int], temperature: float) -> list[str]:
         pictures = [self.picture(observation) for observation in observations]
-        return self.backend.generate(pictures, [self.prompt(observation) for observation in observations], seeds, temperature)
+        return self.backend.generate(
+            pictures, [self.prompt(observation) for observation in observations], seeds, temperature
+        )
 
 
 def _untrained(seed: int) -> tuple[Any, Any]:

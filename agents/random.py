@@ -23,7 +23,10 @@ class RandomAgent(Agent):
         self.spec = "random" if p == 0.5 else f"random:p={p:g}"
 
     def _act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
-        return [self._click(observation, np.random.default_rng(seed)) for observation, seed in zip(observations, seeds)]
+        return [
+            self._click(observation, np.random.default_rng(seed))
+            for observation, seed in zip(observations, seeds, strict=True)
+        ]
 
     def _click(self, observation: Observation, rng: np.random.Generator) -> str:
         x, y = int(rng.integers(observation.width)), int(rng.integers(observation.height))

@@ -1,4 +1,5 @@
-"""Supervised fine-tuning of a checkpoint on questions about pictures, with TRL's `SFTTrainer`; the loss is on the replies alone."""
+"""Supervised fine-tuning of a checkpoint on questions about pictures, with TRL's `SFTTrainer`; the loss is on the
+replies alone."""
 
 from __future__ import annotations
 
@@ -33,10 +34,12 @@ class Row(TypedDict):
 
 @dataclass(frozen=True)
 class SFTOptions:
-    """How to train. `steps` (of the optimiser) wins over `epochs`; a step sees `batch_size` rows, `micro_batch_size` of them at a time (0: all).
+    """How to train. `steps` (of the optimiser) wins over `epochs`; a step sees `batch_size` rows, `micro_batch_size`
+    of them at a time (0: all).
 
-    `lora` is the rank of adapters on every linear layer, which are merged into the weights at the end; 0 trains all weights. `bf16` computes in
-    bfloat16. `save_steps` is how often the state is written from which an interrupted training goes on.
+    `lora` is the rank of adapters on every linear layer, which are merged into the weights at the end; 0 trains all
+    weights. `bf16` computes in bfloat16. `save_steps` is how often the state is written from which an interrupted
+    training goes on.
     """
 
     steps: int = 0
@@ -61,16 +64,23 @@ def finetune(
     options: SFTOptions = SFTOptions(),  # noqa: B008  # frozen
     declare: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Train the checkpoint `base` (None: the untrained tiny model of `options.seed`) on `rows`, and write it into the new folder `out`.
+    """Train the checkpoint `base` (None: the untrained tiny model of `options.seed`) on `rows`, and write it into the
+    new folder `out`.
 
-    `rows` may be lazy: a row is asked for when its batch is made. `declare` adds to the `segenv` entry of the configuration, which tells agents how
-    the checkpoint is spoken to ("codec", "prompt", "image_size"). Called again after a kill, it goes on from the last state in `OUT.training` and
-    ends with the weights of an uninterrupted run; called again after the end, it returns at once. Returns what it writes into `out/sft.json`: steps,
-    rows, seconds, samples_per_second, `loss` (mean of the last logged steps) and `log` ([step, loss] pairs).
-    Raises ValueError for no rows, and FileExistsError where `out` or its state comes from other options.
+    `rows` may be lazy: a row is asked for when its batch is made. `declare` adds to the `segenv` entry of the
+    configuration, which tells agents how the checkpoint is spoken to ("codec", "prompt", "image_size"). Called again
+    after a kill, it goes on from the last state in `OUT.training` and ends with the weights of an uninterrupted run;
+    called again after the end, it returns at once. Returns what it writes into `out/sft.json`: steps, rows, seconds,
+    samples_per_second, `loss` (mean of the last logged steps) and `log` ([step, loss] pairs). Raises ValueError for
+    no rows, and FileExistsError where `out` or its state comes from other options.
     """
     out, state = Path(out), Path(f"{out}.training")
-    plan = {"base": None if base is None else str(base), "rows": len(rows), "declare": dict(declare or {}), **asdict(options)}
+    plan = {
+        "base": None if base is None else str(base),
+        "rows": len(rows),
+        "declare": dict(declare or {}),
+        **asdict(options),
+    }
     if not len(rows):
         raise ValueError("there are no rows to train on; give at least one")
     if out.exists():
@@ -94,7 +104,8 @@ def finetune(
     )
     last = _last_state(state)
     trainer.train(resume_from_checkpoint=None if last is None else str(last))
-    trained = trainer.model.merge_and_unload() if options.lora else trainer.model
+    trained: Any = trainer.model
+    trained = trained.merge_and_unload() if options.lora else trained
     trained.config.segenv = declared
     return _finish(trained, processor, trainer.state, plan, time.perf_counter() - began, out, state)
 
@@ -107,7 +118,8 @@ class ReplyTrainer(SFTTrainer):
         labels = inputs.pop("labels")[:, 1:]
         longest = int((labels != -100).sum(1).max())  # replies end the left-padded rows
         outputs = model(**inputs, use_cache=False, logits_to_keep=longest + 1)
-        logits, labels = outputs.logits[:, :-1].float(), labels[:, -longest:]  # [rows, longest, vocabulary], [rows, longest]
+        logits = outputs.logits[:, :-1].float()  # [rows, longest, vocabulary]
+        labels = labels[:, -longest:]
         total = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
         loss = total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
@@ -115,8 +127,9 @@ class ReplyTrainer(SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """Resume whole models through `from_pretrained`: several families are written under other names than their parameters have, and the
-        trainer's own loading warns of the missing names and goes on with the weights of the start."""
+        """Resume whole models through `from_pretrained`: several families are written under other names than their
+        parameters have, and the trainer's own loading warns of the missing names and goes on with the weights of the
+        start."""
         if isinstance(self.model, PreTrainedModel):
             written = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
             self.model.load_state_dict(written.state_dict())
@@ -125,24 +138,25 @@ class ReplyTrainer(SFTTrainer):
 
 
 class ReplyCollator:
-    """Left-padded batches of the model's inputs for the rows that `examples` name, with labels on what the model itself has to write."""
+    """Left-padded batches of the model's inputs for the rows that `examples` name, with labels on what the model
+    itself has to write."""
 
     def __init__(self, processor: Any, rows: Sequence[Row], image_size: int | Sequence[int] | None = None) -> None:
         self.processor, self.rows, self.image_size = processor, rows, image_size
 
     def __call__(self, examples: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
         rows = [self.rows[example["row"]] for example in examples]
-        asked, written = zip(*(chat(self.processor, row["prompt"], row["reply"]) for row in rows))
+        asked, written = zip(*(chat(self.processor, row["prompt"], row["reply"]) for row in rows), strict=True)
         images = [resized(row["image"], self.image_size) for row in rows]
-        inputs = encode(self.processor, [a + w for a, w in zip(asked, written)], images)
+        inputs = encode(self.processor, [a + w for a, w in zip(asked, written, strict=True)], images)
         ids = inputs["input_ids"]
         labels = torch.full_like(ids, -100)
         tails = self.processor.tokenizer(list(written), add_special_tokens=False)["input_ids"]
         for i, tail in enumerate(tails):
             if ids[i, -len(tail) :].tolist() != tail:
                 raise ValueError(
-                    f"the tokens of the reply {written[i]!r} are others after its prompt than alone: this chat template does not end the "
-                    "prompt at a token's border, so the loss cannot be put on the reply; use a template that ends it with a special token"
+                    f"the tokens of the reply {written[i]!r} are others after its prompt than alone, so the loss "
+                    "cannot be put on the reply; use a chat template that ends the prompt with a special token"
                 )
             labels[i, -len(tail) :] = ids[i, -len(tail) :]
         return {**inputs, "labels": labels}
@@ -233,7 +247,9 @@ def _finish(
 def _same_plan(file: Path, plan: dict[str, Any]) -> dict[str, Any]:
     found = json.loads(file.read_text()) if file.is_file() else {}
     if found.get("plan") != json.loads(json.dumps(plan)):
-        raise FileExistsError(f"{file.parent} does not come from this training ({plan}); remove it, or choose another folder")
+        raise FileExistsError(
+            f"{file.parent} does not come from this training ({plan}); remove it, or choose another folder"
+        )
     return found
 
 

@@ -1,8 +1,9 @@
-"""A tiny LLaVA-style multimodal model that needs no download: configuration, tokenizer, processor and weights are all built here.
+"""A tiny LLaVA-style multimodal model that needs no download: configuration, tokenizer, processor and weights are all
+built here.
 
-Siglip vision tower, Qwen2 text, about 1.3 M parameters. Any image is stretched to a square of `image_size` pixels, so that normalised
-coordinates keep their meaning. Every digit, bracket and comma is one token. The chat template puts the text before the image whatever the
-order of the contents: the image's tokens then know what is asked for.
+Siglip vision tower, Qwen2 text, about 1.3 M parameters. Any image is stretched to a square of `image_size` pixels, so
+that normalised coordinates keep their meaning. Every digit, bracket and comma is one token. The chat template puts
+the text before the image whatever the order of the contents: the image's tokens then know what is asked for.
 """
 
 from __future__ import annotations
@@ -35,28 +36,33 @@ CHAT_TEMPLATE = (
 )
 
 # What the model reads and writes: each word becomes one token. Other text falls back on pieces, at worst on bytes.
-WORDS = """
-red orange yellow green blue purple violet pink brown black white gray grey cyan magenta teal olive navy maroon golden beige
-dark light bright pale deep coloured colored
-circle disc disk ellipse oval ring donut square rectangle box triangle diamond star polygon pentagon hexagon octagon cross plus crescent
-moon heart blob bar stick line curve arc arrow leaf tube snake flower gear fork comb ladder letter tree bottle cup frame grid wedge
-striped stripes dotted dots spotted checkered chequered plain noisy smooth textured texture gradient pattern hollow filled solid
-small smaller smallest large larger largest big bigger biggest tiny huge medium thin thinnest thick thickest long longest short shortest
-wide wider tall narrow round pointed
-left right top bottom upper lower center centre middle corner edge side leftmost rightmost topmost bottommost highest lowest
-above below beside near nearest far farthest closest between behind inside outside over under next front back first second third last
-the a an of in on at to with that is are and or not no by from as has have hole holes part parts inside it its this which than only same
-object objects thing shape shapes image picture photo person animal background foreground most all every one two three other another
-Positive Negative point points click Click Current IOU box Box mask Mask stop Stop finish Finish Finished done Done
-positive negative semi transparent green optimize refine segment segmentation annotator annotation skilled highly please Please your task
-given current instruction based pixel wise manner add remove region area target accurate reply format coordinates coordinate row column
-You you are should will can need must make next action actions either where want output answer following between
-""".split()
+VOCABULARY = """
+red orange yellow green blue purple violet pink brown black white gray grey cyan magenta teal olive navy maroon golden
+beige dark light bright pale deep coloured colored circle disc disk ellipse oval ring donut square rectangle box
+triangle diamond star polygon pentagon hexagon octagon cross plus crescent moon heart blob bar stick line curve arc
+arrow leaf tube snake flower gear fork comb ladder letter tree bottle cup frame grid wedge sun striped stripes dotted
+dots spotted checkered chequered plain noisy smooth textured texture gradient pattern hollow filled solid small
+smaller smallest large larger largest big bigger biggest tiny huge medium thin thinnest thick thickest long longest
+short shortest wide wider tall narrow round pointed left right top bottom upper lower center centre middle corner edge
+side leftmost rightmost topmost bottommost highest lowest above below beside near nearest far farthest closest between
+behind inside outside over under next front back first second third last the a an of in on at to with that is are and
+or not no by from as has have hole holes part parts it its this which than only same object objects thing shape shapes
+image picture photo person animal background foreground most all every one two three other another Positive Negative
+point points click Click Current IOU Box mask Mask stop Stop finish Finish Finished done Done positive negative semi
+transparent optimize refine segment segmentation annotator annotation skilled highly please Please your task given
+current instruction based pixel wise manner add remove region area target accurate reply format coordinates coordinate
+row column You you should will can need must make action actions either where want output answer following
+"""
+WORDS = VOCABULARY.split()
 
 SENTENCES = [
     "Current IOU: 74\nPositive point: (175, 483)",
     "Current IOU: 0 Negative point: (5, 62)",
     "Positive point: (0.175, 0.483)",
+    "Current IOU: 100\nFinish",
+    "Current IOU: 8\nUndo",
+    "Finish",
+    "Undo",
     '{"point_2d": [12, 34], "label": "positive"}',
     "<ref>object</ref><box>(12,34),(56,78)</box>",
     "[[[0.125, 0.5], [0.25, 0.75], [0.5, 0.5]]]",
@@ -79,7 +85,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator([" " + word for word in sorted(set(WORDS))] + SENTENCES, trainer)
+    bpe.train_from_iterator([" " + word for word in sorted(WORDS)] + SENTENCES, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         pad_token=PAD,
@@ -100,8 +106,8 @@ def build(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """An untrained model, whose weights depend on `seed` and the sizes alone, and its processor.
 
-    `image_size` and `patch_size` are in pixels. The configuration's `segenv` entry declares how the model is spoken to: the instruction
-    alone as prompt, images sent as squares of `image_size`.
+    `image_size` and `patch_size` are in pixels. The configuration's `segenv` entry declares how the model is spoken
+    to: the instruction alone as prompt, images sent as squares of `image_size`.
     """
     words = tokenizer()
     vision = SiglipVisionConfig(
@@ -129,13 +135,13 @@ def build(
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=words.convert_tokens_to_ids(IMAGE),
+        image_token_index=words.get_vocab()[IMAGE],
         image_seq_length=(image_size // patch_size) ** 2,
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         tie_word_embeddings=True,
-        segenv={"codec": "segagent", "prompt": "instruction", "image_size": [image_size, image_size]},
     )
+    config.segenv = {"codec": "segagent", "prompt": "instruction", "image_size": [image_size, image_size]}
     model = LlavaForConditionalGeneration(config)
     model.generation_config = GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
     initialise(model, seed)
@@ -156,8 +162,9 @@ def build(
 
 @torch.no_grad()
 def initialise(model: LlavaForConditionalGeneration, seed: int, std: float = 0.05) -> None:
-    """Fresh weights in the order of their names, the same under every version of the libraries: normal with `std` (twice and more the usual
-    .02, which a model of this width needs to leave its plateau), norms at one, biases at zero, vision positions as sines and cosines."""
+    """Fresh weights in the order of their names, the same under every version of the libraries: normal with `std`
+    (twice and more the usual .02, which a model of this width needs to leave its plateau), norms at one, biases at
+    zero, vision positions as sines and cosines."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
         if name.endswith("position_embedding.weight"):
@@ -169,7 +176,8 @@ def initialise(model: LlavaForConditionalGeneration, seed: int, std: float = 0.0
 
 
 def grid_positions(side: int, width: int) -> torch.Tensor:
-    """Sines and cosines of row and column, float32 [side · side, width], in row-major order (He et al. 2022, MAE). `width` is a multiple of 4."""
+    """Sines and cosines of row and column, float32 [side · side, width], in row-major order (He et al. 2022, MAE).
+    `width` is a multiple of 4."""
     frequencies = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]

@@ -144,14 +144,15 @@ def _manifest(args: Args, player: Player, folder: RunFolder) -> dict[str, Any]:
     if before is None:
         folder.write_json("manifest.json", about)
         return about
+    free = frozenset(summary.PROTOCOL)  # definitions: the numbers are worked out anew from the episodes
     if changed := [
-        f"the {name}" for name in ("hashes", "protocol") for name in changes(before[name], finite(about[name]))
+        name for part in ("hashes", "protocol") for name in changes(before[part], finite(about[part]), free)
     ]:
         raise RunError(
             f"what {folder.path} began with changed, so its episodes would be mixed: {'; '.join(changed)}. Put back "
             "what was there, or start another run with --out"
         )
-    return before
+    return {**before, "protocol": about["protocol"]}
 
 
 def _finished(folder: RunFolder, places: dict[str, int]) -> dict[int, Outcome]:

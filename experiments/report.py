@@ -18,22 +18,21 @@ import numpy as np
 from PIL import Image
 
 from experiments.runs import RunFolder, write_atomic
-from experiments.summary import Outcome, clicks_to, curves
+from experiments.summary import Outcome, curves
 from search.rollout import Episode, Step, clicks_of, encode_mask
 from segenv import metrics
 from segenv.seeds import seed_of
 from segenv.types import Task, ignored_of, object_of
 
 SIDE = 448  # pixels of a picture's longer side in a report
-ROWS = (  # (key in metrics.json, name, whether higher is better)
-    ("miou", "mIoU (gIoU)", True),
-    ("ciou", "cIoU", True),
-    ("boundary_iou", "Boundary IoU", True),
-    ("acc_at_50", "Acc@0.5 (box)", True),
-    ("best_iou", "Best IoU", True),
-    ("regret", "Regret", False),
-    ("parse_rate", "Parse rate", True),
-    ("stop_rate", "Stop rate", None),
+ROWS = (  # key in metrics.json, name, what is better
+    ("ciou", "cIoU", "higher"),
+    ("boundary_iou", "Boundary IoU", "higher"),
+    ("acc_at_50", "Acc@0.5 (box)", "higher"),
+    ("best_iou", "Best IoU", "higher"),
+    ("regret", "Regret", "lower"),
+    ("parse_rate", "Parse rate", "higher"),
+    ("stop_rate", "Stop rate", ""),
 )
 SHOWN_CLICKS = (1, 3, 5, 7, 10, 20)
 SHOWN_THRESHOLDS = ("80", "85", "90", "95")
@@ -50,9 +49,10 @@ def write(
     """The plots and report.html of an evaluation. `load` gives the task of an id, and at most `limit` episodes are
     shown."""
     steps = len(numbers["iou_at"])
+    by_step = curves(outcomes, steps)
     pictures = {
-        "iou_over_clicks": plot_curves({numbers["protocol"]["agent"]: curves(outcomes, steps)}),
-        "noc": plot_clicks({t: clicks_to(outcomes, steps, t) for t in (0.85, 0.90)}, numbers["nof_never"], steps),
+        "iou_over_clicks": plot_curves({numbers["protocol"]["agent"]: by_step}),
+        "noc": plot_clicks({t: by_step.astype(np.float32) >= np.float32(t) for t in (0.50, 0.70, 0.80, 0.85, 0.90)}),
     }
     for name, content in pictures.items():
         write_atomic(folder / "plots" / f"{name}.png", content)
@@ -100,30 +100,24 @@ def data_uri(content: bytes, kind: str) -> str:
 # -------------------------------------------------------------------------------------------------------------- numbers
 
 
-def table(numbers: dict[str, Any]) -> list[dict[str, Any]]:
+def table(numbers: dict[str, Any]) -> list[dict[str, str]]:
     """The rows of a summary: name, value and 95 % interval as text."""
     intervals = numbers["intervals"]
-    rows = [(name, numbers[key], intervals.get(key), higher, 4) for key, name, higher in ROWS[:1]]
-    rows += [
-        (f"IoU@{k}", numbers["iou_at"][str(k)], intervals["iou_at"][str(k)], True, 4)
-        for k in SHOWN_CLICKS
-        if str(k) in numbers["iou_at"]
-    ]
-    rows += [(f"NoC@{t}", numbers["noc"][t], intervals["noc"][t], False, 2) for t in SHOWN_THRESHOLDS]
-    rows += [(f"NoF@{t}", numbers["nof"][t], None, False, 0) for t in SHOWN_THRESHOLDS]
-    rows += [(f"never at {t}", numbers["nof_never"][t], None, False, 0) for t in SHOWN_THRESHOLDS]
-    rows += [(name, numbers[key], intervals.get(key), higher, 4) for key, name, higher in ROWS[1:]]
-    return [
-        {
-            "name": name,
-            "value": f"{value:.{digits}f}",
-            "interval": f"{interval[0]:.{digits}f} – {interval[1]:.{digits}f}"
-            if interval and None not in interval
-            else "",
-            "better": {True: "higher", False: "lower", None: ""}[higher],
-        }
-        for name, value, interval, higher, digits in rows
-    ]
+    rows = [_row("mIoU (gIoU)", numbers["miou"], intervals["miou"], "higher")]
+    for k in SHOWN_CLICKS:
+        if str(k) in numbers["iou_at"]:
+            rows.append(_row(f"IoU@{k}", numbers["iou_at"][str(k)], intervals["iou_at"][str(k)], "higher"))
+    rows += [_row(f"NoC@{t}", numbers["noc"][t], intervals["noc"][t], "lower", 2) for t in SHOWN_THRESHOLDS]
+    for t in SHOWN_THRESHOLDS:
+        failures = _row(f"NoF@{t}", numbers["nof"][t], None, "lower", 0)
+        rows.append(failures | {"interval": f"{numbers['nof_never'][t]} never"})
+    return rows + [_row(name, numbers[key], intervals[key], better) for key, name, better in ROWS]
+
+
+def _row(name: str, value: float, interval: Sequence[float] | None, better: str, digits: int = 4) -> dict[str, str]:
+    known = interval is not None and None not in interval
+    between = f"{interval[0]:.{digits}f} – {interval[1]:.{digits}f}" if interval is not None and known else ""
+    return {"name": name, "value": f"{value:.{digits}f}", "interval": between, "better": better}
 
 
 def text(numbers: dict[str, Any]) -> str:
@@ -155,19 +149,17 @@ def plot_curves(named: dict[str, np.ndarray]) -> bytes:
     return _png(figure)
 
 
-def plot_clicks(counts: dict[float, list[int]], failures: dict[str, int], steps: int) -> bytes:
-    """How many episodes reach each threshold at which action, as a PNG; those that never do are named in the legend."""
+def plot_clicks(reached: dict[float, np.ndarray]) -> bytes:
+    """The share of episodes that reached each threshold within so many actions, as a PNG; `reached` are bool
+    [episodes, steps] each."""
     figure, axes = _figure()
-    edges = np.arange(0.5, steps + 1)
-    for (threshold, clicks), shift in zip(counts.items(), (-0.2, 0.2), strict=True):
-        missed = failures[str(round(100 * threshold))]
-        heights = np.histogram(clicks, edges)[0]
-        heights[-1] -= missed
-        axes.bar(np.arange(1, steps + 1) + shift, heights, 0.4, label=f"IoU ≥ {threshold:.2f} ({missed} never)")
-    axes.set(xlabel="action that reaches the threshold", ylabel="episodes", xlim=(0.3, steps + 0.7))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False)
+    for threshold, hits in reached.items():
+        share = np.maximum.accumulate(hits, axis=1).mean(0)
+        label = f"IoU ≥ {threshold:.2f}: {share[-1]:.0%}"
+        axes.step(np.arange(1, len(share) + 1), share, where="post", linewidth=1.8, label=label)
+    axes.set(xlabel="actions", ylabel="share of episodes that reached it", ylim=(0, 1.02), xlim=(0.5, None))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False, loc="upper left")
     return _png(figure)
 
 

@@ -26,8 +26,8 @@ PROTOCOL = {
     "iou_at": "mean IoU after k actions (clicks, and whatever else takes a step, such as an invalid reply)",
     "early_stop": "an episode that ends early keeps its last IoU for all later clicks, in iou_at and in NoC",
     "noc": "mean number of actions to reach IoU >= t, compared in float32; max_steps where it is never reached",
-    "nof": "number of episodes whose NoC is max_steps, as RITM's published code counts: those that never reach t, and those "
-    "that reach it at exactly the last action",
+    "nof": "number of episodes whose NoC is max_steps, as RITM's published code counts: those that never reach t, and "
+    "those that reach it at exactly the last action",
     "nof_never": "number of episodes that never reach t within max_steps actions",
     "boundary_iou": "IoU of the inner rings of the final mask and the target, 0.02 of the diagonal wide, by 3x3 "
     "erosion",
@@ -39,7 +39,7 @@ PROTOCOL = {
     "intervals": "95 % percentile bootstrap over episodes, 2000 resamples, seed 0; nothing of the spread over training "
     "seeds",
     "seconds": "wall-clock time summed over episodes (and so over workers), an equal share of a batch for each; "
-    "per_click divides it by the clicks and boxes that the tool answered. Timings vary between runs, the other numbers do not",
+    "per_click divides it by the clicks and boxes that the tool answered. Timings vary between runs, the rest does not",
 }
 
 
@@ -93,11 +93,6 @@ def curves(outcomes: Sequence[Outcome], max_steps: int) -> np.ndarray:
     return np.array([np.pad(item.ious, (0, max_steps - len(item.ious)), mode="edge") for item in outcomes])
 
 
-def clicks_to(outcomes: Sequence[Outcome], max_steps: int, threshold: float) -> list[int]:
-    """NoC of each episode."""
-    return [metrics.noc(item.ious, threshold, max_steps) for item in outcomes]
-
-
 def summarise(outcomes: Sequence[Outcome], max_steps: int, protocol: dict[str, Any]) -> dict[str, Any]:
     """The content of `metrics.json`: plain numbers, `intervals` with [low, high] under the same keys, and `protocol`.
 
@@ -105,12 +100,12 @@ def summarise(outcomes: Sequence[Outcome], max_steps: int, protocol: dict[str, A
     """
     if not outcomes:
         raise ValueError("no episode to summarise")
-    iou_curves = curves(outcomes, max_steps)
+    ious, iou_curves = [item.ious for item in outcomes], curves(outcomes, max_steps)
     best = np.array([item.best_iou for item in outcomes])
     samples: dict[str, Any] = {
         "miou": iou_curves[:, -1],
         "iou_at": {str(k): iou_curves[:, k - 1] for k in range(1, max_steps + 1)},
-        "noc": {_percent(t): np.array(clicks_to(outcomes, max_steps, t), float) for t in THRESHOLDS},
+        "noc": {_percent(t): np.array([metrics.noc(x, t, max_steps) for x in ious], float) for t in THRESHOLDS},
         "boundary_iou": np.array([item.boundary_iou for item in outcomes]),
         "acc_at_50": np.array([float(item.box_iou >= 0.5) for item in outcomes]),
         "best_iou": best,
@@ -122,7 +117,6 @@ def summarise(outcomes: Sequence[Outcome], max_steps: int, protocol: dict[str, A
     means = _map(samples, lambda values: float(values.mean()))
     intervals = _map(samples, lambda values: list(metrics.bootstrap(values)))
     intervals |= {"ciou": list(metrics.bootstrap_ratio(*areas)), "parse_rate": list(metrics.bootstrap_ratio(*read))}
-    ious = [item.ious for item in outcomes]
     numbers = means | {
         "ciou": metrics.ciou(*areas),
         "nof": {_percent(t): metrics.nof(ious, t, max_steps, published=True) for t in THRESHOLDS},

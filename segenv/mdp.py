@@ -82,7 +82,7 @@ class SegMDP:
     """The rules: `initial`, `transition`, `terminal`, `observation` and `reward`.
 
     `max_steps` is part of the state (steps left are observed), so running out of clicks terminates an episode and does
-    not truncate it. `reward` is a name from `segenv.rewards` or a function of (task, mask before, action, mask after).
+    not truncate it. `reward_name` is a name from `segenv.rewards`, or a function as defined there.
     """
 
     tool: SegTool
@@ -92,11 +92,11 @@ class SegMDP:
     def __post_init__(self) -> None:
         if self.max_steps < 1:
             raise ValueError(f"max_steps is {self.max_steps}; expected at least 1")
-        _ = self._reward  # an unknown name is an error here, and not at the first step
+        _ = self._terms  # an unknown name is an error here, and not at the first step
 
     @cached_property
-    def _reward(self) -> Callable:
-        return rewards.get(self.reward_name)
+    def _terms(self) -> dict[str, Callable]:
+        return rewards.terms(self.reward_name)
 
     def initial(self, task: Task) -> SegState:
         """The start: an empty mask, or the task's `initial_mask`."""
@@ -175,7 +175,12 @@ class SegMDP:
 
     def reward(self, state: SegState, action: Action, following: SegState) -> float:
         """The reward of having taken `action` in `state`, which led to `following`."""
-        return float(self._reward(state.task, state.mask, action, following.mask, self.terminal(following)))
+        return float(sum(self.reward_terms(state, action, following).values()))
+
+    def reward_terms(self, state: SegState, action: Action, following: SegState) -> dict[str, float]:
+        """What that reward adds up, by name: `{"iou_gain": 0.2, "format": 0.1}` for `iou_gain+0.1*format`."""
+        step = state.task, state.mask, action, following.mask, self.terminal(following)
+        return {name: float(term(*step)) for name, term in self._terms.items()}
 
 
 def _outside(action: Click | Box, task: Task) -> str | None:

@@ -79,7 +79,7 @@ def frame(
     draw = ImageDraw.Draw(canvas)
     for number, click in enumerate(clicks, 1):
         at = ((click.x + 0.5) * scale, (click.y + 0.5) * scale)
-        _draw_click(draw, at, click.positive, number, radius=max(size / 64, 4.0))
+        _draw_click(draw, at, click.positive, number, radius=max(size / 50, 7.0))
     _write(draw, caption, (4, shape[1] + 3), shape[0] - 8)
     return np.asarray(canvas).copy()
 

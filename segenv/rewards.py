@@ -78,17 +78,33 @@ def get(name: str | Reward) -> Reward:
         return name
     if name in REWARDS:
         return REWARDS[name]
-    terms = _terms(SUMS.get(name, name))
+    added = list(terms(name).values())
 
-    def weighted(task: Task, before: np.ndarray, action: Action, after: np.ndarray, terminal: bool) -> float:
-        return sum(weight * reward(task, before, action, after, terminal) for weight, reward in terms)
+    def total(task: Task, before: np.ndarray, action: Action, after: np.ndarray, terminal: bool) -> float:
+        return sum(term(task, before, action, after, terminal) for term in added)
 
-    return weighted
+    return total
 
 
-def _terms(text: str) -> list[tuple[float, Reward]]:
-    """Weight and reward of each term of a sum."""
-    terms: list[tuple[float, Reward]] = []
+def terms(name: str | Reward) -> dict[str, Reward]:
+    """What a reward adds up, weights included, by name; a function is its own only term, `reward`."""
+    if callable(name):
+        return {"reward": name}
+    if name in REWARDS:
+        return {name: REWARDS[name]}
+    weights: dict[str, float] = {}
+    for weight, term in _parsed(SUMS.get(name, name)):
+        weights[term] = weights.get(term, 0.0) + weight
+    return {term: _weighted(weight, get(term)) for term, weight in weights.items()}
+
+
+def _weighted(weight: float, reward: Reward) -> Reward:
+    return lambda *step: weight * reward(*step)
+
+
+def _parsed(text: str) -> list[tuple[float, str]]:
+    """Weight and name of each term of a sum."""
+    terms: list[tuple[float, str]] = []
     text, place = text.replace(" ", ""), 0
     while place < len(text) or not terms:
         term = _TERM.match(text, place)
@@ -98,6 +114,6 @@ def _terms(text: str) -> list[tuple[float, Reward]]:
                 f"reward {text!r} is not understood at {text[place:]!r}; expected names joined by + or -, each with an "
                 f"optional weight, such as iou_gain+0.1*format; names: {', '.join((*REWARDS, *SUMS))}"
             )
-        terms.append((float(term[1] + (term[2] or "1")), get(term[3])))
+        terms.append((float(term[1] + (term[2] or "1")), term[3]))
         place = term.end()
     return terms

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -205,6 +206,21 @@ def test_a_wrong_argument_is_named_when_the_environment_is_made(
         make("segenv/HLMAT-v0", **options)
 
 
+@pytest.mark.parametrize("name", IDS)
+def test_objects_serve_as_well_as_specs_and_a_copied_environment_shares_the_tool(
+    name: str, make: Callable[..., gym.Env]
+) -> None:
+    tool = DiscTool(6)
+    env = make(name, tool=tool)
+    check_env(env.unwrapped)
+    assert env.spec is not None, "Gymnasium copies it, arguments included"
+    env.reset(seed=0)
+    copied = deepcopy(env)
+    assert copied.unwrapped.mdp.tool is tool  # type: ignore[attr-defined]
+    action = env.action_space.sample()
+    assert data_equivalence(copied.step(action), env.step(action), exact=True)
+
+
 # --- text ---------------------------------------------------------------------------------------------------------
 
 
@@ -263,6 +279,8 @@ def test_rewards_go_by_name_or_are_functions(make: Callable[..., gym.Env], task:
         env.reset(options={"task": task})
         _, got, *_, info = say(env, Click(40, 20))[0]
         assert (got, info["iou"]) == (expected, 1.0)
+        named = {"iou+0.5*format": {"iou": 1.0, "format": 0.5}, "final-0.25*step": {"final": 1.0, "step": -0.25}}
+        assert info["rewards"] == (named[reward] if isinstance(reward, str) else {"reward": 7.0})
 
 
 def test_bad_items_are_passed_over_where_the_data_skips_them(tmp_path, task: Task) -> None:

@@ -22,23 +22,7 @@ from search.rollout import Episode, Step, encode_mask
 from segenv.types import Task
 
 ROOT = Path(__file__).resolve().parents[1]
-KEYS = [
-    *(
-        "episodes",
-        "miou",
-        "ciou",
-        "iou_at",
-        "noc",
-        "nof",
-        "nof_never",
-        "boundary_iou",
-        "acc_at_50",
-        "best_iou",
-        "regret",
-        "parse_rate",
-    ),
-    *("stop_rate", "seconds", "intervals", "protocol", "skipped"),
-]
+KEYS = ["episodes", *summary.MEASURES, "seconds", "intervals", "protocol", "skipped"]
 
 
 @pytest.fixture(scope="module")
@@ -172,20 +156,21 @@ def test_the_numbers_are_those_worked_out_by_hand():
     outcomes = [
         outcome("a", 0.2, 0.86, 0.86, stopped=True, areas=(86, 100)),  # stopped: keeps 0.86
         outcome("b", 0.5, 0.92, 0.4, 0.91, areas=(910, 1000)),
-        outcome("c", 0.1, 0.1, 0.1, 0.1, invalid=4, areas=(0, 900)),
+        outcome("c", 0.1, 0.1, 0.1, 0.88, invalid=3, areas=(0, 900)),  # reaches 0.85 at the last action
     ]
     numbers = summary.summarise(outcomes, 4, {"tool": "disc"})
-    assert numbers["miou"] == pytest.approx((0.86 + 0.91 + 0.1) / 3)
+    assert numbers["miou"] == pytest.approx((0.86 + 0.91 + 0.88) / 3)
     assert numbers["ciou"] == pytest.approx(996 / 2000)
-    assert numbers["iou_at"] == pytest.approx({"1": 0.8 / 3, "2": 1.88 / 3, "3": 1.36 / 3, "4": 1.87 / 3})
-    assert numbers["noc"]["85"] == pytest.approx((2 + 2 + 4) / 3) and numbers["nof"]["85"] == 1 == numbers["nof_never"]["85"]
-    assert numbers["noc"]["90"] == pytest.approx((4 + 2 + 4) / 3) and numbers["nof"]["90"] == 2
-    assert numbers["best_iou"] == pytest.approx((0.86 + 0.92 + 0.1) / 3)
+    assert numbers["iou_at"] == pytest.approx({"1": 0.8 / 3, "2": 1.88 / 3, "3": 1.36 / 3, "4": 2.65 / 3})
+    assert numbers["noc"]["85"] == pytest.approx((2 + 2 + 4) / 3) and numbers["noc"]["90"] == pytest.approx(10 / 3)
+    assert (numbers["nof"]["85"], numbers["nof_never"]["85"]) == (1, 0)
+    assert (numbers["nof"]["90"], numbers["nof_never"]["90"]) == (2, 2)
+    assert numbers["best_iou"] == pytest.approx((0.86 + 0.92 + 0.88) / 3)
     assert numbers["regret"] == pytest.approx(0.01 / 3)
-    assert numbers["parse_rate"] == pytest.approx(7 / 11) and numbers["stop_rate"] == pytest.approx(1 / 3)
+    assert numbers["parse_rate"] == pytest.approx(8 / 11) and numbers["stop_rate"] == pytest.approx(1 / 3)
     assert numbers["acc_at_50"] == 1 and numbers["boundary_iou"] == 0.5
     assert numbers["seconds"]["agent"] == 4.5 and numbers["seconds"]["per_click"]["agent"] == pytest.approx(0.45)
-    assert set(numbers["intervals"]) == set(numbers) - {"episodes", "nof", "nof_never", "seconds", "intervals", "protocol"}
+    assert set(numbers["intervals"]) == set(summary.MEASURES) - {"nof", "nof_never"}
 
 
 def test_no_word_of_a_reply_becomes_part_of_the_page(task, tmp_path):

@@ -122,14 +122,14 @@ def original_model():
     )
 
 
-@pytest.fixture(scope="module")
-def tools():
-    """The same random weights in both, drawn here: transformers' own start is dead (initializer_range 1e-10)."""
-    torch.set_num_threads(1)
-    ours, original = transformers_model(), original_model()
-    generator = torch.Generator().manual_seed(13)  # one of those whose masks are neither empty nor full
+def draw_weights(model, seed: int = 13):
+    """Random weights with which signals neither vanish nor explode; transformers' start is dead (initializer_range 1e-10).
+
+    With `seed` 13 the masks of the models here are neither empty nor full.
+    """
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for name, weight in ours.named_parameters():
+        for name, weight in model.named_parameters():
             spread = 1.0 if "embed" in name or "token" in name else weight[0].numel() ** -0.5
             weight.copy_(
                 torch.randn(weight.shape, generator=generator) * spread + ("norm" in name and "weight" in name)
@@ -138,6 +138,14 @@ def tools():
                 weight.zero_()
             if "iou_prediction_head.proj_out" in name:  # scores around .5
                 weight.mul_(0.1).add_(0.5 if name.endswith("bias") else 0.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tools():
+    """The same random weights in both."""
+    torch.set_num_threads(1)
+    ours, original = draw_weights(transformers_model()), original_model()
     state = ours.state_dict()
     original.load_state_dict({name: state[transformers_name(name)] for name in original.state_dict()})
     return SamTool(ours), SegmentAnythingTool(original)

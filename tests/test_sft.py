@@ -63,7 +63,7 @@ def test_the_loss_is_on_the_reply_and_its_end_alone():
         {"image": np.zeros((20, 9, 3), np.uint8), "prompt": "it", "reply": "Current IOU: 7\nNegative point: (12, 3)"},
     ]
     batch = ReplyCollator(processor, rows, (16, 16))([{"row": 1}, {"row": 0}])
-    for labels, ids, row in zip(batch["labels"], batch["input_ids"], rows[::-1]):
+    for labels, ids, row in zip(batch["labels"], batch["input_ids"], rows[::-1], strict=True):
         learned = labels != -100
         assert torch.equal(labels[learned], ids[learned])
         assert processor.tokenizer.decode(labels[learned]) == row["reply"] + "<|end|>"

@@ -40,7 +40,7 @@ def test_a_seed_gives_the_same_files_twice_and_they_load_as_any_checkpoint(tmp_p
     assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
     model, processor = load(one)
     built, original = tiny.build(seed=3, **SMALL)
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), built.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), built.state_dict().values(), strict=True))
     assert model.config.segenv == built.config.segenv
     assert chat(processor, "the red circle") == chat(original, "the red circle")
     other, _ = tiny.build(seed=4, **SMALL)
@@ -103,7 +103,9 @@ def test_a_prompt_that_names_the_image_token_is_still_about_one_image(backend, i
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_reply_does_not_depend_on_the_batch_around_it(backend, images, temperature):
     together = backend.generate(images, PROMPTS, [5, 6, 7, 8], temperature)
-    alone = [backend.generate([i], [p], [s], temperature)[0] for i, p, s in zip(images, PROMPTS, [5, 6, 7, 8])]
+    alone = [
+        backend.generate([i], [p], [s], temperature)[0] for i, p, s in zip(images, PROMPTS, [5, 6, 7, 8], strict=True)
+    ]
     assert together == alone
     assert together[::-1] == backend.generate(images[::-1], PROMPTS[::-1], [8, 7, 6, 5], temperature)
     backend.batch_size = 3

@@ -1,4 +1,5 @@
-"""Image-text-to-text models through transformers: batched generation whose randomness belongs to the item, not to the batch."""
+"""Image-text-to-text models through transformers: batched generation whose randomness belongs to the item, not to the
+batch."""
 
 from __future__ import annotations
 
@@ -7,23 +8,30 @@ import time
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 
-Source = Union[str, Path, tuple[Any, Any]]  # a name or folder, or a model with its processor
+Source = str | Path | tuple[Any, Any]  # a name or folder, or a model with its processor
 
 
 class TransformersBackend:
     """A checkpoint that answers prompts about images.
 
-    `source` is a name or folder for transformers, or a (model, processor) pair. `device` is None for a GPU where there is one; `dtype` is a torch
-    name, None for the checkpoint's own on a GPU and float32 on a CPU. `image_size` is what images are shrunk to before they are sent: the longest
-    side in pixels, or an exact (height, width); None sends them as they are. `seconds`, and `tokens` by "prompt" and "reply", count what was spent.
+    `source` is a name or folder for transformers, or a (model, processor) pair. `device` is None for a GPU where
+    there is one; `dtype` is a torch name, None for the checkpoint's own on a GPU and float32 on a CPU. `image_size`
+    is what images are shrunk to before they are sent: the longest side in pixels, or an exact (height, width); None
+    sends them as they are. `seconds`, and `tokens` by "prompt" and "reply", count what was spent.
     """
 
     def __init__(
@@ -66,17 +74,22 @@ class TransformersBackend:
     ) -> list[str]:
         """One reply for each image (uint8 [H, W, 3]), prompt and seed, as the model wrote it.
 
-        A reply is the same in any batch, up to what the device's rounding makes of near ties. `temperature` 0 takes the likeliest token.
+        A reply is the same in any batch, up to what the device's rounding makes of near ties. `temperature` 0 takes
+        the likeliest token.
         """
         if not len(images) == len(prompts) == len(seeds):
-            raise ValueError(f"got {len(images)} images, {len(prompts)} prompts and {len(seeds)} seeds; give as many of each")
+            raise ValueError(
+                f"got {len(images)} images, {len(prompts)} prompts and {len(seeds)} seeds; give as many of each"
+            )
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; expected 0 (the likeliest token) or more")
         began = time.perf_counter()
         texts: list[str] = []
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
-            texts += self._generate([self.sent(image) for image in images[part]], prompts[part], seeds[part], temperature)
+            texts += self._generate(
+                [self.sent(image) for image in images[part]], prompts[part], seeds[part], temperature
+            )
         self.seconds += time.perf_counter() - began
         return texts
 
@@ -94,7 +107,8 @@ class TransformersBackend:
         return self.processor.batch_decode(replies, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _plain_greedy(self) -> GenerationConfig:
-        """Take the highest score, whatever sampling or penalty the checkpoint suggests; `GumbelNoise` makes it a sample."""
+        """Take the highest score, whatever sampling or penalty the checkpoint suggests; `GumbelNoise` makes it a
+        sample."""
         ends = self._ends()
         pad = self.processor.tokenizer.pad_token_id
         return GenerationConfig(
@@ -117,9 +131,11 @@ class TransformersBackend:
 
 
 class GumbelNoise(LogitsProcessor):
-    """Turns the highest score into a sample of softmax(scores / temperature), with noise that belongs to the row's seed.
+    """Turns the highest score into a sample of softmax(scores / temperature), with noise that belongs to the row's
+    seed.
 
-    argmax(logits / T + Gumbel noise) is a sample of the softmax (the Gumbel-max trick), and each row draws from its own generator.
+    argmax(logits / T + Gumbel noise) is a sample of the softmax (the Gumbel-max trick), and each row draws from its
+    own generator.
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float) -> None:
@@ -133,7 +149,8 @@ class GumbelNoise(LogitsProcessor):
 
 
 def load(source: Source, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The model and processor of a name or folder; a pair is returned as it is. Raises FileNotFoundError where there is no such checkpoint."""
+    """The model and processor of a name or folder; a pair is returned as it is. Raises FileNotFoundError where there
+    is no such checkpoint."""
     if isinstance(source, tuple):
         return source
     try:
@@ -141,8 +158,8 @@ def load(source: Source, dtype: str = "auto", trust_remote_code: bool = False) -
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise FileNotFoundError(
-            f"no image-text-to-text checkpoint at {str(source)!r}: expected a folder written by save_pretrained, or a name on the "
-            f"Hugging Face hub that this machine can reach ({error})"
+            f"no image-text-to-text checkpoint at {str(source)!r}: expected a folder written by save_pretrained, or a "
+            f"name on the Hugging Face hub that this machine can reach ({error})"
         ) from error
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -150,8 +167,11 @@ def load(source: Source, dtype: str = "auto", trust_remote_code: bool = False) -
 
 
 def chat(processor: Any, prompt: str, reply: str | None = None) -> tuple[str, str]:
-    """The text up to the assistant's turn in the checkpoint's own chat template, and what a model that gives `reply` writes after it."""
-    prompt = prompt.replace(getattr(processor, "image_token", None) or "<image>", " ")  # one placeholder, for the one image
+    """The text up to the assistant's turn in the checkpoint's own chat template, and what a model that gives `reply`
+    writes after it."""
+    prompt = prompt.replace(
+        getattr(processor, "image_token", None) or "<image>", " "
+    )  # one placeholder, for the one image
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
     asked = processor.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
     if reply is None:
@@ -171,13 +191,15 @@ def encode(processor: Any, texts: Sequence[str], images: Sequence[np.ndarray]) -
         images=[[Image.fromarray(image)] for image in images],
         padding=True,
         padding_side="left",
-        add_special_tokens=start is None or not texts[0].startswith(start),  # many templates write the start token themselves
+        add_special_tokens=start is None
+        or not texts[0].startswith(start),  # many templates write the start token themselves
         return_tensors="pt",
     )
 
 
 def resized(image: np.ndarray, size: int | Sequence[int] | None) -> np.ndarray:
-    """`image`, uint8 [H, W, 3], with its longest side shrunk to at most `size` pixels, or stretched to (height, width) = `size`."""
+    """`image`, uint8 [H, W, 3], with its longest side shrunk to at most `size` pixels, or stretched to (height,
+    width) = `size`."""
     height, width = image.shape[:2]
     if size is None:
         return image

@@ -84,7 +84,7 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
             )
         parsed = self._parse(action, self.mdp.observation(state))
         [following] = self.mdp.transition([state], [parsed])
-        reward = self.mdp.reward(state, parsed, following)
+        terms = self.mdp.reward_terms(state, parsed, following)
         self.state = following
         if self.render_mode == "human":
             self.render()
@@ -92,8 +92,10 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
             "action": {"type": type(parsed).__name__.lower(), **dataclasses.asdict(parsed)},
             "parsed": parsed,
             "valid": following.error is None,
+            "rewards": terms,
         }
-        return self._observe(self.mdp.observation(following)), reward, self.mdp.terminal(following), False, info
+        seen, terminated = self._observe(self.mdp.observation(following)), self.mdp.terminal(following)
+        return seen, sum(terms.values()), terminated, False, info
 
     def render(self) -> np.ndarray | None:
         """The present state for a person: mask in blue, target outlined in yellow, clicks numbered, IoU in words.
@@ -200,8 +202,8 @@ class HLMATEnv(SegEnv):
 
     ## Information
     `task_id`, `instruction`, `step`, `iou`, `score` (the tool's estimate of the IoU, or None) and `clicks`; after a
-    step also `action` (a dict with `type`), `parsed` (the same as an object of `segenv.types`) and `valid` (whether it
-    was carried out).
+    step also `action` (a dict with `type`), `parsed` (the same as an object of `segenv.types`), `valid` (whether it was
+    carried out) and `rewards` (the terms of the reward, by name).
 
     ## Arguments
     ```python

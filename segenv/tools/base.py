@@ -31,6 +31,10 @@ class SegTool(ABC):
         self.seconds = {"encode": 0.0, "decode": 0.0}
         self.calls = {"encode": 0, "decode": 0}  # in items, not in batches
 
+    def __deepcopy__(self, memo: dict) -> SegTool:
+        """Itself: weights and cache are shared. Gymnasium copies the arguments of an environment, a tool among them."""
+        return self
+
     def encode(self, images: Sequence[np.ndarray], hashes: Sequence[str] | None = None) -> list[Encoding]:
         """One encoding an image (uint8 [H, W, 3], RGB), from the cache where it is known. `hashes` are the images'
         `image_hash`es, for callers who have them already."""

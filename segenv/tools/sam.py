@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -187,7 +188,9 @@ class PromptedSam(SegTool):
         points = labels = boxes = logits = None
         if prompt.clicks:
             points = self._tensor([frame.points(prompt.clicks) for _, frame, prompt, _ in items])
-            labels = self._tensor([np.array([c.positive for c in prompt.clicks], np.int32) for _, _, prompt, _ in items])
+            labels = self._tensor(
+                [np.array([c.positive for c in prompt.clicks], np.int32) for _, _, prompt, _ in items]
+            )
         if prompt.box is not None:
             boxes = self._tensor([frame.box(prompt.box) for _, frame, prompt, _ in items if prompt.box is not None])
         if fed_back is not None:
@@ -248,7 +251,7 @@ class SamTool(PromptedSam):
         self.side = int(model.prompt_encoder.input_image_size)
         self.grid = 4 * int(model.prompt_encoder.image_embedding_size[0])
         self.fingerprint = "|".join(
-            ("sam", self.family, weights_hash(model, model.config.to_json_string()), str((*self.mean, *self.std)))
+            ("sam", self.family, weights_hash(model, _facts(model.config.to_dict())), str((*self.mean, *self.std)))
             + (dtype, self.device.type, self.cache.precision)
         )
         options = {"dtype": (dtype, "float32"), "multimask": (multimask, "first")}
@@ -304,6 +307,13 @@ def weights_hash(model: torch.nn.Module, facts: str) -> str:
     return digest.hexdigest()
 
 
+def _facts(config: dict[str, Any]) -> str:
+    """What of a configuration changes a model's answers: not where it lies, or who wrote it."""
+    aside = {"_name_or_path", "architectures", "dtype", "transformers_version"}
+    kept = {key: value for key, value in config.items() if key not in aside}
+    return json.dumps({k: _facts(v) if isinstance(v, dict) else v for k, v in kept.items()}, sort_keys=True, default=str)
+
+
 def _name_of(source: str | Path | torch.nn.Module) -> str:
     return type(source).__name__ if isinstance(source, torch.nn.Module) else str(source)
 
@@ -325,9 +335,7 @@ def _load(source: str, dtype: torch.dtype) -> Any:
         if kind not in MODELS:
             raise ToolError(f"sam:{source}: model_type is {kind!r}; expected one of {', '.join(MODELS)}")
         model_class = getattr(transformers, MODELS[kind][0])
-        model, report = model_class.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
+        model, report = model_class.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ToolError(
             f"sam:{source}: cannot be loaded: {error} (expected a folder or a name on the Hugging Face Hub with config.json "
@@ -337,7 +345,9 @@ def _load(source: str, dtype: torch.dtype) -> Any:
         if bars:
             logging.enable_progress_bar()
     if missing := sorted(report["missing_keys"]):
-        raise ToolError(f"sam:{source}: the checkpoint lacks {len(missing)} weights of {model_class.__name__}: {missing[:3]} …")
+        raise ToolError(
+            f"sam:{source}: the checkpoint lacks {len(missing)} weights of {model_class.__name__}: {missing[:3]} …"
+        )
     return model
 
 

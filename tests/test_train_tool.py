@@ -1,0 +1,104 @@
+"""The tool's trainer: a live start, and the same weights whether or not it is stopped on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from experiments import train_tool  # noqa: E402
+
+TINY = train_tool.Args(
+    image_size=64, width=32, depth=1, prompt_width=32, scenes=2, prompts=2, small_steps=2, large_steps=2, cooldown=1, save_every=1
+)
+
+
+def batch(size: int, scenes: int = 2) -> list:
+    crops = train_tool.Crops(size, 2, seed=0)
+    items = [crops[i] for i in range(scenes)]
+    return [torch.from_numpy(np.stack(part)) for part in zip(*items)]
+
+
+def test_the_encoder_is_alive_at_the_start():
+    """The configuration's own initialisation gives a constant embedding; ours must tell places apart."""
+    trainer = train_tool.Trainer(TINY)
+    pixels = (batch(32)[0].permute(0, 3, 1, 2).float() - train_tool.PIXEL_MEAN) / train_tool.PIXEL_STD
+    embedding = trainer.model.vision_encoder(pixels).last_hidden_state
+    assert embedding.std((2, 3)).mean() > 0.1
+    points = trainer.model.shared_image_embedding.positional_embedding
+    assert 0.5 < points.std() < 1.5 and not points.requires_grad
+    assert trainer.model.prompt_encoder.shared_embedding.positional_embedding is points
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_step_moves_every_part(several):
+    trainer = train_tool.Trainer(TINY)
+    trainer.several = several
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for _ in range(4):
+        trainer.train_step(*batch(32))
+    moved = {name.split(".")[0] for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved == {"vision_encoder", "prompt_encoder", "mask_decoder"}
+
+
+def test_training_lowers_the_loss_on_one_batch():
+    trainer = train_tool.Trainer(dataclasses.replace(TINY, small_steps=1000, rate=1e-2))
+    losses = [trainer.train_step(*batch(32))["loss"] for _ in range(50)]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
+    def run(trainer, steps):
+        for size, count in steps:
+            if size > trainer.size:
+                trainer.grow()
+            for _ in range(count):
+                trainer.train_step(*batch(size))
+
+    whole = train_tool.Trainer(TINY)
+    run(whole, [(32, 2), (64, 2)])
+    first = train_tool.Trainer(TINY)
+    run(first, [(32, 2), (64, 1)])
+    first.save(tmp_path)
+    second = train_tool.Trainer(TINY)
+    second.load(tmp_path)
+    run(second, [(64, 1)])
+    assert second.step == whole.step
+    for name, value in whole.average.items():
+        torch.testing.assert_close(second.average[name], value, rtol=0, atol=0)
+
+
+def test_growing_keeps_what_was_learnt():
+    """The same scene at twice the size gives about the same embedding, twice as fine."""
+    trainer = train_tool.Trainer(TINY)
+    small = trainer.model.vision_encoder.pos_embed.detach().clone()
+    trainer.grow()
+    large = trainer.model.vision_encoder.pos_embed.detach()
+    pooled = torch.nn.functional.avg_pool2d(large.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    assert large.shape[1] == 2 * small.shape[1]
+    assert (pooled - small).abs().mean() < 0.1 * small.abs().mean()
+
+
+def test_a_correction_falls_in_the_error():
+    rng = np.random.default_rng(0)
+    target, prediction = np.zeros((16, 16), bool), np.zeros((16, 16), bool)
+    target[2:8, 2:8], prediction[5:12, 5:12] = True, True
+    labels = set()
+    for _ in range(50):
+        x, y, label = train_tool.error_click(target, prediction, rng)
+        assert target[y, x] != prediction[y, x] and label == int(target[y, x])
+        labels.add(label)
+    assert labels == {0, 1}
+
+
+def test_losses_prefer_the_target():
+    target = torch.zeros(1, 1, 8, 8)
+    target[..., 2:6, 2:6] = 1
+    right, wrong = 10 * (target - 0.5), -10 * (target - 0.5)
+    for balanced in (0.0, 0.5, 1.0):
+        assert train_tool.mask_losses(right, target, balanced) < train_tool.mask_losses(wrong, target, balanced)
+    assert float(train_tool.ious(right, target)) == 1.0 and float(train_tool.ious(wrong, target)) == 0.0
