@@ -135,7 +135,7 @@ def text(numbers: dict[str, Any]) -> str:
 
 def plot_curves(named: dict[str, np.ndarray]) -> bytes:
     """Mean IoU over actions with its 95 % band, as a PNG; `named` are [episodes, steps] each."""
-    figure, axes = _figure()
+    figure, axes = figure_and_axes()
     for name, values in named.items():
         x = np.arange(1, values.shape[1] + 1)
         low, high = np.array([metrics.bootstrap(column) for column in values.T]).T
@@ -146,13 +146,13 @@ def plot_curves(named: dict[str, np.ndarray]) -> bytes:
     axes.set(xlabel="actions", ylabel="mean IoU", ylim=(0, 1), xlim=(0.5, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, loc="lower right")
-    return _png(figure)
+    return png(figure)
 
 
 def plot_clicks(reached: dict[float, np.ndarray]) -> bytes:
     """The share of episodes that reached each threshold within so many actions, as a PNG; `reached` are bool
     [episodes, steps] each."""
-    figure, axes = _figure()
+    figure, axes = figure_and_axes()
     for threshold, hits in reached.items():
         share = np.maximum.accumulate(hits, axis=1).mean(0)
         label = f"IoU ≥ {threshold:.2f}: {share[-1]:.0%}"
@@ -160,10 +160,11 @@ def plot_clicks(reached: dict[float, np.ndarray]) -> bytes:
     axes.set(xlabel="actions", ylabel="share of episodes that reached it", ylim=(0, 1.02), xlim=(0.5, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, loc="upper left")
-    return _png(figure)
+    return png(figure)
 
 
-def _figure() -> tuple[Any, Any]:
+def figure_and_axes() -> tuple[Any, Any]:
+    """A figure in the house style, and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -176,7 +177,8 @@ def _figure() -> tuple[Any, Any]:
     return figure, axes
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """The figure as a PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140)
     return buffer.getvalue()

@@ -26,11 +26,12 @@ from typing import IO, Any, TypeVar
 
 import yaml
 
+from segenv import __version__
 from segenv.types import SegenvError
 
 Config = TypeVar("Config")
 LIBRARIES = (
-    *("segenv", "numpy", "opencv-python-headless", "pycocotools", "pillow", "gymnasium", "torch", "transformers"),
+    *("numpy", "opencv-python-headless", "pycocotools", "pillow", "gymnasium", "torch", "transformers"),
     *("tokenizers", "safetensors", "trl", "peft", "accelerate", "segment-anything", "stable-baselines3", "ray"),
 )
 FSYNC_EVERY = 1.0  # seconds; a kill loses nothing, a power cut may lose this much and the run does it again
@@ -322,7 +323,7 @@ def hide_home(value: Any) -> Any:
 def manifest(seed: int, protocol: dict[str, Any], hashes: dict[str, str | None]) -> dict[str, Any]:
     """What made a run, without the name of a machine or of a user's folder. `hashes` identify the data and the
     models."""
-    versions = {}
+    versions = {"segenv": __version__}
     for library in LIBRARIES:
         try:
             versions[library] = importlib.metadata.version(library)

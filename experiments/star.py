@@ -1,12 +1,13 @@
 """StaR+: improve a click policy with its own corrected rollouts (SegAgent, arXiv 2503.08625, Alg. 1).
 
-    python -m experiments.star                                                    # procedural scenes, embedded models
-    python -m experiments.star --data index:DIR --out runs/star_real              # your photos, split in two by a hash of their ids
-    python -m experiments.star --resume runs/star_real                            # after a stop, of whatever kind
+    python -m experiments.star                                          # procedural scenes, embedded models
+    python -m experiments.star --data index:DIR --out runs/star_real    # your photos; a hash of their ids splits them
+    python -m experiments.star --resume runs/star_real                  # after a stop, of whatever kind
 
-Stages, each finished by a `DONE`: the annotator plays the training tasks (D_0), the MLLM learns from it (S_0), and in each round it
-plays training tasks itself, its actions are kept or corrected (D_n), and S_0 learns from D_0 ∪ D_n (S_n). Every policy plays the same held-out tasks.
-The paper publishes no thresholds and fine-tunes 7B models; sizes here are for the embedded pair on two cores.
+Stages, each finished by a `DONE`: the annotator plays the training tasks (D_0), the MLLM learns from it (S_0), and in
+each round it plays training tasks itself, its actions are kept or corrected (D_n), and S_0 learns from D_0 ∪ D_n (S_n).
+Every policy plays the same held-out tasks. The paper publishes no thresholds and fine-tunes 7B models; sizes here are
+for the embedded pair on two cores.
 """
 
 from __future__ import annotations
@@ -14,25 +15,24 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from tqdm import tqdm
 
-from experiments import star_report, summary
+from experiments import star_report
 from experiments.runs import RunError, RunFolder, hide_home, manifest, parse_args, plain
 from search import star
 from search.executors import Player, Setup, Skipped, play
 from search.rollout import Episode, decode_mask
 from search.star import Row
 from segenv import data as datasets
-from segenv import metrics
 from segenv.data.base import Dataset
 from segenv.mdp import SegMDP
 from segenv.seeds import seed_of
-from segenv.types import SegenvError, Task, object_of
+from segenv.types import SegenvError, Task
 
 FREE = frozenset({"executor", "workers", "batch_size", "report_episodes", "dry_run"})
 
@@ -107,7 +107,6 @@ class Run:
     held_out: Dataset
     train_places: Sequence[int]
     eval_places: Sequence[int]
-    skipped: Skipped = field(default_factory=dict)
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -154,7 +153,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\ninterrupted; go on with: python -m experiments.star --resume {args.resume or args.out}", file=sys.stderr)
+        print(
+            f"\ninterrupted; go on with: python -m experiments.star --resume {args.resume or args.out}", file=sys.stderr
+        )
         return 130
     print(star_report.text(numbers))
     print(f"report: {args.resume or args.out}/report.html")
@@ -163,8 +164,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(args: Args) -> dict[str, Any]:
     """All stages, in the folder of `args`; returns what metrics.json holds."""
-    if min(args.rounds, args.limit, args.rollout_tasks, args.samples, args.eval_limit, args.sft_steps, args.round_steps) < 1:
-        raise RunError("rounds, limit, rollout_tasks, samples, eval_limit, sft_steps and round_steps must all be 1 or more")
+    for name in ("rounds", "limit", "rollout_tasks", "samples", "eval_limit", "sft_steps", "round_steps", "max_steps"):
+        if getattr(args, name) < 1:
+            raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
     out = args.resume or args.out
     if out is None:
         raise RunError("a run needs a folder: give out, or resume")
@@ -177,32 +179,48 @@ def run(args: Args) -> dict[str, Any]:
         if folder.read_json("manifest.json") is None:
             hashes: dict[str, str | None] = {"data": train.fingerprint, "eval_data": held_out.fingerprint}
             folder.write_json("manifest.json", manifest(args.seed, protocol(this), hashes))
-        stage(this, "round0/expert", expert)
-        stage(this, "round0/train", lambda r: learn(r, 0))
-        stage(this, "round0/evaluate", lambda r: evaluate(r, 0))
-        for n in range(1, args.rounds + 1):
-            stage(this, f"round{n}/rollout", lambda r, n=n: practise(r, n))
-            stage(this, f"round{n}/filter", lambda r, n=n: judge(r, n))
-            stage(this, f"round{n}/train", lambda r, n=n: learn(r, n))
-            stage(this, f"round{n}/evaluate", lambda r, n=n: evaluate(r, n))
+        for n in range(args.rounds + 1):
+            for name, work in STAGES if n else START:
+                stage(this, n, name, work)
         numbers = results(this)
         folder.write_json("metrics.json", numbers)
-        files = [f"round{n}/evaluate.jsonl" for n in (0, args.rounds)]
-        star_report.write(folder, numbers, files, this.held_out_task, args.report_episodes)
+        ends = [list(episodes(this, f"round{n}/evaluate.jsonl")) for n in (0, args.rounds)]
+        star_report.write(folder, numbers, ends, this.held_out_task, args.report_episodes)
         folder.finish("star")
         return folder.read_json("metrics.json")
 
 
-def stage(this: Run, name: str, work: Callable[[Run], None]) -> None:
-    """Do a stage unless it is done."""
-    if this.folder.done(name):
-        print(f"[{name}] done before", file=sys.stderr)
+def stage(this: Run, n: int, name: str, work: Callable[[Run, int], None]) -> None:
+    """Do a stage of round n unless it is done."""
+    key = f"round{n}/{name}"
+    if this.folder.done(key):
+        print(f"[{key}] done before", file=sys.stderr)
         return
-    (this.folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (this.folder / key).parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    work(this)
-    this.folder.finish(name)
-    print(f"[{name}] {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    work(this, n)
+    this.folder.finish(key)
+    print(f"[{key}] {time.perf_counter() - began:.1f} s", file=sys.stderr)
+
+
+def results(this: Run) -> dict[str, Any]:
+    """The content of metrics.json: the measures of each policy and the lessons of each round."""
+    rounds = range(this.args.rounds + 1)
+    played = [list(episodes(this, f"round{n}/evaluate.jsonl")) for n in rounds]
+    lessons = [{"round": n, "rows": len(rows), **star.rates(rows)} for n in rounds for rows in [read_rows(this, n)]]
+    skipped: Skipped = {}
+    for path in sorted(this.folder.path.glob("round*/*.skipped.json")):
+        skipped |= this.folder.read_json(str(path.relative_to(this.folder.path)))
+    policies = star_report.policies(played, this.args.max_steps, this.held_out_task)
+    return {"policies": policies, "lessons": lessons, "skipped": hide_home(skipped), "protocol": protocol(this)}
+
+
+def protocol(this: Run) -> dict[str, Any]:
+    """Every choice that changes a number."""
+    args = plain(this.args)
+    chosen = {key: args[key] for key in args if key not in FREE | {"out", "resume"}}
+    counts = {"training_tasks": len(this.train_places), "held_out_tasks": len(this.eval_places)}
+    return hide_home(chosen | counts | star_report.PROTOCOL)
 
 
 # ----------------------------------------------------------------------------------------------------------------- data
@@ -216,7 +234,9 @@ def split(args: Args) -> tuple[Dataset, Dataset, list[int], list[int]]:
         held_out = datasets.make(other, skip_bad=args.skip_bad)
         train_places, eval_places = list(range(len(train))[: args.limit]), list(range(len(held_out))[: args.eval_limit])
         if shared := set(train.ids[: args.limit]) & set(held_out.ids[: args.eval_limit]):
-            raise RunError(f"{len(shared)} tasks are in both {args.data!r} and {other!r}, {min(shared)!r} among them; hold out others")
+            raise RunError(
+                f"{len(shared)} tasks are in both {args.data!r} and {other!r}, such as {min(shared)!r}; hold out others"
+            )
         return train, held_out, train_places, eval_places
     apart = [seed_of("held out", name) % 10 < 3 for name in train.ids]
     train_places = [place for place, held in enumerate(apart) if not held][: args.limit]
@@ -231,12 +251,13 @@ def play_into(this: Run, name: str, setup: Setup, places: Sequence[int]) -> None
     data = this.held_out if setup.data == this.held_out.spec else this.train
     have = {(record["task"], record["sample"]) for record in this.folder.records(name)}
     missing = [p for p in places if any((data.ids[p], sample) not in have for sample in range(setup.samples))]
-    player = _player(setup)
+    player, skipped = _player(setup), Skipped()
     with this.folder.appending(name) as file, _bar(len(places) * setup.samples, len(have), name) as bar:
-        for episode in play(player, missing, this.args.executor, this.args.workers, this.skipped):
+        for episode in play(player, missing, this.args.executor, this.args.workers, skipped):
             if (episode.task, episode.sample) not in have:
                 file.add(episode.to_json())
                 bar.update()
+    this.folder.write_json(name.replace(".jsonl", ".skipped.json"), skipped)
 
 
 def _player(setup: Setup) -> Player:
@@ -260,7 +281,7 @@ def episodes(this: Run, name: str) -> Iterator[Episode]:
 # --------------------------------------------------------------------------------------------------------------- stages
 
 
-def expert(this: Run) -> None:
+def expert(this: Run, _: int) -> None:
     """D_0: the annotator plays the training tasks through the tool."""
     play_into(this, "round0/expert.jsonl", this.setup(this.train, "annotator"), this.train_places)
     rows = [
@@ -300,7 +321,9 @@ def learn(this: Run, n: int) -> None:
     else:
         lessons = read_rows(this, 0) + (read_rows(this, n) if n else [])
     if not lessons:
-        raise RunError(f"round {n} has nothing to learn from: no rollout passed the filter; lower --keep-iou or --min-gain")
+        raise RunError(
+            f"round {n} has nothing to learn from: no rollout passed the filter; lower --keep-iou or --min-gain"
+        )
     options = SFTOptions(
         steps=args.round_steps if n else args.sft_steps,
         batch_size=args.batch_rows,
@@ -308,8 +331,8 @@ def learn(this: Run, n: int) -> None:
         seed=seed_of(args.seed, "train", n) % 2**31,
     )
     _set_threads(args.threads)
-    pupil = _player(this.setup(this.train, args.agent if n == 0 else f"mllm:{this.policy(0)}")).agent
-    rows = conversations(this, lessons, pupil)
+    pupil: Any = _player(this.setup(this.train, args.agent if n == 0 else f"mllm:{this.policy(0)}")).agent
+    rows: Any = conversations(this, lessons, pupil)
     declare = {"codec": pupil.codec.name, "prompt": pupil.prompt_style, "image_size": pupil.backend.image_size}
     base = this.policy(0) if n else checkpoint(args.agent)
     finetune(base, rows, this.policy(n), options, declare)
@@ -318,6 +341,10 @@ def learn(this: Run, n: int) -> None:
 def evaluate(this: Run, n: int) -> None:
     """S_n on the held-out tasks, greedy."""
     play_into(this, f"round{n}/evaluate.jsonl", this.setup(this.held_out, f"mllm:{this.policy(n)}"), this.eval_places)
+
+
+START = (("expert", expert), ("train", learn), ("evaluate", evaluate))
+STAGES = (("rollout", practise), ("filter", judge), ("train", learn), ("evaluate", evaluate))
 
 
 def checkpoint(spec: str) -> Path | str | None:
@@ -367,55 +394,6 @@ def conversations(this: Run, rows: Sequence[Row], pupil: Any) -> list[dict[str, 
         reply = pupil.codec.format(star.action_of(row), observation, iou=row.iou)
         made.append({"image": pupil.picture(observation), "prompt": pupil.prompt(observation), "reply": reply})
     return made
-
-
-
-# -------------------------------------------------------------------------------------------------------------- results
-
-
-def protocol(this: Run) -> dict[str, Any]:
-    """Every choice that changes a number."""
-    args = plain(this.args)
-    chosen = {key: args[key] for key in args if key not in FREE | {"out", "resume"}}
-    return hide_home(
-        chosen
-        | {
-            "training_tasks": len(this.train_places),
-            "held_out_tasks": len(this.eval_places),
-            "evaluation": "the same held-out tasks for every policy, greedy, from an empty mask (or the task's initial one)",
-            "gain": "paired difference of the final IoU to S_0 on the same tasks; 95 % bootstrap over tasks, of one training seed",
-            **summary.PROTOCOL,
-        }
-    )
-
-
-def results(this: Run) -> dict[str, Any]:
-    """The content of metrics.json: one entry of measures for each policy, and one of lessons for each round."""
-    policies: list[dict[str, Any]] = []
-    base: list[float] = []
-    for n in range(this.args.rounds + 1):
-        played = list(episodes(this, f"round{n}/evaluate.jsonl"))
-        outcomes = [summary.outcome(episode) for episode in played]
-        final = [item.final_iou for item in outcomes]
-        base = base or final
-        numbers = summary.summarise(outcomes, this.args.max_steps, {})
-        gain, low, high = metrics.bootstrap_difference(final, base)
-        inside = [first_click_inside(episode, this.held_out_task(episode.task)) for episode in played]
-        numbers |= {"gain": gain, "first_click_in_object": sum(inside) / len(inside)}
-        numbers["intervals"] |= {"gain": [low, high], "first_click_in_object": list(metrics.bootstrap(inside))}
-        del numbers["protocol"]
-        policies.append({"round": n, **numbers})
-    lessons = []
-    for n in range(this.args.rounds + 1):
-        rows = read_rows(this, n)
-        lessons.append({"round": n, "rows": len(rows), **star.rates(rows)})
-    return {"policies": policies, "lessons": lessons, "skipped": hide_home(this.skipped), "protocol": protocol(this)}
-
-
-def first_click_inside(episode: Episode, task: Task) -> float:
-    """1 if the first action is a positive click on the object, else 0."""
-    action = episode.steps[0].action
-    return float(action["type"] == "click" and action["positive"] and object_of(task.target)[action["y"], action["x"]])
 
 
 if __name__ == "__main__":

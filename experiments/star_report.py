@@ -1,4 +1,4 @@
-"""The plots and the page of a StaR run."""
+"""The numbers, the plots and the page of a StaR run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report import _figure, _png, data_uri, payload, write_html
+from experiments import summary
+from experiments.report import data_uri, figure_and_axes, payload, png, write_html
 from experiments.runs import RunFolder, write_atomic
 from search.rollout import Episode
+from segenv import metrics
 from segenv.seeds import seed_of
-from segenv.types import Task
+from segenv.types import Task, object_of
 
 MEASURES = (  # (key, name, digits)
     ("miou", "mIoU", 4),
@@ -22,6 +24,34 @@ MEASURES = (  # (key, name, digits)
     ("stop_rate", "stopped by itself", 3),
     ("parse_rate", "replies that are actions", 3),
 )
+
+
+PROTOCOL = {
+    "evaluation": "every policy plays the same held-out tasks, greedily, from an empty mask or the task's initial one",
+    "gain": "paired difference of the final IoU to S_0; 95 % bootstrap over tasks, nothing of the spread over seeds",
+    **summary.PROTOCOL,
+}
+
+
+def policies(played: Sequence[Sequence[Episode]], max_steps: int, load: Callable[[str], Task]) -> list[dict[str, Any]]:
+    """The measures of each policy S_0, S_1, … from its held-out episodes, given in the same order of tasks."""
+    measured = []
+    base = [episode.final_iou for episode in played[0]]
+    for n, episodes in enumerate(played):
+        numbers = summary.summarise([summary.outcome(episode) for episode in episodes], max_steps, {})
+        gain, low, high = metrics.bootstrap_difference([episode.final_iou for episode in episodes], base)
+        inside = [first_click_inside(episode, load(episode.task)) for episode in episodes]
+        numbers |= {"gain": gain, "first_click_in_object": sum(inside) / len(inside)}
+        numbers["intervals"] |= {"gain": [low, high], "first_click_in_object": list(metrics.bootstrap(inside))}
+        del numbers["protocol"]
+        measured.append({"round": n, **numbers})
+    return measured
+
+
+def first_click_inside(episode: Episode, task: Task) -> float:
+    """1 if the first action is a positive click on the object, else 0."""
+    action = episode.steps[0].action
+    return float(action["type"] == "click" and action["positive"] and object_of(task.target)[action["y"], action["x"]])
 
 
 def table(numbers: dict[str, Any]) -> list[dict[str, Any]]:
@@ -45,15 +75,22 @@ def text(numbers: dict[str, Any]) -> str:
         cells = "".join("{:>30}".format(f"{cell['value']}  [{cell['interval']}]") for cell in row["cells"])
         lines.append(f"{row['name']:<26}{cells}")
     for lesson in numbers["lessons"]:
-        shares = ", ".join(f"{100 * lesson[name]:.0f} % {name}" for name in ("expert", "policy", "corrected") if lesson[name])
+        shares = ", ".join(
+            f"{100 * lesson[name]:.0f} % {name}" for name in ("expert", "policy", "corrected") if lesson[name]
+        )
         lines.append(f"D_{lesson['round']}: {lesson['rows']} rows ({shares or 'none'})")
     return "\n".join(lines)
 
 
 def write(
-    folder: RunFolder, numbers: dict[str, Any], files: Sequence[str], load: Callable[[str], Task], limit: int
+    folder: RunFolder,
+    numbers: dict[str, Any],
+    ends: Sequence[Sequence[Episode]],
+    load: Callable[[str], Task],
+    limit: int,
 ) -> None:
-    """Plots and report.html. `files` hold the held-out episodes of the first and of the last policy; at most `limit` tasks are shown."""
+    """Plots and report.html. `ends` are the held-out episodes of the first and of the last policy; at most `limit`
+    tasks are shown."""
     plots = {"miou_by_round": plot_rounds(numbers), "iou_over_clicks": plot_clicks(numbers)}
     for n in range(len(numbers["policies"])):
         log = (folder.read_json(f"round{n}/policy/sft.json") or {}).get("log")
@@ -61,10 +98,9 @@ def write(
             plots[f"loss_round{n}"] = plot_loss(log, n)
     for name, content in plots.items():
         write_atomic(folder / "plots" / f"{name}.png", content)
-    played = [[Episode.from_json(record) for record in folder.records(name)] for name in files]
-    names = sorted({episode.task for episode in played[0]}, key=lambda name: seed_of("report", name))[:limit]
+    names = sorted({episode.task for episode in ends[0]}, key=lambda name: seed_of("report", name))[:limit]
     shown = []
-    for group, episodes in zip(("S_0", f"S_{numbers['policies'][-1]['round']}"), played, strict=True):
+    for group, episodes in zip(("S_0", f"S_{numbers['policies'][-1]['round']}"), ends, strict=True):
         for name in names:
             found = next(episode for episode in episodes if episode.task == name)
             shown.append(payload(load(name), found, group))
@@ -82,32 +118,36 @@ def write(
 
 def plot_rounds(numbers: dict[str, Any]) -> bytes:
     """Held-out mIoU of each policy with its interval."""
-    figure, axes = _figure()
+    figure, axes = figure_and_axes()
     rounds = [policy["round"] for policy in numbers["policies"]]
     means = np.array([policy["miou"] for policy in numbers["policies"]])
     low, high = np.array([policy["intervals"]["miou"] for policy in numbers["policies"]]).T
     axes.errorbar(rounds, means, yerr=[means - low, high - means], marker="o", capsize=4, linewidth=1.8)
-    axes.set(xlabel="policy", ylabel="held-out mIoU", ylim=(0, 1), xticks=rounds, xticklabels=[f"S_{n}" for n in rounds])
-    return _png(figure)
+    axes.set(
+        xlabel="policy", ylabel="held-out mIoU", ylim=(0, 1), xticks=rounds, xticklabels=[f"S_{n}" for n in rounds]
+    )
+    return png(figure)
 
 
 def plot_clicks(numbers: dict[str, Any]) -> bytes:
     """Held-out mean IoU over actions, for each policy."""
-    figure, axes = _figure()
+    figure, axes = figure_and_axes()
     for policy in numbers["policies"]:
         steps = [int(k) for k in policy["iou_at"]]
         low, high = np.array(list(policy["intervals"]["iou_at"].values())).T
-        (line,) = axes.plot(steps, list(policy["iou_at"].values()), marker="o", markersize=3.5, label=f"S_{policy['round']}")
+        (line,) = axes.plot(
+            steps, list(policy["iou_at"].values()), marker="o", markersize=3.5, label=f"S_{policy['round']}"
+        )
         axes.fill_between(steps, low, high, alpha=0.18, color=line.get_color(), linewidth=0)
     axes.set(xlabel="actions", ylabel="mean IoU", ylim=(0, 1))
     axes.legend(frameon=False, loc="lower right")
-    return _png(figure)
+    return png(figure)
 
 
 def plot_loss(log: Sequence[tuple[int, float]], n: int) -> bytes:
     """Training loss of one policy."""
-    figure, axes = _figure()
+    figure, axes = figure_and_axes()
     steps, losses = np.array(log).T
     axes.plot(steps, losses, linewidth=1.4)
     axes.set(xlabel="optimiser steps", ylabel=f"loss of the replies, S_{n}", yscale="log")
-    return _png(figure)
+    return png(figure)

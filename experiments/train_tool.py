@@ -2,10 +2,11 @@
 
     python -m experiments.train_tool --out runs/train_tool          # then --resume runs/train_tool after a stop
 
-Each prompt starts from a random point or a box; later clicks fall in the error region and the previous logits are fed back; three
-masks compete for an ambiguous first click; a head learns to predict each mask's IoU. Departures from SAM, for a small model without
-pretraining: fewer passes a prompt, a class-balanced start that fades into focal + dice, an auxiliary same-instance loss on the image embedding
-(discarded), and a first stage at half the resolution. Every step draws fresh scenes of `synthetic:train`; nothing else is seen.
+Each prompt starts from a random point or a box; later clicks fall in the error region and the previous logits are fed
+back; three masks compete for an ambiguous first click; a head learns to predict each mask's IoU. Departures from SAM,
+for a small model without pretraining: fewer passes a prompt, a class-balanced start that fades into focal + dice, an
+auxiliary same-instance loss on the image embedding (discarded), and a first stage at half the resolution. Every step
+draws fresh scenes of `synthetic:train`; nothing else is seen.
 """
 
 from __future__ import annotations
@@ -22,17 +23,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
-from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+from transformers import SamConfig, SamModel
 
 from segenv import annotator
 from segenv.data.synthetic import Synthetic
-
-PIXEL_MEAN = torch.tensor([123.675, 116.28, 103.53])[:, None, None]  # SAM's normalisation, in grey levels
-PIXEL_STD = torch.tensor([58.395, 57.12, 57.375])[:, None, None]
+from segenv.tools.tiny_sam import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    at_size,
+    build,
+    ious,
+    mask_losses,
+    same_instance_loss,
+    tiny_config,
+)
 
 
 @dataclass
@@ -64,68 +73,6 @@ class Args:
     save_every: int = 250
 
 
-def tiny_config(image_size: int, width: int, depth: int, prompt_width: int, patch: int = 8) -> SamConfig:
-    """A `SamConfig` of SAM's own parts, small: global attention, absolute positions, sensible initialisation."""
-    vision = SamVisionConfig(
-        hidden_size=width,
-        output_channels=prompt_width,
-        num_hidden_layers=depth,
-        num_attention_heads=4,
-        mlp_dim=4 * width,
-        image_size=image_size,
-        patch_size=patch,
-        use_rel_pos=False,
-        window_size=0,
-        global_attn_indexes=list(range(depth)),
-        num_pos_feats=prompt_width // 2,
-        initializer_range=0.02,  # the class's default of 1e-10 makes a dead encoder
-    )
-    vision.scale = 1.0  # as in the original SAM; the class's default of width / 2 turns neighbours into white noise
-    prompt = SamPromptEncoderConfig(hidden_size=prompt_width, image_size=image_size, patch_size=patch)
-    decoder = SamMaskDecoderConfig(
-        hidden_size=prompt_width,
-        mlp_dim=4 * prompt_width,
-        num_attention_heads=4,
-        iou_head_hidden_dim=2 * prompt_width,
-    )
-    return SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
-
-
-def sincos(grid: int, width: int) -> torch.Tensor:
-    """Sine-cosine positions of a square grid in normalised coordinates, [1, grid, grid, width]."""
-    at = (torch.arange(grid) + 0.5) / grid * 16
-    angle = at[:, None] / 100 ** (torch.arange(width // 4) / (width // 4))
-    axis = torch.cat([angle.sin(), angle.cos()], dim=1)
-    rows, columns = axis[:, None].expand(grid, grid, -1), axis[None, :].expand(grid, grid, -1)
-    return torch.cat([rows, columns], dim=2)[None] * 0.5
-
-
-def build(config: SamConfig) -> SamModel:
-    """A fresh model that can be trained: live encoder, sine-cosine positions, and a fixed point encoding of scale 1."""
-    model = SamModel(config)
-    for part in (model.prompt_encoder, model.mask_decoder):
-        for module in part.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-                module.reset_parameters()  # torch's own: wider than the .02 of the encoder
-    grid = config.vision_config.image_size // config.vision_config.patch_size
-    with torch.no_grad():
-        model.vision_encoder.pos_embed.copy_(sincos(grid, config.vision_config.hidden_size))
-    model.shared_image_embedding.positional_embedding.requires_grad_(False)
-    return model
-
-
-def at_size(model: SamModel, config: SamConfig) -> SamModel:
-    """The same weights under a configuration of another image size; positions are interpolated."""
-    other = build(config)
-    weights = model.state_dict()
-    grid = config.vision_config.image_size // config.vision_config.patch_size
-    positions = weights["vision_encoder.pos_embed"].permute(0, 3, 1, 2)
-    resized = F.interpolate(positions, (grid, grid), mode="bicubic", align_corners=False)
-    weights["vision_encoder.pos_embed"] = resized.permute(0, 2, 3, 1)
-    other.load_state_dict(weights)
-    return other
-
-
 class Crops(Dataset):
     """Square views of training scenes; item i depends on i and the seed alone, so a run can be resumed anywhere."""
 
@@ -137,7 +84,8 @@ class Crops(Dataset):
         return len(self.scenes)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image uint8 [S, S, 3], instance map uint8 [S, S], and which instance each prompt asks for, int64 [prompts]."""
+        """Image uint8 [S, S, 3], instance map uint8 [S, S], and which instance each prompt asks for, int64
+        [prompts]."""
         cv2.setNumThreads(1)
         rng = np.random.default_rng([self.seed, self.size, i])
         scene = self.scenes.scene(i)
@@ -149,7 +97,9 @@ class Crops(Dataset):
             if len(large):
                 return image, instances, rng.choice(large, self.prompts)
 
-    def _view(self, image: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _view(
+        self, image: np.ndarray, instances: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
         side = max(image.shape)
         if rng.random() < 0.5:  # a square window; otherwise the whole scene, as at test time
             side = int(rng.uniform(0.35, 1.0) * side)
@@ -173,47 +123,14 @@ class Crops(Dataset):
 
 
 def error_click(target: np.ndarray, prediction: np.ndarray, rng: np.random.Generator) -> tuple[float, float, int]:
-    """A correction (x, y, label) in a mask's own pixels: half the time the annotator's, half anywhere in the error region."""
+    """A correction (x, y, label) in a mask's own pixels: half the time the annotator's, half anywhere in the error
+    region."""
     wrong = target != prediction
     if rng.random() < 0.5 and (click := annotator.next_click(target, prediction)) is not None:
         return click.x, click.y, int(click.positive)
     rows, columns = np.nonzero(wrong if wrong.any() else target if target.any() else ~target)
     k = rng.integers(len(rows))
     return columns[k], rows[k], int(target[rows[k], columns[k]])
-
-
-def mask_losses(logits: torch.Tensor, target: torch.Tensor, balanced: float) -> torch.Tensor:
-    """Loss of each mask, [N, M], of logits [N, M, h, w] against soft targets [N, 1, h, w]: 20 focal + dice, or class-balanced BCE + dice."""
-    target = target.expand_as(logits)
-    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    probability = logits.sigmoid()
-    focal = ((probability - target).abs() ** 2 * entropy).mean((2, 3))
-    overlap = (probability * target).sum((2, 3))
-    dice = 1 - (2 * overlap + 1) / (probability.sum((2, 3)) + target.sum((2, 3)) + 1)
-    share = target.mean((2, 3), keepdim=True).clamp(0.005, 0.995)
-    weight = target / (2 * share) + (1 - target) / (2 * (1 - share))
-    return balanced * (weight * entropy).mean((2, 3)) + (1 - balanced) * 20 * focal + dice
-
-
-def ious(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """IoU of each mask, [N, M], without gradient."""
-    mask, truth = logits.detach() > 0, target > 0.5
-    union = (mask | truth).sum((2, 3))
-    return (mask & truth).sum((2, 3)) / union.clamp(min=1)
-
-
-def same_instance_loss(features: torch.Tensor, instances: torch.Tensor) -> torch.Tensor:
-    """Whether two cells of the embedding belong to one instance, from the cosine of `features` [B, C, g, g]; `instances` [B, S, S]."""
-    grid = features.shape[-1]
-    labels = F.interpolate(instances[:, None].float(), (grid, grid), mode="nearest")[:, 0].flatten(1)
-    pick = torch.randperm(grid * grid)[:256]
-    flat = F.normalize(features.flatten(2)[:, :, pick], dim=1)
-    labels = labels[:, pick]
-    logits = 8 * flat.transpose(1, 2) @ flat - 4
-    same = (labels[:, :, None] == labels[:, None]).float()
-    known = ((labels[:, :, None] > 0) | (labels[:, None] > 0)).float()
-    weight = known * (same * 3 + 1)
-    return (weight * F.binary_cross_entropy_with_logits(logits, same, reduction="none")).sum() / weight.sum().clamp(min=1)
 
 
 class Trainer:
@@ -233,9 +150,13 @@ class Trainer:
         return tiny_config(self.size, self.args.width, self.args.depth, self.args.prompt_width)
 
     def _start_optimiser(self) -> None:
-        self.parameters = dict(self.model.named_parameters()) | {f"affinity.{n}": p for n, p in self.affinity.named_parameters()}
+        self.parameters = dict(self.model.named_parameters()) | {
+            f"affinity.{n}": p for n, p in self.affinity.named_parameters()
+        }
         self.parameters = {name: p for name, p in self.parameters.items() if p.requires_grad}
-        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=self.args.rate, weight_decay=0.01, betas=(0.9, 0.98))
+        self.optimiser = torch.optim.AdamW(
+            self.parameters.values(), lr=self.args.rate, weight_decay=0.01, betas=(0.9, 0.98)
+        )
 
     def grow(self) -> None:
         """Go on at full resolution."""
@@ -243,7 +164,9 @@ class Trainer:
         small_average = SamModel(self.model.config)
         small_average.load_state_dict(self.average)
         self.model = at_size(self.model, self.config())
-        self.average = {name: value.clone() for name, value in at_size(small_average, self.config()).state_dict().items()}
+        self.average = {
+            name: value.clone() for name, value in at_size(small_average, self.config()).state_dict().items()
+        }
         self._start_optimiser()
 
     def rate(self) -> float:
@@ -310,7 +233,7 @@ class Trainer:
             measured["iou_last"] = float(found[rows, best].mean())
             if number + 1 < len(passes):
                 guess = previous[:, 0].numpy() > 0
-                clicks = np.array([error_click(t, p, rng) for t, p in zip(small, guess)])
+                clicks = np.array([error_click(t, p, rng) for t, p in zip(small, guess, strict=True)])
                 clicks[:, :2] = 2 * clicks[:, :2] + rng.integers(0, 2, (len(clicks), 2))
                 points = clicks[:, None] if points is None else np.concatenate([points, clicks[:, None]], axis=1)
         return loss, measured
@@ -323,10 +246,14 @@ class Trainer:
         previous: torch.Tensor | None,
         many: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        prompt = {} if points is None else {
-            "input_points": torch.from_numpy(points[:, None, :, :2]).float(),
-            "input_labels": torch.from_numpy(points[:, None, :, 2]).long(),
-        }
+        prompt = (
+            {}
+            if points is None
+            else {
+                "input_points": torch.from_numpy(points[:, None, :, :2]).float(),
+                "input_labels": torch.from_numpy(points[:, None, :, 2]).long(),
+            }
+        )
         if boxes is not None:
             prompt["input_boxes"] = torch.from_numpy(boxes[:, None]).float()
         with torch.autocast("cpu", torch.bfloat16):
@@ -348,8 +275,6 @@ class Trainer:
 
     def load(self, folder: Path) -> None:
         """Go on from `save`."""
-        from safetensors import safe_open
-
         with safe_open(folder / "state.safetensors", "pt") as file:
             told = json.loads(file.metadata()["state"])
         if told["size"] != self.size:
@@ -376,7 +301,8 @@ class Trainer:
 def first_prompt(
     truth: np.ndarray, boxed: bool, rng: np.random.Generator
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Points [N, 1, 3] (x, y, label 1), or boxes [N, 4] moved by up to a tenth of their size; of `truth` bool [N, S, S]."""
+    """Points [N, 1, 3] (x, y, label 1), or boxes [N, 4] moved by up to a tenth of their size; of `truth` bool [N, S,
+    S]."""
     if boxed:
         boxes = []
         for mask in truth:
@@ -390,7 +316,7 @@ def first_prompt(
 def batches(args: Args, size: int, step: int, last: int) -> Iterator[list[torch.Tensor]]:
     """The batches of steps `step` to `last`, made by one process beside the training."""
     scenes = args.scenes if size < args.image_size else args.scenes // 2
-    groups = [range(k * args.scenes, k * args.scenes + scenes) for k in range(step, last)]
+    groups = [list(range(k * args.scenes, k * args.scenes + scenes)) for k in range(step, last)]
     data = Crops(size, args.prompts, args.seed)
     yield from DataLoader(data, batch_sampler=groups, num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")
 
@@ -414,7 +340,12 @@ def train(args: Args, trainer: Trainer) -> None:
             bar.set_postfix({key: f"{value:.3f}" for key, value in smooth.items()}, refresh=False)
             if trainer.step % args.save_every == 0 or trainer.step == total:
                 trainer.save(args.out)
-                row = {"step": trainer.step, "size": trainer.size, "several": trainer.several, "seconds": time.time() - began}
+                row = {
+                    "step": trainer.step,
+                    "size": trainer.size,
+                    "several": trainer.several,
+                    "seconds": time.time() - began,
+                }
                 log.write(json.dumps(row | smooth) + "\n")
                 log.flush()
     bar.close()
@@ -425,13 +356,17 @@ def main(args: Args) -> None:
     cv2.setNumThreads(1)
     if args.resume is not None:
         saved = json.loads((args.resume / "config.json").read_text())
-        kept = {key: saved[key] for key in ("image_size", "width", "depth", "prompt_width", "scenes", "prompts", "seed")}
+        kept = {
+            key: saved[key] for key in ("image_size", "width", "depth", "prompt_width", "scenes", "prompts", "seed")
+        }
         args = Args(**(vars(args) | kept | {"out": args.resume}))
     args.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(args)
     if (args.out / "state.safetensors").exists():
         if args.resume is None:
-            raise SystemExit(f"{args.out} already holds a training run; go on with --resume {args.out}, or choose another --out")
+            raise SystemExit(
+                f"{args.out} already holds a training run; go on with --resume {args.out}, or choose another --out"
+            )
         trainer.load(args.out)
     (args.out / "config.json").write_text(json.dumps(asdict(args), default=str, indent=1))
     train(args, trainer)

@@ -3,9 +3,9 @@
     D_0 = the annotator's trajectories                             S_0 = train(base, D_0)
     D_n = filter(rollouts of S_{n-1} on training tasks)            S_n = train(S_0, D_0 ∪ D_n)      (StaR: D_n alone)
 
-StaR+ judges each action: one that raised the IoU is kept, another is replaced by what the annotator does in that very state. Plain
-StaR keeps or drops whole trajectories. Neither the rules for stopping nor for replies that are no action are published; ours are in
-`star_plus_rows`.
+StaR+ judges each action: one that raised the IoU is kept, another is replaced by what the annotator does in that very
+state. Plain StaR keeps or drops whole trajectories. Neither the rules for stopping nor for replies that are no action
+are published; ours are in `star_plus_rows`.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PROVENANCES = ("expert", "policy", "corrected")
 class Row:
     """One lesson: in the state (task, mask), take `action`.
 
-    `iou` is the mask's, before the action. `gain` is ΔIoU of what was played in that state, whose reply was `text`; for a corrected
-    row that is the policy's action, not the one taught. `mask` is in COCO's run lengths, [height, width].
+    `iou` is the mask's, before the action. `gain` is ΔIoU of what was played in that state, whose reply was `text`; for
+    a corrected row that is the policy's action, not the one taught. `mask` is in COCO's run lengths, [height, width].
     """
 
     task: str
@@ -48,8 +48,9 @@ class Row:
 
 
 def expert_rows(episode: Episode, min_gain: float = 0.0, stop_iou: float = 0.9) -> list[Row]:
-    """The annotator's trajectory as lessons: its clicks with ΔIoU > `min_gain` until the mask reaches `stop_iou`, and then a stop."""
-    rows = []
+    """The annotator's trajectory as lessons: its clicks with ΔIoU > `min_gain` until the mask reaches `stop_iou`, and
+    then a stop."""
+    rows: list[Row] = []
     for k, row in _visited(episode, "expert"):
         if row.iou >= stop_iou:
             return [*rows, dataclasses.replace(row, action=action_to_json(Stop()))]
@@ -61,9 +62,10 @@ def expert_rows(episode: Episode, min_gain: float = 0.0, stop_iou: float = 0.9) 
 def star_plus_rows(episode: Episode, task: Task, min_gain: float = 0.0, stop_iou: float = 0.9) -> list[Row]:
     """Per-action filter with correction (StaR+).
 
-    A click or box is kept if it raised the IoU by more than `min_gain`; a stop is kept at `stop_iou` or above. Everything else (a loss, no
-    change, a reply that is no action, a stop too early, an undo) is replaced by the annotator's next click in that state; above `stop_iou`,
-    or where there is nothing left to click, by a stop. The rollout itself goes on from what the policy did.
+    A click or box is kept if it raised the IoU by more than `min_gain`; a stop is kept at `stop_iou` or above.
+    Everything else (a loss, no change, a reply that is no action, a stop too early, an undo) is replaced by the
+    annotator's next click in that state; above `stop_iou`, or where there is nothing left to click, by a stop. The
+    rollout itself goes on from what the policy did.
     """
     rows = []
     for k, row in _visited(episode, "policy"):
@@ -80,7 +82,8 @@ def star_plus_rows(episode: Episode, task: Task, min_gain: float = 0.0, stop_iou
 
 
 def star_rows(episode: Episode, min_gain: float = 0.0, keep_iou: float = 0.7) -> list[Row]:
-    """Whole-trajectory filter (StaR): all of a trajectory's valid actions if its last mask reaches `keep_iou`, else nothing."""
+    """Whole-trajectory filter (StaR): all of a trajectory's valid actions if its last mask reaches `keep_iou`, else
+    nothing."""
     if episode.final_iou < keep_iou or episode.final_iou - episode.start_iou <= min_gain:
         return []
     return [row for k, row in _visited(episode, "policy") if episode.steps[k].error is None]

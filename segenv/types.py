@@ -1,10 +1,11 @@
 """The nouns of the decision process: tasks, actions, prompts and predictions.
 
 **Coordinates.** Everything outside `segenv.codec` is in pixels of the original image, x to the right and y down. A
-`Click` names a pixel by its integer column `x` and row `y`. A `Box` has continuous corners, where pixel i covers [i, i+1):
-the tight box of a mask is `(min x, min y, max x + 1, max y + 1)`.
+`Click` names a pixel by its integer column `x` and row `y`. A `Box` has continuous corners, where pixel i covers [i,
+i+1): the tight box of a mask is `(min x, min y, max x + 1, max y + 1)`.
 
-**Targets** are [H, W]: 0 is background, 255 (or True) is the object, 128 is ignored: it counts in no metric and attracts no click.
+**Targets** are [H, W]: 0 is background, 255 (or True) is the object, 128 is ignored: it counts in no metric and
+attracts no click.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -54,9 +55,9 @@ def ignored_of(target: np.ndarray) -> np.ndarray | None:
 class Task:
     """One thing to segment: an image, what to segment in it, and (hidden from the agent) the answer.
 
-    `image` is uint8 [H, W, 3], RGB. `target` is uint8 or bool [H, W] (see the module's docstring). `initial_mask` is bool
-    [H, W] or None: the mask that a refinement starts from. `meta` carries what a dataset knows beside that (subset, difficulty,
-    licence, text of other objects); nothing in it reaches an observation.
+    `image` is uint8 [H, W, 3], RGB. `target` is uint8 or bool [H, W] (see the module's docstring). `initial_mask` is
+    bool [H, W] or None: the mask that a refinement starts from. `meta` carries what a dataset knows beside that
+    (subset, difficulty, licence, text of other objects); nothing in it reaches an observation.
     """
 
     id: str
@@ -135,21 +136,22 @@ class Undo:
 
 @dataclass(frozen=True)
 class Invalid:
-    """A reply that is no action: it takes one step and leaves the mask. `reason` says what arrived and what was expected."""
+    """A reply that is no action: it takes one step and leaves the mask. `reason` says what arrived and what was
+    expected."""
 
     text: str
     reason: str
 
 
-Action = Union[Click, Box, Stop, Undo, Invalid]
+Action = Click | Box | Stop | Undo | Invalid
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """All that a tool is told about one image: every click so far in order, a box, and what the tool returned before.
 
-    `mask` is bool [H, W], the current mask (None at an empty start); `logits` are the tool's own low-resolution logits of
-    the previous prediction (None at the start, or where the mask did not come from the tool).
+    `mask` is bool [H, W], the current mask (None at an empty start); `logits` are the tool's own low-resolution logits
+    of the previous prediction (None at the start, or where the mask did not come from the tool).
     """
 
     clicks: tuple[Click, ...] = ()
@@ -160,8 +162,8 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """A tool's answer: `mask` bool [H, W] in the original image, `logits` [h, w] float32 to feed back (None where the tool has
-    none), and `score`, the tool's own estimate of the mask's IoU in 0..1 (NaN where it has none)."""
+    """A tool's answer: `mask` bool [H, W] in the original image, `logits` [h, w] float32 to feed back (None where the
+    tool has none), and `score`, the tool's own estimate of the mask's IoU in 0..1 (NaN where it has none)."""
 
     mask: np.ndarray
     logits: np.ndarray | None = None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Read by numpy, torch and Hugging Face when they are imported, and inherited by every process that a test starts.
 os.environ.update(
@@ -18,10 +21,12 @@ os.environ.update(
 )
 
 import cv2
+import gymnasium as gym
 import hypothesis
 import numpy as np
 import pytest
 
+import segenv  # noqa: F401  # registers the environments
 from segenv.types import Task
 
 cv2.setNumThreads(1)
@@ -56,6 +61,22 @@ def tasks() -> list[Task]:
         disc_task(70, 33, 10, 50, 8, "tall"),
         Task(last.id, last.image, target, last.instruction),
     ]
+
+
+@pytest.fixture
+def make_env(tasks: list[Task]) -> Iterator[Callable[..., gym.Env]]:
+    """gym.make with the disc tool and the three small tasks, and any warning an error."""
+    made = []
+
+    def make_env(name: str, **options: Any) -> gym.Env:
+        made.append(gym.make(name, **{"tool": "disc:radius=6", "data": tasks, **options}))
+        return made[-1]
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield make_env
+    for env in made:
+        env.close()
 
 
 @pytest.fixture(scope="session")

@@ -216,9 +216,9 @@ def test_all_4080_clicks_of_the_published_clicker_are_ours():
         canvas = np.zeros((target.shape[0] + 48, target.shape[1] + 48), bool)
         prediction, clicks, ious = canvas[24:-24, 24:-24], [], []
         for expected, iou in zip(episode["clicks"], episode["iou"], strict=True):
-            began = time.perf_counter()
+            began = time.thread_time()
             click = next_click(target, prediction, clicks)
-            seconds += time.perf_counter() - began
+            seconds += time.thread_time() - began
             assert [click.y, click.x, int(click.positive)] == expected, f"{episode['name']}, click {len(clicks) + 1}"
             clicks.append(click)
             canvas[click.y : click.y + 49, click.x : click.x + 49][disc] = click.positive

@@ -55,7 +55,8 @@ def grid(frame: Frame, scene: Scene) -> tuple[float, float]:
 pieces = [
     "Positive point: (", "negative point [", "12", "1204", ", ", "-3", "0.5", ")", "]", "<box>", "</box>",
     "(1,2),(3,4)", "[[1, 2, 3, 4]]", "Box: (", "Finish", "Undo", "\n", "Current IOU: ", "74", '{"point_2d": [',
-    '{"bbox_2d": [', '"label": "negative", ', '"point": [', '"box_2d": [', '<point x="', '" y="', '" alt="positive">', "nan", "1e999", "٣", "９", "\ud800", "\0", "\x85", "İ", "…",
+    '{"bbox_2d": [', '"label": "negative", ', '"point": [', '"box_2d": [', '<point x="',
+    '" y="', '" alt="positive">', "nan", "1e999", "٣", "９", "\ud800", "\0", "\x85", "İ", "…",
 ]  # fmt: skip
 replies = st.lists(st.sampled_from(pieces) | st.text(max_size=5), max_size=14).map("".join)
 
@@ -139,10 +140,10 @@ class TestCodecContract:
         spoken = codec.get(spec)
         for name, text in HOSTILE.items():
             best = float("inf")
-            for _ in range(8):  # the machine may be busy: the best of eight
-                began = time.perf_counter()
+            for _ in range(8):  # the machine may be busy: time of this thread alone, and the best of eight
+                began = time.thread_time()
                 spoken.parse(text, SCENE), spoken.stated_iou(text)
-                best = min(best, time.perf_counter() - began)
+                best = min(best, time.thread_time() - began)
                 if best < 0.02:
                     break
             assert best < 0.02, f"{name} took {1000 * best:.0f} ms"
@@ -279,7 +280,7 @@ def test_stated_iou_is_a_percentage_and_the_last_one():
     assert stated("Current IOU: 101") is None is stated("IOU?")
 
 
-# ---------------------------------------------------------------------------------------------------------- other codecs
+# --------------------------------------------------------------------------------------------------------- other codecs
 
 
 @pytest.mark.parametrize(

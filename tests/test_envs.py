@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -15,35 +12,14 @@ import numpy as np
 import pytest
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env, data_equivalence
-from hypothesis import given
-from hypothesis import strategies as st
 
-import segenv  # noqa: F401  # registers the environments
-from segenv.envs import refine
-from segenv.envs.spaces import FreeText, Pixels
 from segenv.metrics import iou
 from segenv.tools.disc import DiscTool
-from segenv.types import BadItem, Box, Click, Prompt, Stop, Task, Undo
+from segenv.types import BadItem, Box, Click, Stop, Task, Undo
 
 TEXT = ["segenv/HLMAT-v0", "segenv/Refine-v0"]
 NUMBERS = ["segenv/HLMATGrid-v0", "segenv/HLMATPoint-v0"]
 IDS = TEXT + NUMBERS
-
-
-@pytest.fixture
-def make(tasks: list[Task]) -> Iterator[Callable[..., gym.Env]]:
-    """gym.make with the disc tool and three small tasks, and any warning an error."""
-    made = []
-
-    def make(name: str, **options: Any) -> gym.Env:
-        made.append(gym.make(name, **{"tool": "disc:radius=6", "data": tasks, **options}))
-        return made[-1]
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield make
-    for env in made:
-        env.close()
 
 
 def say(env: gym.Env, *actions: Click | Box | Stop | Undo) -> list[tuple]:
@@ -56,8 +32,8 @@ def say(env: gym.Env, *actions: Click | Box | Stop | Undo) -> list[tuple]:
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_check_env_has_nothing_to_say(name: str, make: Callable[..., gym.Env]) -> None:
-    check_env(make(name, render_mode="rgb_array").unwrapped, skip_render_check=False)
+def test_check_env_has_nothing_to_say(name: str, make_env: Callable[..., gym.Env]) -> None:
+    check_env(make_env(name, render_mode="rgb_array").unwrapped, skip_render_check=False)
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -70,8 +46,8 @@ def test_it_is_made_from_specs_that_survive_json(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_a_seed_gives_the_same_episodes(name: str, make: Callable[..., gym.Env]) -> None:
-    one, two = make(name), make(name)
+def test_a_seed_gives_the_same_episodes(name: str, make_env: Callable[..., gym.Env]) -> None:
+    one, two = make_env(name), make_env(name)
     for seed in (5, None, None, 6):  # later resets go on with the same generator
         assert data_equivalence(one.reset(seed=seed), two.reset(seed=seed), exact=True)
         one.action_space.seed(9)
@@ -81,17 +57,17 @@ def test_a_seed_gives_the_same_episodes(name: str, make: Callable[..., gym.Env])
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_all_tasks_are_drawn(name: str, make: Callable[..., gym.Env], tasks: list[Task]) -> None:
-    env = make(name)
+def test_all_tasks_are_drawn(name: str, make_env: Callable[..., gym.Env], tasks: list[Task]) -> None:
+    env = make_env(name)
     env.reset(seed=0)
     assert {env.reset()[1]["task_id"] for _ in range(40)} == {task.id for task in tasks}
 
 
 @pytest.mark.parametrize("name", IDS)
 def test_a_task_is_given_as_itself_by_id_or_by_index(
-    name: str, make: Callable[..., gym.Env], tasks: list[Task], task: Task
+    name: str, make_env: Callable[..., gym.Env], tasks: list[Task], task: Task
 ) -> None:
-    env = make(name)
+    env = make_env(name)
     for option, expected in ((task, task), ("tall", tasks[1]), (2, tasks[2]), (np.int64(-3), tasks[0])):
         _, info = env.reset(options={"task": option})
         assert (info["task_id"], info["instruction"]) == (expected.id, expected.instruction)
@@ -110,8 +86,8 @@ def test_tasks_of_a_dataset_are_found_by_id() -> None:
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_the_budget_terminates_and_never_truncates(name: str, make: Callable[..., gym.Env]) -> None:
-    env = make(name, max_steps=4, **({"stop": False} if name in NUMBERS else {}))
+def test_the_budget_terminates_and_never_truncates(name: str, make_env: Callable[..., gym.Env]) -> None:
+    env = make_env(name, max_steps=4, **({"stop": False} if name in NUMBERS else {}))
     env.reset(seed=1)
     ends = [env.step(env.action_space.sample())[2:4] for _ in range(4)]
     assert ends == [(False, False)] * 3 + [(True, False)]
@@ -122,20 +98,20 @@ def test_the_budget_terminates_and_never_truncates(name: str, make: Callable[...
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_nothing_works_before_reset(name: str, make: Callable[..., gym.Env]) -> None:
-    env = make(name, render_mode="rgb_array").unwrapped
+def test_nothing_works_before_reset(name: str, make_env: Callable[..., gym.Env]) -> None:
+    env = make_env(name, render_mode="rgb_array").unwrapped
     for call in (lambda: env.step(env.action_space.sample()), env.render):
         with pytest.raises(ResetNeeded, match="came before reset"):
             call()
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_swapping_the_target_changes_no_observation(name: str, make: Callable[..., gym.Env], task: Task) -> None:
+def test_swapping_the_target_changes_no_observation(name: str, make_env: Callable[..., gym.Env], task: Task) -> None:
     """The initial mask is given, since a refinement makes it from the target."""
     task = replace(task, initial_mask=np.random.default_rng(0).random((48, 64)) < 0.2)
     other = replace(task, target=~task.target, meta={"secret": 1})
     options = {"start": "given"} if name != "segenv/HLMAT-v0" else {}
-    one, two = make(name, **options), make(name, **options)
+    one, two = make_env(name, **options), make_env(name, **options)
     assert data_equivalence(one.reset(options={"task": task})[0], two.reset(options={"task": other})[0], exact=True)
     one.action_space.seed(4)
     actions = [one.action_space.sample() for _ in range(4)]
@@ -147,8 +123,8 @@ def test_swapping_the_target_changes_no_observation(name: str, make: Callable[..
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_observations_are_copies(name: str, make: Callable[..., gym.Env]) -> None:
-    env = make(name)
+def test_observations_are_copies(name: str, make_env: Callable[..., gym.Env]) -> None:
+    env = make_env(name)
     seen, _ = env.reset(seed=2)
     state = env.unwrapped.state  # type: ignore[attr-defined]
     before = state.task.image.tobytes(), state.mask.tobytes()
@@ -159,8 +135,8 @@ def test_observations_are_copies(name: str, make: Callable[..., gym.Env]) -> Non
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_a_frame_is_for_persons_and_keeps_its_size(name: str, make: Callable[..., gym.Env]) -> None:
-    env = make(name, render_mode="rgb_array")
+def test_a_frame_is_for_persons_and_keeps_its_size(name: str, make_env: Callable[..., gym.Env]) -> None:
+    env = make_env(name, render_mode="rgb_array")
     env.reset(options={"task": "wide"})
     first = env.render()
     env.step(env.action_space.sample())
@@ -168,9 +144,9 @@ def test_a_frame_is_for_persons_and_keeps_its_size(name: str, make: Callable[...
 
 
 def test_a_person_without_a_display_watches_on_the_terminal(
-    make: Callable[..., gym.Env], capsys: pytest.CaptureFixture[str]
+    make_env: Callable[..., gym.Env], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    env = make("segenv/HLMAT-v0", render_mode="human")
+    env = make_env("segenv/HLMAT-v0", render_mode="human")
     env.reset(seed=0)
     first = capsys.readouterr().out
     assert env.render() is None
@@ -200,18 +176,18 @@ def test_several_run_in_step(name: str, tasks: list[Task]) -> None:
     ],
 )
 def test_a_wrong_argument_is_named_when_the_environment_is_made(
-    make: Callable[..., gym.Env], options: dict[str, Any], message: str
+    make_env: Callable[..., gym.Env], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        make("segenv/HLMAT-v0", **options)
+        make_env("segenv/HLMAT-v0", **options)
 
 
 @pytest.mark.parametrize("name", IDS)
 def test_objects_serve_as_well_as_specs_and_a_copied_environment_shares_the_tool(
-    name: str, make: Callable[..., gym.Env]
+    name: str, make_env: Callable[..., gym.Env]
 ) -> None:
     tool = DiscTool(6)
-    env = make(name, tool=tool)
+    env = make_env(name, tool=tool)
     check_env(env.unwrapped)
     assert env.spec is not None, "Gymnasium copies it, arguments included"
     env.reset(seed=0)
@@ -224,9 +200,9 @@ def test_objects_serve_as_well_as_specs_and_a_copied_environment_shares_the_tool
 # --- text ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_episode_in_text(make: Callable[..., gym.Env], task: Task) -> None:
+def test_an_episode_in_text(make_env: Callable[..., gym.Env], task: Task) -> None:
     """A click on the object, one beside it, undo, stop: the rewards add up to what the mask gained."""
-    env = make("segenv/HLMAT-v0", codec="pixels", max_steps=5)
+    env = make_env("segenv/HLMAT-v0", codec="pixels", max_steps=5)
     seen, info = env.reset(options={"task": task})
     np.testing.assert_array_equal(seen["image"], task.image)
     assert seen["instruction"] == "the bright disc" and "the bright disc" in seen["prompt"]
@@ -251,8 +227,8 @@ def test_an_episode_in_text(make: Callable[..., gym.Env], task: Task) -> None:
 
 
 @pytest.mark.parametrize("reply", ["", "I see a disc.", "Positive point: (", "\x00\ud800", "早く" * 2000])
-def test_a_bad_reply_takes_a_step_and_is_explained(make: Callable[..., gym.Env], reply: str) -> None:
-    env = make("segenv/HLMAT-v0")
+def test_a_bad_reply_takes_a_step_and_is_explained(make_env: Callable[..., gym.Env], reply: str) -> None:
+    env = make_env("segenv/HLMAT-v0")
     env.reset(seed=0)
     say(env, Click(12, 12))
     before = env.unwrapped.state.mask  # type: ignore[attr-defined]
@@ -264,18 +240,18 @@ def test_a_bad_reply_takes_a_step_and_is_explained(make: Callable[..., gym.Env],
     assert seen["error"] == "" and info["valid"]
 
 
-def test_what_is_no_text_is_a_fault_of_the_program(make: Callable[..., gym.Env]) -> None:
-    env = make("segenv/HLMAT-v0")
+def test_what_is_no_text_is_a_fault_of_the_program(make_env: Callable[..., gym.Env]) -> None:
+    env = make_env("segenv/HLMAT-v0")
     env.reset(seed=0)
     with pytest.raises(InvalidAction, match="action is int; expected a text for codec segagent"):
         env.step(3)
 
 
-def test_rewards_go_by_name_or_are_functions(make: Callable[..., gym.Env], task: Task) -> None:
+def test_rewards_go_by_name_or_are_functions(make_env: Callable[..., gym.Env], task: Task) -> None:
     """The click paints the target exactly and ends the episode."""
     rewards: list = [("iou+0.5*format", 1.5), ("final-0.25*step", 0.75), (lambda *step: 7.0 * step[-1], 7.0)]
     for reward, expected in rewards:
-        env = make("segenv/HLMAT-v0", reward=reward, tool="disc:radius=12", max_steps=1, codec="pixels")
+        env = make_env("segenv/HLMAT-v0", reward=reward, tool="disc:radius=12", max_steps=1, codec="pixels")
         env.reset(options={"task": task})
         _, got, *_, info = say(env, Click(40, 20))[0]
         assert (got, info["iou"]) == (expected, 1.0)
@@ -302,203 +278,3 @@ def test_bad_items_are_passed_over_where_the_data_skips_them(tmp_path, task: Tas
     with pytest.raises(BadItem, match=r"masks.[ab]\.png"):
         for seed in range(20):
             env.reset(seed=seed)
-
-
-# --- refinement ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("start", ["box", "points", "points:k=1", "distort", "distort:low=0.2,high=0.5"])
-def test_a_refinement_starts_from_a_mask_that_replays(make: Callable[..., gym.Env], start: str) -> None:
-    env = make("segenv/Refine-v0", start=start)
-    seen, info = env.reset(seed=1)
-    assert seen["mask"].any() and info["clicks"] == () and info["step"] == 0
-    again = make("segenv/Refine-v0", start="given")
-    repeated, _ = again.reset(options={"task": env.unwrapped.state.task})  # type: ignore[attr-defined]
-    assert data_equivalence(repeated, seen, exact=True)
-    click, undo = say(env, Click(3, 3), Undo())
-    assert click[0]["mask"][3, 3] and data_equivalence(undo[0]["mask"], seen["mask"], exact=True)
-
-
-def test_box_and_points_ask_the_tool(task: Task) -> None:
-    """The disc tool fills a box; the object spans x 28..52 and y 8..32."""
-    rng, tool = np.random.default_rng(0), DiscTool(2)
-    filled = np.zeros((48, 64), bool)
-    filled[8:33, 28:53] = True
-    np.testing.assert_array_equal(refine.box(task, tool, rng).initial_mask, filled)
-    counts = set()
-    for _ in range(60):
-        made = refine.points(task, DiscTool(0), rng, 3).initial_mask
-        assert made is not None and not (made & ~filled).any()
-        counts.add(int(made.sum()))
-    assert counts >= {1, 2, 3}
-    [expected] = tool.predict(tool.encode([task.image]), [Prompt(box=Box(28, 8, 53, 33))])
-    np.testing.assert_array_equal(expected.mask, filled)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(6, 20), st.floats(0.2, 0.95))
-def test_a_distortion_has_the_iou_that_was_asked_for(seed: int, radius: int, wanted: float) -> None:
-    rows, columns = np.ogrid[:48, :64]
-    target = (columns - 30) ** 2 + (rows - 24) ** 2 <= radius**2
-    task = Task("t", np.zeros((48, 64, 3), np.uint8), target)
-    made = refine.distort(task, DiscTool(), np.random.default_rng(seed), wanted, wanted).initial_mask
-    assert made is not None and abs(iou(target, made) - wanted) < 0.05
-
-
-def test_distortions_differ_and_go_wrong_both_ways(task: Task) -> None:
-    made = [refine.distort(task, DiscTool(), np.random.default_rng(seed)).initial_mask for seed in range(30)]
-    assert len({mask.tobytes() for mask in made if mask is not None}) == 30
-    extra = [(mask & ~task.target).sum() for mask in made if mask is not None]
-    missing = [(task.target & ~mask).sum() for mask in made if mask is not None]
-    assert sum(e > m for e, m in zip(extra, missing, strict=True)) in range(5, 26)
-
-
-def test_starts_are_refused_by_name(make: Callable[..., gym.Env], task: Task) -> None:
-    for start, message in [
-        ("boxes", "'boxes' is unknown; expected one of given, box, points, distort"),
-        ("points:n=3", "'n=3' is no option; points has k"),
-        ("box:k=3", "'k=3' is no option; box has none"),
-        ("distort:low=x", "'low=x' is no option; distort has low, high"),
-    ]:
-        with pytest.raises(ValueError, match=re.escape(message)):
-            make("segenv/Refine-v0", start=start)
-    with pytest.raises(ValueError, match="task disc has no initial_mask"):
-        make("segenv/Refine-v0", start="given").reset(options={"task": task})
-    with pytest.raises(ValueError, match="no object pixel"):
-        empty = replace(task, target=np.zeros((48, 64), bool))
-        make("segenv/Refine-v0").reset(options={"task": empty})
-
-
-# --- numbers ------------------------------------------------------------------------------------------------------
-
-
-def test_grid_cells_cover_the_image(make: Callable[..., gym.Env]) -> None:
-    """`tall` has 70 rows and 33 columns: the middles of a 4 x 4 grid lie at 8.75 (2i + 1) and 4.125 (2i + 1)."""
-    env = make("segenv/HLMATGrid-v0", grid=4, max_steps=100)
-    clicks = []
-    for action in range(33):
-        env.reset(options={"task": "tall"})
-        clicks.append(env.step(action)[4]["parsed"])
-    middles = [(x, y) for y in (8, 26, 43, 61) for x in (4, 12, 20, 28)]
-    assert clicks == [Click(x, y) for x, y in middles] + [Click(x, y, False) for x, y in middles] + [Stop()]
-    env.reset()
-    for wrong in (33, -1, 0.5, "3"):
-        with pytest.raises(InvalidAction, match=r"expected one of Discrete\(33\)"):
-            env.step(wrong)
-
-
-@given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.booleans())
-def test_action_masks_allow_what_could_correct_an_error(seed: int, grid: int, stop: bool) -> None:
-    """Along random play: the allowed clicks are those that change the tool's mask at their pixel and are new."""
-    rng = np.random.default_rng(seed)
-    image = rng.integers(0, 256, (*rng.integers(3, 30, 2), 3), dtype=np.uint8)
-    task = Task("t", image, rng.random(image.shape[:2]) < 0.5)
-    env: Any = gym.make("segenv/HLMATGrid-v0", tool="disc:radius=2", data=[task], grid=grid, stop=stop).unwrapped
-    env.reset(seed=seed)
-    for _ in range(6):
-        allowed = env.action_masks()
-        assert allowed.dtype == bool and allowed.shape == (env.action_space.n,) and allowed.any()
-        state, fresh = env.state, []
-        for action in np.flatnonzero(allowed[: 2 * grid * grid]):
-            click = env._parse(int(action), env.mdp.observation(state))
-            [after] = env.mdp.transition([state], [click])
-            new = (click.x, click.y) not in {(c.x, c.y) for c in state.clicks}
-            fresh.append(new and after.mask[click.y, click.x] != state.mask[click.y, click.x])
-        assert all(fresh) or (not stop and allowed.all()), "everything is allowed only where nothing is left"
-        assert not stop or allowed[-1]
-        choices = np.flatnonzero(allowed[: 2 * grid * grid])
-        if not len(choices):
-            break
-        env.step(int(rng.choice(choices)))
-
-
-def test_points_reach_the_edges_and_not_beyond(make: Callable[..., gym.Env]) -> None:
-    """`wide` is 64 px wide and 48 px high."""
-    env = make("segenv/HLMATPoint-v0")
-    for action, click in (
-        ((-1, -1, 1), Click(0, 0)),
-        ((1, 1, 0), Click(63, 47)),
-        ((0, 0, -0.1), Click(32, 24, False)),
-        ((7, -7, 1), Click(63, 0)),
-    ):
-        env.reset(options={"task": "wide"})
-        assert env.step(np.array(action, np.float32))[4]["parsed"] == click
-    for wrong in (np.array([np.nan, 0, 0]), np.zeros(4)):
-        with pytest.raises(InvalidAction, match="expected finite numbers in Box"):
-            env.step(wrong)
-    env = make("segenv/HLMATPoint-v0", stop=True)
-    env.reset(seed=0)
-    assert env.step(np.array([0, 0, 1, -0.5], np.float32))[2] is False
-    assert env.step(np.array([0, 0, 1, 0.5], np.float32))[2] is True
-
-
-def test_numeric_observations_show_image_mask_and_budget(make: Callable[..., gym.Env], task: Task) -> None:
-    env = make("segenv/HLMATGrid-v0", size=48, max_steps=4, tool="disc:radius=12")
-    square = replace(task, image=task.image[:, 16:].copy(), target=task.target[:, 16:].copy())
-    seen, info = env.reset(options={"task": square})
-    np.testing.assert_array_equal(seen["image"][..., :3], square.image)
-    assert not seen["image"][..., 3].any() and seen["steps_left"] == 1.0 and info["instruction"] == "the bright disc"
-    seen, *_ = env.step(16 * 7 + 8)
-    np.testing.assert_array_equal(seen["image"][..., 3] == 255, env.unwrapped.state.mask)  # type: ignore[attr-defined]
-    assert seen["steps_left"] == np.float32(0.75)
-
-
-@pytest.mark.parametrize(
-    ("name", "library", "algorithm"),
-    [
-        ("segenv/HLMATGrid-v0", "stable_baselines3", "PPO"),
-        ("segenv/HLMATPoint-v0", "stable_baselines3", "PPO"),
-        ("segenv/HLMATGrid-v0", "sb3_contrib", "MaskablePPO"),
-    ],
-)
-def test_stable_baselines_learns_on_it(name: str, library: str, algorithm: str, tasks: list[Task]) -> None:
-    pytest.importorskip("stable_baselines3")
-    import torch
-
-    torch.set_num_threads(1)
-    env = gym.make(name, tool="disc:radius=6", data=tasks, max_steps=4)
-    model = getattr(pytest.importorskip(library), algorithm)(
-        "MultiInputPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0, device="cpu"
-    )
-    model.learn(64)
-    assert model.num_timesteps == 64
-    network = model.policy.features_extractor.extractors["image"]
-    assert type(network).__name__ == "NatureCNN" and network.cnn[0].in_channels == 4, "image and mask reach a CNN"
-    seen, _ = env.reset(seed=0)
-    if algorithm == "MaskablePPO":
-        allowed = env.get_wrapper_attr("action_masks")()
-        drawn = [int(model.predict(seen, action_masks=allowed)[0]) for _ in range(20)]
-        assert allowed[drawn].all()
-    else:
-        assert model.predict(seen)[0] in env.action_space
-
-
-# --- spaces -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("space", [Pixels(3), Pixels(dtype=bool), FreeText(50)], ids=repr)
-def test_a_space_holds_its_samples_and_sends_them_through_json(space: gym.Space) -> None:
-    space.seed(1)
-    samples = [space.sample() for _ in range(5)]
-    assert all(sample in space for sample in samples)
-    space.seed(1)
-    assert data_equivalence([space.sample() for _ in range(5)], samples, exact=True)
-    back = space.from_jsonable(json.loads(json.dumps(space.to_jsonable(samples))))
-    assert data_equivalence(back, samples, exact=True)
-
-
-def test_spaces_know_their_own() -> None:
-    image, mask = np.zeros((5, 7, 3), np.uint8), np.zeros((5, 7), bool)
-    assert image in Pixels(3) and mask in Pixels(dtype=bool)
-    for wrong in (image[..., 0], image[..., :2], image.astype(np.float32), image[:0], image.tolist(), mask):
-        assert wrong not in Pixels(3)
-    assert image not in Pixels(dtype=bool) and mask.astype(np.uint8) not in Pixels(dtype=bool)
-    assert Pixels(3) == Pixels(3) != Pixels(4) != Pixels(dtype=bool)
-    assert (
-        "größer, 더 크게 🙂" in FreeText(20)
-        and "" in FreeText(20)
-        and "x" * 21 not in FreeText(20)
-        and 3 not in FreeText(20)
-    )
-    assert FreeText(20) == FreeText(20) != FreeText(21)
-    with pytest.raises(ValueError, match="expected uint8 or bool"):
-        Pixels(dtype=np.float32)

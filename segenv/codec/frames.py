@@ -94,19 +94,19 @@ class Frame:
         )
 
     def read(self, texts: Sequence[str], scene: Scene) -> list[Fraction] | None:
-        """The numbers x, y, x, y … in pixels of the image, or None where one lies outside the frame. A point in a frame
-        of pixels is an index, which ends before the extent; all else may lie on it."""
+        """The numbers x, y, x, y … in pixels of the image, or None where one lies outside the frame. A point in
+        pixels of the image itself is an index, which ends before the extent; all else may lie on it."""
         pixels: list[Fraction] = []
         for i, text in enumerate(self.ordered(texts)):
             value, extent = _number(text), self.extents(scene)[i % 2]
-            if value < 0 or value > extent or (value == extent and callable(self.extent) and len(texts) == 2):
+            if value < 0 or value > extent or (value == extent and self.extent is image_size and len(texts) == 2):
                 return None
             pixels.append(value * (scene.width, scene.height)[i % 2] / extent)
         return pixels
 
     def range(self, scene: Scene, point: bool) -> str:
         """The numbers allowed, in words: `0..1000`, or `0..639, 0..479` where the sides differ."""
-        lasts = [extent - 1 if point and callable(self.extent) else extent for extent in self.extents(scene)]
+        lasts = [extent - 1 if point and self.extent is image_size else extent for extent in self.extents(scene)]
         ranges = [f"0..{last}" for last in self.ordered(lasts)]
         return ranges[0] if not callable(self.extent) else ", ".join(ranges)
 

@@ -52,11 +52,13 @@ class Statement:
     def last(self, lower: str) -> re.Match[str] | None:
         """The last one in a `lowered` text; its group `rest` is None where it breaks off."""
         found: re.Match[str] | None = None
+        match_at, find_before = self._pattern.match, lower.rfind
         for start in self.starts:
             first, place = (found.start() if found else 0), len(lower)
-            while (place := lower.rfind(start, first, place)) >= 0:
-                match = self._pattern.match(lower, place)
-                if match and (not self.alone or _opens(lower[max(0, place - _BACK) : place])):
+            while (place := find_before(start, first, place)) >= 0:
+                if (match := match_at(lower, place)) and (
+                    not self.alone or _opens(lower[max(0, place - _BACK) : place])
+                ):
                     found = match
                     break
         return found
@@ -88,7 +90,7 @@ _POINT_WORDS = Statement(
     rf"(?P<sign>positive|negative)[\s*`_]+point{_COLON}[(\[]",
     rf"{_GAP}{_POINT}{_GAP}[)\]]",
 )
-_BOX_WORDS = Statement("Box: ({0}, {1}, {2}, {3})", ("box",), rf"\bbox{_GAP}:{_GAP}[(\[]", rf"{_GAP}{_BOX}{_GAP}[)\]]")
+_BOX_WORDS = Statement("Box: ({0}, {1}, {2}, {3})", ("box:",), rf"\bbox:{_GAP}[(\[]", rf"{_GAP}{_BOX}{_GAP}[)\]]")
 WORDS = Grammar(_POINT_WORDS, _BOX_WORDS, "Positive", "Negative")
 LISTS = replace(
     WORDS,

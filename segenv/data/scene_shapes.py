@@ -87,7 +87,8 @@ def outline(shape: str, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _crescent(disc: np.ndarray, bite: np.ndarray) -> np.ndarray:
-    """The outline of `disc` without `bite`: the disc's points outside the bite, then the bite's points inside the disc."""
+    """The outline of `disc` without `bite`: the disc's points outside the bite, then the bite's points inside the
+    disc."""
     centre = bite.mean(axis=0)
     reach = np.linalg.norm(bite[0] - centre)
     outer = disc[np.linalg.norm(disc - centre, axis=1) > reach]
@@ -99,7 +100,8 @@ def _crescent(disc: np.ndarray, bite: np.ndarray) -> np.ndarray:
 
 
 def shape_alpha(shape: str, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """A shape of about `radius` pixels, turned, stretched and sheared at random: coverage uint8 [h, w] on its bounding box."""
+    """A shape of about `radius` pixels, turned, stretched and sheared at random: coverage uint8 [h, w] on its bounding
+    box."""
     angle = rng.uniform(0, 2 * np.pi)
     stretch = np.diag(np.exp(rng.uniform(-0.12, 0.12, 2) * (3.0 if shape == "blob" else 1.0)))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -145,14 +147,22 @@ def _pattern(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 
 
 def texture(
-    shape: tuple[int, ...], colour: Sequence[float], rng: np.random.Generator, chance: float, contrast: float
+    shape: tuple[int, ...],
+    colour: Sequence[float] | np.ndarray,
+    rng: np.random.Generator,
+    chance: float,
+    contrast: float,
 ) -> np.ndarray:
     """A surface of a colour, with a pattern and a turn of light: float32 [h, w, 3], about 0..255."""
     h, w = shape[:2]
     base = np.asarray(colour, np.float32) * np.float32(rng.uniform(0.88, 1.1)) + rng.normal(0, 8, 3).astype(np.float32)
     surface = np.broadcast_to(base, (h, w, 3)).astype(np.float32)
     if rng.random() < chance:
-        other = rng.uniform(0, 255, 3).astype(np.float32) if rng.random() < 0.3 else base * np.float32(rng.uniform(0.3, 1.6))
+        other = (
+            rng.uniform(0, 255, 3).astype(np.float32)
+            if rng.random() < 0.3
+            else base * np.float32(rng.uniform(0.3, 1.6))
+        )
         amount = np.clip(_pattern((h, w), rng), 0, 1) * np.float32(contrast * rng.uniform(0.4, 0.9))
         surface = surface + amount[..., None] * (other - base)
     angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
@@ -163,7 +173,8 @@ def texture(
 def background(
     shape: tuple[int, int], rng: np.random.Generator, chance: float, contrast: float, hidden_in: Sequence[float] | None
 ) -> np.ndarray:
-    """One or two textured grounds that meet along a line: float32 [H, W, 3]. `hidden_in` is a colour to take, for camouflage."""
+    """One or two textured grounds that meet along a line: float32 [H, W, 3]. `hidden_in` is a colour to take, for
+    camouflage."""
     grey = rng.uniform(30, 225)
     colour = np.clip(grey + rng.normal(0, 30, 3), 0, 255) if hidden_in is None else np.asarray(hidden_in)
     ground = texture(shape, colour, rng, chance, contrast)
@@ -180,7 +191,8 @@ def background(
 def paint(
     canvas: np.ndarray, alpha: np.ndarray, corner: tuple[int, int], surface: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Lay a surface [h, w, 3] of coverage `alpha` uint8 [h, w] on the canvas at `corner` (row, column), in place, with a soft shadow."""
+    """Lay a surface [h, w, 3] of coverage `alpha` uint8 [h, w] on the canvas at `corner` (row, column), in place, with
+    a soft shadow."""
     h, w = alpha.shape
     y, x = corner
     if rng.random() < 0.5:

@@ -1,7 +1,8 @@
 """Procedural scenes: textured, lit, overlapping objects, and a sentence that picks out exactly one of them.
 
-A scene is a function of (split, difficulty, index) alone. `synthetic:val` runs through the difficulties in turn, `synthetic:val#hard`
-holds the hard ones only: item k of the latter is item 3k + 2 of the former. Splits are different random streams.
+A scene is a function of (split, difficulty, index) alone. `synthetic:val` runs through the difficulties in turn,
+`synthetic:val#hard` holds the hard ones only: item k of the latter is item 3k + 2 of the former. Splits are different
+random streams.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import cv2
 import numpy as np
@@ -106,7 +108,9 @@ class Synthetic(Dataset):
 
     def _rng(self, i: int, purpose: int) -> np.random.Generator:
         level, number = self.place(i)
-        return np.random.default_rng([VERSION, list(LENGTHS).index(self.split), DIFFICULTIES.index(level), number, purpose])
+        return np.random.default_rng(
+            [VERSION, list(LENGTHS).index(self.split), DIFFICULTIES.index(level), number, purpose]
+        )
 
     def scene(self, i: int) -> Scene:
         """Scene i with at least one object that a sentence can pick out."""
@@ -142,7 +146,7 @@ class _Ids(Sequence):
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, i):  # type: ignore[no-untyped-def]  # int or slice, as every sequence
+    def __getitem__(self, i):  # int or slice, as in every sequence
         if isinstance(i, slice):
             return [self.data.id(k) for k in range(*i.indices(len(self)))]
         if not -len(self) <= i < len(self):
@@ -160,8 +164,8 @@ def draw_scene(level: Difficulty, rng: np.random.Generator) -> Scene:
     _clutter(canvas, level, rng)
 
     instances = np.zeros((height, width), np.uint8)
-    full = []  # area of each object before anything hides it
-    kept = []
+    full: list[int] = []  # area of each object before anything hides it
+    kept: list[tuple[str, str]] = []
     for colour, shape in drawn:
         alpha, corner = _place(instances, full, shape, level, rng)
         if alpha is None:
@@ -186,7 +190,8 @@ def draw_scene(level: Difficulty, rng: np.random.Generator) -> Scene:
 def _place(
     instances: np.ndarray, full: list[int], shape: str, level: Difficulty, rng: np.random.Generator
 ) -> tuple[np.ndarray | None, tuple[int, int]]:
-    """Find a place for a shape where nothing before it is hidden too far: its alpha [h, w] uint8 and corner (row, column)."""
+    """Find a place for a shape where nothing before it is hidden too far: its alpha [h, w] uint8 and corner (row,
+    column)."""
     height, width = instances.shape
     for _ in range(12):
         radius = rng.uniform(*level.radius) * min(height, width)
@@ -200,7 +205,7 @@ def _place(
             continue
         under = np.bincount(instances[y : y + h, x : x + w][inside], minlength=len(full) + 1)[1:]
         visible = np.bincount(instances.ravel(), minlength=len(full) + 1)[1:] - under
-        if all(left >= (1 - level.overlap) * area and left >= 150 for left, area in zip(visible, full)):
+        if all(left >= (1 - level.overlap) * area and left >= 150 for left, area in zip(visible, full, strict=True)):
             return alpha, (y, x)
     return None, (0, 0)
 
@@ -228,7 +233,8 @@ def _photograph(canvas: np.ndarray, level: Difficulty, rng: np.random.Generator)
     image = np.clip(canvas + noise, 0, 255).astype(np.uint8)
     if rng.random() < 0.4:
         _, coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(60, 96))])
-        image = np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+        decoded: Any = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+        image = np.ascontiguousarray(decoded[..., ::-1])
     return image
 
 
@@ -241,7 +247,8 @@ _RATIO = 1.35  # of areas: how far ahead the largest or smallest must be
 def expressions(scene: Scene, k: int) -> list[str]:
     """All sentences, of at most one superlative, that are true of object k and of no other object of the scene.
 
-    Sentences with more words than needed are left out: "the largest red star" appears only where "the red star" is ambiguous.
+    Sentences with more words than needed are left out: "the largest red star" appears only where "the red star" is
+    ambiguous.
     """
     found: list[tuple[set[str], str]] = []
     superlatives = [("size", word) for word in SIZE_WORDS] + [("place", word) for word in PLACE_WORDS[1:]]
@@ -255,7 +262,8 @@ def expressions(scene: Scene, k: int) -> list[str]:
 
 
 def picks_out(scene: Scene, k: int, superlative: str, colour: str, shape: str) -> bool:
-    """Whether object k is, with a margin, the one object of that colour and shape that is the largest, leftmost and so on."""
+    """Whether object k is, with a margin, the one object of that colour and shape that is the largest, leftmost and so
+    on."""
     kind = [
         i
         for i, thing in enumerate(scene.objects)

@@ -23,8 +23,8 @@ TOOLS = {  # name: (module, class, what its argument after the colon is, or None
 def make(spec: str | SegTool, **options: Any) -> SegTool:
     """The tool that `spec` names; a tool is returned as it is.
 
-    A spec is `name`, `name:argument`, `name:key=value,...` or `name:argument,key=value,...`; keyword arguments are options too
-    and win, `cache` among them. Raises ValueError, naming what there is, where the spec or an option is unknown.
+    A spec is `name`, `name:argument`, `name:key=value,...` or `name:argument,key=value,...`; keyword arguments are
+    options too and win, `cache` among them. Raises ValueError, naming what there is, where a name is unknown.
     """
     if isinstance(spec, SegTool):
         return spec

@@ -15,9 +15,10 @@ from segenv.types import Prediction, Prompt, ToolError, image_hash
 class SegTool(ABC):
     """Click-driven segmentation. `encode` is the slow part and is cached; `predict` is called once a click.
 
-    Implementations give `spec` (what `segenv.tools.make` takes), `fingerprint` (model, checkpoint, preprocessing and dtype: what
-    an encoding depends on beside the image), `_encode` and `_predict`. Both take batches whose items may have different
-    images, sizes and click counts; a batch gives what its items give alone, and the same input always gives the same output.
+    Implementations give `spec` (what `segenv.tools.make` takes), `fingerprint` (model, checkpoint, preprocessing and
+    dtype: what an encoding depends on beside the image), `_encode` and `_predict`. Both take batches whose items may
+    have different images, sizes and click counts; a batch gives what its items give alone (models in floating point: up to
+    rounding), and the same input always gives the same output.
     An encoding is a dict of arrays that others may read from the cache at the same time: never write into it.
 
     `seconds` and `calls` count what was spent in `encode` and `decode`. Faults raise `ToolError`.

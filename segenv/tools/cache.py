@@ -1,4 +1,4 @@
-"""Image encodings, kept within a bound of bytes: in memory, and optionally on disk for several processes and later runs."""
+"""Image encodings within a bound of bytes: in memory, and optionally on disk for several processes and later runs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Encoding = dict[str, np.ndarray]  # what a tool keeps of an image: its arrays by
 class EncodingCache:
     """Least recently used encodings by key. A key names everything that the encoding depends on (see `SegTool.encode`).
 
-    In memory, encodings stay as they are, at most `max_bytes` of them. With a `directory` they are also kept on disk, one
-    memory-mapped .npy file each, at most about `max_disk_bytes`, the least recently used going first. Files are written
-    beside their place and moved there, so that any number of processes may share a directory.
+    In memory, encodings stay as they are, at most `max_bytes` of them. With a `directory` they are also kept on disk,
+    one memory-mapped .npy file each, at most about `max_disk_bytes`, the least recently used going first. Files are
+    written beside their place and moved there, so that any number of processes may share a directory.
 
     The disk layer rounds floating point to float16. So that what a tool answers does not depend on what happened to be
-    cached, `put` then rounds what it keeps in memory too, and returns it: use what it returns. `precision` says which of the two
-    holds; results of both differ slightly, so it belongs to a run's protocol.
+    cached, `put` then rounds what it keeps in memory too, and returns it: use what it returns. `precision` says which
+    of the two holds; results of both differ slightly, so it is part of a tool's fingerprint and of a run's protocol.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class EncodingCache:
             return encoding
 
     def put(self, key: str, encoding: Encoding) -> Encoding:
-        """Keep `encoding`, and return it as every later `get` does: read-only, and rounded where a directory is in use."""
+        """Keep `encoding`, and return it as every later `get` does: read-only, and rounded if a directory is in use."""
         kept = {name: self._rounded(array) for name, array in encoding.items()}
         with self._lock:
             self._keep(key, kept)
@@ -137,7 +137,7 @@ class EncodingCache:
             self._shrink_disk()
 
     def _shrink_disk(self) -> None:
-        """Count what all processes have written; above the bound, remove the least recently used down to nine tenths of it."""
+        """Count what all processes have written; above the bound, remove the least recently used down to 0.9 of it."""
         assert self.directory is not None
         files = []
         with os.scandir(self.directory) as entries:

@@ -15,8 +15,8 @@ from segenv.types import Box, Click, Prediction, Prompt
 class DiscTool(SegTool):
     """A click paints (or erases, if negative) the disc of pixels within `radius` px of it: dx² + dy² <= radius².
 
-    A box fills the pixels whose centres it holds, below all clicks. The start is `Prompt.mask`, or an empty mask. There are
-    no logits and no score.
+    A box fills the pixels whose centres it holds, below all clicks. The start is `Prompt.mask`, or an empty mask. There
+    are no logits and no score.
     """
 
     def __init__(self, radius: int = 24, cache: EncodingCache | None = None) -> None:

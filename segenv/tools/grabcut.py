@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -9,33 +10,44 @@ import numpy as np
 
 from segenv.tools.base import Encoding, SegTool
 from segenv.tools.cache import EncodingCache
-from segenv.types import Prediction, Prompt
+from segenv.types import Box, Prediction, Prompt
 
-SAMPLES = 10  # fewer pixels of one class than this cannot fit its colour model
+SAMPLES = 10  # with fewer pixels of one class, there is no colour model to fit
+Place = tuple[tuple[int, int], bool]  # ((x, y) in the scaled image, positive)
 
 
 class GrabCutTool(SegTool):
-    """Every click so far is a small disc of certain object or background; the rest follows from colour and edges.
+    """Every click so far is a disc of certain object or background; colours and edges decide about the rest.
 
-    Works on the image scaled to at most `size` px on its longest side. What is probably object at the start of a cut is the
-    current mask, or without one the box, or without one the neighbourhood (`reach` times the diagonal) of the positive clicks.
-    Outside a box all is background. No logits and no score. The same input gives the same mask: OpenCV's random numbers, which
-    start its colour models, are seeded before each cut.
+    Works on the image scaled to at most `size` px. A cut starts from the current mask (without one: from the box), and
+    near clicks from the nearest click: within `reach` / sqrt(number of clicks) of it, a pixel is probably what the click is.
+    The discs have `seed_radius`, but at most 0.4 times the distance to the nearest click of the other kind. Both are in
+    image diagonals. Of the result, the parts stay that hold a positive click or overlap the current mask; nothing
+    outside the box stays. No logits and no score. OpenCV's random numbers, which start the colour models, are seeded
+    before each cut, so that the same input gives the same mask.
     """
 
     def __init__(
         self,
         size: int = 320,
-        iterations: int = 3,
-        seed_radius: float = 0.01,
+        iterations: int = 1,
         reach: float = 0.2,
+        seed_radius: float = 0.03,
         cache: EncodingCache | None = None,
     ) -> None:
         super().__init__(cache)
-        self.size, self.iterations, self.seed_radius, self.reach = size, iterations, seed_radius, reach
-        self.spec = self.fingerprint = (
-            f"grabcut:size={size},iterations={iterations},seed_radius={seed_radius},reach={reach}"
-        )
+        if size < 1 or iterations < 1:
+            raise ValueError(f"size is {size} and iterations is {iterations}; expected numbers >= 1")
+        self.size, self.iterations, self.reach, self.seed_radius = size, iterations, reach, seed_radius
+        self.fingerprint = f"grabcut:size={size}"
+        given = {
+            "size": (size, 320),
+            "iterations": (iterations, 1),
+            "reach": (reach, 0.2),
+            "seed_radius": (seed_radius, 0.03),
+        }
+        changed = [f"{key}={value}" for key, (value, default) in given.items() if value != default]
+        self.spec = "grabcut" + ":" * bool(changed) + ",".join(changed)
 
     def _encode(self, images: Sequence[np.ndarray]) -> list[Encoding]:
         return [{"image": self._scaled(image), "size": np.array(image.shape[:2])} for image in images]
@@ -45,52 +57,87 @@ class GrabCutTool(SegTool):
         scale = self.size / max(height, width)
         if scale >= 1:
             return image
-        return cv2.resize(
-            image, (max(round(width * scale), 1), max(round(height * scale), 1)), interpolation=cv2.INTER_AREA
-        )
+        new = (max(round(width * scale), 1), max(round(height * scale), 1))
+        return cv2.resize(image, new, interpolation=cv2.INTER_AREA)
 
     def _predict(self, encodings: Sequence[Encoding], prompts: Sequence[Prompt]) -> list[Prediction]:
-        return [self._answer(encoding, prompt) for encoding, prompt in zip(encodings, prompts)]
+        return [self._answer(encoding, prompt) for encoding, prompt in zip(encodings, prompts, strict=True)]
 
     def _answer(self, encoding: Encoding, prompt: Prompt) -> Prediction:
         image = np.ascontiguousarray(encoding["image"])
         height, width = encoding["size"].tolist()
-        labels = self._labels(image.shape[0] / height, image.shape[1] / width, image.shape[:2], prompt)
-        samples = np.bincount(labels.ravel() & 1, minlength=2)  # odd labels are (certain or probable) object
-        if samples.min() >= SAMPLES:
+        h, w = image.shape[:2]
+        places = [
+            ((min(int((c.x + 0.5) * w / width), w - 1), min(int((c.y + 0.5) * h / height), h - 1)), c.positive)
+            for c in prompt.clicks
+        ]
+        current = np.zeros((h, w), np.uint8)
+        if prompt.mask is not None:
+            current = cv2.resize(prompt.mask.view(np.uint8) * 255, (w, h), interpolation=cv2.INTER_AREA) >> 7
+        box = prompt.box and _pixels(prompt.box, h / height, w / width)
+        start = current
+        if box is not None and not current.any():
+            start = np.zeros((h, w), np.uint8)
+            start[box] = 1
+        found = self._parts(self._cut(image, self._labels(start, places, box)), places, current)
+        mask = found.astype(bool)
+        if (h, w) != (height, width):
+            mask = cv2.resize(found * 255, (width, height), interpolation=cv2.INTER_LINEAR) > 127
+        if prompt.box is not None:
+            outside = np.ones_like(mask)
+            outside[_pixels(prompt.box, 1, 1)] = False
+            mask[outside] = False
+        for click in prompt.clicks:
+            mask[click.y, click.x] = click.positive
+        return Prediction(mask)
+
+    def _labels(self, start: np.ndarray, places: list[Place], box: tuple[slice, slice] | None) -> np.ndarray:
+        """What a cut starts from, uint8 [h, w]: GC_BGD, GC_FGD, GC_PR_BGD or GC_PR_FGD."""
+        diagonal = math.hypot(*start.shape)
+        objects = _distance(start.shape, [place for place, positive in places if positive])
+        others = _distance(start.shape, [place for place, positive in places if not positive])
+        near = np.minimum(objects, others) <= self.reach * diagonal / math.sqrt(max(len(places), 1))
+        labels = np.where(np.where(near, objects < others, start > 0), cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+        for (x, y), positive in places:
+            radius = round(min(self.seed_radius * diagonal, 0.4 * float((others if positive else objects)[y, x])))
+            cv2.circle(labels, (x, y), radius, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
+        if box is not None:
+            inside = labels[box].copy()
+            labels[:] = cv2.GC_BGD
+            labels[box] = inside
+        return labels
+
+    def _cut(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """uint8 [h, w], 1 for object. Without enough samples of both classes, the labels decide alone."""
+        if np.bincount(labels.ravel() & 1, minlength=2).min() >= SAMPLES:  # odd labels are object, certain or probable
             cv2.setRNGSeed(0)
             models = np.zeros((1, 65)), np.zeros((1, 65))
             cv2.grabCut(image, labels, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)
-        mask = labels & 1
-        if image.shape[:2] != (height, width):
-            mask = cv2.resize(mask * 255, (width, height), interpolation=cv2.INTER_LINEAR) > 127
-        return Prediction(mask.astype(bool))
+        return labels & 1
 
-    def _labels(self, sy: float, sx: float, shape: tuple[int, ...], prompt: Prompt) -> np.ndarray:
-        """GrabCut's start, uint8 [h, w]: GC_BGD, GC_FGD, GC_PR_BGD or GC_PR_FGD for each pixel of the scaled image."""
-        labels = np.full(shape, cv2.GC_PR_BGD, np.uint8)
-        diagonal = float(np.hypot(*shape))
-        places = [
-            (
-                (min(int((click.x + 0.5) * sx), shape[1] - 1), min(int((click.y + 0.5) * sy), shape[0] - 1)),
-                click.positive,
-            )
-            for click in prompt.clicks
-        ]
-        known = prompt.mask is not None and prompt.mask.any()
-        if prompt.box is not None:
-            x0, x1 = (round(x * sx) for x in (prompt.box.x0, prompt.box.x1))
-            y0, y1 = (round(y * sy) for y in (prompt.box.y0, prompt.box.y1))
-            inside = labels[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)].copy()
-            labels[:] = cv2.GC_BGD
-            labels[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = inside if known else cv2.GC_PR_FGD
-        if known:
-            mask = cv2.resize(prompt.mask.view(np.uint8) * 255, shape[::-1], interpolation=cv2.INTER_AREA) > 127
-            labels[mask & (labels == cv2.GC_PR_BGD)] = cv2.GC_PR_FGD
-        elif prompt.box is None:
-            for place, positive in places:
-                if positive:
-                    cv2.circle(labels, place, max(round(self.reach * diagonal), 1), cv2.GC_PR_FGD, -1)
-        for place, positive in places:
-            cv2.circle(labels, place, round(self.seed_radius * diagonal), cv2.GC_FGD if positive else cv2.GC_BGD, -1)
-        return labels
+    def _parts(self, found: np.ndarray, places: list[Place], current: np.ndarray) -> np.ndarray:
+        """`found` without the parts that neither hold a positive click nor overlap the current mask."""
+        count, parts = cv2.connectedComponents(found)
+        stays = np.zeros(count, np.uint8)
+        stays[parts[current > 0]] = 1
+        for (x, y), positive in places:
+            if positive:
+                stays[parts[y, x]] = 1
+        stays[0] = 0  # background
+        return stays[parts]
+
+
+def _pixels(box: Box, sy: float, sx: float) -> tuple[slice, slice]:
+    """The pixels (rows, columns) of a box in an image scaled by (sy, sx), at least one of them."""
+    y0, x0 = round(box.y0 * sy), round(box.x0 * sx)
+    return slice(y0, max(round(box.y1 * sy), y0 + 1)), slice(x0, max(round(box.x1 * sx), x0 + 1))
+
+
+def _distance(shape: tuple[int, ...], places: list[tuple[int, int]]) -> np.ndarray:
+    """float32 [h, w]: the distance of each pixel to the nearest of `places` ((x, y)); infinite without any."""
+    if not places:
+        return np.full(shape, np.inf, np.float32)
+    away = np.ones(shape, np.uint8)
+    for x, y in places:
+        away[y, x] = 0
+    return cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

@@ -38,8 +38,8 @@ MASK_LOGIT = 10.0  # what a given mask counts as, where there are no logits: SAM
 class Frame:
     """The square of `side` px that a model sees of an image of `height` x `width` px, and the way there and back.
 
-    SAM scales the longest side to `side` and pads on the right and below (`padded`); SAM 2 stretches both sides. Points and
-    boxes are multiplied by new / old size (the models add half a pixel themselves).
+    SAM scales the longest side to `side` and pads on the right and below (`padded`); SAM 2 stretches both sides. Points
+    and boxes are multiplied by new / old size (the models add half a pixel themselves).
     """
 
     height: int
@@ -87,7 +87,7 @@ class Frame:
         return cv2.resize(logits, (self.width, self.height), interpolation=cv2.INTER_LINEAR) > 0
 
     def logits(self, mask: np.ndarray, grid: int) -> np.ndarray:
-        """float32 [grid, grid]: a mask (bool [height, width]) as a prompt, from -10 outside to 10 inside, smooth between."""
+        """float32 [grid, grid]: a mask (bool [height, width]) as a prompt, -10 outside to 10 inside, smooth between."""
         h, w = self.resized
         square = np.zeros((self.side, self.side), np.float32)
         square[:h, :w] = cv2.resize(mask.astype(np.float32), (w, h), interpolation=cv2.INTER_AREA).reshape(h, w)
@@ -98,11 +98,11 @@ class Frame:
 class PromptedSam(SegTool):
     """What the tools of this family share: preprocessing, grouping of prompts, choice of mask, upsampling.
 
-    All clicks so far, the box and the previous logits go in; without logits, a given mask that is not empty stands in for
-    them. `multimask` says when the best of the model's three masks (by its own predicted IoU) is taken, and not its single one:
-    "first" (at a single click without box, logits or mask, which is ambiguous), "always" or "never". The score is the predicted IoU.
-    Prompts are decoded in batches of equal numbers of points, with or without box and logits; nothing is padded, because a
-    padding point changes what SAM answers.
+    All clicks so far, the box and the previous logits go in; without logits, a given mask that is not empty stands in
+    for them. `multimask` says when the best of the model's three masks (by its own predicted IoU) is taken, and not its
+    single one: "first" (at a single click without box, logits or mask, which is ambiguous), "always" or "never". The
+    score is the predicted IoU. Prompts are decoded in batches of equal numbers of points, with or without box and
+    logits; nothing is padded, because a padding point changes what SAM answers.
     """
 
     side: int  # of the model's input, px
@@ -219,9 +219,10 @@ class PromptedSam(SegTool):
 class SamTool(PromptedSam):
     """A model of transformers: SamModel, SamHQModel, Sam2Model or EdgeTamModel, whichever config.json says.
 
-    `name_or_path` is a folder or a name on the Hugging Face Hub (None: the embedded tiny SAM), or a model in memory, whose
-    weights must not change afterwards. Only safetensors are read, and no code from a checkpoint is run. `device` None is the CPU for
-    the embedded model and otherwise a GPU where there is one. `dtype` is "float32", "float16" or "bfloat16".
+    `name_or_path` is a folder or a name on the Hugging Face Hub (None: the embedded tiny SAM), or a model in memory,
+    whose weights must not change afterwards. Only safetensors are read, and no code from a checkpoint is run. `device`
+    None is the CPU for the embedded model and otherwise a GPU where there is one. `dtype` is "float32", "float16" or
+    "bfloat16".
     """
 
     def __init__(
@@ -292,7 +293,7 @@ class SamTool(PromptedSam):
 
 
 def to_encodings(levels: dict[str, torch.Tensor]) -> list[Encoding]:
-    """Tensors [B, ...] by name, as one dict of arrays for each of the B images. NumPy has no bfloat16: it becomes float32."""
+    """Tensors [B, ...] by name as a dict of arrays for each of the B images. NumPy has no bfloat16: it becomes float32."""
     arrays = {k: (v.float() if v.dtype == torch.bfloat16 else v).cpu().numpy() for k, v in levels.items()}
     count = len(next(iter(arrays.values())))
     return [{name: array[i].copy() for name, array in arrays.items()} for i in range(count)]
@@ -310,8 +311,8 @@ def weights_hash(model: torch.nn.Module, facts: str) -> str:
 def _facts(config: dict[str, Any]) -> str:
     """What of a configuration changes a model's answers: not where it lies, or who wrote it."""
     aside = {"_name_or_path", "architectures", "dtype", "transformers_version"}
-    kept = {key: value for key, value in config.items() if key not in aside}
-    return json.dumps({k: _facts(v) if isinstance(v, dict) else v for k, v in kept.items()}, sort_keys=True, default=str)
+    kept = {k: _facts(v) if isinstance(v, dict) else v for k, v in config.items() if k not in aside}
+    return json.dumps(kept, sort_keys=True, default=str)
 
 
 def _name_of(source: str | Path | torch.nn.Module) -> str:
@@ -338,8 +339,8 @@ def _load(source: str, dtype: torch.dtype) -> Any:
         model, report = model_class.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ToolError(
-            f"sam:{source}: cannot be loaded: {error} (expected a folder or a name on the Hugging Face Hub with config.json "
-            "and model.safetensors)"
+            f"sam:{source}: cannot be loaded: {error} (expected a folder or a name on the Hugging Face Hub with "
+            "config.json and model.safetensors)"
         ) from error
     finally:
         if bars:

@@ -21,8 +21,9 @@ from segenv.types import ToolError
 
 
 class SegmentAnythingTool(PromptedSam):
-    """`checkpoint` is "ARCHITECTURE@FILE", as in "vit_b@sam_vit_b_01ec64.pth", or a `segment_anything.modeling.Sam`, whose weights must
-    not change afterwards. Files are read with `weights_only`, so that nothing in them is executed."""
+    """`checkpoint` is "ARCHITECTURE@FILE", as in "vit_b@sam_vit_b_01ec64.pth", or a `segment_anything.modeling.Sam`,
+    whose weights must not change afterwards. Files are read with `weights_only`, so that nothing in them is executed.
+    """
 
     padded = True
 
@@ -78,7 +79,8 @@ def _load(checkpoint: str) -> Any:
     registry = import_segment_anything().sam_model_registry
     if architecture not in registry or not file:
         raise ToolError(
-            f"segment-anything:{checkpoint}: expected ARCHITECTURE@FILE.pth with an architecture out of {', '.join(registry)}"
+            f"segment-anything:{checkpoint}: expected ARCHITECTURE@FILE.pth with an architecture out of "
+            f"{', '.join(registry)}"
         )
     if not Path(file).is_file():
         raise ToolError(f"segment-anything:{checkpoint}: there is no file {file}")
@@ -105,9 +107,9 @@ def import_segment_anything() -> types.ModuleType:
 def _torchvision_stand_ins() -> Iterator[None]:
     """For the time of one import: the four names of torchvision that segment_anything imports at its top.
 
-    The package needs torchvision only to resize images for its `SamPredictor` (done with PIL here, as torchvision does) and to thin
-    out boxes in its automatic mask generator, which no tool of ours uses. The stand-ins are taken away again, because
-    transformers would take them for the real thing.
+    The package needs torchvision only to resize images for its `SamPredictor` (done with PIL here, as torchvision does)
+    and to thin out boxes in its automatic mask generator, which no tool of ours uses. The stand-ins are taken away
+    again, because transformers would take them for the real thing.
     """
 
     def unavailable(*args: Any, **kwargs: Any) -> Any:

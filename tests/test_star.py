@@ -1,0 +1,204 @@
+"""StaR's filters on hand-made episodes, and the whole loop with kills in its stages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from search import star
+from search.rollout import Episode, Step, encode_mask
+from segenv import annotator, metrics
+from segenv.types import Box, Click, Stop, Task, Undo
+
+SHAPE = (40, 60)
+
+
+def made_task() -> Task:
+    target = np.zeros(SHAPE, bool)
+    target[10:30, 10:40] = True
+    return Task("made", np.zeros((*SHAPE, 3), np.uint8), target)
+
+
+def part(columns: int) -> np.ndarray:
+    """The target's first `columns` columns."""
+    mask = np.zeros(SHAPE, bool)
+    mask[10:30, 10 : 10 + columns] = True
+    return mask
+
+
+def made_episode(task: Task, steps: list[tuple[dict, np.ndarray]]) -> Episode:
+    """An episode whose actions led to the given masks, from an empty one."""
+    made = tuple(
+        Step(
+            text=f"reply {k}",
+            action=action,
+            iou=metrics.iou(task.target, mask),
+            reward=0.0,
+            score=None,
+            error="not read" if action["type"] == "invalid" else None,
+            stated_iou=None,
+            mask=encode_mask(mask),
+        )
+        for k, (action, mask) in enumerate(steps)
+    )
+    empty = encode_mask(np.zeros(SHAPE, bool))
+    return Episode(task.id, 0, *SHAPE, "", 0.0, empty, made, made[-1].action["type"] == "stop", 0, 0, 0.0, 0.0, {})
+
+
+CLICK = {"type": "click", "x": 12, "y": 12, "positive": True}
+MISS = {"type": "click", "x": 50, "y": 5, "positive": True}
+STOP, UNDO, INVALID = {"type": "stop"}, {"type": "undo"}, {"type": "invalid", "reason": "no point"}
+
+
+def test_star_plus_keeps_gains_and_corrects_the_rest():
+    task = made_task()
+    episode = made_episode(
+        task,
+        [(CLICK, part(12)), (MISS, part(9)), (INVALID, part(9)), (STOP, part(9))],
+    )
+    rows = star.star_plus_rows(episode, task)
+    assert [row.provenance for row in rows] == ["policy", "corrected", "corrected", "corrected"]
+    assert rows[0].action == CLICK and rows[0].iou == 0.0 and rows[0].gain == pytest.approx(0.4)
+    for row, mask in zip(rows[1:], (part(12), part(9), part(9)), strict=True):
+        expected = annotator.next_click(task.target, mask, [Click(12, 12), Click(50, 5)])
+        assert star.action_of(row) == expected
+    assert rows[1].gain == pytest.approx(-0.1) and rows[1].text == "reply 1"
+
+
+def test_from_the_stopping_iou_on_the_lesson_is_to_stop():
+    task = made_task()
+    episode = made_episode(task, [(CLICK, part(28)), (CLICK, part(29)), (STOP, part(29))])
+    rows = star.star_plus_rows(episode, task, stop_iou=0.9)
+    assert [(row.provenance, row.action["type"]) for row in rows] == [
+        ("policy", "click"),
+        ("corrected", "stop"),
+        ("policy", "stop"),
+    ]
+    perfect = made_episode(task, [(CLICK, part(30)), (UNDO, np.zeros(SHAPE, bool))])
+    assert star.action_of(star.star_plus_rows(perfect, task, stop_iou=1.01)[1]) == Stop()
+
+
+def test_expert_rows_drop_clicks_without_gain_and_end_with_a_stop():
+    task = made_task()
+    episode = made_episode(task, [(CLICK, part(12)), (MISS, part(12)), (CLICK, part(28)), (CLICK, part(29))])
+    rows = star.expert_rows(episode, stop_iou=0.9)
+    assert [row.step for row in rows] == [0, 2, 3]
+    assert [row.action["type"] for row in rows] == ["click", "click", "stop"]
+    assert rows[-1].iou == pytest.approx(28 / 30)
+
+
+def test_plain_star_keeps_whole_trajectories():
+    task = made_task()
+    good = made_episode(task, [(CLICK, part(12)), (INVALID, part(12)), (CLICK, part(25))])
+    bad = made_episode(task, [(CLICK, part(12)), (MISS, part(9))])
+    assert [row.step for row in star.star_rows(good, keep_iou=0.7)] == [0, 2]
+    assert star.star_rows(bad, keep_iou=0.7) == []
+
+
+def test_equal_lessons_count_once_and_rows_survive_json():
+    task = made_task()
+    rows = star.star_plus_rows(made_episode(task, [(CLICK, part(12)), (MISS, part(9))]), task)
+    assert star.distinct(rows + rows) == rows
+    assert [star.Row(**json.loads(json.dumps(row.to_json()))) for row in rows] == rows
+    assert star.rates(rows) == {"expert": 0.0, "policy": 0.5, "corrected": 0.5}
+
+
+@pytest.mark.parametrize("action", [Click(3, 4, False), Box(1, 2, 3, 4), Stop(), Undo()])
+def test_actions_survive_rows(action):
+    from search.rollout import action_to_json
+
+    row = star.Row("t", 0, 0, 4, 4, "", 0.0, action_to_json(action), "policy", 0.0, "")
+    assert star.action_of(row) == action
+
+
+# ------------------------------------------------------------------------------------------------------- the whole loop
+
+FLAGS = [
+    "--tool",
+    "disc",
+    "--limit",
+    "12",
+    "--rollout-tasks",
+    "4",
+    "--samples",
+    "2",
+    "--eval-limit",
+    "4",
+    "--sft-steps",
+    "6",
+    "--round-steps",
+    "4",
+    "--max-steps",
+    "3",
+    "--threads",
+    "1",
+    "--batch-rows",
+    "8",
+    "--report-episodes",
+    "2",
+]
+
+
+def star_command(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "experiments.star", *flags]
+
+
+def run_whole(out) -> dict:
+    subprocess.run(star_command(*FLAGS, "--out", str(out)), check=True, capture_output=True)
+    return without_timings(out)
+
+
+def without_timings(out) -> dict:
+    numbers = json.loads((out / "metrics.json").read_text())
+    for policy in numbers["policies"]:
+        del policy["seconds"]
+    return numbers
+
+
+def kill_when(out, seen: str) -> None:
+    """Start the run in `out` and SIGKILL it as soon as the file `seen` is there."""
+    flags = ["--resume", str(out)] if (out / "config.yaml").exists() else [*FLAGS, "--out", str(out)]
+    process = subprocess.Popen(star_command(*flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (out / seen).exists():
+        time.sleep(0.02)
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert (out / seen).exists()
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_as_if_uninterrupted(tmp_path):
+    pytest.importorskip("trl")
+    expected = run_whole(tmp_path / "whole")
+    out = tmp_path / "killed"
+    for seen in (
+        "round0/expert.jsonl",
+        "round0/policy.training",
+        "round0/evaluate.jsonl",
+        "round1/rollout.jsonl",
+        "round1/rows.jsonl",
+        "round1/policy.training",
+        "round1/evaluate.DONE",
+    ):
+        kill_when(out, seen)
+    subprocess.run(star_command("--resume", str(out)), check=True, capture_output=True)
+    assert without_timings(out) == expected
+    assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_a_run_needs_tasks_to_hold_out(tmp_path):
+    from experiments.runs import RunError
+    from experiments.star import Args, split
+
+    with pytest.raises(RunError, match="in both"):
+        split(Args(data="synthetic:val", eval_data="synthetic:val#easy", limit=9, eval_limit=9))
+    train, held_out, train_places, eval_places = split(Args(data="synthetic", limit=5, eval_limit=4))
+    assert (held_out.spec, len(train_places), len(eval_places)) == ("synthetic:val", 5, 4)
