@@ -65,6 +65,8 @@ class Args:
     """Scenes a step (half as many at full resolution)."""
     prompts: int = 6
     """Prompts a scene."""
+    unions: float = 0.35
+    """Chance that a prompt asks for an object together with others that touch it: things of several surfaces."""
     rate: float = 1e-3
     curriculum_iou: float = 0.45
     """One click a prompt until the best of three masks reaches this IoU (moving mean); then several."""
@@ -76,16 +78,16 @@ class Args:
 class Crops(Dataset):
     """Square views of training scenes; item i depends on i and the seed alone, so a run can be resumed anywhere."""
 
-    def __init__(self, size: int, prompts: int, seed: int) -> None:
-        self.size, self.prompts, self.seed = size, prompts, seed
+    def __init__(self, size: int, prompts: int, seed: int, unions: float = 0.0) -> None:
+        self.size, self.prompts, self.seed, self.unions = size, prompts, seed, unions
         self.scenes = Synthetic("train")
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image uint8 [S, S, 3], instance map uint8 [S, S], and which instance each prompt asks for, int64
-        [prompts]."""
+        """Image uint8 [S, S, 3], instance map uint8 [S, S], and what each prompt asks for: bool [prompts, 16], whether an
+        instance belongs to it."""
         cv2.setNumThreads(1)
         rng = np.random.default_rng([self.seed, self.size, i])
         scene = self.scenes.scene(i)
@@ -95,7 +97,13 @@ class Crops(Dataset):
             areas[0] = 0
             large = np.flatnonzero(areas >= 0.003 * self.size**2)
             if len(large):
-                return image, instances, rng.choice(large, self.prompts)
+                wanted = np.zeros((self.prompts, 16), bool)
+                for row, chosen in zip(wanted, rng.choice(large, self.prompts), strict=True):
+                    row[chosen] = True
+                    touching = neighbours(instances, chosen)
+                    if len(touching) and rng.random() < self.unions:
+                        row[rng.choice(touching, rng.integers(1, min(2, len(touching)) + 1), replace=False)] = True
+                return image, instances, wanted
 
     def _view(
         self, image: np.ndarray, instances: np.ndarray, rng: np.random.Generator
@@ -120,6 +128,13 @@ class Crops(Dataset):
         ids = np.zeros((self.size, self.size), np.uint8)
         ids[: new[1], : new[0]] = instances
         return full, ids
+
+
+def neighbours(instances: np.ndarray, chosen: int) -> np.ndarray:
+    """The instances that touch instance `chosen`."""
+    around = cv2.dilate((instances == chosen).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+    near = np.unique(instances[around])
+    return near[(near != 0) & (near != chosen)]
 
 
 def error_click(target: np.ndarray, prediction: np.ndarray, rng: np.random.Generator) -> tuple[float, float, int]:
@@ -178,11 +193,12 @@ class Trainer:
         return rate * min(1.0, max(0.02, (total - self.step) / max(1, args.cooldown)))
 
     def train_step(self, images: torch.Tensor, instances: torch.Tensor, wanted: torch.Tensor) -> dict[str, float]:
-        """One update. `images` uint8 [B, S, S, 3], `instances` uint8 [B, S, S], `wanted` int64 [B, P]."""
+        """One update. `images` uint8 [B, S, S, 3], `instances` uint8 [B, S, S], `wanted` bool [B, P, 16]."""
         rng = np.random.default_rng([self.args.seed, 1, self.step])
         torch.manual_seed(self.args.seed * 1_000_003 + self.step)
         pixels = (images.permute(0, 3, 1, 2).float() - PIXEL_MEAN) / PIXEL_STD
-        truth = (instances[:, None] == wanted[:, :, None, None]).flatten(0, 1).float()[:, None]  # [B·P, 1, S, S]
+        # what each prompt asks for, [B·P, 1, S, S]
+        truth = torch.cat([rows[:, ids.int()] for rows, ids in zip(wanted, instances, strict=True)])[:, None].float()
         soft = F.avg_pool2d(truth, 2)  # at the masks' resolution
         with torch.autocast("cpu", torch.bfloat16):
             embedding = self.model.vision_encoder(pixels).last_hidden_state
@@ -212,7 +228,7 @@ class Trainer:
         small = soft[:, 0].numpy() > 0.5
         boxed = self.several and rng.random() < 0.2
         points, boxes = first_prompt(truth[:, 0].numpy() > 0.5, boxed, rng)
-        passes = [True] + ([False] * int(rng.integers(0, 4)) + [True, True] if self.several else [])
+        passes = [True] + ([False] * int(rng.integers(0, 6)) + [True, True] if self.several else [])
         if len(passes) > 1 and rng.random() < 0.5:
             passes[1] = True
         previous, loss, measured = None, embedding.new_zeros(()), {}
@@ -317,7 +333,7 @@ def batches(args: Args, size: int, step: int, last: int) -> Iterator[list[torch.
     """The batches of steps `step` to `last`, made by one process beside the training."""
     scenes = args.scenes if size < args.image_size else args.scenes // 2
     groups = [list(range(k * args.scenes, k * args.scenes + scenes)) for k in range(step, last)]
-    data = Crops(size, args.prompts, args.seed)
+    data = Crops(size, args.prompts, args.seed, args.unions)
     yield from DataLoader(data, batch_sampler=groups, num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")
 
 

@@ -17,8 +17,8 @@ class SegTool(ABC):
 
     Implementations give `spec` (what `segenv.tools.make` takes), `fingerprint` (model, checkpoint, preprocessing and
     dtype: what an encoding depends on beside the image), `_encode` and `_predict`. Both take batches whose items may
-    have different images, sizes and click counts; a batch gives what its items give alone (models in floating point: up to
-    rounding), and the same input always gives the same output.
+    have different images, sizes and click counts; a batch gives what its items give alone (but for rounding in
+    floating point), and the same input always gives the same output.
     An encoding is a dict of arrays that others may read from the cache at the same time: never write into it.
 
     `seconds` and `calls` count what was spent in `encode` and `decode`. Faults raise `ToolError`.

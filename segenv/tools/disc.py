@@ -32,10 +32,8 @@ class DiscTool(SegTool):
         return [{"size": np.array(image.shape[:2])} for image in images]
 
     def _predict(self, encodings: Sequence[Encoding], prompts: Sequence[Prompt]) -> list[Prediction]:
-        return [
-            self._answer(*encoding["size"].tolist(), prompt)
-            for encoding, prompt in zip(encodings, prompts, strict=True)
-        ]
+        sizes = [encoding["size"].tolist() for encoding in encodings]
+        return [self._answer(height, width, prompt) for (height, width), prompt in zip(sizes, prompts, strict=True)]
 
     def _answer(self, height: int, width: int, prompt: Prompt) -> Prediction:
         mask = np.zeros((height, width), bool) if prompt.mask is None else prompt.mask.copy()

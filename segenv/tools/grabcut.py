@@ -20,7 +20,7 @@ class GrabCutTool(SegTool):
     """Every click so far is a disc of certain object or background; colours and edges decide about the rest.
 
     Works on the image scaled to at most `size` px. A cut starts from the current mask (without one: from the box), and
-    near clicks from the nearest click: within `reach` / sqrt(number of clicks) of it, a pixel is probably what the click is.
+    near clicks from the nearest click: within `reach` / sqrt(number of clicks) of it, a pixel is probably of its kind.
     The discs have `seed_radius`, but at most 0.4 times the distance to the nearest click of the other kind. Both are in
     image diagonals. Of the result, the parts stay that hold a positive click or overlap the current mask; nothing
     outside the box stays. No logits and no score. OpenCV's random numbers, which start the colour models, are seeded
@@ -40,13 +40,8 @@ class GrabCutTool(SegTool):
             raise ValueError(f"size is {size} and iterations is {iterations}; expected numbers >= 1")
         self.size, self.iterations, self.reach, self.seed_radius = size, iterations, reach, seed_radius
         self.fingerprint = f"grabcut:size={size}"
-        given = {
-            "size": (size, 320),
-            "iterations": (iterations, 1),
-            "reach": (reach, 0.2),
-            "seed_radius": (seed_radius, 0.03),
-        }
-        changed = [f"{key}={value}" for key, (value, default) in given.items() if value != default]
+        options = {"size": 320, "iterations": 1, "reach": 0.2, "seed_radius": 0.03}
+        changed = [f"{key}={getattr(self, key)}" for key, default in options.items() if getattr(self, key) != default]
         self.spec = "grabcut" + ":" * bool(changed) + ",".join(changed)
 
     def _encode(self, images: Sequence[np.ndarray]) -> list[Encoding]:
@@ -73,8 +68,9 @@ class GrabCutTool(SegTool):
         ]
         current = np.zeros((h, w), np.uint8)
         if prompt.mask is not None:
-            current = cv2.resize(prompt.mask.view(np.uint8) * 255, (w, h), interpolation=cv2.INTER_AREA) >> 7
-        box = prompt.box and _pixels(prompt.box, h / height, w / width)
+            share = cv2.resize(prompt.mask.astype(np.float32), (w, h), interpolation=cv2.INTER_AREA)
+            current = (share.reshape(h, w) >= 0.5).astype(np.uint8)
+        box = None if prompt.box is None else _pixels(prompt.box, h / height, w / width)
         start = current
         if box is not None and not current.any():
             start = np.zeros((h, w), np.uint8)
@@ -112,7 +108,7 @@ class GrabCutTool(SegTool):
         if np.bincount(labels.ravel() & 1, minlength=2).min() >= SAMPLES:  # odd labels are object, certain or probable
             cv2.setRNGSeed(0)
             models = np.zeros((1, 65)), np.zeros((1, 65))
-            cv2.grabCut(image, labels, None, *models, self.iterations, cv2.GC_INIT_WITH_MASK)
+            cv2.grabCut(image, labels, (0, 0, 0, 0), *models, self.iterations, cv2.GC_INIT_WITH_MASK)  # no rectangle
         return labels & 1
 
     def _parts(self, found: np.ndarray, places: list[Place], current: np.ndarray) -> np.ndarray:

@@ -276,7 +276,7 @@ class SamTool(PromptedSam):
             if name != "size"
         ]
         if self.family == "sam":
-            embeddings = {"image_embeddings": levels[0]}
+            embeddings: dict[str, Any] = {"image_embeddings": levels[0]}
         elif self.family == "sam_hq":
             embeddings = {"image_embeddings": levels[0], "intermediate_embeddings": [levels[1]]}
         else:
@@ -293,7 +293,7 @@ class SamTool(PromptedSam):
 
 
 def to_encodings(levels: dict[str, torch.Tensor]) -> list[Encoding]:
-    """Tensors [B, ...] by name as a dict of arrays for each of the B images. NumPy has no bfloat16: it becomes float32."""
+    """Tensors [B, ...] by name as a dict of arrays for each image. NumPy has no bfloat16: it becomes float32."""
     arrays = {k: (v.float() if v.dtype == torch.bfloat16 else v).cpu().numpy() for k, v in levels.items()}
     count = len(next(iter(arrays.values())))
     return [{name: array[i].copy() for name, array in arrays.items()} for i in range(count)]

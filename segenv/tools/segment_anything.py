@@ -125,7 +125,7 @@ def _torchvision_stand_ins() -> Iterator[None]:
 
         return image.resize(size[::-1], Image.Resampling.BILINEAR)
 
-    functions = {
+    functions: dict[str, dict[str, Any]] = {
         "torchvision": {},
         "torchvision.transforms": {},
         "torchvision.transforms.functional": {"resize": resize, "to_pil_image": to_pil_image},
