@@ -86,8 +86,8 @@ class Crops(Dataset):
         return len(self.scenes)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image uint8 [S, S, 3], instance map uint8 [S, S], and what each prompt asks for: bool [prompts, 16], whether an
-        instance belongs to it."""
+        """Image uint8 [S, S, 3], instance map uint8 [S, S], and what each prompt asks for: bool [prompts, 16], whether
+        an instance belongs to it."""
         cv2.setNumThreads(1)
         rng = np.random.default_rng([self.seed, self.size, i])
         scene = self.scenes.scene(i)
