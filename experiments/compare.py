@@ -1,0 +1,110 @@
+"""Compare two evaluations on the episodes that both played, paired.
+
+    python -m experiments.compare runs/sam runs/grabcut
+
+prints, for each number of clicks, the mean IoU of both, the mean of the differences with its 95 % bootstrap interval
+over episodes, and the seconds per click of both. Runs of unlike protocols (other data, other budget) are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from experiments.runs import RunError, RunFolder
+from experiments.summary import Outcome, curves, outcome
+from search.rollout import Episode
+from segenv import metrics
+from segenv.types import SegenvError
+
+SAME = ("data", "limit", "max_steps", "start")  # what two runs must share for their episodes to be pairs
+SHOWN = (1, 3, 5, 7, 10, 20)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Two run folders of experiments.evaluate."""
+
+    first: tyro.conf.Positional[Path]
+    second: tyro.conf.Positional[Path]
+    json: Path | None = None
+    """also write the comparison to this file"""
+
+
+def compare(first: Path, second: Path) -> dict[str, Any]:
+    """The paired comparison of two finished runs: `iou_at` by number of clicks, `seconds_per_click`, `episodes`."""
+    numbers = [_numbers(path) for path in (first, second)]
+    for key in SAME:
+        values = [item["protocol"].get(key) for item in numbers]
+        if values[0] != values[1]:
+            raise RunError(
+                f"the runs differ in {key}: {values[0]!r} and {values[1]!r}; compare runs of the same episodes"
+            )
+    played = [_outcomes(path) for path in (first, second)]
+    shared = sorted(played[0].keys() & played[1].keys())
+    if len(shared) < max(len(played[0]), len(played[1])):
+        print(f"{len(shared)} of {len(played[0])} and {len(played[1])} episodes are in both runs", file=sys.stderr)
+    if not shared:
+        raise RunError("the runs share no episode")
+    steps = numbers[0]["protocol"]["max_steps"]
+    a, b = (curves([episodes[key] for key in shared], steps) for episodes in played)
+    at = {}
+    for k in [k for k in SHOWN if k <= steps]:
+        difference, low, high = metrics.bootstrap_difference(a[:, k - 1], b[:, k - 1])
+        means = float(np.mean(a[:, k - 1])), float(np.mean(b[:, k - 1]))
+        at[str(k)] = {"first": means[0], "second": means[1], "difference": difference, "interval": [low, high]}
+    per_click = [sum(item["seconds"]["per_click"][part] or 0.0 for part in ("encode", "decode")) for item in numbers]
+    names = [item["protocol"]["tool"] + " / " + item["protocol"]["agent"] for item in numbers]
+    return {"names": names, "episodes": len(shared), "iou_at": at, "seconds_per_click": per_click}
+
+
+def _numbers(path: Path) -> dict[str, Any]:
+    numbers = RunFolder(path).read_json("metrics.json")
+    if numbers is None:
+        raise RunError(f"{path} holds no metrics.json; give a finished run of experiments.evaluate")
+    return numbers
+
+
+def _outcomes(path: Path) -> dict[tuple[str, int], Outcome]:
+    records = RunFolder(path).records("episodes.jsonl")
+    return {(record["task"], record["sample"]): outcome(Episode.from_json(record)) for record in records}
+
+
+def text(result: dict[str, Any]) -> str:
+    """The comparison for a terminal."""
+    lines = [
+        f"first: {result['names'][0]}, second: {result['names'][1]}, {result['episodes']} paired episodes",
+        f"{'':<8}{'first':>9}{'second':>9}{'difference':>12}   95 % interval",
+    ]
+    for k, row in result["iou_at"].items():
+        low, high = row["interval"]
+        name = f"IoU@{k}"
+        cells = f"{row['first']:>9.4f}{row['second']:>9.4f}{row['difference']:>+12.4f}"
+        lines.append(f"{name:<8}{cells}   {low:+.4f} to {high:+.4f}")
+    first, second = result["seconds_per_click"]
+    lines.append(f"ms per click of the tool (encode + decode): {1000 * first:.1f} and {1000 * second:.1f}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    try:
+        result = compare(args.first, args.second)
+    except SegenvError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(text(result))
+    if args.json is not None:
+        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
