@@ -92,10 +92,11 @@ def write(
     """Plots and report.html. `ends` are the held-out episodes of the first and of the last policy; at most `limit`
     tasks are shown."""
     plots = {"miou_by_round": plot_rounds(numbers), "iou_over_clicks": plot_clicks(numbers)}
-    for n in range(len(numbers["policies"])):
-        log = (folder.read_json(f"round{n}/policy/sft.json") or {}).get("log")
-        if log:
-            plots[f"loss_round{n}"] = plot_loss(log, n)
+    logs = {
+        n: (folder.read_json(f"round{n}/policy/sft.json") or {}).get("log") for n in range(len(numbers["policies"]))
+    }
+    if any(logs.values()):
+        plots["loss"] = plot_loss({n: log for n, log in logs.items() if log})
     for name, content in plots.items():
         write_atomic(folder / "plots" / f"{name}.png", content)
     names = sorted({episode.task for episode in ends[0]}, key=lambda name: seed_of("report", name))[:limit]
@@ -144,10 +145,12 @@ def plot_clicks(numbers: dict[str, Any]) -> bytes:
     return png(figure)
 
 
-def plot_loss(log: Sequence[tuple[int, float]], n: int) -> bytes:
-    """Training loss of one policy."""
+def plot_loss(logs: dict[int, Sequence[tuple[int, float]]]) -> bytes:
+    """Training loss of each policy, [step, loss] pairs by round."""
     figure, axes = figure_and_axes()
-    steps, losses = np.array(log).T
-    axes.plot(steps, losses, linewidth=1.4)
-    axes.set(xlabel="optimiser steps", ylabel=f"loss of the replies, S_{n}", yscale="log")
+    for n, log in logs.items():
+        steps, losses = np.array(log).T
+        axes.plot(steps, losses, linewidth=1.4, label=f"S_{n}")
+    axes.set(xlabel="optimiser steps", ylabel="loss of the replies", yscale="log")
+    axes.legend(frameon=False)
     return png(figure)
