@@ -26,12 +26,11 @@ import tyro
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import SamConfig, SamModel
 
-from segenv import annotator
-from segenv.data.synthetic import Synthetic
+from experiments.tool_data import Crops, error_click, first_prompt, half_plane
 from segenv.tools.tiny_sam import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -67,85 +66,14 @@ class Args:
     """Prompts a scene."""
     unions: float = 0.35
     """Chance that a prompt asks for an object together with others that touch it: things of several surfaces."""
+    parts: float = 0.12
+    """Chance that a prompt asks for a part of that, cut off by a line nobody can see: clicks have to be obeyed."""
     rate: float = 1e-3
     curriculum_iou: float = 0.45
     """One click a prompt until the best of three masks reaches this IoU (moving mean); then several."""
     seed: int = 0
     threads: int = 1
     save_every: int = 250
-
-
-class Crops(Dataset):
-    """Square views of training scenes; item i depends on i and the seed alone, so a run can be resumed anywhere."""
-
-    def __init__(self, size: int, prompts: int, seed: int, unions: float = 0.0) -> None:
-        self.size, self.prompts, self.seed, self.unions = size, prompts, seed, unions
-        self.scenes = Synthetic("train")
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image uint8 [S, S, 3], instance map uint8 [S, S], and what each prompt asks for: bool [prompts, 16], whether
-        an instance belongs to it."""
-        cv2.setNumThreads(1)
-        rng = np.random.default_rng([self.seed, self.size, i])
-        scene = self.scenes.scene(i)
-        while True:
-            image, instances = self._view(scene.image, scene.instances, rng)
-            areas = np.bincount(instances.ravel(), minlength=2)
-            areas[0] = 0
-            large = np.flatnonzero(areas >= 0.003 * self.size**2)
-            if len(large):
-                wanted = np.zeros((self.prompts, 16), bool)
-                for row, chosen in zip(wanted, rng.choice(large, self.prompts), strict=True):
-                    row[chosen] = True
-                    touching = neighbours(instances, chosen)
-                    if len(touching) and rng.random() < self.unions:
-                        row[rng.choice(touching, rng.integers(1, min(2, len(touching)) + 1), replace=False)] = True
-                return image, instances, wanted
-
-    def _view(
-        self, image: np.ndarray, instances: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        side = max(image.shape)
-        if rng.random() < 0.5:  # a square window; otherwise the whole scene, as at test time
-            side = int(rng.uniform(0.35, 1.0) * side)
-        high, wide = min(side, image.shape[0]), min(side, image.shape[1])
-        y, x = int(rng.integers(image.shape[0] - high + 1)), int(rng.integers(image.shape[1] - wide + 1))
-        image, instances = image[y : y + high, x : x + wide], instances[y : y + high, x : x + wide]
-        scale = self.size / side
-        new = max(1, round(wide * scale)), max(1, round(high * scale))
-        image = cv2.resize(image, new, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        instances = cv2.resize(instances, new, interpolation=cv2.INTER_NEAREST)
-        if rng.random() < 0.5:
-            image, instances = image[:, ::-1], instances[:, ::-1]
-        if rng.random() < 0.3:
-            image = image[..., rng.permutation(3)]
-        full = np.empty((self.size, self.size, 3), np.uint8)
-        full[:] = PIXEL_MEAN.numpy().round().ravel()  # padding is 0 after normalisation
-        full[: new[1], : new[0]] = image
-        ids = np.zeros((self.size, self.size), np.uint8)
-        ids[: new[1], : new[0]] = instances
-        return full, ids
-
-
-def neighbours(instances: np.ndarray, chosen: int) -> np.ndarray:
-    """The instances that touch instance `chosen`."""
-    around = cv2.dilate((instances == chosen).astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    near = np.unique(instances[around])
-    return near[(near != 0) & (near != chosen)]
-
-
-def error_click(target: np.ndarray, prediction: np.ndarray, rng: np.random.Generator) -> tuple[float, float, int]:
-    """A correction (x, y, label) in a mask's own pixels: half the time the annotator's, half anywhere in the error
-    region."""
-    wrong = target != prediction
-    if rng.random() < 0.5 and (click := annotator.next_click(target, prediction)) is not None:
-        return click.x, click.y, int(click.positive)
-    rows, columns = np.nonzero(wrong if wrong.any() else target if target.any() else ~target)
-    k = rng.integers(len(rows))
-    return columns[k], rows[k], int(target[rows[k], columns[k]])
 
 
 class Trainer:
@@ -199,6 +127,8 @@ class Trainer:
         pixels = (images.permute(0, 3, 1, 2).float() - PIXEL_MEAN) / PIXEL_STD
         # what each prompt asks for, [B·P, 1, S, S]
         truth = torch.cat([rows[:, ids.int()] for rows, ids in zip(wanted, instances, strict=True)])[:, None].float()
+        for i in np.flatnonzero(rng.random(len(truth)) < self.args.parts):
+            truth[i, 0] *= half_plane(truth[i, 0].numpy() > 0, rng)
         soft = F.avg_pool2d(truth, 2)  # at the masks' resolution
         with torch.autocast("cpu", torch.bfloat16):
             embedding = self.model.vision_encoder(pixels).last_hidden_state
@@ -312,21 +242,6 @@ class Trainer:
         model = build(self.config())
         model.load_state_dict(self.average)
         model.half().save_pretrained(folder)
-
-
-def first_prompt(
-    truth: np.ndarray, boxed: bool, rng: np.random.Generator
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Points [N, 1, 3] (x, y, label 1), or boxes [N, 4] moved by up to a tenth of their size; of `truth` bool [N, S,
-    S]."""
-    if boxed:
-        boxes = []
-        for mask in truth:
-            x, y, w, h = cv2.boundingRect(mask.astype(np.uint8))
-            boxes.append(np.array([x, y, x + w, y + h]) + rng.normal(0, 0.05, 4) * [w, h, w, h])
-        return None, np.clip(np.array(boxes), 0, truth.shape[-1])
-    empty = np.zeros(truth.shape[1:], bool)
-    return np.array([error_click(mask, empty, rng) for mask in truth])[:, None], None
 
 
 def batches(args: Args, size: int, step: int, last: int) -> Iterator[list[torch.Tensor]]:

@@ -10,7 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from experiments import train_tool  # noqa: E402
+from experiments import tool_data, train_tool  # noqa: E402
+from segenv.tools import tiny_sam  # noqa: E402
 
 TINY = train_tool.Args(
     image_size=64,
@@ -27,7 +28,7 @@ TINY = train_tool.Args(
 
 
 def batch(size: int, scenes: int = 2) -> list:
-    crops = train_tool.Crops(size, 2, seed=0)
+    crops = tool_data.Crops(size, 2, seed=0)
     items = [crops[i] for i in range(scenes)]
     return [torch.from_numpy(np.stack(part)) for part in zip(*items, strict=True)]
 
@@ -35,7 +36,7 @@ def batch(size: int, scenes: int = 2) -> list:
 def test_the_encoder_is_alive_at_the_start():
     """The configuration's own initialisation gives a constant embedding; ours must tell places apart."""
     trainer = train_tool.Trainer(TINY)
-    pixels = (batch(32)[0].permute(0, 3, 1, 2).float() - train_tool.PIXEL_MEAN) / train_tool.PIXEL_STD
+    pixels = (batch(32)[0].permute(0, 3, 1, 2).float() - tiny_sam.PIXEL_MEAN) / tiny_sam.PIXEL_STD
     embedding = trainer.model.vision_encoder(pixels).last_hidden_state
     assert embedding.std((2, 3)).mean() > 0.1
     points = trainer.model.shared_image_embedding.positional_embedding
@@ -100,7 +101,7 @@ def test_a_correction_falls_in_the_error():
     target[2:8, 2:8], prediction[5:12, 5:12] = True, True
     labels = set()
     for _ in range(50):
-        x, y, label = train_tool.error_click(target, prediction, rng)
+        x, y, label = tool_data.error_click(target, prediction, rng)
         assert target[y, x] != prediction[y, x] and label == int(target[y, x])
         labels.add(label)
     assert labels == {0, 1}
@@ -111,5 +112,25 @@ def test_losses_prefer_the_target():
     target[..., 2:6, 2:6] = 1
     right, wrong = 10 * (target - 0.5), -10 * (target - 0.5)
     for balanced in (0.0, 0.5, 1.0):
-        assert train_tool.mask_losses(right, target, balanced) < train_tool.mask_losses(wrong, target, balanced)
-    assert float(train_tool.ious(right, target)) == 1.0 and float(train_tool.ious(wrong, target)) == 0.0
+        assert tiny_sam.mask_losses(right, target, balanced) < tiny_sam.mask_losses(wrong, target, balanced)
+    assert float(tiny_sam.ious(right, target)) == 1.0 and float(tiny_sam.ious(wrong, target)) == 0.0
+
+
+def test_a_part_is_a_real_part_of_the_object():
+    rng = np.random.default_rng(0)
+    mask = np.zeros((32, 32), bool)
+    mask[8:24, 4:28] = True
+    shares = [float((tool_data.half_plane(mask, rng).numpy() * mask).sum() / mask.sum()) for _ in range(60)]
+    assert min(shares) >= 0.25 and sum(share < 1 for share in shares) > 10
+
+
+def test_prompts_ask_for_objects_or_things_that_touch():
+    crops = tool_data.Crops(64, 8, seed=0, unions=1.0)
+    sizes = set()
+    for i in range(12):
+        _, instances, wanted = crops[i]
+        for row in wanted:
+            chosen = np.flatnonzero(row)
+            assert 0 not in chosen and all((instances == k).any() for k in chosen)
+            sizes.add(len(chosen))
+    assert sizes == {1, 2, 3}
