@@ -1,4 +1,4 @@
-"""What the tool learns from: views of procedural scenes, and prompts that ask for objects, for touching ones, for parts."""
+"""What the tool learns from: views of procedural scenes, and prompts for objects, for touching ones and for parts."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ class Crops(Dataset):
 
 
 def half_plane(mask: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """What lies on one side of a random line through a random pixel of `mask` [S, S]: float32 [S, S]; all of it where the
-    cut would leave nearly nothing of the mask."""
+    """What lies on one side of a random line through a random pixel of `mask` [S, S]: float32 [S, S]; all of it where
+    the cut would leave nearly nothing of the mask."""
     rows, columns = np.nonzero(mask)
     k, angle = rng.integers(len(rows)), rng.uniform(0, 2 * np.pi)
     y, x = np.arange(mask.shape[0])[:, None] - rows[k], np.arange(mask.shape[1])[None, :] - columns[k]

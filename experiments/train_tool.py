@@ -5,7 +5,7 @@
 Each prompt starts from a random point or a box; later clicks fall in the error region and the previous logits are fed
 back; three masks compete for an ambiguous first click; a head learns to predict each mask's IoU. Departures from SAM,
 for a small model without pretraining: fewer passes a prompt, a class-balanced start that fades into focal + dice, an
-auxiliary same-instance loss on the image embedding (discarded), and a first stage at half the resolution. Every step
+auxiliary same-instance loss on the image embedding (discarded), and a first stage on smaller images. Every step
 draws fresh scenes of `synthetic:train`; nothing else is seen.
 """
 
@@ -51,17 +51,20 @@ class Args:
     resume: Path | None = None
     """A run folder to go on with. Its own settings hold, but for the numbers of steps."""
     small_steps: int = 12_000
-    """Steps at half resolution."""
+    """Steps on small images."""
     large_steps: int = 3_000
-    """Steps at full resolution, after those."""
+    """Steps on images of the full size, after those."""
     cooldown: int = 2_000
     """The last of all these steps, in which the learning rate falls to zero."""
-    image_size: int = 256
+    small_size: int = 128
+    """Longest side of the images that the model sees first, in pixels."""
+    image_size: int = 192
+    """The same from then on."""
     width: int = 96
     depth: int = 4
     prompt_width: int = 64
     scenes: int = 8
-    """Scenes a step (half as many at full resolution)."""
+    """Scenes a step (a quarter fewer at the full size)."""
     prompts: int = 6
     """Prompts a scene."""
     unions: float = 0.35
@@ -83,7 +86,7 @@ class Trainer:
         self.args = args
         torch.manual_seed(args.seed)
         self.step, self.several, self.first_iou = 0, False, 0.0
-        self.size = args.image_size // 2
+        self.size = args.small_size
         self.model = build(self.config())
         self.affinity = nn.Conv2d(args.prompt_width, 32, 1)
         self._start_optimiser()
@@ -246,7 +249,7 @@ class Trainer:
 
 def batches(args: Args, size: int, step: int, last: int) -> Iterator[list[torch.Tensor]]:
     """The batches of steps `step` to `last`, made by one process beside the training."""
-    scenes = args.scenes if size < args.image_size else args.scenes // 2
+    scenes = args.scenes if size < args.image_size else args.scenes * 3 // 4
     groups = [list(range(k * args.scenes, k * args.scenes + scenes)) for k in range(step, last)]
     data = Crops(size, args.prompts, args.seed, args.unions)
     yield from DataLoader(data, batch_sampler=groups, num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")
@@ -288,7 +291,8 @@ def main(args: Args) -> None:
     if args.resume is not None:
         saved = json.loads((args.resume / "config.json").read_text())
         kept = {
-            key: saved[key] for key in ("image_size", "width", "depth", "prompt_width", "scenes", "prompts", "seed")
+            key: saved[key]
+            for key in ("image_size", "small_size", "width", "depth", "prompt_width", "scenes", "prompts", "seed")
         }
         args = Args(**(vars(args) | kept | {"out": args.resume}))
     args.out.mkdir(parents=True, exist_ok=True)

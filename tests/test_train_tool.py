@@ -15,6 +15,7 @@ from segenv.tools import tiny_sam  # noqa: E402
 
 TINY = train_tool.Args(
     image_size=64,
+    small_size=32,
     width=32,
     depth=1,
     prompt_width=32,
