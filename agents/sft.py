@@ -3,6 +3,7 @@ replies alone."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -72,11 +73,11 @@ def finetune(
     after a kill, it goes on from the last state in `OUT.training` and ends with the weights of an uninterrupted run;
     called again after the end, it returns at once. Returns what it writes into `out/sft.json`: steps, rows, seconds,
     samples_per_second, `loss` (mean of the last logged steps) and `log` ([step, loss] pairs). Raises ValueError for
-    no rows, and FileExistsError where `out` or its state comes from other options.
+    no rows, and FileExistsError where `out` or its state comes from another base or other options.
     """
     out, state = Path(out), Path(f"{out}.training")
     plan = {
-        "base": None if base is None else str(base),
+        "base": _identity(base),
         "rows": len(rows),
         "declare": dict(declare or {}),
         **asdict(options),
@@ -160,6 +161,20 @@ class ReplyCollator:
                 )
             labels[i, -len(tail) :] = ids[i, -len(tail) :]
         return {**inputs, "labels": labels}
+
+
+def _identity(base: str | Path | None) -> str | None:
+    """What stands for a checkpoint in a plan: its name, or for a folder a hash of its files, so that it may be moved or
+    reached by another path, but not change."""
+    if base is None or not Path(base).is_dir():
+        return None if base is None else str(base)
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in Path(base).rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(base).as_posix()} {path.stat().st_size}\n".encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def _load(base: str | Path | None, options: SFTOptions) -> tuple[Any, Any]:

@@ -46,6 +46,11 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             raise RunError(
                 f"the runs differ in {key}: {values[0]!r} and {values[1]!r}; compare runs of the same episodes"
             )
+    if len({_data_hash(path) for path in (first, second)}) > 1:
+        raise RunError(
+            f"the runs read other data under the name {numbers[0]['protocol']['data']!r}; "
+            "compare runs of the same episodes"
+        )
     played = [_outcomes(path) for path in (first, second)]
     shared = sorted(played[0].keys() & played[1].keys())
     if len(shared) < max(len(played[0]), len(played[1])):
@@ -69,6 +74,10 @@ def _numbers(path: Path) -> dict[str, Any]:
     if numbers is None:
         raise RunError(f"{path} holds no metrics.json; give a finished run of experiments.evaluate")
     return numbers
+
+
+def _data_hash(path: Path) -> str:
+    return RunFolder(path).read_json("manifest.json")["hashes"]["data"]
 
 
 def _outcomes(path: Path) -> dict[tuple[str, int], Outcome]:

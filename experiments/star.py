@@ -89,7 +89,7 @@ class Args:
     workers: int = 2
     batch_size: int = 16
     """episodes that advance together"""
-    threads: int = 2
+    threads: int = 1
     """threads of each process; sums of floats may depend on it"""
     skip_bad: bool = False
     """pass over bad items, and count them"""
@@ -325,6 +325,7 @@ def learn(this: Run, n: int) -> None:
             f"round {n} has nothing to learn from: no rollout passed the filter; lower --keep-iou or --min-gain"
         )
     options = SFTOptions(
+        log_steps=25,
         steps=args.round_steps if n else args.sft_steps,
         batch_size=args.batch_rows,
         learning_rate=args.learning_rate * (0.5 if n else 1.0),

@@ -8,15 +8,18 @@ import torch
 from torch.utils.data import Dataset
 
 from segenv import annotator
+from segenv.data.leaves import draw_leaves
 from segenv.data.synthetic import Synthetic
 from segenv.tools.tiny_sam import PIXEL_MEAN
 
 
 class Crops(Dataset):
-    """Square views of training scenes; item i depends on i and the seed alone, so a run can be resumed anywhere."""
+    """Square views of training scenes: of `Synthetic`, and dead leaves with chance `leaves`. A prompt asks for an
+    object, with chance `unions` together with others that touch it. Item i depends on i and the settings alone, so a
+    run can be resumed anywhere."""
 
-    def __init__(self, size: int, prompts: int, seed: int, unions: float = 0.0) -> None:
-        self.size, self.prompts, self.seed, self.unions = size, prompts, seed, unions
+    def __init__(self, size: int, prompts: int, seed: int, unions: float = 0.0, leaves: float = 0.0) -> None:
+        self.size, self.prompts, self.seed, self.unions, self.leaves = size, prompts, seed, unions, leaves
         self.scenes = Synthetic("train")
 
     def __len__(self) -> int:
@@ -27,9 +30,10 @@ class Crops(Dataset):
         an instance belongs to it."""
         cv2.setNumThreads(1)
         rng = np.random.default_rng([self.seed, self.size, i])
-        scene = self.scenes.scene(i)
-        while True:
-            image, instances = self._view(scene.image, scene.instances, rng)
+        scene = None if rng.random() < self.leaves else self.scenes.scene(i)
+        while True:  # until something can be seen well enough to be asked for
+            whole = draw_leaves(rng) if scene is None else (scene.image, scene.instances)
+            image, instances = self._view(*whole, rng)
             areas = np.bincount(instances.ravel(), minlength=2)
             areas[0] = 0
             large = np.flatnonzero(areas >= 0.003 * self.size**2)

@@ -67,9 +67,11 @@ class Args:
     """Scenes a step (a quarter fewer at the full size)."""
     prompts: int = 6
     """Prompts a scene."""
+    leaves: float = 0.5
+    """Chance that a scene is of dead leaves with things of many surfaces, and not of `synthetic:train`."""
     unions: float = 0.35
     """Chance that a prompt asks for an object together with others that touch it: things of several surfaces."""
-    parts: float = 0.12
+    parts: float = 0.2
     """Chance that a prompt asks for a part of that, cut off by a line nobody can see: clicks have to be obeyed."""
     rate: float = 1e-3
     curriculum_iou: float = 0.45
@@ -251,7 +253,7 @@ def batches(args: Args, size: int, step: int, last: int) -> Iterator[list[torch.
     """The batches of steps `step` to `last`, made by one process beside the training."""
     scenes = args.scenes if size < args.image_size else args.scenes * 3 // 4
     groups = [list(range(k * args.scenes, k * args.scenes + scenes)) for k in range(step, last)]
-    data = Crops(size, args.prompts, args.seed, args.unions)
+    data = Crops(size, args.prompts, args.seed, args.unions, args.leaves)
     yield from DataLoader(data, batch_sampler=groups, num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segenv import rewards
-from segenv.types import Action, Box, Click, Invalid, Prompt, Stop, Task, Undo, frozen
+from segenv.types import Action, Box, Click, Invalid, Prompt, Stop, Task, ToolError, Undo, frozen
 
 if TYPE_CHECKING:
     from segenv.tools.base import SegTool
@@ -150,6 +150,12 @@ class SegMDP:
             for _, state in prompted
         ]
         predictions = self.tool.predict(encodings, prompts)
+        for task, prediction in zip(tasks, predictions, strict=True):
+            if prediction.mask.shape != task.image.shape[:2]:
+                raise ToolError(
+                    f"{self.tool.spec}: mask is {list(prediction.mask.shape)} for task {task.id}; expected the image's "
+                    f"{list(task.image.shape[:2])}"
+                )
         return [
             (
                 i,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -52,3 +53,12 @@ def test_unlike_runs_are_refused(runs):
     with pytest.raises(RunError, match="differ in limit"):
         compare.compare(runs / "24", runs / "five")
     assert compare.main([str(runs / "24"), str(runs / "nowhere")]) == 1
+
+
+def test_data_that_changed_between_the_runs_is_noticed(runs, tmp_path):
+    other = shutil.copytree(runs / "24", tmp_path / "other")
+    about = json.loads((other / "manifest.json").read_text())
+    about["hashes"]["data"] = "another"
+    (other / "manifest.json").write_text(json.dumps(about))
+    with pytest.raises(RunError, match="other data under the name 'synthetic:val'"):
+        compare.compare(runs / "24", other)

@@ -38,7 +38,7 @@ def test_check_env_has_nothing_to_say(name: str, make_env: Callable[..., gym.Env
 
 @pytest.mark.parametrize("name", IDS)
 def test_it_is_made_from_specs_that_survive_json(name: str) -> None:
-    env = gym.make(f"segenv:{name}", tool="disc", data="synthetic:val", max_steps=3)
+    env = gym.make(f"segenv:{name}", tool="disc", data="synthetic:val", codec="unit-xy", reward="iou_gain", max_steps=3)
     again = gym.make(gym.envs.registration.EnvSpec.from_json(env.spec.to_json()))
     first, second = env.reset(seed=3), again.reset(seed=3)
     assert data_equivalence(first, second, exact=True)

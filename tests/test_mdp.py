@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from segenv.mdp import SegMDP, SegState
 from segenv.metrics import iou
+from segenv.tools.base import Encoding
 from segenv.tools.disc import DiscTool
-from segenv.types import Action, Box, Click, Invalid, Stop, Task, Undo
+from segenv.types import Action, BadItem, Box, Click, Invalid, Prediction, Prompt, Stop, Task, ToolError, Undo
 
 SIDE = st.integers(3, 24)
 
@@ -186,6 +188,21 @@ def test_final_reward_comes_at_the_end_only(task: Task) -> None:
     states = path(mdp, task, actions)
     rewards = [mdp.reward(*step) for step in zip(states, actions, states[1:])]  # noqa: B905
     assert rewards == [0.0, 0.0, iou(task.target, states[-1].mask)] and rewards[-1] > 0
+
+
+def test_a_mask_of_another_size_is_a_fault_of_the_tool_and_no_mask(task: Task) -> None:
+    class Wrong(DiscTool):
+        def _predict(self, encodings: Sequence[Encoding], prompts: Sequence[Prompt]) -> list[Prediction]:
+            return [Prediction(answer.mask[1:]) for answer in super()._predict(encodings, prompts)]
+
+    mdp = SegMDP(Wrong())
+    with pytest.raises(ToolError, match=r"disc: mask is \[47, 64\] for task disc; expected the image's \[48, 64\]"):
+        mdp.transition([mdp.initial(task)], [Click(40, 20)])
+
+
+def test_labels_that_mean_nothing_are_refused_and_not_taken_for_background(task: Task) -> None:
+    with pytest.raises(BadItem, match="target has labels 0, 1; expected 0, 128"):
+        replace(task, target=task.target.astype(np.uint8))
 
 
 def test_a_wrong_kind_of_action_is_refused_by_name(task: Task) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,11 @@ def test_a_finished_training_is_not_repeated_and_another_does_not_replace_it(bas
     assert finetune(base, Rows(limit=0), tmp_path / "out", QUICK) == summary
     with pytest.raises(FileExistsError, match="does not come from this training"):
         finetune(base, Rows(), tmp_path / "out", SFTOptions(steps=7))
+    moved = shutil.copytree(base, tmp_path / "moved")
+    assert finetune(moved, Rows(limit=0), tmp_path / "out", QUICK) == summary, "the base is what it holds, not where"
+    (moved / "config.json").write_text((moved / "config.json").read_text() + " ")
+    with pytest.raises(FileExistsError, match="does not come from this training"):
+        finetune(moved, Rows(), tmp_path / "out", QUICK)
 
 
 def test_small_batches_add_up_to_the_step_of_a_large_one(base, tmp_path):

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from experiments import tool_data, train_tool  # noqa: E402
+from segenv.data.leaves import draw_leaves  # noqa: E402
 from segenv.tools import tiny_sam  # noqa: E402
 
 TINY = train_tool.Args(
@@ -125,8 +126,18 @@ def test_a_part_is_a_real_part_of_the_object():
     assert min(shares) >= 0.25 and sum(share < 1 for share in shares) > 10
 
 
+def test_leaves_are_things_among_pieces():
+    for seed in range(8):
+        image, instances = draw_leaves(np.random.default_rng(seed))
+        again = draw_leaves(np.random.default_rng(seed))
+        assert image.shape == (256, 256, 3) and image.dtype == np.uint8 and image.std() > 5
+        assert instances.shape == (256, 256) and 1 <= instances.max() <= 3
+        np.testing.assert_array_equal(again[0], image)
+        np.testing.assert_array_equal(again[1], instances)
+
+
 def test_prompts_ask_for_objects_or_things_that_touch():
-    crops = tool_data.Crops(64, 8, seed=0, unions=1.0)
+    crops = tool_data.Crops(64, 8, seed=0, unions=1.0, leaves=0.3)
     sizes = set()
     for i in range(12):
         _, instances, wanted = crops[i]

@@ -76,6 +76,19 @@ def test_points_reach_the_edges_and_not_beyond(make_env: Callable[..., gym.Env])
     assert env.step(np.array([0, 0, 1, 0.5], np.float32))[2] is True
 
 
+@pytest.mark.parametrize("name", ["segenv/HLMATGrid-v0", "segenv/HLMATPoint-v0"])
+def test_a_numeric_episode_replays_as_text(name: str, make_env: Callable[..., gym.Env]) -> None:
+    """The text that `info` gives for a number does the same in the text environment."""
+    numbers, text = make_env(name, codec="pixels", stop=True), make_env("segenv/HLMAT-v0", codec="pixels")
+    numbers.reset(options={"task": "tall"}), text.reset(options={"task": "tall"})
+    numbers.action_space.seed(0)
+    ended = False
+    while not ended:
+        _, reward, ended, _, info = numbers.step(numbers.action_space.sample())
+        _, again, ended_too, _, retold = text.step(info["text"])
+        assert (again, ended_too, retold["parsed"]) == (reward, ended, info["parsed"])
+
+
 def test_numeric_observations_show_image_mask_and_budget(make_env: Callable[..., gym.Env], task: Task) -> None:
     env = make_env("segenv/HLMATGrid-v0", size=48, max_steps=4, tool="disc:radius=12")
     square = replace(task, image=task.image[:, 16:].copy(), target=task.target[:, 16:].copy())

@@ -9,6 +9,7 @@ import cv2
 import gymnasium as gym
 import numpy as np
 
+from segenv import codec as codecs
 from segenv.envs import refine
 from segenv.envs.click import SegEnv, Start
 from segenv.mdp import Observation
@@ -29,6 +30,8 @@ class NumericEnv(SegEnv):
     episodes start from a mask that points at it (`start="box"`; `start` is that of `segenv.envs.refine.get`, and the
     default is an empty mask).
 
+    After a step, `info["text"]` is the reply with which a text agent would have done the same, in the words of `codec`.
+
     Stable-Baselines3 takes this as it is: a Box of three axes, uint8 and 0..255, is an image for it, the smallest axis
     its channels; it puts them first and divides by 255 by itself, and `MultiInputPolicy` gives the image to a
     NatureCNN.
@@ -38,6 +41,7 @@ class NumericEnv(SegEnv):
         self,
         tool: str | SegTool = "sam",
         data: str | Sequence[Task] = "synthetic:train",
+        codec: str | codecs.Codec = "segagent",
         reward: str | Callable = "iou_gain",
         max_steps: int = 20,
         render_mode: str | None = None,
@@ -45,6 +49,7 @@ class NumericEnv(SegEnv):
         size: int = 84,
     ) -> None:
         super().__init__(tool, data, reward, max_steps, render_mode, None if start is None else refine.get(start))
+        self.codec = codecs.get(codec) if isinstance(codec, str) else codec
         self.size = size
         self.observation_space = gym.spaces.Dict(
             {
@@ -52,6 +57,11 @@ class NumericEnv(SegEnv):
                 "steps_left": gym.spaces.Box(0, 1, (1,), np.float32),
             }
         )
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        seen, reward, terminated, truncated, info = super().step(action)
+        info["text"] = self.codec.format(info["parsed"], self._now("step").task)
+        return seen, reward, terminated, truncated, info
 
     def _observe(self, observation: Observation) -> dict[str, Any]:
         mask = observation.mask.view(np.uint8) * np.uint8(255)
