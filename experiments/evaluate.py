@@ -4,8 +4,8 @@ python -m experiments.evaluate --data index:../shared/data/click --tool disc --a
 runs/golden
 
 writes into `--out`: config.yaml, manifest.json, episodes.jsonl (every step of every episode), metrics.json, plots/ and
-report.html. A run that was ended, however, goes on with `--resume DIR`. Executor, workers and batch size change no
-number but the timings.
+report.html. A run that was ended, however, goes on with `--resume DIR`. Executor and workers change no number but the
+timings; the batch size may change the last bits of what a learned model computes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import Any, Literal
 from tqdm import tqdm
 
 from experiments import report, summary
-from experiments.runs import RunError, RunFolder, changes, finite, hide_home, manifest, parse_args
+from experiments.runs import RunError, RunFolder, hide_home, manifest, parse_args
 from experiments.summary import Outcome
 from search.executors import Player, Setup, Skipped, play
 from search.rollout import Episode
 from segenv.types import SegenvError
 
-FREE = frozenset({"executor", "workers", "batch_size", "report_episodes"})  # settings that change no result
+FREE = frozenset({"executor", "workers", "report_episodes"})  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Args:
     workers: int = 2
     """processes of the executors process and ray"""
     batch_size: int = 8
-    """episodes that advance together"""
+    """episodes that advance together; a learned model's last bits may depend on it"""
     threads: int = 1
     """threads of each process; sums of floats may depend on it"""
     skip_bad: bool = False
@@ -90,7 +90,9 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
             tqdm(total=len(ids), initial=len(outcomes), unit="episode", disable=quiet, mininterval=_interval()) as bar,
         ):
             total = sum(item.final_iou for item in outcomes.values())
-            for episode in play(player, pending, args.executor, args.workers, skipped):
+            for episode in play(player, range(len(ids)), args.executor, args.workers, skipped, set(pending)):
+                if places[episode.task] in outcomes:
+                    continue  # in a group that a kill cut
                 file.add(episode.to_json())
                 outcomes[places[episode.task]] = item = summary.outcome(episode)
                 total += item.final_iou
@@ -135,24 +137,12 @@ def _manifest(args: Args, player: Player, folder: RunFolder) -> dict[str, Any]:
         "max_steps": args.max_steps,
         "seed": args.seed,
         "threads": args.threads,
+        "batch_size": args.batch_size,
         "start": "the task's initial mask, or an empty one where it has none",
         **summary.PROTOCOL,
     }
     hashes = {"data": player.dataset.fingerprint, "tool": player.tool.fingerprint, "agent": protocol.get("weights")}
-    about = manifest(args.seed, protocol, hashes)
-    before = folder.read_json("manifest.json")
-    if before is None:
-        folder.write_json("manifest.json", about)
-        return about
-    free = frozenset(summary.PROTOCOL)  # definitions: the numbers are worked out anew from the episodes
-    if changed := [
-        name for part in ("hashes", "protocol") for name in changes(before[part], finite(about[part]), free)
-    ]:
-        raise RunError(
-            f"what {folder.path} began with changed, so its episodes would be mixed: {'; '.join(changed)}. Put back "
-            "what was there, or start another run with --out"
-        )
-    return {**before, "protocol": about["protocol"]}
+    return folder.keep_manifest(manifest(args.seed, protocol, hashes))
 
 
 def _finished(folder: RunFolder, places: dict[str, int]) -> dict[int, Outcome]:

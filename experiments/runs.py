@@ -115,6 +115,22 @@ class RunFolder:
         path = self / name
         return json.loads(path.read_text()) if path.exists() else None
 
+    def keep_manifest(self, about: dict[str, Any]) -> dict[str, Any]:
+        """Write `about` (of `manifest`) as manifest.json at the start of a run. When it goes on, compare with what it
+        began with, and return that; RunError where data, models or protocol have changed since."""
+        before = self.read_json("manifest.json")
+        if before is None:
+            self.write_json("manifest.json", about)
+            return about
+        if changed := [
+            f"the {name}" for name in ("hashes", "protocol") for name in changes(before[name], finite(about[name]))
+        ]:
+            raise RunError(
+                f"what {self.path} began with changed, so its episodes would be mixed: {'; '.join(changed)}. Put back "
+                "what was there, or start another run with --out"
+            )
+        return before
+
     def records(self, name: str) -> Iterator[dict[str, Any]]:
         """The records of the file `name`, in the order written; a last line that was cut short is passed over."""
         path = self / name

@@ -1,7 +1,7 @@
 """StaR+: improve a click policy with its own corrected rollouts (SegAgent, arXiv 2503.08625, Alg. 1).
 
     python -m experiments.star                                          # procedural scenes, embedded models
-    python -m experiments.star --data index:DIR --out runs/star_real    # your photos; a hash of their ids splits them
+    python -m experiments.star --data index:DIR --out runs/star_real    # your photos; a hash of their names splits them
     python -m experiments.star --resume runs/star_real                  # after a stop, of whatever kind
 
 Stages, each finished by a `DONE`: the annotator plays the training tasks (D_0), the MLLM learns from it (S_0), and in
@@ -34,7 +34,7 @@ from segenv.mdp import SegMDP
 from segenv.seeds import seed_of
 from segenv.types import SegenvError, Task
 
-FREE = frozenset({"executor", "workers", "batch_size", "report_episodes", "dry_run"})
+FREE = frozenset({"executor", "workers", "report_episodes"})
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Args:
     """Flags of the command line; specs as in the README's table."""
 
     data: str = "synthetic:train"
-    """training tasks; without --eval-data, a hash of the ids sets 30 % of them apart for evaluation"""
+    """training tasks; without --eval-data, a hash of the images' names sets 30 % of them apart for evaluation"""
     eval_data: str | None = None
     """held-out tasks; synthetic:val for synthetic data"""
     tool: str = "sam"
@@ -88,7 +88,7 @@ class Args:
     executor: Literal["serial", "process", "ray"] = "serial"
     workers: int = 2
     batch_size: int = 16
-    """episodes that advance together"""
+    """episodes that advance together; a learned model's last bits may depend on it"""
     threads: int = 1
     """threads of each process; sums of floats may depend on it"""
     skip_bad: bool = False
@@ -176,9 +176,10 @@ def run(args: Args) -> dict[str, Any]:
         raise RunError(f"cannot set up data {args.data!r}: {error}") from error
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         this = Run(args, folder, train, held_out, train_places, eval_places)
-        if folder.read_json("manifest.json") is None:
-            hashes: dict[str, str | None] = {"data": train.fingerprint, "eval_data": held_out.fingerprint}
-            folder.write_json("manifest.json", manifest(args.seed, protocol(this), hashes))
+        player = _player(this.setup(train, args.agent))
+        hashes = {"data": train.fingerprint, "eval_data": held_out.fingerprint, "tool": player.tool.fingerprint}
+        hashes["agent"] = player.agent.settings.get("weights")
+        folder.keep_manifest(manifest(args.seed, protocol(this), hashes))
         for n in range(args.rounds + 1):
             for name, work in STAGES if n else START:
                 stage(this, n, name, work)
@@ -227,7 +228,7 @@ def protocol(this: Run) -> dict[str, Any]:
 
 
 def split(args: Args) -> tuple[Dataset, Dataset, list[int], list[int]]:
-    """Training and held-out data, and the places of their tasks. No task is in both."""
+    """Training and held-out data, and the places of their tasks. No task is in both, nor two tasks of one image."""
     train = datasets.make(args.data, skip_bad=args.skip_bad)
     other = args.eval_data or ("synthetic:val" if args.data.startswith("synthetic") else None)
     if other is not None and other != args.data:
@@ -238,7 +239,7 @@ def split(args: Args) -> tuple[Dataset, Dataset, list[int], list[int]]:
                 f"{len(shared)} tasks are in both {args.data!r} and {other!r}, such as {min(shared)!r}; hold out others"
             )
         return train, held_out, train_places, eval_places
-    apart = [seed_of("held out", name) % 10 < 3 for name in train.ids]
+    apart = [seed_of("held out", name) % 10 < 3 for name in train.sources]
     train_places = [place for place, held in enumerate(apart) if not held][: args.limit]
     eval_places = [place for place, held in enumerate(apart) if held][: args.eval_limit]
     if not train_places or not eval_places:
@@ -250,10 +251,10 @@ def play_into(this: Run, name: str, setup: Setup, places: Sequence[int]) -> None
     """Play tasks and append the episodes to the file `name`, going on after those that are in it."""
     data = this.held_out if setup.data == this.held_out.spec else this.train
     have = {(record["task"], record["sample"]) for record in this.folder.records(name)}
-    missing = [p for p in places if any((data.ids[p], sample) not in have for sample in range(setup.samples))]
+    missing = {p for p in places if any((data.ids[p], sample) not in have for sample in range(setup.samples))}
     player, skipped = _player(setup), Skipped()
     with this.folder.appending(name) as file, _bar(len(places) * setup.samples, len(have), name) as bar:
-        for episode in play(player, missing, this.args.executor, this.args.workers, skipped):
+        for episode in play(player, places, this.args.executor, this.args.workers, skipped, missing):
             if (episode.task, episode.sample) not in have:
                 file.add(episode.to_json())
                 bar.update()

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class Player:
             sys.modules["torch"].set_num_threads(setup.threads)
 
     def play(self, positions: Sequence[int]) -> Iterator[Episode]:
-        """The episodes of the tasks at `positions`, in that order."""
+        """The episodes of the tasks at `positions`, in that order; all of them advance together."""
         setup, tasks = self.setup, self.dataset.select(positions)
         yield from rollout(
             self.mdp,
@@ -75,7 +75,7 @@ class Player:
             seed=setup.seed,
             round_index=setup.round_index,
             samples=setup.samples,
-            batch_size=setup.batch_size,
+            batch_size=max(1, len(positions) * setup.samples),
         )
 
     def chunk(self, positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
@@ -83,28 +83,41 @@ class Player:
         return list(self.play(positions)), dict(self.dataset.skipped)
 
 
-def play(player: Player, positions: Sequence[int], executor: str, workers: int, skipped: Skipped) -> Iterator[Episode]:
+def play(
+    player: Player,
+    positions: Sequence[int],
+    executor: str,
+    workers: int,
+    skipped: Skipped,
+    wanted: Container[int] | None = None,
+) -> Iterator[Episode]:
     """Yield the episodes of the tasks at `positions` as they get ready, and put the bad items that were passed over
     into `skipped`.
 
+    Tasks advance together in fixed groups of `batch_size` episodes, because the last bits of what a learned model
+    computes depend on the batch around an item: so it is the same episodes in every executor, and in a run that was cut
+    and goes on. To go on, give all `positions` again and those still `wanted`: groups that hold one of them are played
+    whole.
+
     `serial` keeps the order and uses `player` itself; `process` and `ray` build players of their own in `workers`
-    processes, play chunks of tasks there, and yield them in the order of their completion. Raises WorkerError where a
-    worker dies; what was yielded is done.
+    processes, and yield groups in the order of their completion. Raises WorkerError where a worker dies; what was
+    yielded is done.
     """
     if executor not in EXECUTORS:
         raise ValueError(f"executor {executor!r} is unknown; expected one of {', '.join(EXECUTORS)}")
     if workers < 1:
         raise ValueError(f"workers is {workers}; expected 1 or more")
+    size = max(1, player.setup.batch_size // player.setup.samples)
+    groups = [positions[i : i + size] for i in range(0, len(positions), size)]
+    if wanted is not None:
+        groups = [group for group in groups if any(position in wanted for position in group)]
     if executor == "serial":
-        yield from player.play(positions)
-        skipped.update(player.dataset.skipped)
+        for group in groups:
+            yield from player.play(group)
+            skipped.update(player.dataset.skipped)
         return
-    # Chunks of a few batches fill the batches and lose little in a kill; short ones at small jobs keep all workers
-    # busy.
-    size = max(1, min(2 * player.setup.batch_size, -(-len(positions) // (2 * workers))))
-    chunks = [positions[i : i + size] for i in range(0, len(positions), size)]
     run: Callable = _in_processes if executor == "process" else _on_ray
-    for episodes, passed_over in run(player.setup, chunks, min(workers, len(chunks)) or 1):
+    for episodes, passed_over in run(player.setup, groups, min(workers, len(groups)) or 1):
         skipped.update(passed_over)
         yield from episodes
 

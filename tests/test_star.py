@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -168,9 +167,8 @@ def kill_when(out, seen: str) -> None:
     process = subprocess.Popen(star_command(*flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not (out / seen).exists():
         time.sleep(0.02)
-    if process.poll() is None:
-        os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     assert (out / seen).exists()
 
 
@@ -202,3 +200,22 @@ def test_a_run_needs_tasks_to_hold_out(tmp_path):
         split(Args(data="synthetic:val", eval_data="synthetic:val#easy", limit=9, eval_limit=9))
     train, held_out, train_places, eval_places = split(Args(data="synthetic", limit=5, eval_limit=4))
     assert (held_out.spec, len(train_places), len(eval_places)) == ("synthetic:val", 5, 4)
+
+
+def test_tasks_of_one_image_are_never_divided(tmp_path):
+    from PIL import Image
+
+    from experiments.star import Args, split
+
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for k in range(12):
+        Image.fromarray(np.full((8, 9, 3), k, np.uint8)).save(tmp_path / "images" / f"{k}.png")
+        for part in "abcd":
+            mask = np.zeros((8, 9), np.uint8)
+            mask[2:5, 2 + ord(part) - ord("a") :] = 255
+            Image.fromarray(mask).save(tmp_path / "masks" / f"{k}#{part}.png")
+    train, held_out, train_places, eval_places = split(Args(data=f"berkeley:{tmp_path}"))
+    apart = [{train.ids[place].split("#")[0] for place in places} for places in (train_places, eval_places)]
+    assert all(apart) and not apart[0] & apart[1]
+    assert len(train_places) + len(eval_places) == 48

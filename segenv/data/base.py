@@ -56,6 +56,11 @@ class Dataset(Sequence[Task], ABC):
     def ids(self) -> Sequence[str]:
         """Every task's id in order, unique, without decoding an image."""
 
+    @property
+    def sources(self) -> Sequence[str]:
+        """The image behind each task, by name: tasks that share one must not be divided between training and test."""
+        return self.ids
+
     @abstractmethod
     def load(self, i: int) -> Task:
         """Task number `i`, 0 <= i < len. Raises `BadItem`, naming the item, the file and what to do."""
@@ -105,7 +110,7 @@ class Dataset(Sequence[Task], ABC):
 
 
 class _Selection(Dataset):
-    """Some items of another dataset."""
+    """Some items of another dataset; `spec` is the whole one's."""
 
     def __init__(self, whole: Dataset, positions: Sequence[int]) -> None:
         super().__init__(whole.skip_bad)
@@ -119,6 +124,11 @@ class _Selection(Dataset):
     def ids(self) -> Sequence[str]:
         ids = self._whole.ids
         return [ids[i] for i in self._positions]
+
+    @property
+    def sources(self) -> Sequence[str]:
+        sources = self._whole.sources
+        return [sources[i] for i in self._positions]
 
     def __len__(self) -> int:
         return len(self._positions)

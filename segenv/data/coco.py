@@ -65,6 +65,12 @@ class Coco(Dataset):
     def ids(self) -> Sequence[str]:
         return self._ids
 
+    @property
+    def sources(self) -> Sequence[str]:
+        return [
+            str(entry.get("image_id") if isinstance(entry, dict) else i) for i, entry in enumerate(self._annotations)
+        ]
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the annotation file's content, and of the names and sizes in bytes of the images."""

@@ -60,6 +60,10 @@ class Pairs(Dataset):
     def ids(self) -> Sequence[str]:
         return self._ids
 
+    @property
+    def sources(self) -> Sequence[str]:
+        return [pair.id if pair.image is None else pair.image.name for pair in self._pairs]
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the kind of dataset, the ids and texts, the size in bytes of each image and the content of each
