@@ -21,7 +21,8 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
 )
-from transformers.utils import logging
+
+from segenv.tools.sam import no_loading_bars
 
 Source = str | Path | tuple[Any, Any]  # a name or folder, or a model with its processor
 
@@ -154,9 +155,11 @@ def load(source: Source, dtype: str = "auto", trust_remote_code: bool = False) -
     is no such checkpoint."""
     if isinstance(source, tuple):
         return source
-    logging.disable_progress_bar()  # one bar a load hides the progress that counts
     try:
-        model = AutoModelForImageTextToText.from_pretrained(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        with no_loading_bars():
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            )
         processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise FileNotFoundError(

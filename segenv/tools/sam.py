@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -319,6 +320,20 @@ def _name_of(source: str | Path | torch.nn.Module) -> str:
     return type(source).__name__ if isinstance(source, torch.nn.Module) else str(source)
 
 
+@contextmanager
+def no_loading_bars() -> Iterator[None]:
+    """Keep transformers' "Loading weights" bars out of the midst of the caller's own progress."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
 def _load(source: str, dtype: torch.dtype) -> Any:
     import transformers
 
@@ -327,24 +342,21 @@ def _load(source: str, dtype: torch.dtype) -> Any:
             f"sam: the embedded weights are missing from {EMBEDDED}; install segenv with its package data, or name a "
             "checkpoint: sam:NAME_OR_PATH"
         )
-    logging = transformers.utils.logging
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # "Loading weights", in the midst of the caller's own
     try:
         config, _ = transformers.PreTrainedConfig.get_config_dict(source)
         kind = config.get("model_type")
         if kind not in MODELS:
             raise ToolError(f"sam:{source}: model_type is {kind!r}; expected one of {', '.join(MODELS)}")
         model_class = getattr(transformers, MODELS[kind][0])
-        model, report = model_class.from_pretrained(source, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        with no_loading_bars():
+            model, report = model_class.from_pretrained(
+                source, dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ToolError(
             f"sam:{source}: cannot be loaded: {error} (expected a folder or a name on the Hugging Face Hub with "
             "config.json and model.safetensors)"
         ) from error
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     if missing := sorted(report["missing_keys"]):
         raise ToolError(
             f"sam:{source}: the checkpoint lacks {len(missing)} weights of {model_class.__name__}: {missing[:3]} …"
