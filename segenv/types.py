@@ -57,7 +57,8 @@ class Task:
 
     `image` is uint8 [H, W, 3], RGB. `target` is uint8 or bool [H, W] (see the module's docstring). `initial_mask` is
     bool [H, W] or None: the mask that a refinement starts from. `meta` carries what a dataset knows beside that
-    (subset, difficulty, licence, text of other objects); nothing in it reaches an observation. The arrays become read-only.
+    (subset, difficulty, licence, text of other objects); nothing in it reaches an observation. The arrays become
+    read-only.
     """
 
     id: str
