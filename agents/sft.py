@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +20,11 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
+from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
 from agents.backends.transformers import chat, encode, load, resized
+from segenv.tools.sam import no_loading_bars
 
 SUMMARY = "sft.json"
 
@@ -103,12 +107,30 @@ def finetune(
         processing_class=processor,
         peft_config=_adapters(options),
     )
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(LossBar)
     last = _last_state(state)
-    trainer.train(resume_from_checkpoint=None if last is None else str(last))
+    with no_loading_bars():
+        trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trained: Any = trainer.model
     trained = trained.merge_and_unload() if options.lora else trained
     trained.config.segenv = declared
     return _finish(trained, processor, trainer.state, plan, time.perf_counter() - began, out, state)
+
+
+class LossBar(ProgressCallback):
+    """The trainer's progress bar, with the loss in it in place of a line for each log entry."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Start the bar; where no person watches, it is drawn every ten seconds."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None and not sys.stderr.isatty():
+            self.training_bar.mininterval = 10.0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the loss."""
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
 
 
 class ReplyTrainer(SFTTrainer):
@@ -198,6 +220,7 @@ def _arguments(state: Path, options: SFTOptions) -> SFTConfig:
     if options.batch_size % micro:
         raise ValueError(f"batch_size {options.batch_size} is no multiple of micro_batch_size {micro}")
     gpu = torch.cuda.is_available()
+    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)  # not in every 5.x yet
     return SFTConfig(
         output_dir=str(state),
         max_steps=options.steps or -1,
@@ -251,7 +274,8 @@ def _finish(
         "log": log,
     }
     written = state / "model"
-    model.save_pretrained(written)
+    with no_loading_bars():
+        model.save_pretrained(written)
     processor.save_pretrained(written)
     _write_json(written / SUMMARY, summary)
     os.replace(written, out)
