@@ -140,7 +140,7 @@ def show(picture: np.ndarray, stream: TextIO | None = None, columns: int = 80) -
     """Put a frame before a person: in a matplotlib window or notebook, or else, without a display, on the terminal.
 
     The terminal gets half blocks in 24-bit colour, two pixels a character and `columns` characters wide. They are
-    written to `stream`, or to standard output where it is None.
+    written to `stream`, or to standard output where it is None and a terminal; a log or a pipe gets nothing.
     """
     from matplotlib import pyplot
 
@@ -151,6 +151,8 @@ def show(picture: np.ndarray, stream: TextIO | None = None, columns: int = 80) -
         axes.set_axis_off()
         axes.imshow(picture)
         pyplot.pause(0.001)  # draws, and lets the window answer
+        return
+    if stream is None and not sys.stdout.isatty():
         return
     rows = max(round(picture.shape[0] / picture.shape[1] * columns / 2), 1)
     small = cv2.resize(picture, (columns, 2 * rows), interpolation=cv2.INTER_AREA)

@@ -144,9 +144,12 @@ def test_a_frame_is_for_persons_and_keeps_its_size(name: str, make_env: Callable
 
 
 def test_a_person_without_a_display_watches_on_the_terminal(
-    make_env: Callable[..., gym.Env], capsys: pytest.CaptureFixture[str]
+    make_env: Callable[..., gym.Env], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     env = make_env("segenv/HLMAT-v0", render_mode="human")
+    env.reset(seed=0)
+    assert not capsys.readouterr().out  # nobody reads a pipe
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     env.reset(seed=0)
     first = capsys.readouterr().out
     assert env.render() is None
