@@ -100,6 +100,16 @@ class MllmAgent(Agent):
         )
 
 
+def checkpoint(spec: str) -> Path | str | None:
+    """What `agents.sft.finetune` starts from for the agent `spec`; None is the untrained tiny model."""
+    name, _, path = spec.partition(":")
+    if name != "mllm":
+        raise ValueError(f"agent {spec!r} has no weights to train; expected mllm or mllm:NAME_OR_PATH")
+    if path == UNTRAINED or (not path and not (EMBEDDED / "config.json").is_file()):
+        return None
+    return path or EMBEDDED
+
+
 def _untrained(seed: int) -> tuple[Any, Any]:
     from agents import tiny
 

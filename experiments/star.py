@@ -170,10 +170,13 @@ def run(args: Args) -> dict[str, Any]:
     out = args.resume or args.out
     if out is None:
         raise RunError("a run needs a folder: give out, or resume")
+    from agents.mllm import checkpoint
+
     try:
+        checkpoint(args.agent)
         train, held_out, train_places, eval_places = split(args)
     except (ValueError, OSError, ImportError) as error:
-        raise RunError(f"cannot set up data {args.data!r}: {error}") from error
+        raise RunError(f"cannot set up data {args.data!r} and agent {args.agent!r}: {error}") from error
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         this = Run(args, folder, train, held_out, train_places, eval_places)
         player = _player(this.setup(train, args.agent))
@@ -314,6 +317,7 @@ def judge(this: Run, n: int) -> None:
 
 def learn(this: Run, n: int) -> None:
     """S_0 from the base model and D_0; S_n from S_0 and D_0 ∪ D_n (star: D_n alone)."""
+    from agents.mllm import checkpoint
     from agents.sft import SFTOptions, finetune
 
     args = this.args
@@ -347,18 +351,6 @@ def evaluate(this: Run, n: int) -> None:
 
 START = (("expert", expert), ("train", learn), ("evaluate", evaluate))
 STAGES = (("rollout", practise), ("filter", judge), ("train", learn), ("evaluate", evaluate))
-
-
-def checkpoint(spec: str) -> Path | str | None:
-    """What `finetune` starts from for an agent spec; None is the untrained tiny model."""
-    from agents.mllm import EMBEDDED, UNTRAINED
-
-    name, _, path = spec.partition(":")
-    if name != "mllm":
-        raise RunError(f"agent {spec!r} cannot be trained by StaR; expected mllm or mllm:NAME_OR_PATH")
-    if path == UNTRAINED or (not path and not EMBEDDED.is_dir()):
-        return None
-    return path or EMBEDDED
 
 
 def _set_threads(threads: int) -> None:

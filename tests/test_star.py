@@ -219,3 +219,12 @@ def test_tasks_of_one_image_are_never_divided(tmp_path):
     apart = [{train.ids[place].split("#")[0] for place in places} for places in (train_places, eval_places)]
     assert all(apart) and not apart[0] & apart[1]
     assert len(train_places) + len(eval_places) == 48
+
+
+def test_only_a_language_model_can_be_improved(tmp_path):
+    from experiments.runs import RunError
+    from experiments.star import Args, run
+
+    with pytest.raises(RunError, match="'random' has no weights to train; expected mllm"):
+        run(Args(agent="random", out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
