@@ -180,7 +180,11 @@ def run(args: Args) -> dict[str, Any]:
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         this = Run(args, folder, train, held_out, train_places, eval_places)
         player = _player(this.setup(train, args.agent))
-        hashes = {"data": train.fingerprint, "eval_data": held_out.fingerprint, "tool": player.tool.fingerprint}
+        hashes: dict[str, Any] = {
+            "data": train.fingerprint,
+            "eval_data": held_out.fingerprint,
+            "tool": player.tool.fingerprint,
+        }
         hashes["agent"] = player.agent.settings.get("weights")
         folder.keep_manifest(manifest(args.seed, protocol(this), hashes))
         for n in range(args.rounds + 1):
