@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ pytest.importorskip("transformers")
 from experiments import tool_data, train_tool  # noqa: E402
 from segenv.data.leaves import draw_leaves  # noqa: E402
 from segenv.tools import tiny_sam  # noqa: E402
+from segenv.types import Click, Prompt  # noqa: E402
 
 TINY = train_tool.Args(
     image_size=64,
@@ -146,3 +148,20 @@ def test_prompts_ask_for_objects_or_things_that_touch():
             assert 0 not in chosen and all((instances == k).any() for k in chosen)
             sizes.add(len(chosen))
     assert sizes == {1, 2, 3}
+
+
+@pytest.mark.slow
+def test_the_command_trains_stops_goes_on_and_writes_a_tool(tmp_path):
+    from segenv import tools
+
+    out = tmp_path / "run"
+    train_tool.main(dataclasses.replace(TINY, out=out, large_steps=0))
+    with pytest.raises(SystemExit, match="--resume"):
+        train_tool.main(dataclasses.replace(TINY, out=out))
+    train_tool.main(dataclasses.replace(TINY, resume=out))
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    tool = tools.make(f"sam:{out / 'model'}")
+    image = np.full((48, 64, 3), 90, np.uint8)
+    [prediction] = tool.predict(tool.encode([image]), [Prompt((Click(20, 20),))])
+    assert prediction.mask.shape == (48, 64) and prediction.logits.shape == (32, 32)
