@@ -292,10 +292,8 @@ def main(args: Args) -> None:
     cv2.setNumThreads(1)
     if args.resume is not None:
         saved = json.loads((args.resume / "config.json").read_text())
-        kept = {
-            key: saved[key]
-            for key in ("image_size", "small_size", "width", "depth", "prompt_width", "scenes", "prompts", "seed")
-        }
+        free = {"small_steps", "large_steps", "cooldown", "threads", "save_every", "out", "resume"}
+        kept = {key: value for key, value in saved.items() if key not in free}
         args = Args(**(vars(args) | kept | {"out": args.resume}))
     args.out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(args)
