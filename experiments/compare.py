@@ -60,12 +60,12 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     steps = numbers[0]["protocol"]["max_steps"]
     a, b = (curves([episodes[key] for key in shared], steps) for episodes in played)
     at = {}
-    for k in [k for k in SHOWN if k <= steps]:
+    for k in sorted({k for k in SHOWN if k < steps} | {steps}):
         difference, low, high = metrics.bootstrap_difference(a[:, k - 1], b[:, k - 1])
         means = float(np.mean(a[:, k - 1])), float(np.mean(b[:, k - 1]))
         at[str(k)] = {"first": means[0], "second": means[1], "difference": difference, "interval": [low, high]}
     per_click = [sum(item["seconds"]["per_click"][part] or 0.0 for part in ("encode", "decode")) for item in numbers]
-    names = [item["protocol"]["tool"] + " / " + item["protocol"]["agent"] for item in numbers]
+    names = [" / ".join(item["protocol"][key] for key in ("tool", "agent", "codec")) for item in numbers]
     return {"names": names, "episodes": len(shared), "iou_at": at, "seconds_per_click": per_click}
 
 

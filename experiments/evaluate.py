@@ -1,7 +1,6 @@
 """Play an agent with a tool on a dataset and measure it.
 
-python -m experiments.evaluate --data index:../shared/data/click --tool disc --agent annotator --max-steps 20 --out
-runs/golden
+    python -m experiments.evaluate --data synthetic:val --limit 200 --tool sam --agent annotator --out runs/sam
 
 writes into `--out`: config.yaml, manifest.json, episodes.jsonl (every step of every episode), metrics.json, plots/ and
 report.html. A run that was ended, however, goes on with `--resume DIR`. Executor and workers change no number but the
@@ -29,7 +28,7 @@ FREE = frozenset({"executor", "workers", "report_episodes"})  # settings that ch
 
 @dataclass(frozen=True)
 class Args:
-    """Flags of the command line; specs as in the table of DESIGN.md."""
+    """Flags of the command line; specs as in the README's tables."""
 
     data: str = "synthetic:val"
     """what to segment: synthetic[:SPLIT], index:DIR, folder:DIR, coco:ANNOTATIONS@IMAGES, …"""

@@ -74,6 +74,9 @@ class Args:
     batch_rows: int = 32
     """rows an optimiser step"""
     learning_rate: float = 1e-3
+    """from the base model to S_0"""
+    round_learning_rate: float = 5e-4
+    """from S_0 to S_n"""
     min_gain: float = 0.0
     """an action is kept if it raises the IoU by more than this"""
     stop_iou: float = 0.9
@@ -113,13 +116,18 @@ class Run:
         """Where each training task stands in the data."""
         return {self.train.ids[place]: place for place in self.train_places}
 
+    @cached_property
+    def held_out_places(self) -> dict[str, int]:
+        """Where each held-out task stands in its data."""
+        return {self.held_out.ids[place]: place for place in self.eval_places}
+
     def task(self, name: str) -> Task:
         """A training task by id."""
         return self.train[self.places[name]]
 
     def held_out_task(self, name: str) -> Task:
         """A held-out task by id."""
-        return self.held_out[next(place for place in self.eval_places if self.held_out.ids[place] == name)]
+        return self.held_out[self.held_out_places[name]]
 
     def setup(self, data: Dataset, agent: str, **options: Any) -> Setup:
         args = self.args
@@ -173,19 +181,18 @@ def run(args: Args) -> dict[str, Any]:
     from agents.mllm import checkpoint
 
     try:
+        import agents.sft  # noqa: F401  # needs an extra, and is asked for only after the first stage
+
         checkpoint(args.agent)
         train, held_out, train_places, eval_places = split(args)
     except (ValueError, OSError, ImportError) as error:
         raise RunError(f"cannot set up data {args.data!r} and agent {args.agent!r}: {error}") from error
+    this = Run(args, RunFolder(out), train, held_out, train_places, eval_places)
+    player = _player(this.setup(train, args.agent))
+    hashes: dict[str, str | None] = {"data": train.fingerprint, "eval_data": held_out.fingerprint}
+    hashes |= {"tool": player.tool.fingerprint, "agent": player.agent.settings["weights"]}
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
-        this = Run(args, folder, train, held_out, train_places, eval_places)
-        player = _player(this.setup(train, args.agent))
-        hashes: dict[str, Any] = {
-            "data": train.fingerprint,
-            "eval_data": held_out.fingerprint,
-            "tool": player.tool.fingerprint,
-        }
-        hashes["agent"] = player.agent.settings.get("weights")
+        this.folder = folder
         folder.keep_manifest(manifest(args.seed, protocol(this), hashes))
         for n in range(args.rounds + 1):
             for name, work in STAGES if n else START:
@@ -215,7 +222,9 @@ def results(this: Run) -> dict[str, Any]:
     """The content of metrics.json: the measures of each policy and the lessons of each round."""
     rounds = range(this.args.rounds + 1)
     played = [list(episodes(this, f"round{n}/evaluate.jsonl")) for n in rounds]
-    lessons = [{"round": n, "rows": len(rows), **star.rates(rows)} for n in rounds for rows in [read_rows(this, n)]]
+    lessons = [
+        {"round": n, "rows": len(read_rows(this, n)), **this.folder.read_json(f"round{n}/rates.json")} for n in rounds
+    ]
     skipped: Skipped = {}
     for path in sorted(this.folder.path.glob("round*/*.skipped.json")):
         skipped |= this.folder.read_json(str(path.relative_to(this.folder.path)))
@@ -241,14 +250,13 @@ def split(args: Args) -> tuple[Dataset, Dataset, list[int], list[int]]:
     if other is not None and other != args.data:
         held_out = datasets.make(other, skip_bad=args.skip_bad)
         train_places, eval_places = list(range(len(train))[: args.limit]), list(range(len(held_out))[: args.eval_limit])
-        if shared := set(train.ids[: args.limit]) & set(held_out.ids[: args.eval_limit]):
+        if shared := set(train.sources[: args.limit]) & set(held_out.sources[: args.eval_limit]):
             raise RunError(
-                f"{len(shared)} tasks are in both {args.data!r} and {other!r}, such as {min(shared)!r}; hold out others"
+                f"{len(shared)} images are in both {args.data!r} and {other!r}, {min(shared)!r}; hold out others"
             )
         return train, held_out, train_places, eval_places
-    apart = [seed_of("held out", name) % 10 < 3 for name in train.sources]
-    train_places = [place for place, held in enumerate(apart) if not held][: args.limit]
-    eval_places = [place for place, held in enumerate(apart) if held][: args.eval_limit]
+    kept, apart = train.hold_out(0.3)
+    train_places, eval_places = kept[: args.limit], apart[: args.eval_limit]
     if not train_places or not eval_places:
         raise RunError(f"{args.data!r} has {len(train)} tasks, too few to set some apart; give more, or --eval-data")
     return train, train, train_places, eval_places
@@ -297,7 +305,7 @@ def expert(this: Run, _: int) -> None:
         for episode in episodes(this, "round0/expert.jsonl")
         for row in star.expert_rows(episode, this.args.min_gain, this.args.stop_iou)
     ]
-    write_rows(this, 0, star.distinct(rows))
+    write_rows(this, 0, rows)
 
 
 def practise(this: Run, n: int) -> None:
@@ -316,19 +324,18 @@ def judge(this: Run, n: int) -> None:
             rows += star.star_rows(episode, args.min_gain, args.keep_iou)
         else:
             rows += star.star_plus_rows(episode, this.task(episode.task), args.min_gain, args.stop_iou)
-    write_rows(this, n, star.distinct(rows))
+    write_rows(this, n, rows)
 
 
 def learn(this: Run, n: int) -> None:
     """S_0 from the base model and D_0; S_n from S_0 and D_0 ∪ D_n (star: D_n alone)."""
-    from agents.mllm import checkpoint
     from agents.sft import SFTOptions, finetune
 
     args = this.args
     if args.variant == "star" and n:
         lessons = read_rows(this, n)
     else:
-        lessons = read_rows(this, 0) + (read_rows(this, n) if n else [])
+        lessons = star.distinct(read_rows(this, 0) + (read_rows(this, n) if n else []))
     if not lessons:
         raise RunError(
             f"round {n} has nothing to learn from: no rollout passed the filter; lower --keep-iou or --min-gain"
@@ -337,15 +344,14 @@ def learn(this: Run, n: int) -> None:
         log_steps=25,
         steps=args.round_steps if n else args.sft_steps,
         batch_size=args.batch_rows,
-        learning_rate=args.learning_rate * (0.5 if n else 1.0),
+        learning_rate=args.round_learning_rate if n else args.learning_rate,
         seed=seed_of(args.seed, "train", n) % 2**31,
     )
     _set_threads(args.threads)
     pupil: Any = _player(this.setup(this.train, args.agent if n == 0 else f"mllm:{this.policy(0)}")).agent
     rows: Any = conversations(this, lessons, pupil)
     declare = {"codec": pupil.codec.name, "prompt": pupil.prompt_style, "image_size": pupil.backend.image_size}
-    base = this.policy(0) if n else checkpoint(args.agent)
-    finetune(base, rows, this.policy(n), options, declare)
+    finetune(this.policy(0) if n else _base(this), rows, this.policy(n), options, declare)
 
 
 def evaluate(this: Run, n: int) -> None:
@@ -357,6 +363,20 @@ START = (("expert", expert), ("train", learn), ("evaluate", evaluate))
 STAGES = (("rollout", practise), ("filter", judge), ("train", learn), ("evaluate", evaluate))
 
 
+def _base(this: Run) -> Path | str:
+    """The weights that S_0 is trained from; fresh ones are written down first."""
+    from agents import tiny
+    from agents.mllm import checkpoint
+
+    named = checkpoint(this.args.agent)
+    if named is not None:
+        return named
+    path = this.folder / "base"
+    if not path.exists():
+        tiny.save(this.folder / "base.tmp", this.args.seed).rename(path)
+    return path
+
+
 def _set_threads(threads: int) -> None:
     import torch
 
@@ -364,10 +384,12 @@ def _set_threads(threads: int) -> None:
 
 
 def write_rows(this: Run, n: int, rows: Sequence[Row]) -> None:
-    """A round's lessons, in one piece."""
+    """A round's lessons without repetitions, and of what all of them were: the policy's share is its acceptance
+    rate."""
+    this.folder.write_json(f"round{n}/rates.json", {"visited": len(rows), **star.rates(rows)})
     (this.folder / f"round{n}/rows.jsonl").unlink(missing_ok=True)
     with this.folder.appending(f"round{n}/rows.jsonl") as file:
-        for row in rows:
+        for row in star.distinct(rows):
             file.add(row.to_json())
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from search.rollout import PARTS, Episode
 from segenv import metrics
 
-THRESHOLDS = (0.50, 0.70, 0.80, 0.85, 0.90, 0.95)  # of NoC and NoF; PROTOCOL's tables print 85, 90 and 95
+THRESHOLDS = (0.50, 0.70, 0.80, 0.85, 0.90, 0.95)  # of NoC and NoF; the field's tables print 85, 90 and 95
 MEASURES = (
     *("miou", "ciou", "iou_at", "noc", "nof", "nof_never", "boundary_iou"),
     *("acc_at_50", "best_iou", "regret", "parse_rate", "stop_rate"),

@@ -5,24 +5,24 @@
 Each prompt starts from a random point or a box; later clicks fall in the error region and the previous logits are fed
 back; three masks compete for an ambiguous first click; a head learns to predict each mask's IoU. Departures from SAM,
 for a small model without pretraining: fewer passes a prompt, a class-balanced start that fades into focal + dice, an
-auxiliary same-instance loss on the image embedding (discarded), and a first stage on smaller images. Every step
-draws fresh scenes of `synthetic:train`; nothing else is seen.
+auxiliary same-instance loss on the image embedding (discarded), and a first stage on smaller images. Every step draws
+fresh scenes, half of `synthetic:train` and half dead leaves (`segenv.data.leaves`); no photograph is seen.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -30,7 +30,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import SamConfig, SamModel
 
+from experiments.runs import RunError, RunFolder, manifest, parse_args
 from experiments.tool_data import Crops, error_click, first_prompt, half_plane
+from segenv.data.synthetic import Synthetic
 from segenv.tools.tiny_sam import (
     PIXEL_MEAN,
     PIXEL_STD,
@@ -41,20 +43,24 @@ from segenv.tools.tiny_sam import (
     same_instance_loss,
     tiny_config,
 )
+from segenv.types import SegenvError
+
+FREE = frozenset({"small_steps", "large_steps", "cooldown", "threads", "save_every"})  # may change on the way
 
 
 @dataclass
 class Args:
     """Train the embedded tiny SAM."""
 
-    out: Path = Path("runs/train_tool")
-    resume: Path | None = None
-    """A run folder to go on with. Its own settings hold, but for the numbers of steps."""
-    small_steps: int = 12_000
+    out: str | None = None
+    """Folder of a new run; by default runs/train_tool."""
+    resume: str | None = None
+    """A run folder to go on with. Its settings hold; the lengths that are still to come may be changed."""
+    small_steps: int = 3_250
     """Steps on small images."""
-    large_steps: int = 3_000
+    large_steps: int = 2_950
     """Steps on images of the full size, after those."""
-    cooldown: int = 2_000
+    cooldown: int = 1_000
     """The last of all these steps, in which the learning rate falls to zero."""
     small_size: int = 128
     """Longest side of the images that the model sees first, in pixels."""
@@ -88,7 +94,7 @@ class Trainer:
         self.args = args
         torch.manual_seed(args.seed)
         self.step, self.several, self.first_iou = 0, False, 0.0
-        self.size = args.small_size
+        self.size, self.grown = args.small_size, False
         self.model = build(self.config())
         self.affinity = nn.Conv2d(args.prompt_width, 32, 1)
         self._start_optimiser()
@@ -107,8 +113,8 @@ class Trainer:
         )
 
     def grow(self) -> None:
-        """Go on at full resolution."""
-        self.size = self.args.image_size
+        """Go on at the full size."""
+        self.size, self.grown = self.args.image_size, True
         small_average = SamModel(self.model.config)
         small_average.load_state_dict(self.average)
         self.model = at_size(self.model, self.config())
@@ -121,8 +127,8 @@ class Trainer:
         """Warm-up, plateau, linear cool-down; half the rate after growing, with a warm-up of its own."""
         args = self.args
         total = args.small_steps + args.large_steps
-        since = self.step - (args.small_steps if self.size == args.image_size else 0)
-        rate = args.rate * (0.5 if self.size == args.image_size else 1.0) * min(1.0, (since + 1) / 200)
+        since = self.step - (args.small_steps if self.grown else 0)
+        rate = args.rate * (0.5 if self.grown else 1.0) * min(1.0, (since + 1) / 200)
         return rate * min(1.0, max(0.02, (total - self.step) / max(1, args.cooldown)))
 
     def train_step(self, images: torch.Tensor, instances: torch.Tensor, wanted: torch.Tensor) -> dict[str, float]:
@@ -220,7 +226,7 @@ class Trainer:
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser.{key}.{name}"] = torch.as_tensor(value)
         tensors = {name: value.detach().contiguous().clone() for name, value in tensors.items()}
-        told = {"step": self.step, "several": self.several, "first_iou": self.first_iou, "size": self.size}
+        told = {"step": self.step, "several": self.several, "first_iou": self.first_iou, "grown": self.grown}
         save_file(tensors, folder / "state.tmp", metadata={"state": json.dumps(told)})
         os.replace(folder / "state.tmp", folder / "state.safetensors")
 
@@ -228,7 +234,7 @@ class Trainer:
         """Go on from `save`."""
         with safe_open(folder / "state.safetensors", "pt") as file:
             told = json.loads(file.metadata()["state"])
-        if told["size"] != self.size:
+        if told["grown"]:
             self.grow()
         self.step, self.several, self.first_iou = told["step"], told["several"], told["first_iou"]
         parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "average": {}, "affinity": {}, "optimiser": {}}
@@ -249,65 +255,69 @@ class Trainer:
         model.half().save_pretrained(folder)
 
 
-def batches(args: Args, size: int, step: int, last: int) -> Iterator[list[torch.Tensor]]:
-    """The batches of steps `step` to `last`, made by one process beside the training."""
-    scenes = args.scenes if size < args.image_size else args.scenes * 3 // 4
-    groups = [list(range(k * args.scenes, k * args.scenes + scenes)) for k in range(step, last)]
-    data = Crops(size, args.prompts, args.seed, args.unions, args.leaves)
+def batches(args: Args, trainer: Trainer, last: int) -> Iterator[list[torch.Tensor]]:
+    """The batches up to step `last`, made by one process beside the training."""
+    scenes = max(1, args.scenes * 3 // 4) if trainer.grown else args.scenes
+    groups = [list(range(k * args.scenes, k * args.scenes + scenes)) for k in range(trainer.step, last)]
+    data = Crops(trainer.size, args.prompts, args.seed, args.unions, args.leaves)
     yield from DataLoader(data, batch_sampler=groups, num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")
 
 
-def train(args: Args, trainer: Trainer) -> None:
+def train(args: Args, folder: RunFolder, trainer: Trainer) -> None:
     """Run the stages from where `trainer` is, saving every so often."""
     total = args.small_steps + args.large_steps
-    bar = tqdm(total=total, initial=trainer.step, unit="step", smoothing=0.05, mininterval=5)
-    log = (args.out / "log.jsonl").open("a")
     smooth: dict[str, float] = {}
     began = time.time()
-    for last in (args.small_steps, total):
-        if trainer.step >= last:
-            continue
-        if last == total and trainer.size < args.image_size:
-            trainer.grow()
-        for batch in batches(args, trainer.size, trainer.step, last):
-            for key, value in trainer.train_step(*batch).items():
-                smooth[key] = value if key not in smooth else 0.98 * smooth[key] + 0.02 * value
-            bar.update()
-            bar.set_postfix({key: f"{value:.3f}" for key, value in smooth.items()}, refresh=False)
-            if trainer.step % args.save_every == 0 or trainer.step == total:
-                trainer.save(args.out)
-                row = {
-                    "step": trainer.step,
-                    "size": trainer.size,
-                    "several": trainer.several,
-                    "seconds": time.time() - began,
-                }
-                log.write(json.dumps(row | smooth) + "\n")
-                log.flush()
-    bar.close()
+    with (
+        folder.appending("log.jsonl") as log,
+        tqdm(total=total, initial=trainer.step, unit="step", smoothing=0.05, mininterval=5) as bar,
+    ):
+        for last in (args.small_steps, total):
+            if trainer.step >= last:
+                continue
+            if last == total and not trainer.grown:
+                trainer.grow()
+            for batch in batches(args, trainer, last):
+                for key, value in trainer.train_step(*batch).items():
+                    smooth[key] = value if key not in smooth else 0.98 * smooth[key] + 0.02 * value
+                bar.update()
+                bar.set_postfix({key: f"{value:.3f}" for key, value in smooth.items()}, refresh=False)
+                if trainer.step % args.save_every == 0 or trainer.step == total:
+                    where = {"step": trainer.step, "size": trainer.size, "several": trainer.several}
+                    log.add({**where, "seconds": time.time() - began, **smooth})
+                    trainer.save(folder.path)
 
 
-def main(args: Args) -> None:
+def run(args: Args) -> Path:
+    """Train as `args` say, in their folder; returns the folder of the model."""
+    if args.small_size > args.image_size:
+        raise RunError(f"small_size {args.small_size} is larger than image_size {args.image_size}")
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
-    if args.resume is not None:
-        saved = json.loads((args.resume / "config.json").read_text())
-        free = {"small_steps", "large_steps", "cooldown", "threads", "save_every", "out", "resume"}
-        kept = {key: value for key, value in saved.items() if key not in free}
-        args = Args(**(vars(args) | kept | {"out": args.resume}))
-    args.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(args)
-    if (args.out / "state.safetensors").exists():
-        if args.resume is None:
-            raise SystemExit(
-                f"{args.out} already holds a training run; go on with --resume {args.out}, or choose another --out"
-            )
-        trainer.load(args.out)
-    (args.out / "config.json").write_text(json.dumps(asdict(args), default=str, indent=1))
-    train(args, trainer)
-    trainer.export(args.out / "model")
-    print(f"wrote {args.out / 'model'}; it is what `--tool sam:{args.out / 'model'}` takes")
+    out = args.resume or args.out or "runs/train_tool"
+    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+        trainer = Trainer(args)
+        if (folder / "state.safetensors").exists():
+            trainer.load(folder.path)
+        if trainer.grown != (trainer.step > args.small_steps) and trainer.step != args.small_steps:
+            raise RunError(f"the run is at step {trainer.step}; --small-steps {args.small_steps} would undo its stage")
+        folder.keep_manifest(manifest(args.seed, {}, {"data": Synthetic("train").fingerprint}))
+        train(args, folder, trainer)
+        trainer.export(folder / "model")
+        folder.finish("train_tool")
+    return folder / "model"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    try:
+        model = run(parse_args(Args, argv, __doc__))
+    except SegenvError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {model}; it is what `--tool sam:{model}` takes")
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    sys.exit(main())

@@ -121,7 +121,8 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
 
 
 def rates(rows: Sequence[Row]) -> dict[str, float]:
-    """Share of rows by provenance: among a policy's rows, "policy" is its acceptance rate and "corrected" the rest."""
+    """Share of rows by provenance: of all that a policy did, "policy" is its acceptance rate and "corrected" the
+    rest."""
     return {name: sum(row.provenance == name for row in rows) / max(1, len(rows)) for name in PROVENANCES}
 
 

@@ -71,6 +71,19 @@ def test_star_plus_keeps_gains_and_corrects_the_rest():
     assert rows[1].gain == pytest.approx(-0.1) and rows[1].text == "reply 1"
 
 
+def test_a_correction_never_repeats_an_earlier_click():
+    """The annotator's next pixel was clicked in vain before; clicks from this state on are no concern of it."""
+    task = made_task()
+    first = annotator.next_click(task.target, part(9))
+    assert first is not None
+    deepest = {"type": "click", "x": first.x, "y": first.y, "positive": first.positive}
+    episode = made_episode(task, [(CLICK, part(9)), (deepest, part(9)), (INVALID, part(9))])
+    rows = star.star_plus_rows(episode, task)
+    assert star.action_of(rows[1]) == first  # judged in the state before it
+    third = star.action_of(rows[2])
+    assert third == annotator.next_click(task.target, part(9), [Click(12, 12), first]) and third != first
+
+
 def test_from_the_stopping_iou_on_the_lesson_is_to_stop():
     task = made_task()
     episode = made_episode(task, [(CLICK, part(28)), (CLICK, part(29)), (STOP, part(29))])
@@ -196,7 +209,7 @@ def test_a_run_needs_tasks_to_hold_out(tmp_path):
     from experiments.runs import RunError
     from experiments.star import Args, split
 
-    with pytest.raises(RunError, match="in both"):
+    with pytest.raises(RunError, match="images are in both"):
         split(Args(data="synthetic:val", eval_data="synthetic:val#easy", limit=9, eval_limit=9))
     train, held_out, train_places, eval_places = split(Args(data="synthetic", limit=5, eval_limit=4))
     assert (held_out.spec, len(train_places), len(eval_places)) == ("synthetic:val", 5, 4)

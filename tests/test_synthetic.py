@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from segenv import data
-from segenv.data.synthetic import DIFFICULTIES, Synthetic, expressions, picks_out
+from segenv.data.synthetic import DIFFICULTIES, Scene, SceneObject, Synthetic, expressions, picks_out
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])
@@ -56,7 +58,7 @@ def test_a_sentence_is_true_of_one_object_alone():
         for k in range(len(scene.objects)):
             for sentence in expressions(scene, k):
                 words = sentence.split()[1:]
-                fits = list(scene.objects)
+                fits = [*scene.objects, *scene.clutter]
                 for word in words:
                     if word in order:
                         seen.add(word)
@@ -79,9 +81,18 @@ def test_other_objects_have_sentences_of_their_own():
         assert other.any() and not (other & task.target).any()
 
 
-def test_an_ambiguous_kind_is_not_picked_out():
-    scene = Synthetic("val").scene(0)
-    assert not picks_out(scene, 0, "", "no such colour", "")
+def test_two_of_a_kind_are_told_apart_or_not_at_all():
+    def picked(*things, clutter=()):
+        scene = Scene(np.zeros((100, 100, 3), np.uint8), np.zeros((100, 100), np.uint8), things, "easy", clutter)
+        return set(expressions(scene, 0)), scene
+
+    one, two = SceneObject("red", "star", 400, (20.0, 50.0)), SceneObject("red", "star", 420, (80.0, 52.0))
+    found, scene = picked(one, two)
+    assert not picks_out(scene, 0, "", "red", "star") and not picks_out(scene, 0, "smallest", "red", "star")
+    assert found == {"the leftmost object"}  # the shortest that is true
+    assert "the blue object" in picked(replace(one, colour="blue"), two)[0]
+    scrap = SceneObject("red", "star", 60, (5.0, 5.0))
+    assert picked(one, clutter=(scrap,))[0].isdisjoint({"the star", "the red star", "the leftmost star"})
 
 
 def test_unknown_names_are_refused_with_the_known_ones():

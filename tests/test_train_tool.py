@@ -151,17 +151,43 @@ def test_prompts_ask_for_objects_or_things_that_touch():
 
 
 @pytest.mark.slow
-def test_the_command_trains_stops_goes_on_and_writes_a_tool(tmp_path):
+def test_the_command_trains_stops_goes_on_and_writes_the_same_tool(tmp_path):
+    from safetensors.torch import load_file
+
     from segenv import tools
 
-    out = tmp_path / "run"
-    train_tool.main(dataclasses.replace(TINY, out=out, large_steps=0))
-    with pytest.raises(SystemExit, match="--resume"):
-        train_tool.main(dataclasses.replace(TINY, out=out))
-    train_tool.main(dataclasses.replace(TINY, resume=out))
-    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train_tool.run(dataclasses.replace(TINY, out=str(whole)))
+    train_tool.run(dataclasses.replace(TINY, out=str(cut), large_steps=1))
+    assert train_tool.main(["--out", str(cut)]) == 1  # a run is there
+    assert train_tool.main(["--resume", str(cut), "--small-steps", "9"]) == 1  # it has grown already
+    assert train_tool.main(["--resume", str(cut), "--large-steps", "2"]) == 0
+    steps = [json.loads(line)["step"] for line in (cut / "log.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
-    tool = tools.make(f"sam:{out / 'model'}")
+    one, two = (load_file(out / "state.safetensors") for out in (whole, cut))
+    assert one.keys() == two.keys()
+    tool = tools.make(f"sam:{cut / 'model'}")
     image = np.full((48, 64, 3), 90, np.uint8)
     [prediction] = tool.predict(tool.encode([image]), [Prompt((Click(20, 20),))])
     assert prediction.mask.shape == (48, 64) and prediction.logits.shape == (32, 32)
+
+
+def test_batches_go_on_where_they_stopped():
+    trainer = train_tool.Trainer(TINY)
+    whole = list(train_tool.batches(TINY, trainer, 3))
+    trainer.step = 1
+    rest = list(train_tool.batches(TINY, trainer, 3))
+    assert len(whole) == 3 and len(rest) == 2
+    for a, b in zip(whole[1:], rest, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_rate_is_never_negative():
+    same = dataclasses.replace(TINY, small_size=64, small_steps=300)
+    trainer = train_tool.Trainer(same)
+    rates = []
+    for trainer.step in (0, 100, 300, 301):
+        if trainer.step == 300:
+            trainer.grow()
+        rates.append(trainer.rate())
+    assert all(rate > 0 for rate in rates)

@@ -17,6 +17,7 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image, ImageOps
 
+from segenv.seeds import seed_of
 from segenv.types import IGNORE, BadItem, SegenvError, Task
 
 MAX_PIXELS = 50_000_000  # of one image; checked against the file's header, before anything is decoded
@@ -60,6 +61,12 @@ class Dataset(Sequence[Task], ABC):
     def sources(self) -> Sequence[str]:
         """The image behind each task, by name: tasks that share one must not be divided between training and test."""
         return self.ids
+
+    def hold_out(self, share: float) -> tuple[list[int], list[int]]:
+        """The places of the tasks for training, and of those for test: about `share` of the images, chosen by a hash of
+        their names. Tasks of one image stay together, and new tasks move no other."""
+        apart = [seed_of("held out", name) % 1000 < 1000 * share for name in self.sources]
+        return [i for i, out in enumerate(apart) if not out], [i for i, out in enumerate(apart) if out]
 
     @abstractmethod
     def load(self, i: int) -> Task:

@@ -17,7 +17,8 @@ _PIECES = ("blob", "blob", "blob", "square", "circle", "triangle", "bar")
 
 
 def draw_leaves(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 [256, 256, 3], and instance map uint8 [256, 256] of one to three things (0 is everything else)."""
+    """Image uint8 [256, 256, 3], and instance map uint8 [256, 256] of at most three things that can be seen (0 is the
+    rest)."""
     palette = _palette(rng, int(rng.integers(3, 9)))
     canvas = texture((SIDE, SIDE), palette[0], rng, 0.7, 0.7)
     instances = np.zeros((SIDE, SIDE), np.uint8)

@@ -69,6 +69,7 @@ class Scene:
     instances: np.ndarray
     objects: tuple[SceneObject, ...]
     difficulty: str
+    clutter: tuple[SceneObject, ...] = ()  # small things that nobody asks for, but that words can be true of
 
 
 class Synthetic(Dataset):
@@ -161,7 +162,7 @@ def draw_scene(level: Difficulty, rng: np.random.Generator) -> Scene:
     drawn = [(str(rng.choice(list(COLOURS))), str(rng.choice(level.shapes))) for _ in range(wanted)]
     hidden_in = COLOURS[drawn[0][0]] if rng.random() < level.camouflage else None
     canvas = background((height, width), rng, level.texture, level.contrast, hidden_in)
-    _clutter(canvas, level, rng)
+    pieces, scraps = _clutter(canvas, level, rng)
 
     instances = np.zeros((height, width), np.uint8)
     full: list[int] = []  # area of each object before anything hides it
@@ -180,11 +181,20 @@ def draw_scene(level: Difficulty, rng: np.random.Generator) -> Scene:
         kept.append((colour, shape))
 
     image = _photograph(canvas, level, rng)
-    objects = []
-    for k, (colour, shape) in enumerate(kept):
-        rows, columns = np.nonzero(instances == k + 1)
-        objects.append(SceneObject(colour, shape, len(rows), (float(columns.mean()) + 0.5, float(rows.mean()) + 0.5)))
-    return Scene(image, instances, tuple(objects), level.name)
+    scraps[instances > 0] = 0
+    return Scene(image, instances, _described(instances, kept), level.name, _described(scraps, pieces))
+
+
+def _described(instances: np.ndarray, words: list[tuple[str, str]]) -> tuple[SceneObject, ...]:
+    """What can be seen of each thing: `words` are colour and shape of number 1, 2, … in `instances`. Hidden ones are
+    left out."""
+    things = []
+    for number, (colour, shape) in enumerate(words, 1):
+        rows, columns = np.nonzero(instances == number)
+        if len(rows):
+            centre = float(columns.mean()) + 0.5, float(rows.mean()) + 0.5
+            things.append(SceneObject(colour, shape, len(rows), centre))
+    return tuple(things)
 
 
 def _place(
@@ -210,15 +220,23 @@ def _place(
     return None, (0, 0)
 
 
-def _clutter(canvas: np.ndarray, level: Difficulty, rng: np.random.Generator) -> None:
-    """Small blobs, sticks and rings of any colour under the objects, in place."""
+def _clutter(
+    canvas: np.ndarray, level: Difficulty, rng: np.random.Generator
+) -> tuple[list[tuple[str, str]], np.ndarray]:
+    """Lay small blobs, sticks and rings of any colour under the objects, in place: their colours and shapes, and a map
+    of their numbers from 1, uint8 [H, W]."""
     height, width = canvas.shape[:2]
-    for _ in range(int(rng.integers(level.clutter[0], level.clutter[1] + 1))):
+    words, scraps = [], np.zeros((height, width), np.uint8)
+    for number in range(1, int(rng.integers(level.clutter[0], level.clutter[1] + 1)) + 1):
         shape = str(rng.choice(["blob", "bar", "ring", "triangle"]))
         alpha = scene_shapes.shape_alpha(shape, rng.uniform(0.02, 0.05) * min(height, width), rng)
-        corner = int(rng.integers(0, height - alpha.shape[0])), int(rng.integers(0, width - alpha.shape[1]))
-        colour = COLOURS[str(rng.choice(list(COLOURS)))]
-        paint(canvas, alpha, corner, texture(alpha.shape, colour, rng, level.texture, level.contrast), rng)
+        y, x = int(rng.integers(0, height - alpha.shape[0])), int(rng.integers(0, width - alpha.shape[1]))
+        colour = str(rng.choice(list(COLOURS)))
+        surface = texture(alpha.shape, COLOURS[colour], rng, level.texture, level.contrast)
+        paint(canvas, alpha, (y, x), surface, rng)
+        scraps[y : y + alpha.shape[0], x : x + alpha.shape[1]][alpha > 127] = number
+        words.append((colour, shape))
+    return words, scraps
 
 
 def _photograph(canvas: np.ndarray, level: Difficulty, rng: np.random.Generator) -> np.ndarray:
@@ -245,7 +263,8 @@ _RATIO = 1.35  # of areas: how far ahead the largest or smallest must be
 
 
 def expressions(scene: Scene, k: int) -> list[str]:
-    """All sentences, of at most one superlative, that are true of object k and of no other object of the scene.
+    """All sentences, of at most one superlative, that are true of object k and of nothing else in the scene, clutter
+    included.
 
     Sentences with more words than needed are left out: "the largest red star" appears only where "the red star" is
     ambiguous.
@@ -264,14 +283,14 @@ def expressions(scene: Scene, k: int) -> list[str]:
 def picks_out(scene: Scene, k: int, superlative: str, colour: str, shape: str) -> bool:
     """Whether object k is, with a margin, the one object of that colour and shape that is the largest, leftmost and so
     on."""
-    kind = [
-        i
-        for i, thing in enumerate(scene.objects)
-        if (not colour or thing.colour == colour) and (not shape or thing.shape == shape)
-    ]
-    if k not in kind:
+
+    def fits(thing: SceneObject) -> bool:
+        return (not colour or thing.colour == colour) and (not shape or thing.shape == shape)
+
+    if not fits(scene.objects[k]):
         return False
-    others = [scene.objects[i] for i in kind if i != k]
+    rest = (*scene.objects[:k], *scene.objects[k + 1 :], *scene.clutter)
+    others = [thing for thing in rest if fits(thing)]
     if not superlative:
         return not others
     me, (height, width) = scene.objects[k], scene.instances.shape

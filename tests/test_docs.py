@@ -1,0 +1,26 @@
+"""What the documents point to is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "segenv/tools/weights/tiny-sam/README.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page):
+    links = [link for link in re.findall(r"\]\(([^)#]+)", page.read_text()) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_and_file_named_exists(page):
+    text = page.read_text()
+    for module in re.findall(r"python -m ([\w.]+)", text):
+        assert module in ("venv", "pytest") or (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
+    for name in re.findall(r"`((?:segenv|agents|search|experiments|tests)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
