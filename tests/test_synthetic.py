@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from segenv import data
+from segenv.data.scene_shapes import paint
 from segenv.data.synthetic import DIFFICULTIES, Scene, SceneObject, Synthetic, expressions, picks_out
 
 
@@ -100,3 +101,11 @@ def test_unknown_names_are_refused_with_the_known_ones():
         Synthetic("validation")
     with pytest.raises(ValueError, match="easy, medium, hard"):
         Synthetic("val", "impossible")
+
+
+def test_a_shadow_may_fall_beyond_the_canvas():
+    for seed in range(60):
+        canvas = np.full((16, 16, 3), 100, np.float32)
+        alpha, surface = np.full((16, 2), 255, np.uint8), np.full((16, 2, 3), 200, np.float32)
+        paint(canvas, alpha, (0, 14), surface, np.random.default_rng(seed))
+        assert (canvas[:, 14:] == 200).all() and canvas[:, :14].min() > 30

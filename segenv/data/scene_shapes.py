@@ -200,8 +200,9 @@ def paint(
         y0, x0 = max(0, y + dy), max(0, x + dx)
         y1, x1 = min(canvas.shape[0], y + dy + h), min(canvas.shape[1], x + dx + w)
         part = alpha[y0 - y - dy : y1 - y - dy, x0 - x - dx : x1 - x - dx]
-        shade = cv2.GaussianBlur(part, (0, 0), 3.0).astype(np.float32) / 255 * np.float32(rng.uniform(0.2, 0.6))
-        canvas[y0:y1, x0:x1] *= (1 - shade)[..., None]
+        if part.size:  # a thin thing at the rim may cast all of its shadow beyond the canvas
+            shade = cv2.GaussianBlur(part, (0, 0), 3.0).astype(np.float32) / 255 * np.float32(rng.uniform(0.2, 0.6))
+            canvas[y0:y1, x0:x1] *= (1 - shade)[..., None]
     cover = (alpha.astype(np.float32) / 255)[..., None]
     window = canvas[y : y + h, x : x + w]
     window += cover * (surface - window)
