@@ -23,4 +23,4 @@ def test_every_command_and_file_named_exists(page):
     for module in re.findall(r"python -m ([\w.]+)", text):
         assert module in ("venv", "pytest") or (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
     for name in re.findall(r"`((?:segenv|agents|search|experiments|tests)/[\w./-]+)`", text):
-        assert (ROOT / name).exists(), name
+        assert name.endswith("-v0") or (ROOT / name).exists(), name

@@ -1,0 +1,228 @@
+"""Lessons for the embedded model are true, and the training that uses them moves, resumes and exports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agents import tiny
+from agents.backends.transformers import chat, encode
+from agents.lessons import (
+    COLOUR_NAMES,
+    KINDS,
+    SHAPE_NAMES,
+    Lessons,
+    Plan,
+    cheap_mask,
+    leading_digits,
+    lesson_action,
+    played,
+    turned,
+)
+from agents.mllm import MllmAgent
+from agents.pretraining import IGNORED, Collator, look, pixels, read, reply_loss
+from experiments import sft
+from segenv import codec, metrics, tools
+from segenv.data.synthetic import Synthetic, expressions
+from segenv.mdp import SegMDP
+from segenv.types import Click, Stop
+
+torch.set_num_threads(1)
+SMALL = {"image_size": 32, "patch_size": 8, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
+MIXED = Plan(first=2, trajectory=2, cheap=2)
+SPEECH = codec.get("segagent")
+
+
+@pytest.fixture(scope="module")
+def lessons():
+    return Lessons(MIXED, tools.make("disc"), image_size=32, grid=4, seed=3)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return tiny.build(seed=1, **SMALL)
+
+
+@pytest.mark.parametrize("i", range(6))
+def test_a_lesson_depends_on_its_number_alone(lessons, i):
+    one, other = lessons[i], Lessons(MIXED, tools.make("disc"), image_size=32, grid=4, seed=3, window=400)[i]
+    assert np.array_equal(one.pictures, other.pictures)
+    assert [q.reply for q in one.questions] == [q.reply for q in other.questions]
+    assert not np.array_equal(one.pictures[0], lessons[i + 6].pictures[0])
+
+
+@pytest.mark.parametrize("i", range(12))
+def test_replies_state_the_true_iou_and_what_the_patches_show(lessons, i):
+    lesson = lessons[i]
+    for question in lesson.questions:
+        assert abs(SPEECH.stated_iou(question.reply) - question.iou) <= 0.005
+        target, missing, extra = question.shares
+        both = target - missing  # the part of the target that the mask holds
+        assert both.sum() / (target.sum() + extra.sum()) == pytest.approx(question.iou, abs=1e-3)
+        assert lesson.masks[question.picture] == pytest.approx(both + extra, abs=1e-4)
+        if question.reply.endswith("Finish"):
+            assert question.iou >= lessons.stop_iou and question.click == -1
+        else:
+            assert (missing if "Positive" in question.reply else extra)[question.click] > 0
+
+
+@given(st.integers(0, 500), st.integers(0, 7))
+@settings(max_examples=15, deadline=None)
+def test_turning_a_scene_keeps_what_is_true_of_it(number, turn):
+    scene = Synthetic("train").scene(number)
+    moved = turned(scene, turn)
+    for k, thing in enumerate(moved.objects):
+        rows, columns = np.nonzero(moved.instances == k + 1)
+        assert thing.centre == pytest.approx((columns.mean() + 0.5, rows.mean() + 0.5))
+        assert thing.area == len(rows)
+    sideways = {"leftmost", "rightmost", "topmost", "bottommost"}
+    for k in range(len(scene.objects)):
+        plain, after = (
+            {text for text in expressions(s, k) if not sideways & set(text.split())} for s in (scene, moved)
+        )
+        if not any(sideways & set(text.split()) for s in (scene, moved) for text in expressions(s, k)):
+            assert plain == after
+
+
+def test_a_mirror_exchanges_left_and_right():
+    scene = next(
+        s
+        for s in map(Synthetic("train").scene, range(100))
+        if any("the leftmost object" in expressions(s, k) for k in range(len(s.objects)))
+    )
+    k = next(k for k in range(len(scene.objects)) if "the leftmost object" in expressions(scene, k))
+    assert "the rightmost object" in expressions(turned(scene, 1), k)
+    assert "the topmost object" in expressions(turned(scene, 4), k)
+
+
+def test_the_table_names_colour_shape_and_first_click_of_each_object(lessons):
+    task = Synthetic("train").load(7)
+    scene = Synthetic("train").scene(7)
+    patches, table = lessons._labels(scene)
+    assert set(np.unique(patches)) <= set(range(len(scene.objects) + 1))
+    for k, thing in enumerate(scene.objects):
+        assert (COLOUR_NAMES[table[k + 1, 0]], SHAPE_NAMES[table[k + 1, 1]]) == (thing.colour, thing.shape)
+        named = bool(table[k + 1, 2 + KINDS.index(("", True, True))])
+        others = [
+            o for j, o in enumerate(scene.objects) if j != k and (o.colour, o.shape) == (thing.colour, thing.shape)
+        ]
+        assert named == (not others)
+        click = lesson_action(replace(task, target=scene.instances == k + 1), np.zeros_like(task.target), (), 0.9)
+        row, column = map(int, SPEECH.points.write_point(click, task))
+        assert table[k + 1, -4:].tolist() == [*leading_digits(row), *leading_digits(column)]
+
+
+def test_played_states_are_what_the_tool_makes_of_their_clicks():
+    task, tool = Synthetic("val").load(4), tools.make("disc")
+    states = played(tool, task, task.meta["instances"], 0.9, np.random.default_rng(0))
+    assert [len(clicks) for _, _, clicks in states] == list(range(1, len(states) + 1))
+    mdp = SegMDP(tool)
+    for _, mask, clicks in states:
+        state = mdp.initial(task)
+        for click in clicks:
+            state = mdp.transition([state], [click])[0]
+        assert np.array_equal(state.mask, mask)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_lesson_actions_stop_where_the_mask_is_good_and_else_correct_it(seed):
+    task = Synthetic("val").load(seed % 30)
+    target = task.target.view(bool)
+    mask = cheap_mask(target, task.meta["instances"], np.random.default_rng(seed))
+    action, iou = lesson_action(task, mask, (), 0.9), metrics.iou(target, mask)
+    assert mask.dtype == bool and mask.shape == target.shape
+    assert isinstance(action, Stop) == (iou >= 0.9)
+    if isinstance(action, Click):
+        assert target[action.y, action.x] == action.positive != mask[action.y, action.x]
+
+
+def test_labels_cover_the_reply_and_nothing_else(lessons, pair):
+    collate = Collator(pair[1])
+    some = [lessons[0], lessons[1]]
+    batch = collate(some)
+    questions = [question for lesson in some for question in lesson.questions]
+    for ids, labels, weights, question in zip(batch["ids"], batch["labels"], batch["weights"], questions, strict=True):
+        covered = labels != IGNORED
+        assert pair[1].tokenizer.decode(labels[covered]) == question.reply + tiny.END
+        assert torch.equal(ids[covered], labels[covered])
+        assert torch.equal(covered, weights > 0)
+    picture = some[1].pictures[some[1].questions[0].picture]
+    asked, written = chat(pair[1], some[1].questions[0].instruction, some[1].questions[0].reply)
+    inputs = encode(pair[1], [asked + written], [picture])
+    row = len(some[0].questions)
+    assert batch["ids"][row][batch["attention"][row] > 0].tolist() == inputs["input_ids"][0].tolist()
+    assert pixels(torch.from_numpy(picture)[None]).numpy() == pytest.approx(inputs["pixel_values"].numpy(), abs=1e-5)
+
+
+@torch.no_grad()
+def test_reading_gives_the_logits_of_the_whole_model(lessons, pair):
+    model, processor = pair
+    batch = Collator(processor)([lessons[2]])
+    logits, tokens = read(model, look(model, batch["pictures"]), batch)
+    whole = model(
+        input_ids=batch["ids"],
+        attention_mask=batch["attention"],
+        pixel_values=pixels(batch["pictures"])[batch["which"]],
+    ).logits
+    assert torch.allclose(logits, whole[:, -logits.shape[1] - 1 : -1], atol=1e-4)
+    assert tokens.shape == (len(batch["ids"]), 16, SMALL["width"])
+    only = {**batch, "weights": (batch["labels"] != IGNORED).float()}
+    assert reply_loss(logits, only) == pytest.approx(
+        torch.nn.functional.cross_entropy(whole[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()).item(),
+        rel=1e-4,
+    )
+
+
+def _args(out, **changes):
+    steps = {"look_steps": 2, "easy_steps": 2, "click_steps": 1, "state_steps": 3, "cooldown": 2}
+    return sft.Args(
+        out=out, tool="disc", lessons=2, probe=2, measure_every=4, save_every=4, **{**SMALL, **steps, **changes}
+    )
+
+
+def _train(args, steps, trainer=None):
+    trainer = trainer or sft.Trainer(args)
+    sources = {stage: sft.Source(args, stage) for stage in sft.STAGES}
+    while trainer.step < steps:
+        stage, first, _ = trainer.stage(trainer.step)
+        trainer.train_step([sources[stage][10 * (trainer.step - first) + k] for k in range(2)])
+    return trainer
+
+
+def test_a_step_moves_the_weights_and_going_on_equals_never_having_stopped(tmp_path):
+    args = _args(tmp_path)
+    whole = _train(args, 8)
+    half = _train(args, 6)
+    fresh = sft.Trainer(args)
+    moved = [name for name, p in half.parameters.items() if not torch.equal(p, fresh.parameters[name])]
+    assert {name.split(".")[1] for name in moved} >= {"model", "seen", "told"}
+    half.save(tmp_path)
+    fresh.load(tmp_path)
+    assert fresh.step == 6
+    _train(args, 8, fresh)
+    assert all(torch.equal(p, fresh.parameters[name]) for name, p in whole.parameters.items())
+    means = zip(whole.averaged.parameters(), fresh.averaged.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in means)
+
+
+@pytest.mark.slow
+def test_the_command_trains_measures_and_writes_an_agent_that_clicks(tmp_path):
+    sft.main(_args(tmp_path / "run"))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert [row["stage"] for row in rows] == ["look", "easy", "click", "state"]
+    assert {"val_first", "val_iou_error", "val_stop"} <= set(rows[-1])
+    with pytest.raises(SystemExit, match="--resume"):
+        sft.main(_args(tmp_path / "run"))
+    sft.main(replace(_args(tmp_path), resume=tmp_path / "run"))  # finished: nothing left to do
+    agent = MllmAgent(tmp_path / "run" / "model")
+    assert agent.settings["prompt"] == "instruction" and agent.settings["image_size"] == (32, 32)
+    task = Synthetic("val").load(0)
+    state = SegMDP(tools.make("disc")).initial(task)
+    assert len(agent.act([SegMDP(tools.make("disc")).observation(state)], [0])) == 1
