@@ -1,0 +1,286 @@
+"""Lessons for the embedded model: states of procedural scenes with the reply that the annotator would give, and what
+each patch of the picture shows.
+
+A lesson is one scene in several pictures (mask states) with a question about each. States come from the annotator's
+clicks through a segmentation tool, some of them led astray, and from masks that are cheap to make: parts of the
+target, its neighbours, wrong objects, nearly perfect ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+
+import cv2
+import numpy as np
+
+from agents.backends.transformers import resized
+from segenv import annotator, codec, metrics, render
+from segenv.data.scene_shapes import COLOURS
+from segenv.data.synthetic import (
+    DIFFICULTIES,
+    PLACE_WORDS,
+    SIZE_WORDS,
+    Scene,
+    SceneObject,
+    Synthetic,
+    expressions,
+    picks_out,
+)
+from segenv.mdp import SegMDP
+from segenv.tools.base import SegTool
+from segenv.types import Action, Click, Stop, Task
+
+COLOUR_NAMES = list(COLOURS)
+SHAPE_NAMES = sorted({shape for level in DIFFICULTIES for shape in level.shapes})
+SUPERLATIVES = (*SIZE_WORDS, *PLACE_WORDS[1:])
+KINDS = list(product(SUPERLATIVES, (False, True), (False, True)))  # superlative, with colour, with shape
+MAX_OBJECTS = 8
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a picture is asked, the reply to learn, and what the question makes of each of the N patches.
+
+    `shares` float32 [3, N] are the parts of a patch that are target, missing from the mask, and wrongly in it; `click`
+    is the patch of the reply's click, or -1 where it stops. `iou` is the mask's.
+    """
+
+    picture: int
+    instruction: str
+    reply: str
+    shares: np.ndarray
+    click: int
+    iou: float
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One scene: `pictures` uint8 [P, S, S, 3] as the agent sees them, the part of each patch under the mask (`masks`
+    float32 [P, N]), and the object that fills most of each patch (`patches` int64 [N], 0 for background) with a table
+    of `objects` int64 [MAX_OBJECTS + 1, 2 + len(KINDS) + 4]: colour, shape, which kinds of sentence pick it out, and
+    two digits each of row and column of its first click."""
+
+    pictures: np.ndarray
+    masks: np.ndarray
+    patches: np.ndarray
+    objects: np.ndarray
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a lesson holds: questions about the empty mask (one picture, `first` objects named), states of `trajectory`
+    played through the tool, and `cheap` masks. `easy` is the part of scenes from the easiest class."""
+
+    first: int = 4
+    trajectory: int = 0
+    cheap: int = 0
+    easy: float = 1 / 3
+
+
+class Lessons:
+    """Lesson i is a function of i, the seed and the plan.
+
+    `reuse` lessons are made of each scene, in other orientations; the scenes of the last `window` lessons are kept for
+    that. `image_size` is the side of pictures and `grid` the number of patches along it; a mask of `stop_iou` is good
+    enough.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tool: SegTool | None = None,
+        image_size: int = 120,
+        grid: int = 10,
+        stop_iou: float = 0.9,
+        seed: int = 0,
+        reuse: int = 4,
+        window: int = 400,
+    ) -> None:
+        self.plan, self.tool, self.seed = plan, tool, seed
+        self.image_size, self.grid, self.stop_iou = image_size, grid, stop_iou
+        self.reuse, self.window = reuse, window
+        self.codec = codec.get("segagent")
+        self.levels = [Synthetic("train", level.name) for level in DIFFICULTIES]
+        self.scene = lru_cache(maxsize=window)(self._scene)
+
+    def __getitem__(self, i: int) -> Lesson:
+        rng = np.random.default_rng([self.seed, i])
+        number = i // (self.window * self.reuse) * self.window + i % self.window
+        scene = turned(self.scene(number), int(rng.integers(8)))
+        named = [(k, found) for k in range(len(scene.objects)) if (found := expressions(scene, k))]
+        if not named:  # turning moves no object past another, but rounding of centres may
+            return self[i + self.window * self.reuse]
+        asked = [named[k] for k in rng.permutation(len(named))]
+        tasks = [self._task(scene, k, str(rng.choice(found))) for k, found in asked]
+        empty = np.zeros(scene.instances.shape, bool)
+        masks, questions = [empty], []
+        if self.plan.first:
+            questions = [
+                self._question(0, tasks[k % len(tasks)], empty) for k in range(min(self.plan.first, len(tasks)))
+            ]
+        for task, mask, clicks in self._states(tasks, scene.instances, rng):
+            questions.append(self._question(len(masks), task, mask, clicks))
+            masks.append(mask)
+        pictures = [resized(render.overlay(scene.image, mask), (self.image_size,) * 2) for mask in masks]
+        patches, objects = self._labels(scene)
+        shares = np.stack([self._shares(mask) for mask in masks])
+        return Lesson(np.stack(pictures), shares, patches, objects, tuple(questions))
+
+    def _scene(self, number: int) -> Scene:
+        rng = np.random.default_rng([self.seed, 1, number])
+        rest = (1 - self.plan.easy) / 2
+        return self.levels[rng.choice(3, p=[self.plan.easy, rest, rest])].scene(number)
+
+    def _task(self, scene: Scene, k: int, instruction: str) -> Task:
+        return Task("lesson", scene.image, scene.instances == k + 1, instruction)
+
+    def _states(self, tasks: Sequence[Task], instances: np.ndarray, rng: np.random.Generator):
+        """Tasks with a mask to improve and the clicks that led to it (none for cheap ones)."""
+        if self.plan.trajectory and self.tool is not None:
+            states = [state for task in tasks[:2] for state in played(self.tool, task, instances, self.stop_iou, rng)]
+            for k in sorted(rng.permutation(len(states))[: self.plan.trajectory]):
+                yield states[k]
+        for k in range(self.plan.cheap):
+            task = tasks[k % len(tasks)]
+            yield task, cheap_mask(task.target.view(bool), instances, rng), ()
+
+    def _question(self, picture: int, task: Task, mask: np.ndarray, clicks: Sequence[Click] = ()) -> Question:
+        iou = float(metrics.iou(task.target, mask))
+        action = lesson_action(task, mask, clicks, self.stop_iou)
+        reply = self.codec.format(action, task, iou)
+        target = task.target.view(bool)
+        shares = np.stack([self._shares(part) for part in (target, target & ~mask, mask & ~target)])
+        click = self._patch(action, task) if isinstance(action, Click) else -1
+        return Question(picture, task.instruction, reply, shares, click, iou)
+
+    def _patch(self, click: Click, task: Task) -> int:
+        return click.y * self.grid // task.height * self.grid + click.x * self.grid // task.width
+
+    def _shares(self, mask: np.ndarray) -> np.ndarray:
+        """The part of each patch that `mask` (bool [H, W]) covers, float32 [N]."""
+        size = (self.grid, self.grid)
+        return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA).ravel()
+
+    def _labels(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+        shares = np.stack([self._shares(scene.instances == k + 1) for k in range(len(scene.objects))])
+        patches = np.where(shares.max(0) > 0.15, shares.argmax(0) + 1, 0)
+        table = np.zeros((MAX_OBJECTS + 1, 2 + len(KINDS) + 4), np.int64)
+        nothing = np.zeros(scene.instances.shape, bool)
+        for k, thing in enumerate(scene.objects):
+            flags = [
+                picks_out(scene, k, word, thing.colour * coloured, thing.shape * shaped)
+                for word, coloured, shaped in KINDS
+            ]
+            task = self._task(scene, k, "")
+            click = annotator.next_click(task.target, nothing)
+            assert click is not None
+            digits = [d for text in self.codec.points.write_point(click, task) for d in leading_digits(int(text))]
+            names = [COLOUR_NAMES.index(thing.colour), SHAPE_NAMES.index(thing.shape)]
+            table[k + 1] = [*names, *flags, *digits]
+        return patches.astype(np.int64), table
+
+
+def leading_digits(value: int) -> tuple[int, int]:
+    """Hundreds and tens of a coordinate in 0..1000."""
+    value = min(value, 999)
+    return value // 100, value // 10 % 10
+
+
+def lesson_action(task: Task, mask: np.ndarray, clicks: Sequence[Click], stop_iou: float) -> Action:
+    """What to do about `mask` (bool [H, W]): the annotator's next click, or a stop from `stop_iou` on."""
+    click = None if metrics.iou(task.target, mask) >= stop_iou else annotator.next_click(task.target, mask, clicks)
+    return Stop() if click is None else click
+
+
+def turned(scene: Scene, turn: int) -> Scene:
+    """The scene in one of its 8 orientations (bits of `turn`: mirrored left to right, upside down, transposed)."""
+    height, width = scene.instances.shape
+
+    def move(array: np.ndarray) -> np.ndarray:
+        array = array[:, ::-1] if turn & 1 else array
+        array = array[::-1] if turn & 2 else array
+        return np.ascontiguousarray(array.swapaxes(0, 1) if turn & 4 else array)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        x, y = (width - x if turn & 1 else x), (height - y if turn & 2 else y)
+        return (y, x) if turn & 4 else (x, y)
+
+    def moved(things: Sequence[SceneObject]) -> tuple[SceneObject, ...]:
+        return tuple(replace(thing, centre=place(*thing.centre)) for thing in things)
+
+    return replace(
+        scene,
+        image=move(scene.image),
+        instances=move(scene.instances),
+        objects=moved(scene.objects),
+        clutter=moved(scene.clutter),
+    )
+
+
+def played(tool: SegTool, task: Task, instances: np.ndarray, stop_iou: float, rng: np.random.Generator, steps: int = 4):
+    """The states of one trajectory through `tool`: (task, mask, clicks) after each click.
+
+    The annotator clicks, but one click in four (two in five at the start, where a policy errs most) falls anywhere, or
+    where another object calls for it: its mistakes have to be corrected, too.
+    """
+    mdp = SegMDP(tool, max_steps=steps)
+    state = mdp.initial(task)
+    found = []
+    while not mdp.terminal(state):
+        action = lesson_action(task, state.mask, state.clicks, stop_iou)
+        if isinstance(action, Stop):
+            break
+        if rng.random() < (0.4 if state.step == 0 else 0.25):
+            action = astray(task, state.mask, instances, rng)
+        state = mdp.transition([state], [action])[0]
+        found.append((task, state.mask, state.clicks))
+    return found
+
+
+def astray(task: Task, mask: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> Click:
+    """A click for another object of the scene, or anywhere."""
+    other = instances == rng.integers(1, instances.max() + 1)
+    click = annotator.next_click(other, mask) if rng.random() < 0.7 else None
+    if click is not None:
+        return click
+    x, y = int(rng.integers(task.width)), int(rng.integers(task.height))
+    return Click(x, y, bool(rng.random() < 0.5) if mask.any() else True)
+
+
+def cheap_mask(target: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A mask (bool [H, W]) as a tool might give for `target` (bool [H, W]) in a scene with these `instances`."""
+    other = (instances == rng.integers(1, instances.max() + 1)) & ~target
+    kind = rng.random()
+    if kind < 0.25:  # nearly right: what to stop at, and what not yet
+        return _grown(target, int(rng.integers(-2, 3)))
+    if kind < 0.40:
+        return _grown(target, int(rng.integers(-6, 9)))
+    if kind < 0.60:  # a part of it
+        return target & _half_plane(target, rng)
+    if kind < 0.72:  # too much
+        return target | other
+    if kind < 0.84:
+        return target | (_half_plane(target, rng) & _grown(target, int(rng.integers(6, 30))))
+    if kind < 0.92:  # the wrong one
+        return other if other.any() else target & _half_plane(target, rng)
+    return (target & _half_plane(target, rng)) | other
+
+
+def _grown(mask: np.ndarray, by: int) -> np.ndarray:
+    """`mask` dilated by `by` pixels, or eroded where negative."""
+    side = 2 * abs(by) + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    change = cv2.dilate if by > 0 else cv2.erode
+    return change(mask.astype(np.uint8), disc, borderValue=0).view(bool) if by else mask.copy()
+
+
+def _half_plane(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One side of a random line through a random pixel of `mask`, bool [H, W]."""
+    rows, columns = np.nonzero(mask)
+    k, angle = rng.integers(len(rows)), rng.uniform(0, 2 * np.pi)
+    y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    return (x - columns[k]) * np.cos(angle) + (y - rows[k]) * np.sin(angle) > 0

@@ -1,0 +1,323 @@
+"""Train the embedded tiny MLLM S_0 from scratch on the annotator's trajectories over procedural scenes.
+
+    python -m experiments.sft --tool sam --out runs/sft          # then --resume runs/sft after a stop
+
+Four stages, each on fresh scenes of `synthetic:train`: `look` (the vision tower alone learns what patches show), `easy`
+(first clicks, mostly in scenes of two or three objects), `click` (first clicks everywhere) and `state` (masks of whole
+trajectories through the tool, and cheap ones; correct, or stop). The loss is on the reply alone, plus dense losses on
+patches whose heads are dropped at the end. Departures from SegAgent: no pretrained model, the instruction alone as
+prompt, text before image, and a share of astray clicks in the annotator's trajectories.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import tyro
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from agents import tiny
+from agents.backends.transformers import TransformersBackend
+from agents.lessons import Lesson, Lessons, Plan, cheap_mask, lesson_action, played
+from agents.pretraining import Collator, Heads, look, read, reply_loss
+from segenv import codec, metrics, render, tools
+from segenv.data.synthetic import Synthetic
+from segenv.tools.base import SegTool
+from segenv.types import Click, Stop, Task
+
+STAGES = ("look", "easy", "click", "state")
+PLANS = {
+    "look": Plan(first=0, cheap=1),
+    "easy": Plan(first=4, easy=0.8),
+    "click": Plan(first=4),
+    "state": Plan(first=2, trajectory=4, cheap=2),
+}
+SIZES = ("image_size", "patch_size", "width", "vision_layers", "text_layers", "heads")
+
+
+@dataclass
+class Args:
+    """Train the embedded tiny MLLM."""
+
+    out: Path = Path("runs/sft")
+    resume: Path | None = None
+    """A run folder to go on with. Its own settings hold, but for the numbers of steps."""
+    tool: str = "sam"
+    """What makes the masks of trajectories."""
+    look_steps: int = 1_500
+    easy_steps: int = 1_000
+    click_steps: int = 4_000
+    state_steps: int = 4_000
+    cooldown: int = 1_500
+    """The last of all these steps, in which the learning rate falls to zero."""
+    lessons: int = 10
+    """Scenes a step; 1.6 times as many while looking, and half as many in the last stage, which asks more of each."""
+    image_size: int = 120
+    patch_size: int = 12
+    width: int = 128
+    vision_layers: int = 4
+    text_layers: int = 4
+    heads: int = 4
+    rate: float = 1e-3
+    stop_iou: float = 0.9
+    """The IoU from which on the reply is to stop."""
+    seed: int = 0
+    device: str | None = None
+    """cuda where there is a GPU, otherwise cpu."""
+    workers: int = 1
+    """Processes that make lessons."""
+    threads: int = 1
+    probe: int = 90
+    """Held-out tasks that measure the progress."""
+    measure_every: int = 500
+    save_every: int = 250
+
+
+class Source(Dataset):
+    """The lessons of a stage, made where they are asked for: in the process beside the training."""
+
+    def __init__(self, args: Args, stage: str) -> None:
+        self.args, self.stage = args, stage
+        self.lessons: Lessons | None = None
+
+    def __getitem__(self, i: int) -> Lesson:
+        if self.lessons is None:
+            cv2.setNumThreads(1)
+            args, plan = self.args, PLANS[self.stage]
+            tool = tools.make(args.tool) if plan.trajectory else None
+            grid = args.image_size // args.patch_size
+            self.lessons = Lessons(plan, tool, args.image_size, grid, args.stop_iou, args.seed)
+        return self.lessons[i]
+
+
+class Trainer:
+    """The model, its moving average, the heads, the optimiser, and how far they are."""
+
+    def __init__(self, args: Args) -> None:
+        self.args = args
+        torch.manual_seed(args.seed)
+        self.step = 0
+        self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        sizes = {name: getattr(args, name) for name in SIZES}
+        self.model, self.processor = tiny.build(args.seed, **sizes)
+        self.averaged = copy.deepcopy(self.model)
+        for model in (self.model, self.averaged):
+            nn.Module.to(model, self.device)
+            if self.device.type == "cpu":
+                model.set_attn_implementation("eager")  # backwards, several times faster than fused attention
+        self.heads = Heads(args.width).to(self.device)
+        self.collate = Collator(self.processor)
+        modules = {"model": self.model, "heads": self.heads}
+        self.parameters = {f"{part}.{n}": p for part, module in modules.items() for n, p in module.named_parameters()}
+        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=args.rate, weight_decay=0.01, betas=(0.9, 0.98))
+
+    def stage(self, step: int) -> tuple[str, int, int]:
+        """The stage of a step, its first step, and the step after its last."""
+        first = 0
+        for name in STAGES:
+            last = first + getattr(self.args, f"{name}_steps")
+            if step < last:
+                return name, first, last
+            first = last
+        raise IndexError(f"step {step} is beyond the training's {first}")
+
+    @property
+    def total(self) -> int:
+        """Steps of all stages."""
+        return sum(getattr(self.args, f"{name}_steps") for name in STAGES)
+
+    def rate(self) -> float:
+        """Warm-up, plateau, linear cool-down."""
+        falling = (self.total - self.step) / max(1, self.args.cooldown)
+        return self.args.rate * min(1.0, (self.step + 1) / 200, max(0.02, falling))
+
+    def train_step(self, lessons: Sequence[Lesson]) -> dict[str, float]:
+        """One update."""
+        batch = {name: values.to(self.device) for name, values in self.collate(lessons).items()}
+        with torch.autocast(self.device.type, torch.bfloat16):
+            features = look(self.model, batch["pictures"])
+            loss, measured = self.heads.seen_loss(features, batch)
+            if self.stage(self.step)[0] != "look":
+                logits, tokens = read(self.model, features, batch)
+                told, more = self.heads.told_loss(tokens, batch)
+                reply = reply_loss(logits, batch)
+                loss = 0.25 * loss + 0.5 * told + reply
+                measured |= more | {"reply": float(reply.detach())}
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.rate()
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimiser.step()
+        self.step += 1
+        keep = min(0.998, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for mean, value in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(value, 1 - keep)
+        return measured | {"loss": float(loss.detach())}
+
+    def save(self, folder: Path) -> None:
+        """Everything needed to go on exactly here, written next to the last state and then put in its place."""
+        tensors: dict[str, torch.Tensor] = {f"value.{name}": value for name, value in self.parameters.items()}
+        tensors |= {f"average.{name}": value for name, value in self.averaged.named_parameters()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"optimiser.{key}.{name}"] = torch.as_tensor(value)
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        save_file(tensors, folder / "state.tmp", metadata={"step": str(self.step)})
+        os.replace(folder / "state.tmp", folder / "state.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Go on from `save`."""
+        with safe_open(folder / "state.safetensors", "pt") as file:
+            self.step = int(file.metadata()["step"])
+        averages = dict(self.averaged.named_parameters())
+        with torch.no_grad():
+            for name, value in load_file(folder / "state.safetensors").items():
+                part, rest = name.split(".", 1)
+                if part == "value":
+                    self.parameters[rest].copy_(value)
+                elif part == "average":
+                    averages[rest].copy_(value)
+                else:
+                    key, parameter = rest.split(".", 1)
+                    place = "cpu" if key == "step" else self.device
+                    self.optimiser.state[self.parameters[parameter]][key] = value.to(place)
+
+    def export(self, folder: Path) -> None:
+        """The averaged weights in float16 with the processor, as `--agent mllm:FOLDER` reads them."""
+        copy.deepcopy(self.averaged).cpu().half().save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A held-out state: how the averaged model answers in it is measured."""
+
+    task: Task
+    mask: np.ndarray
+    clicks: tuple[Click, ...] = ()
+
+
+def probes(args: Args, tool: SegTool) -> list[Probe]:
+    """`args.probe` empty masks, then states of trajectories and cheap masks, of `synthetic:val` from its end."""
+    data = Synthetic("val")
+    tasks = [data[len(data) - 1 - k] for k in range(args.probe)]
+    found = [Probe(task, np.zeros(task.target.shape, bool)) for task in tasks]
+    for k, task in enumerate(tasks[: args.probe // 2]):
+        rng = np.random.default_rng([args.seed, 2, k])
+        states = played(tool, task, task.meta["instances"], args.stop_iou, rng)
+        if states:
+            found.append(Probe(*states[rng.integers(len(states))]))
+        found.append(Probe(task, cheap_mask(task.target.view(bool), task.meta["instances"], rng)))
+    return found
+
+
+def measure(trainer: Trainer, held_out: Sequence[Probe]) -> dict[str, float]:
+    """Greedy replies of the averaged model: first clicks in the named object, and what it says and does about
+    masks."""
+    side = (trainer.args.image_size,) * 2
+    backend = TransformersBackend((trainer.averaged, trainer.processor), trainer.device.type, image_size=side)
+    pictures = [render.overlay(probe.task.image, probe.mask) for probe in held_out]
+    replies = backend.generate(pictures, [probe.task.instruction for probe in held_out], [0] * len(held_out))
+    speech = codec.get("segagent")
+    found: dict[str, list[float]] = {}
+    for probe, text in zip(held_out, replies, strict=True):
+        task, action = probe.task, speech.parse(text, probe.task)
+        wanted, stated = lesson_action(task, probe.mask, probe.clicks, trainer.args.stop_iou), speech.stated_iou(text)
+        inside = isinstance(action, Click) and bool(task.target[action.y, action.x])
+        if not probe.mask.any():
+            for name in ("first", f"first_{task.meta['difficulty']}"):
+                found.setdefault(name, []).append(float(inside))
+            continue
+        iou = float(metrics.iou(task.target, probe.mask))
+        found.setdefault("iou_error", []).append(abs((0.0 if stated is None else stated) - iou))
+        found.setdefault("stop", []).append(float(isinstance(action, Stop) == isinstance(wanted, Stop)))
+        if isinstance(action, Click) and isinstance(wanted, Click):
+            covered = bool(probe.mask[action.y, action.x])
+            found.setdefault("sign", []).append(float(action.positive == wanted.positive))
+            found.setdefault("in_error", []).append(float(action.positive == inside != covered))
+    return {name: round(float(np.mean(values)), 4) for name, values in found.items()}
+
+
+def batches(args: Args, trainer: Trainer) -> Iterator[list[Lesson]]:
+    """The lessons of each step from `trainer.step` to the end of its stage, made by other processes beside
+    the training."""
+    stage, first, last = trainer.stage(trainer.step)
+    number = {"look": round(1.6 * args.lessons), "state": max(1, args.lessons // 2)}.get(stage, args.lessons)
+    start = 1_000_000 * STAGES.index(stage)  # no stage sees another's scenes
+    groups = [
+        list(range(start + k * number, start + (k + 1) * number)) for k in range(trainer.step - first, last - first)
+    ]
+    yield from DataLoader(
+        Source(args, stage),
+        batch_sampler=groups,
+        num_workers=args.workers,
+        prefetch_factor=4,
+        collate_fn=list,
+        multiprocessing_context="spawn",
+    )
+
+
+def train(args: Args, trainer: Trainer, held_out: Sequence[Probe]) -> None:
+    """Run the stages from where `trainer` is, saving every so often."""
+    bar = tqdm(total=trainer.total, initial=trainer.step, unit="step", smoothing=0.05, mininterval=5)
+    began = time.time()
+    smooth: dict[str, float] = {}
+    with (args.out / "log.jsonl").open("a") as log:
+        while trainer.step < trainer.total:
+            stage, _, last = trainer.stage(trainer.step)
+            for lessons in batches(args, trainer):
+                for key, value in trainer.train_step(lessons).items():
+                    smooth[key] = value if key not in smooth else 0.98 * smooth[key] + 0.02 * value
+                bar.update()
+                bar.set_postfix({"stage": stage} | {k: f"{v:.3f}" for k, v in smooth.items()}, refresh=False)
+                if trainer.step % args.save_every == 0 or trainer.step == last:
+                    trainer.save(args.out)
+                    row: dict[str, Any] = {"step": trainer.step, "stage": stage, "seconds": time.time() - began}
+                    row |= {key: round(value, 4) for key, value in smooth.items()}
+                    if stage != "look" and (trainer.step % args.measure_every == 0 or trainer.step == last):
+                        row |= {f"val_{key}": value for key, value in measure(trainer, held_out).items()}
+                        trainer.export(args.out / "model")
+                    log.write(json.dumps(row) + "\n")
+                    log.flush()
+    bar.close()
+
+
+def main(args: Args) -> None:
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(1)
+    if args.resume is not None:
+        saved = json.loads((args.resume / "config.json").read_text())
+        kept = {key: saved[key] for key in (*SIZES, "lessons", "stop_iou", "seed", "tool")}
+        args = Args(**(vars(args) | kept | {"out": args.resume}))
+    args.out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(args)
+    if (args.out / "state.safetensors").exists():
+        if args.resume is None:
+            raise SystemExit(
+                f"{args.out} already holds a training run; go on with --resume {args.out}, or choose another --out"
+            )
+        trainer.load(args.out)
+    (args.out / "config.json").write_text(json.dumps(asdict(args), default=str, indent=1))
+    train(args, trainer, probes(args, tools.make(args.tool)))
+    trainer.export(args.out / "model")
+    print(f"wrote {args.out / 'model'}; it is what `--agent mllm:{args.out / 'model'}` takes")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
