@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import agents
 from search.rollout import Episode, rollout
@@ -183,10 +184,10 @@ def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator
     ours = not ray.is_initialized()  # a script that started Ray itself, on a cluster for example, keeps it
     if ours:
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    actor = ray.remote(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(setup.threads)}})(Player)
+    actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(setup.threads)}})(Player)
     waiting, pending = iter(chunks), {}
     try:
-        idle = [actor.remote(setup) for _ in range(workers)]
+        idle: list[Any] = [actor.remote(setup) for _ in range(workers)]
         while True:
             while idle and (chunk := next(waiting, None)) is not None:
                 player = idle.pop()
