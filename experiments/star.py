@@ -197,10 +197,10 @@ def run(args: Args) -> dict[str, Any]:
         for n in range(args.rounds + 1):
             for name, work in STAGES if n else START:
                 stage(this, n, name, work)
-        numbers = results(this)
+        played = [list(episodes(this, f"round{n}/evaluate.jsonl")) for n in range(args.rounds + 1)]
+        numbers = results(this, played)
         folder.write_json("metrics.json", numbers)
-        ends = [list(episodes(this, f"round{n}/evaluate.jsonl")) for n in (0, args.rounds)]
-        star_report.write(folder, numbers, ends, this.held_out_task, args.report_episodes)
+        star_report.write(folder, numbers, [played[0], played[-1]], this.held_out_task, args.report_episodes)
         folder.finish("star")
         return folder.read_json("metrics.json")
 
@@ -218,12 +218,11 @@ def stage(this: Run, n: int, name: str, work: Callable[[Run, int], None]) -> Non
     print(f"[{key}] {time.perf_counter() - began:.1f} s", file=sys.stderr)
 
 
-def results(this: Run) -> dict[str, Any]:
-    """The content of metrics.json: the measures of each policy and the lessons of each round."""
-    rounds = range(this.args.rounds + 1)
-    played = [list(episodes(this, f"round{n}/evaluate.jsonl")) for n in rounds]
+def results(this: Run, played: Sequence[Sequence[Episode]]) -> dict[str, Any]:
+    """The content of metrics.json: measures of each policy, from its held-out episodes, and lessons of each round."""
     lessons = [
-        {"round": n, "rows": len(read_rows(this, n)), **this.folder.read_json(f"round{n}/rates.json")} for n in rounds
+        {"round": n, "rows": len(read_rows(this, n)), **this.folder.read_json(f"round{n}/rates.json")}
+        for n in range(len(played))
     ]
     skipped: Skipped = {}
     for path in sorted(this.folder.path.glob("round*/*.skipped.json")):
@@ -347,7 +346,6 @@ def learn(this: Run, n: int) -> None:
         learning_rate=args.round_learning_rate if n else args.learning_rate,
         seed=seed_of(args.seed, "train", n) % 2**31,
     )
-    _set_threads(args.threads)
     pupil: Any = _player(this.setup(this.train, args.agent if n == 0 else f"mllm:{this.policy(0)}")).agent
     rows: Any = conversations(this, lessons, pupil)
     declare = {"codec": pupil.codec.name, "prompt": pupil.prompt_style, "image_size": pupil.backend.image_size}
@@ -375,12 +373,6 @@ def _base(this: Run) -> Path | str:
     if not path.exists():
         tiny.save(this.folder / "base.tmp", this.args.seed).rename(path)
     return path
-
-
-def _set_threads(threads: int) -> None:
-    import torch
-
-    torch.set_num_threads(threads)
 
 
 def write_rows(this: Run, n: int, rows: Sequence[Row]) -> None:

@@ -15,7 +15,7 @@ from agents.base import Agent
 from segenv import metrics
 from segenv.mdp import SegMDP, SegState
 from segenv.seeds import seed_of
-from segenv.types import Action, Box, Click, Invalid, Task, ToolError
+from segenv.types import Action, Box, Click, Invalid, Stop, Task, ToolError, Undo
 
 PARTS = ("encode", "decode", "agent", "annotator", "other")  # where an episode's seconds went
 
@@ -224,18 +224,22 @@ def action_to_json(action: Action) -> dict[str, Any]:
     return {"type": type(action).__name__.lower(), **values}
 
 
+def action_from_json(record: dict[str, Any]) -> Action:
+    """The click, box, stop or undo that `action_to_json` wrote; an invalid reply is no action to return to."""
+    values = {key: value for key, value in record.items() if key != "type"}
+    return _ACTIONS[record["type"]](**values)
+
+
+_ACTIONS: dict[str, type] = {kind.__name__.lower(): kind for kind in (Click, Box, Stop, Undo)}
+
+
 def clicks_of(steps: Iterable[Step]) -> list[Click]:
     """The clicks that hold after `steps`: those carried out and not undone, in order."""
     history: list[Action] = []
-    for step in steps:
-        values = {key: value for key, value in step.action.items() if key != "type"}
-        if step.error is not None:
-            continue
-        if step.action["type"] == "click":
-            history.append(Click(**values))
-        elif step.action["type"] == "box":
-            history.append(Box(**values))
-        elif step.action["type"] == "undo":
+    for action in (action_from_json(step.action) for step in steps if step.error is None):
+        if isinstance(action, (Click, Box)):
+            history.append(action)
+        elif isinstance(action, Undo):
             history.pop()
     return [action for action in history if isinstance(action, Click)]
 

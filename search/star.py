@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from search.rollout import Episode, action_to_json, clicks_of, decode_mask
+from search.rollout import Episode, action_from_json, action_to_json, clicks_of, decode_mask
 from segenv import annotator
-from segenv.types import Action, Click, Stop, Task
+from segenv.types import Action, Stop, Task
 
 PROVENANCES = ("expert", "policy", "corrected")
 
@@ -128,11 +128,4 @@ def rates(rows: Sequence[Row]) -> dict[str, float]:
 
 def action_of(row: Row) -> Action:
     """The action that the row teaches."""
-    values = {key: value for key, value in row.action.items() if key != "type"}
-    if row.action["type"] == "click":
-        return Click(**values)
-    if row.action["type"] == "stop":
-        return Stop()
-    from segenv.types import Box, Undo
-
-    return Box(**values) if row.action["type"] == "box" else Undo()
+    return action_from_json(row.action)
