@@ -38,6 +38,7 @@ SHAPE_NAMES = sorted({shape for level in DIFFICULTIES for shape in level.shapes}
 SUPERLATIVES = (*SIZE_WORDS, *PLACE_WORDS[1:])
 KINDS = list(product(SUPERLATIVES, (False, True), (False, True)))  # superlative, with colour, with shape
 MAX_OBJECTS = 8
+ASTRAY_FIRST, ASTRAY = 0.2, 0.1  # chances that the first click, and a later one, is a mistake
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,8 @@ class Lessons:
         self,
         plan: Plan,
         tool: SegTool | None = None,
-        image_size: int = 120,
-        grid: int = 10,
+        image_size: int = 128,
+        grid: int = 8,
         stop_iou: float = 0.9,
         seed: int = 0,
         reuse: int = 4,
@@ -224,8 +225,8 @@ def turned(scene: Scene, turn: int) -> Scene:
 def played(tool: SegTool, task: Task, instances: np.ndarray, stop_iou: float, rng: np.random.Generator, steps: int = 4):
     """The states of one trajectory through `tool`: (task, mask, clicks) after each click.
 
-    The annotator clicks, but one click in four (two in five at the start, where a policy errs most) falls anywhere, or
-    where another object calls for it: its mistakes have to be corrected, too.
+    The annotator clicks, but some clicks (more at the start, where a policy errs most) fall anywhere, or where another
+    object calls for it: its mistakes have to be corrected, too.
     """
     mdp = SegMDP(tool, max_steps=steps)
     state = mdp.initial(task)
@@ -234,7 +235,7 @@ def played(tool: SegTool, task: Task, instances: np.ndarray, stop_iou: float, rn
         action = lesson_action(task, state.mask, state.clicks, stop_iou)
         if isinstance(action, Stop):
             break
-        if rng.random() < (0.4 if state.step == 0 else 0.25):
+        if rng.random() < (ASTRAY_FIRST if state.step == 0 else ASTRAY):
             action = astray(task, state.mask, instances, rng)
         state = mdp.transition([state], [action])[0]
         found.append((task, state.mask, state.clicks))

@@ -1,14 +1,13 @@
 """A tiny LLaVA-style multimodal model that needs no download: configuration, tokenizer, processor and weights are all
 built here.
 
-Siglip vision tower, Qwen2 text, about 1.3 M parameters. Any image is stretched to a square of `image_size` pixels, so
+A convolutional vision tower (`agents.tower`), Qwen2 text, about 1.9 M parameters. Any image is stretched to a square of `image_size` pixels, so
 that normalised coordinates keep their meaning. Every digit, bracket and comma is one token. The chat template puts
 the text before the image whatever the order of the contents: the image's tokens then know what is asked for.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,9 @@ from transformers import (
     LlavaProcessor,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    SiglipVisionConfig,
 )
+
+from agents import tower
 
 PAD, END, USER, ASSISTANT, IMAGE = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<image>"
 
@@ -97,28 +97,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def build(
     seed: int = 0,
-    image_size: int = 96,
-    patch_size: int = 16,
+    image_size: int = 128,
     width: int = 128,
-    vision_layers: int = 3,
-    text_layers: int = 3,
+    vision_layers: int = 2,
+    text_layers: int = 4,
     heads: int = 4,
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """An untrained model, whose weights depend on `seed` and the sizes alone, and its processor.
 
-    `image_size` and `patch_size` are in pixels. The configuration's `segenv` entry declares how the model is spoken
-    to: the instruction alone as prompt, images sent as squares of `image_size`.
+    `image_size` is in pixels, a multiple of the tower's patches of 16. The configuration's `segenv` entry declares how
+    the model is spoken to: the instruction alone as prompt, images sent as squares of `image_size`.
     """
     words = tokenizer()
-    vision = SiglipVisionConfig(
-        hidden_size=width,
-        intermediate_size=4 * width,
-        num_hidden_layers=vision_layers,
-        num_attention_heads=heads,
-        image_size=image_size,
-        patch_size=patch_size,
-        vision_use_head=False,
-    )
+    vision = tower.TowerConfig(image_size=image_size, hidden_size=width, layers=vision_layers, heads=heads)
+    if image_size % vision.patch_size:
+        raise ValueError(f"image_size is {image_size}; expected a multiple of {vision.patch_size}")
     text = Qwen2Config(
         vocab_size=len(words),
         hidden_size=width,
@@ -136,7 +129,7 @@ def build(
         vision_config=vision,
         text_config=text,
         image_token_index=words.get_vocab()[IMAGE],
-        image_seq_length=(image_size // patch_size) ** 2,
+        image_seq_length=(image_size // vision.patch_size) ** 2,
         vision_feature_select_strategy="full",
         vision_feature_layer=-1,
         tie_word_embeddings=True,
@@ -152,7 +145,7 @@ def build(
     processor = LlavaProcessor(
         image_processor=pictures,
         tokenizer=words,
-        patch_size=patch_size,
+        patch_size=vision.patch_size,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
         image_token=IMAGE,
@@ -162,27 +155,20 @@ def build(
 
 @torch.no_grad()
 def initialise(model: LlavaForConditionalGeneration, seed: int, std: float = 0.05) -> None:
-    """Fresh weights in the order of their names, the same under every version of the libraries: normal with `std`
-    (twice and more the usual .02, which a model of this width needs to leave its plateau), norms at one, biases at
-    zero, vision positions as sines and cosines."""
+    """Fresh weights in the order of their names, the same under every version of the libraries: the tower's own, and
+    in the rest normal with `std` (twice and more the usual .02, which a model of this width needs to leave its
+    plateau), norms at one, biases at zero."""
     generator = torch.Generator().manual_seed(seed)
+    eyes = model.model.vision_tower
+    tower.initialise(eyes, generator)
+    seen = {id(parameter) for parameter in eyes.parameters()}
     for name, parameter in sorted(model.named_parameters()):
-        if name.endswith("position_embedding.weight"):
-            parameter.copy_(grid_positions(round(math.sqrt(parameter.shape[0])), parameter.shape[1]))
-        elif parameter.ndim > 1:
+        if id(parameter) in seen:
+            continue
+        if parameter.ndim > 1:
             parameter.normal_(0.0, std, generator=generator)
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-
-
-def grid_positions(side: int, width: int) -> torch.Tensor:
-    """Sines and cosines of row and column, float32 [side · side, width], in row-major order (He et al. 2022, MAE).
-    `width` is a multiple of 4."""
-    frequencies = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
-    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
-    rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
-    return torch.cat([rows, columns], dim=2).reshape(side * side, width).float()
 
 
 def save(path: Path | str, seed: int = 0, **sizes: Any) -> Path:

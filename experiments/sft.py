@@ -34,6 +34,7 @@ from agents import tiny
 from agents.backends.transformers import TransformersBackend
 from agents.lessons import Lesson, Lessons, Plan, cheap_mask, lesson_action, played
 from agents.pretraining import Collator, Heads, look, read, reply_loss
+from agents.tower import TowerConfig, fold
 from segenv import codec, metrics, render, tools
 from segenv.data.synthetic import Synthetic
 from segenv.tools.base import SegTool
@@ -46,7 +47,8 @@ PLANS = {
     "click": Plan(first=4),
     "state": Plan(first=2, trajectory=4, cheap=2),
 }
-SIZES = ("image_size", "patch_size", "width", "vision_layers", "text_layers", "heads")
+VISION_RATE = 2.0  # the learning rate of the vision tower, in units of the rest's
+SIZES = ("image_size", "width", "vision_layers", "text_layers", "heads")
 
 
 @dataclass
@@ -58,18 +60,17 @@ class Args:
     """A run folder to go on with. Its own settings hold, but for the numbers of steps."""
     tool: str = "sam"
     """What makes the masks of trajectories."""
-    look_steps: int = 1_500
-    easy_steps: int = 1_000
-    click_steps: int = 4_000
-    state_steps: int = 4_000
-    cooldown: int = 1_500
+    look_steps: int = 2_500
+    easy_steps: int = 800
+    click_steps: int = 9_000
+    state_steps: int = 6_000
+    cooldown: int = 2_500
     """The last of all these steps, in which the learning rate falls to zero."""
     lessons: int = 10
     """Scenes a step; 1.6 times as many while looking, and half as many in the last stage, which asks more of each."""
-    image_size: int = 120
-    patch_size: int = 12
+    image_size: int = 128
     width: int = 128
-    vision_layers: int = 4
+    vision_layers: int = 2
     text_layers: int = 4
     heads: int = 4
     rate: float = 1e-3
@@ -99,7 +100,7 @@ class Source(Dataset):
             cv2.setNumThreads(1)
             args, plan = self.args, PLANS[self.stage]
             tool = tools.make(args.tool) if plan.trajectory else None
-            grid = args.image_size // args.patch_size
+            grid = args.image_size // TowerConfig().patch_size
             self.lessons = Lessons(plan, tool, args.image_size, grid, args.stop_iou, args.seed)
         return self.lessons[i]
 
@@ -115,15 +116,22 @@ class Trainer:
         sizes = {name: getattr(args, name) for name in SIZES}
         self.model, self.processor = tiny.build(args.seed, **sizes)
         self.averaged = copy.deepcopy(self.model)
+        self.model.train()
         for model in (self.model, self.averaged):
             nn.Module.to(model, self.device)
             if self.device.type == "cpu":
                 model.set_attn_implementation("eager")  # backwards, several times faster than fused attention
         self.heads = Heads(args.width).to(self.device)
         self.collate = Collator(self.processor)
-        modules = {"model": self.model, "heads": self.heads}
-        self.parameters = {f"{part}.{n}": p for part, module in modules.items() for n, p in module.named_parameters()}
-        self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=args.rate, weight_decay=0.01, betas=(0.9, 0.98))
+        self.modules = {"model": self.model, "heads": self.heads, "averaged": self.averaged}
+        trained = {name: self.modules[name] for name in ("model", "heads")}
+        self.parameters = {f"{part}.{n}": p for part, module in trained.items() for n, p in module.named_parameters()}
+        eyes = {id(parameter) for parameter in self.model.model.vision_tower.parameters()}
+        groups = [
+            {"params": [p for p in self.parameters.values() if (id(p) in eyes) == looks], "scale": scale}
+            for looks, scale in ((True, VISION_RATE), (False, 1.0))
+        ]
+        self.optimiser = torch.optim.AdamW(groups, lr=args.rate, weight_decay=0.01, betas=(0.9, 0.98))
 
     def stage(self, step: int) -> tuple[str, int, int]:
         """The stage of a step, its first step, and the step after its last."""
@@ -158,7 +166,7 @@ class Trainer:
                 loss = 0.25 * loss + 0.5 * told + reply
                 measured |= more | {"reply": float(reply.detach())}
         for group in self.optimiser.param_groups:
-            group["lr"] = self.rate()
+            group["lr"] = group["scale"] * self.rate()
         self.optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
@@ -166,14 +174,16 @@ class Trainer:
         self.step += 1
         keep = min(0.998, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for mean, value in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
-                mean.lerp_(value, 1 - keep)
+            values = self.model.state_dict()
+            for name, mean in self.averaged.state_dict().items():
+                mean.lerp_(values[name], 1 - keep) if mean.is_floating_point() else mean.copy_(values[name])
         return measured | {"loss": float(loss.detach())}
 
     def save(self, folder: Path) -> None:
         """Everything needed to go on exactly here, written next to the last state and then put in its place."""
-        tensors: dict[str, torch.Tensor] = {f"value.{name}": value for name, value in self.parameters.items()}
-        tensors |= {f"average.{name}": value for name, value in self.averaged.named_parameters()}
+        tensors: dict[str, torch.Tensor] = {
+            f"{part}.{name}": value for part, module in self.modules.items() for name, value in module.state_dict().items()
+        }
         for name, parameter in self.parameters.items():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser.{key}.{name}"] = torch.as_tensor(value)
@@ -185,22 +195,21 @@ class Trainer:
         """Go on from `save`."""
         with safe_open(folder / "state.safetensors", "pt") as file:
             self.step = int(file.metadata()["step"])
-        averages = dict(self.averaged.named_parameters())
-        with torch.no_grad():
-            for name, value in load_file(folder / "state.safetensors").items():
-                part, rest = name.split(".", 1)
-                if part == "value":
-                    self.parameters[rest].copy_(value)
-                elif part == "average":
-                    averages[rest].copy_(value)
-                else:
-                    key, parameter = rest.split(".", 1)
-                    place = "cpu" if key == "step" else self.device
-                    self.optimiser.state[self.parameters[parameter]][key] = value.to(place)
+        tensors = load_file(folder / "state.safetensors")
+        for part, module in self.modules.items():
+            prefix = f"{part}."
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        for name, value in tensors.items():
+            if name.startswith("optimiser."):
+                _, key, parameter = name.split(".", 2)
+                place = "cpu" if key == "step" else self.device
+                self.optimiser.state[self.parameters[parameter]][key] = value.to(place)
 
     def export(self, folder: Path) -> None:
         """The averaged weights in float16 with the processor, as `--agent mllm:FOLDER` reads them."""
-        copy.deepcopy(self.averaged).cpu().half().save_pretrained(folder)
+        model = copy.deepcopy(self.averaged).cpu()
+        fold(model.model.vision_tower)
+        model.half().save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 

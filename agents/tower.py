@@ -1,0 +1,156 @@
+"""The tiny model's vision tower: a small residual network whose last feature map becomes the tokens of the image.
+
+A Vision Transformer of this size needs millions of pictures before it tells a star from a cross; convolutions know
+from the start that shapes are made of neighbouring pixels. Importing this module registers the tower with transformers'
+Auto classes, so that LLaVA finds it by its configuration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+
+class TowerConfig(PretrainedConfig):
+    """Sizes: each entry of `channels` halves the resolution and is followed by as many residual blocks as `blocks`
+    says; `layers` attention layers of `hidden_size` and `heads` heads mix what places know. `norm` is False where the
+    batch norms are folded into the convolutions."""
+
+    model_type = "segenv_tower"
+
+    def __init__(
+        self,
+        image_size: int = 128,
+        hidden_size: int = 128,
+        channels: Sequence[int] = (16, 32, 64, 128),
+        blocks: Sequence[int] = (1, 1, 2, 2),
+        layers: int = 2,
+        heads: int = 4,
+        norm: bool = True,
+        **kwargs,
+    ) -> None:
+        self.image_size, self.hidden_size, self.layers, self.heads = image_size, hidden_size, layers, heads
+        self.channels, self.blocks, self.norm = list(channels), list(blocks), norm
+        super().__init__(**kwargs)
+
+    @property
+    def patch_size(self) -> int:
+        """The side of what one token stands for, in pixels."""
+        return 2 ** len(self.channels)
+
+
+class Convolution(nn.Module):
+    """A convolution and its batch norm."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, norm: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not norm)
+        self.norm = nn.BatchNorm2d(outputs) if norm else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.conv(x))
+
+
+class Block(nn.Module):
+    """Two convolutions beside an identity."""
+
+    def __init__(self, channels: int, norm: bool) -> None:
+        super().__init__()
+        self.first = Convolution(channels, channels, 3, 1, norm)
+        self.second = Convolution(channels, channels, 3, 1, norm)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(x + self.second(F.relu(self.first(x))))
+
+
+class Tower(PreTrainedModel):
+    """Pictures float [P, 3, S, S] in -1..1 to tokens [P, (S / patch_size)², hidden_size], row by row."""
+
+    config_class = TowerConfig
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: TowerConfig) -> None:
+        super().__init__(config)
+        self.stages = nn.ModuleList()
+        inputs = 3
+        for k, (channels, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
+            down = Convolution(inputs, channels, 3 if k else 5, 2, config.norm)
+            rest = [Block(channels, config.norm) for _ in range(blocks)]
+            self.stages.append(nn.Sequential(down, nn.ReLU(), *rest))
+            inputs = channels
+        width = config.hidden_size
+        self.widen = nn.Linear(inputs, width)
+        self.positions = nn.Parameter(torch.zeros((config.image_size // config.patch_size) ** 2, width))
+        self.mixing = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, config.heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(config.layers)
+        )
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Fresh weights come from `agents.tiny.initialise`."""
+
+    def forward(self, pixel_values: torch.Tensor, **_) -> BaseModelOutput:
+        """The tokens, as `last_hidden_state` and as the only hidden state."""
+        x = pixel_values.to(self.widen.weight.dtype).contiguous(memory_format=torch.channels_last)
+        for stage in self.stages:
+            x = stage(x)
+        x = self.widen(x.flatten(2).transpose(1, 2)) + self.positions
+        for layer in self.mixing:
+            x = layer(x)
+        return BaseModelOutput(last_hidden_state=x, hidden_states=(x,))
+
+
+@torch.no_grad()
+def fold(tower: Tower) -> Tower:
+    """`tower` with its batch norms folded into the convolutions, in place: the same function in evaluation, which then
+    depends on nothing but its weights, also while it is trained further."""
+    for part in tower.modules():
+        if isinstance(part, Convolution) and isinstance(part.norm, nn.BatchNorm2d):
+            norm, conv = part.norm, part.conv
+            assert norm.running_var is not None and norm.running_mean is not None
+            scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+            conv.weight.mul_(scale[:, None, None, None])
+            conv.bias = nn.Parameter(norm.bias - norm.running_mean * scale)
+            part.norm = nn.Identity()
+    tower.config.norm = False
+    return tower
+
+
+def positions(side: int, width: int) -> torch.Tensor:
+    """Sines and cosines of row and column, float32 [side · side, width], in row-major order (He et al. 2022, MAE).
+    `width` is a multiple of 4."""
+    frequencies = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]
+    rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
+    return torch.cat([rows, columns], dim=2).reshape(side * side, width).float()
+
+
+@torch.no_grad()
+def initialise(tower: Tower, generator: torch.Generator) -> None:
+    """Fresh weights in the order of their names: He's for convolutions, normal with .05 for other matrices, norms at
+    one, biases at zero, positions as sines and cosines."""
+    for name, parameter in sorted(tower.named_parameters()):
+        if name == "positions":
+            parameter.copy_(0.5 * positions(round(math.sqrt(parameter.shape[0])), parameter.shape[1]))
+        elif parameter.ndim == 4:
+            parameter.normal_(0.0, math.sqrt(2 / parameter[0].numel()), generator=generator)
+        elif parameter.ndim > 1:
+            parameter.normal_(0.0, 0.05, generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+AutoConfig.register(TowerConfig.model_type, TowerConfig)
+AutoModel.register(TowerConfig, Tower)
