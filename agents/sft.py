@@ -11,12 +11,13 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
+import yaml
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
@@ -60,6 +61,7 @@ class SFTOptions:
     gradient_checkpointing: bool = False
     save_steps: int = 500
     log_steps: int = 10
+    extra: tuple[tuple[str, str], ...] = ()  # more fields of TRL's SFTConfig and their values, as YAML
 
 
 def finetune(
@@ -221,7 +223,7 @@ def _arguments(state: Path, options: SFTOptions) -> SFTConfig:
         raise ValueError(f"batch_size {options.batch_size} is no multiple of micro_batch_size {micro}")
     gpu = torch.cuda.is_available()
     warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)  # not in every 5.x yet
-    return SFTConfig(
+    chosen: dict[str, Any] = dict(
         output_dir=str(state),
         max_steps=options.steps or -1,
         num_train_epochs=options.epochs,
@@ -245,6 +247,10 @@ def _arguments(state: Path, options: SFTOptions) -> SFTConfig:
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=gpu,
     )
+    given = {name: yaml.safe_load(value) for name, value in options.extra}
+    if unknown := sorted(set(given) - {item.name for item in fields(SFTConfig)}):
+        raise ValueError(f"TRL's SFTConfig has no field {', '.join(unknown)}; see its documentation for those it has")
+    return SFTConfig(**{**chosen, **given})
 
 
 def _last_state(state: Path) -> Path | None:

@@ -1,9 +1,10 @@
 """A tiny LLaVA-style multimodal model that needs no download: configuration, tokenizer, processor and weights are all
 built here.
 
-A convolutional vision tower (`agents.tower`), Qwen2 text, about 1.9 M parameters. Any image is stretched to a square of `image_size` pixels, so
-that normalised coordinates keep their meaning. Every digit, bracket and comma is one token. The chat template puts
-the text before the image whatever the order of the contents: the image's tokens then know what is asked for.
+A convolutional vision tower (`agents.tower`) and Qwen2 text, two million parameters together. Any image is stretched
+to a square of `image_size` pixels, so that normalised coordinates keep their meaning. Every digit, bracket and comma is
+one token. The chat template puts the text before the image whatever the order of the contents: the image's tokens then
+know what is asked for.
 """
 
 from __future__ import annotations

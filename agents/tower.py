@@ -90,9 +90,7 @@ class Tower(PreTrainedModel):
         self.widen = nn.Linear(inputs, width)
         self.positions = nn.Parameter(torch.zeros((config.image_size // config.patch_size) ** 2, width))
         self.mixing = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width, config.heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True
-            )
+            nn.TransformerEncoderLayer(width, config.heads, 2 * width, 0.0, "gelu", batch_first=True, norm_first=True)
             for _ in range(config.layers)
         )
         self.post_init()

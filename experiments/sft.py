@@ -182,7 +182,9 @@ class Trainer:
     def save(self, folder: Path) -> None:
         """Everything needed to go on exactly here, written next to the last state and then put in its place."""
         tensors: dict[str, torch.Tensor] = {
-            f"{part}.{name}": value for part, module in self.modules.items() for name, value in module.state_dict().items()
+            f"{part}.{name}": value
+            for part, module in self.modules.items()
+            for name, value in module.state_dict().items()
         }
         for name, parameter in self.parameters.items():
             for key, value in self.optimiser.state.get(parameter, {}).items():

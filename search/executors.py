@@ -16,6 +16,7 @@ from typing import Any
 
 import agents
 from search.rollout import Episode, rollout
+from search.star import Rules
 from segenv import data, tools
 from segenv.mdp import SegMDP
 from segenv.types import SegenvError
@@ -46,6 +47,7 @@ class Setup:
     skip_bad: bool = False
     threads: int = 1
     temperature: float | None = None  # of agents that sample; None: their own
+    rules: Rules | None = None  # actions that they find bad are replaced by the annotator's as soon as they are played
 
 
 class Player:
@@ -77,6 +79,7 @@ class Player:
             round_index=setup.round_index,
             samples=setup.samples,
             batch_size=max(1, len(positions) * setup.samples),
+            correct=setup.rules.corrector() if setup.rules else None,
         )
 
     def chunk(self, positions: Sequence[int]) -> tuple[list[Episode], Skipped]:

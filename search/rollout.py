@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from segenv.mdp import SegMDP, SegState
 from segenv.seeds import seed_of
 from segenv.types import Action, Box, Click, Invalid, Stop, Task, ToolError, Undo
 
+# asked with a state, the action and what followed; the action to take instead, or None
+Correct = Callable[[SegState, Action, SegState], Action | None]
 PARTS = ("encode", "decode", "agent", "annotator", "other")  # where an episode's seconds went
 
 
@@ -32,6 +34,7 @@ class Step:
     error: str | None  # why the action was not carried out
     stated_iou: float | None  # what the text says of the mask before the action, 0..1
     mask: str  # `encode_mask`
+    rejected: dict[str, Any] | None = None  # {"action", "iou"} of the agent's own, where `action` replaced it
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,14 @@ def rollout(
     round_index: int = 0,
     samples: int = 1,
     batch_size: int = 8,
+    correct: Correct | None = None,
 ) -> Iterator[Episode]:
     """Play each task `samples` times and yield the episodes, in the order of tasks and then samples, as soon as they
     are ready.
 
     At most `batch_size` episodes are under way; one that ends makes place for the next, so tasks are read when they are
     needed. The agent's seed at a step is `seed_of(seed, task id, round_index, sample, step)`: no result depends on
-    `batch_size` or on the tasks around it.
+    `batch_size` or on the tasks around it. `correct` is asked about each action; what it returns is done in its place.
     """
     if batch_size < 1 or samples < 1 or mdp.max_steps < 1:
         raise ValueError(
@@ -124,7 +128,7 @@ def rollout(
             started += 1
         if not live:
             return
-        _advance(mdp, agent, live)
+        _advance(mdp, agent, live, correct)
         finished.update((play.number, play.finish()) for play in live if mdp.terminal(play.state))
         live = [play for play in live if not mdp.terminal(play.state)]
         while ready in finished:
@@ -175,7 +179,7 @@ class _Play:
         )
 
 
-def _advance(mdp: SegMDP, agent: Agent, live: Sequence[_Play]) -> None:
+def _advance(mdp: SegMDP, agent: Agent, live: Sequence[_Play], correct: Correct | None = None) -> None:
     """One step of every episode in `live`."""
     began = time.perf_counter()
     states = [play.state for play in live]
@@ -187,18 +191,37 @@ def _advance(mdp: SegMDP, agent: Agent, live: Sequence[_Play]) -> None:
     actions = [agent.codec.parse(text, observation) for text, observation in zip(texts, observations, strict=True)]
     before = dict(mdp.tool.seconds)
     try:
-        following = mdp.transition(states, actions)
+        following = list(mdp.transition(states, actions))
+        rejected = _put_right(mdp, states, actions, following, correct) if correct else {}
     except ToolError as error:
         raise ToolError(f"{error} (asked about tasks {', '.join(state.task.id for state in states)})") from error
     spent = {part: mdp.tool.seconds[part] - before[part] for part in ("encode", "decode")}
     spent["annotator" if agent.privileged else "agent"] = answered - asked
-    for play, text, action, state in zip(live, texts, actions, following, strict=True):
-        play.steps.append(_step(mdp, play.state, text, action, state, agent.codec.stated_iou(text)))
+    for k, (play, text, action, state) in enumerate(zip(live, texts, actions, following, strict=True)):
+        step = _step(mdp, play.state, text, action, state, agent.codec.stated_iou(text))
+        play.steps.append(dataclasses.replace(step, rejected=rejected.get(k)))
         play.state = state
     spent["other"] = time.perf_counter() - began - sum(spent.values())
     for play in live:
         for part, seconds in spent.items():
             play.seconds[part] += seconds / len(live)
+
+
+def _put_right(
+    mdp: SegMDP, states: Sequence[SegState], actions: list[Action], following: list[SegState], correct: Correct
+) -> dict[int, dict[str, Any]]:
+    """Replace actions and what followed from them, in place, where `correct` has a better one: what was replaced."""
+    better = {
+        k: action
+        for k, asked in enumerate(zip(states, actions, following, strict=True))
+        if (action := correct(*asked)) is not None
+    }
+    replaced = {}
+    for k, state in zip(better, mdp.transition([states[k] for k in better], list(better.values())), strict=True):
+        iou = float(metrics.iou(state.task.target, following[k].mask))
+        replaced[k] = {"action": action_to_json(actions[k]), "iou": iou}
+        actions[k], following[k] = better[k], state
+    return replaced
 
 
 def _step(

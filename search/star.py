@@ -4,30 +4,78 @@
     D_n = filter(rollouts of S_{n-1} on training tasks)            S_n = train(S_0, D_0 ∪ D_n)      (StaR: D_n alone)
 
 StaR+ judges each action: one that raised the IoU is kept, another is replaced by what the annotator does in that very
-state. Plain StaR keeps or drops whole trajectories. Neither the rules for stopping nor for replies that are no action
-are published; ours are in `star_plus_rows`.
+state. Plain StaR keeps or drops whole trajectories. Neither thresholds nor the rules for stopping and for replies that
+are no action are published; ours are in `Rules`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from search.rollout import Episode, action_from_json, action_to_json, clicks_of, decode_mask
-from segenv import annotator
-from segenv.types import Action, Stop, Task
+from search.rollout import Episode, Step, action_from_json, action_to_json, clicks_of, decode_mask
+from segenv import annotator, metrics
+from segenv.mdp import SegState
+from segenv.seeds import seed_of
+from segenv.types import Action, Click, Stop, Task
 
 PROVENANCES = ("expert", "policy", "corrected")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What counts as a good action.
+
+    A click or box is good if it raised the IoU by more than `min_gain`; a stop is good at `stop_iou` or above, and
+    there a click is not. `zero_gain` says what becomes of one that left the IoU exactly as it was: "correct" (the
+    default: a click without effect is a wasted one), "keep" or "drop". All else is bad: a loss, a reply that is no
+    action, a stop too early, an undo. A whole trajectory is good if it ends at `keep_iou` or above.
+    """
+
+    min_gain: float = 0.0
+    zero_gain: Literal["correct", "keep", "drop"] = "correct"
+    stop_iou: float = 0.9
+    keep_iou: float = 0.7
+
+    def verdict(self, kind: str, before: float, after: float) -> str:
+        """ "keep", "correct" or "drop" for an action of type `kind` that led from one IoU to another."""
+        done = before >= self.stop_iou
+        if kind == "stop":
+            return "keep" if done else "correct"
+        if kind not in ("click", "box") or done:
+            return "correct"
+        if after == before:
+            return self.zero_gain
+        return "keep" if after - before > self.min_gain else "correct"
+
+    def better(self, task: Task, mask: Any, clicks: Sequence[Click], iou: float) -> Action:
+        """What the annotator does about `mask` (bool [H, W], its IoU `iou`): its next click, or a stop from `stop_iou`
+        on and where there is nothing left to click."""
+        click = None if iou >= self.stop_iou else annotator.next_click(task.target, mask, clicks)
+        return Stop() if click is None else click
+
+    def corrector(self) -> Callable[[SegState, Action, SegState], Action | None]:
+        """What `search.rollout.rollout` asks after each action, in order to go on from the correction of a bad one."""
+
+        def correct(state: SegState, action: Action, following: SegState) -> Action | None:
+            before, after = (float(metrics.iou(state.task.target, each.mask)) for each in (state, following))
+            if self.verdict(type(action).__name__.lower(), before, after) != "correct":
+                return None
+            better = self.better(state.task, state.mask, state.clicks, before)
+            return None if better == action else better
+
+        return correct
 
 
 @dataclass(frozen=True)
 class Row:
     """One lesson: in the state (task, mask), take `action`.
 
-    `iou` is the mask's, before the action. `gain` is ΔIoU of what was played in that state, whose reply was `text`; for
-    a corrected row that is the policy's action, not the one taught. `mask` is in COCO's run lengths, [height, width].
+    `iou` is the mask's, before the action, and `iou_after` what was played in that state led to; its reply was `text`.
+    For a corrected row that is the policy's action, not the one taught. `mask` is in COCO's run lengths, [height,
+    width].
     """
 
     task: str
@@ -39,62 +87,63 @@ class Row:
     iou: float
     action: dict[str, Any]
     provenance: str
-    gain: float
+    iou_after: float
     text: str
+
+    @property
+    def gain(self) -> float:
+        """ΔIoU of what was played."""
+        return self.iou_after - self.iou
 
     def to_json(self) -> dict[str, Any]:
         """The row as what JSON holds; `Row(**record)` reads it."""
         return dataclasses.asdict(self)
 
 
-def expert_rows(episode: Episode, min_gain: float = 0.0, stop_iou: float = 0.9) -> list[Row]:
+def expert_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
     """The annotator's trajectory as lessons: its clicks with ΔIoU > `min_gain` until the mask reaches `stop_iou`, and
     then a stop."""
     rows: list[Row] = []
-    for k, row in _visited(episode, "expert"):
-        if row.iou >= stop_iou:
+    for step, row in _visited(episode, "expert"):
+        if row.iou >= rules.stop_iou:
             return [*rows, dataclasses.replace(row, action=action_to_json(Stop()))]
-        if episode.steps[k].action["type"] == "stop" or row.gain > min_gain:
+        if step.action["type"] == "stop" or row.gain > rules.min_gain:
             rows.append(row)
     return rows
 
 
-def star_plus_rows(episode: Episode, task: Task, min_gain: float = 0.0, stop_iou: float = 0.9) -> list[Row]:
-    """Per-action filter with correction (StaR+).
-
-    A click or box is kept if it raised the IoU by more than `min_gain`; a stop is kept at `stop_iou` or above.
-    Everything else (a loss, no change, a reply that is no action, a stop too early, an undo) is replaced by the
-    annotator's next click in that state; above `stop_iou`, or where there is nothing left to click, by a stop. The
-    rollout itself goes on from what the policy did.
-    """
+def star_plus_rows(episode: Episode, task: Task, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
+    """Per-action filter with correction (StaR+): good actions as they are, others replaced by the annotator's action in
+    that state."""
     rows = []
-    for k, row in _visited(episode, "policy"):
-        kind = episode.steps[k].action["type"]
-        done = row.iou >= stop_iou
-        if (kind in ("click", "box") and row.gain > min_gain and not done) or (kind == "stop" and done):
+    for k, (step, row) in enumerate(_visited(episode, "policy")):
+        if step.rejected is not None:  # corrected when it was played, and the episode went on from there
+            rows.append(dataclasses.replace(row, provenance="corrected", iou_after=step.rejected["iou"]))
+            continue
+        verdict = rules.verdict(step.action["type"], row.iou, row.iou_after)
+        if verdict == "keep":
             rows.append(row)
-        else:
+        elif verdict == "correct":
             mask = decode_mask(row.mask, row.height, row.width)
-            better = None if done else annotator.next_click(task.target, mask, clicks_of(episode.steps[:k]))
-            action: Action = Stop() if better is None else better
-            rows.append(dataclasses.replace(row, action=action_to_json(action), provenance="corrected"))
+            better = rules.better(task, mask, clicks_of(episode.steps[:k]), row.iou)
+            rows.append(dataclasses.replace(row, action=action_to_json(better), provenance="corrected"))
     return rows
 
 
-def star_rows(episode: Episode, min_gain: float = 0.0, keep_iou: float = 0.7) -> list[Row]:
+def star_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
     """Whole-trajectory filter (StaR): all of a trajectory's valid actions if its last mask reaches `keep_iou`, else
     nothing."""
-    if episode.final_iou < keep_iou or episode.final_iou - episode.start_iou <= min_gain:
+    if episode.final_iou < rules.keep_iou or episode.final_iou - episode.start_iou <= rules.min_gain:
         return []
-    return [row for k, row in _visited(episode, "policy") if episode.steps[k].error is None]
+    return [row for step, row in _visited(episode, "policy") if step.error is None]
 
 
-def _visited(episode: Episode, provenance: str) -> Iterator[tuple[int, Row]]:
+def _visited(episode: Episode, provenance: str) -> Iterator[tuple[Step, Row]]:
     """What was done in each state of an episode, as rows that teach just that."""
     mask, iou = episode.start_mask, episode.start_iou
     for k, step in enumerate(episode.steps):
         yield (
-            k,
+            step,
             Row(
                 task=episode.task,
                 sample=episode.sample,
@@ -105,7 +154,7 @@ def _visited(episode: Episode, provenance: str) -> Iterator[tuple[int, Row]]:
                 iou=iou,
                 action=step.action,
                 provenance=provenance,
-                gain=step.iou - iou,
+                iou_after=step.iou,
                 text=step.text,
             ),
         )
@@ -118,6 +167,32 @@ def distinct(rows: Iterable[Row]) -> list[Row]:
     for row in rows:
         kept.setdefault((row.task, row.mask, tuple(sorted(row.action.items()))), row)
     return list(kept.values())
+
+
+def distinct_episodes(episodes: Iterable[Episode]) -> Iterator[Episode]:
+    """Episodes without those that took the same clicks (and all other actions) for the same task as an earlier one."""
+    seen = set()
+    for episode in episodes:
+        key = (episode.task, *(tuple(sorted(step.action.items())) for step in episode.steps))
+        if key not in seen:
+            seen.add(key)
+            yield episode
+
+
+def capped(rows: Iterable[Row], limit: int, seed: int = 0) -> list[Row]:
+    """At most `limit` rows of each task (0: all), chosen by a hash of what they are, in their order."""
+    rows = list(rows)
+    if not limit:
+        return rows
+    places: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault(row.task, []).append(place)
+    chosen = {
+        place
+        for task, found in places.items()
+        for place in sorted(found, key=lambda p: seed_of(seed, "cap", task, rows[p].sample, rows[p].step))[:limit]
+    }
+    return [row for place, row in enumerate(rows) if place in chosen]
 
 
 def rates(rows: Sequence[Row]) -> dict[str, float]:

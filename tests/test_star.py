@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -11,9 +12,11 @@ import time
 import numpy as np
 import pytest
 
+import agents
 from search import star
-from search.rollout import Episode, Step, encode_mask
-from segenv import annotator, metrics
+from search.rollout import Episode, Step, encode_mask, rollout
+from segenv import annotator, codec, data, metrics, tools
+from segenv.mdp import SegMDP
 from segenv.types import Box, Click, Stop, Task, Undo
 
 SHAPE = (40, 60)
@@ -87,31 +90,83 @@ def test_a_correction_never_repeats_an_earlier_click():
 def test_from_the_stopping_iou_on_the_lesson_is_to_stop():
     task = made_task()
     episode = made_episode(task, [(CLICK, part(28)), (CLICK, part(29)), (STOP, part(29))])
-    rows = star.star_plus_rows(episode, task, stop_iou=0.9)
+    rows = star.star_plus_rows(episode, task, star.Rules(stop_iou=0.9))
     assert [(row.provenance, row.action["type"]) for row in rows] == [
         ("policy", "click"),
         ("corrected", "stop"),
         ("policy", "stop"),
     ]
     perfect = made_episode(task, [(CLICK, part(30)), (UNDO, np.zeros(SHAPE, bool))])
-    assert star.action_of(star.star_plus_rows(perfect, task, stop_iou=1.01)[1]) == Stop()
+    assert star.action_of(star.star_plus_rows(perfect, task, star.Rules(stop_iou=1.01))[1]) == Stop()
 
 
 def test_expert_rows_drop_clicks_without_gain_and_end_with_a_stop():
     task = made_task()
     episode = made_episode(task, [(CLICK, part(12)), (MISS, part(12)), (CLICK, part(28)), (CLICK, part(29))])
-    rows = star.expert_rows(episode, stop_iou=0.9)
+    rows = star.expert_rows(episode, star.Rules(stop_iou=0.9))
     assert [row.step for row in rows] == [0, 2, 3]
     assert [row.action["type"] for row in rows] == ["click", "click", "stop"]
     assert rows[-1].iou == pytest.approx(28 / 30)
+
+
+def test_clicks_without_effect_are_corrected_kept_or_dropped():
+    task = made_task()
+    episode = made_episode(task, [(CLICK, part(12)), (MISS, part(12)), (CLICK, part(20))])
+    for choice, expected in (
+        ("correct", ["policy", "corrected", "policy"]),
+        ("keep", ["policy", "policy", "policy"]),
+        ("drop", ["policy", "policy"]),
+    ):
+        rows = star.star_plus_rows(episode, task, star.Rules(zero_gain=choice))
+        assert [row.provenance for row in rows] == expected
+    assert star.Rules(min_gain=0.5, zero_gain="keep").verdict("click", 0.2, 0.6) == "correct"
+
+
+def test_rollouts_can_go_on_from_corrections():
+    """A policy that always clicks the corner is put right each time: the episode is the annotator's own."""
+    task = synthetic_task()
+    mdp = SegMDP(tools.make("disc"), max_steps=4)
+    rules = star.Rules(stop_iou=0.95)
+    [own] = rollout(mdp, Corner(codec.get("segagent")), [task], correct=rules.corrector())
+    [expert] = rollout(mdp, agents.make("annotator", "segagent"), [task])
+    assert own.ious == expert.ious and own.final_iou > 0
+    assert all(step.rejected is not None and step.rejected["action"]["x"] == 0 for step in own.steps)
+    rows = star.star_plus_rows(own, task, rules)
+    assert {row.provenance for row in rows} == {"corrected"}
+    assert [row.action for row in rows] == [step.action for step in expert.steps]
+    assert Episode.from_json(json.loads(json.dumps(own.to_json()))) == own
+
+
+class Corner(agents.Agent):
+    """Clicks the corner, whatever it sees."""
+
+    def _act(self, observations, seeds):
+        return [self.codec.format(Click(0, 0), observation) for observation in observations]
+
+
+def synthetic_task() -> Task:
+    task = data.make("synthetic:val#easy")[0]
+    assert not task.target[0, 0]
+    return task
+
+
+def test_equal_rollouts_count_once_and_tasks_can_be_capped():
+    task = made_task()
+    one = made_episode(task, [(CLICK, part(12)), (MISS, part(9))])
+    again, other = dataclasses.replace(one, sample=1), made_episode(task, [(MISS, part(0)), (CLICK, part(12))])
+    assert list(star.distinct_episodes([one, again, other])) == [one, other]
+    rows = [dataclasses.replace(row, sample=k) for k in range(5) for row in star.star_plus_rows(one, task)]
+    kept = star.capped(rows, 3)
+    assert len(kept) == 3 and kept == star.capped(rows, 3) and star.capped(rows, 0) == rows
+    assert [rows.index(row) for row in kept] == sorted(rows.index(row) for row in kept)
 
 
 def test_plain_star_keeps_whole_trajectories():
     task = made_task()
     good = made_episode(task, [(CLICK, part(12)), (INVALID, part(12)), (CLICK, part(25))])
     bad = made_episode(task, [(CLICK, part(12)), (MISS, part(9))])
-    assert [row.step for row in star.star_rows(good, keep_iou=0.7)] == [0, 2]
-    assert star.star_rows(bad, keep_iou=0.7) == []
+    assert [row.step for row in star.star_rows(good, star.Rules(keep_iou=0.7))] == [0, 2]
+    assert star.star_rows(bad, star.Rules(keep_iou=0.7)) == []
 
 
 def test_equal_lessons_count_once_and_rows_survive_json():

@@ -22,6 +22,7 @@ from transformers import (
     LogitsProcessorList,
 )
 
+from agents import tower  # noqa: F401  # its import makes the embedded model's tower known to the Auto classes
 from segenv.tools.sam import no_loading_bars
 
 Source = str | Path | tuple[Any, Any]  # a name or folder, or a model with its processor

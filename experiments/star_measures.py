@@ -1,0 +1,160 @@
+"""What the held-out episodes say of each policy of a StaR run, and the judged rollouts of each round's lessons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments import summary
+from experiments.runs import finite
+from search.rollout import Episode
+from search.star import Row
+from segenv import metrics
+from segenv.types import Task, object_of
+
+PAIRED = ("best_iou", "boundary_iou", "noc/85", "first_click_in_object", "stop_rate")  # beside the final IoU
+FAULTS = ("no_gain", "stopped_too_early", "went_on_too_long", "invalid_reply", "undo")
+
+PROTOCOL = {
+    "evaluation": "every policy plays the same held-out tasks, greedily, from an empty mask or the task's initial one",
+    "gain": "paired difference of the final IoU to S_0; 95 % bootstrap over tasks, nothing of the spread over seeds",
+    "gains": "paired differences to S_0 of the other measures that are means over episodes, with intervals as of gain",
+    "first_click_in_object": "share of episodes whose first action is a positive click on a pixel of the object",
+    "stop_accuracy": "each action of a held-out episode is a decision in the state before it: to stop is right at IoU "
+    ">= stop_iou, and to go on (anything but a stop, an invalid reply too) is right below it; the share of decisions "
+    "that are right. The last mask of an episode that the action budget ends asks for no decision",
+    "stop_precision": "share of the stops that were made at IoU >= stop_iou; without a value where there was no stop",
+    "stop_recall": "share of the decisions at IoU >= stop_iou that were stops; without a value where no state with a "
+    "decision reached stop_iou: then each stop is wrong, and the accuracy is the share of decisions to go on",
+    "stop_intervals": "95 % bootstrap over episodes of the ratio of sums, as the decisions of an episode depend on "
+    "each other; resamples without a denominator are left out",
+    "invalid_rate": "share of replies that the codec could not read as an action: 1 - parse_rate",
+    "acceptance": "shares of all actions in the judged rollouts of a round: accepted (a lesson as it was played), "
+    "corrected (the annotator's action in that state is the lesson) and dropped; 95 % bootstrap over tasks; before "
+    "repetitions are left out. faults: what was wrong with the corrected ones, as shares of all actions",
+    **summary.PROTOCOL,
+}
+
+
+def policies(
+    played: Sequence[Sequence[Episode]], max_steps: int, load: Callable[[str], Task], stop_iou: float = 0.9
+) -> list[dict[str, Any]]:
+    """The measures of each policy S_0, S_1, … from its held-out episodes, given in the same order of tasks; ValueError
+    where they are not. `load` gives the task of an id, and is asked once for each."""
+    orders = [[(episode.task, episode.sample) for episode in episodes] for episodes in played]
+    if any(order != orders[0] for order in orders):
+        raise ValueError(
+            f"the policies played {[len(order) for order in orders]} episodes that are not of the same tasks in the same "
+            "order; differences are paired, so give the same episodes of each"
+        )
+    tasks = [load(name) for name, _ in orders[0]]
+    measured: list[dict[str, Any]] = []
+    base: dict[str, np.ndarray] = {}
+    for n, episodes in enumerate(played):
+        numbers = summary.summarise([summary.outcome(episode) for episode in episodes], max_steps, {})
+        del numbers["protocol"]
+        each = _each(episodes, tasks, max_steps)
+        base = base or each
+        gains = {key: metrics.bootstrap_difference(each[key], base[key]) for key in each}
+        change, first = each["miou"] - base["miou"], each["first_click_in_object"]
+        low, high = numbers["intervals"]["parse_rate"]
+        numbers["intervals"] |= {
+            "gain": list(gains["miou"][1:]),
+            "gains": {key: list(gains[key][1:]) for key in PAIRED},
+            "first_click_in_object": list(metrics.bootstrap(first)),
+            "invalid_rate": [1 - high, 1 - low],
+        }
+        numbers |= {
+            "gain": gains["miou"][0],
+            "gains": {key: gains[key][0] for key in PAIRED},
+            "against_S_0": {"better": int((change > 0).sum()), "worse": int((change < 0).sum())},
+            "first_click_in_object": float(first.mean()),
+            "invalid_rate": 1 - numbers["parse_rate"],
+        }
+        stops, intervals = stopping(episodes, stop_iou)
+        numbers["intervals"] |= intervals
+        measured.append(finite({"round": n, **numbers, **stops}))
+    return measured
+
+
+def _each(episodes: Sequence[Episode], tasks: Sequence[Task], max_steps: int) -> dict[str, np.ndarray]:
+    """What each episode adds to the measures that are means over episodes, [episodes] each."""
+    return {
+        "miou": np.array([episode.final_iou for episode in episodes]),
+        "best_iou": np.array([episode.best_iou for episode in episodes]),
+        "boundary_iou": np.array([episode.boundary_iou for episode in episodes]),
+        "noc/85": np.array([metrics.noc(episode.ious, 0.85, max_steps) for episode in episodes], float),
+        "first_click_in_object": np.array(
+            [first_click_inside(*pair) for pair in zip(episodes, tasks, strict=True)], float
+        ),
+        "stop_rate": np.array([episode.stopped for episode in episodes], float),
+    }
+
+
+def first_click_inside(episode: Episode, task: Task) -> float:
+    """1 if the first action is a positive click on the object, else 0."""
+    action = episode.steps[0].action
+    return float(action["type"] == "click" and action["positive"] and object_of(task.target)[action["y"], action["x"]])
+
+
+def stopping(episodes: Sequence[Episode], stop_iou: float) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """How well a policy knows when to stop, and the intervals of that; PROTOCOL says what is counted.
+
+    `stop_counts` are decisions, those that were stops, those at IoU ≥ `stop_iou` (where a stop is due), and the stops
+    that were due. A share of nothing is NaN.
+    """
+    counts = np.zeros((len(episodes), 4))  # [episodes; decisions, stops, due, stops that were due]
+    for count, episode in zip(counts, episodes, strict=True):
+        stops = np.array([step.action["type"] == "stop" for step in episode.steps])
+        due = np.array([episode.start_iou, *episode.ious[:-1]]) >= stop_iou  # a decision sees the mask before it
+        count[:] = len(stops), stops.sum(), due.sum(), (stops & due).sum()
+    decisions, stops, due, both = counts.T
+    shares = {
+        "stop_accuracy": (decisions - stops - due + 2 * both, decisions),
+        "stop_precision": (both, stops),
+        "stop_recall": (both, due),
+    }
+    values = {key: over.sum() / under.sum() if under.any() else np.nan for key, (over, under) in shares.items()}
+    names = ("decisions", "stops", "due", "right_stops")
+    totals = dict(zip(names, counts.sum(0).astype(int).tolist(), strict=True))
+    return values | {"stop_counts": totals}, {key: list(metrics.bootstrap_ratio(*pair)) for key, pair in shares.items()}
+
+
+def acceptance(rows: Sequence[Row], episodes: Iterable[Episode]) -> dict[str, Any]:
+    """What became of the actions in the rollouts `episodes`, of which a filter made `rows` (repetitions included):
+    "actions" and the shares "accepted", "corrected" and "dropped", "faults" of the corrected, and "intervals"."""
+    played = {(episode.task, episode.sample): episode for episode in episodes}
+    tasks = {name: place for place, name in enumerate(sorted({name for name, _ in played}))}
+    actions, accepted, corrected = np.zeros((3, len(tasks)))
+    for episode in played.values():
+        actions[tasks[episode.task]] += len(episode.steps)
+    faults = dict.fromkeys(FAULTS, 0)
+    for row in rows:
+        if row.provenance == "corrected":
+            corrected[tasks[row.task]] += 1
+            faults[_fault(row, played[row.task, row.sample])] += 1
+        else:
+            accepted[tasks[row.task]] += 1
+    total = max(1, int(actions.sum()))
+    shares = {"accepted": accepted, "corrected": corrected, "dropped": actions - accepted - corrected}
+    return finite(
+        {
+            "actions": int(actions.sum()),
+            **{name: float(counts.sum()) / total for name, counts in shares.items()},
+            "faults": {name: count / total for name, count in faults.items()},
+            "intervals": {name: list(metrics.bootstrap_ratio(counts, actions)) for name, counts in shares.items()},
+        }
+    )
+
+
+def _fault(row: Row, episode: Episode) -> str:
+    """What was wrong with the action that a corrected row replaces."""
+    step = episode.steps[row.step]
+    kind = (getattr(step, "rejected", None) or {"action": step.action})["action"]["type"]
+    if kind in ("invalid", "undo"):
+        return {"invalid": "invalid_reply", "undo": "undo"}[kind]
+    if kind == "stop":
+        return "stopped_too_early"
+    return "went_on_too_long" if row.action["type"] == "stop" else "no_gain"

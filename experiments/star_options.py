@@ -1,0 +1,130 @@
+"""The settings of a StaR run. Defaults are for the embedded pair on two cores; the paper publishes no thresholds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from search.star import Rules
+
+FREE = frozenset({"executor", "workers", "report_episodes", "dry_run"})
+S_0_STEPS = 600  # for an agent that has not learned from the annotator before
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """What goes to TRL's trainer; the defaults are for the embedded model on a CPU."""
+
+    lora: int = 0
+    """rank of adapters on all linear layers (peft); 0 trains all weights"""
+    bf16: bool = False
+    """compute in bfloat16"""
+    gradient_checkpointing: bool = False
+    """recompute activations, for large models"""
+    micro_batch_size: int = 0
+    """rows at a time on one device; 0 is the whole batch"""
+    warmup: float = 0.05
+    """part of all steps"""
+    weight_decay: float = 0.0
+    extra: dict[str, str] = field(default_factory=dict)
+    """any other field of TRL's SFTConfig: --trainer.extra optim adafactor"""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of the command line; specs as in the README's table."""
+
+    data: str = "synthetic:train"
+    """training tasks; without --eval-data, a hash of the images' names sets 30 % of them apart for evaluation"""
+    eval_data: str | None = None
+    """held-out tasks; synthetic:val for synthetic data"""
+    tool: str = "sam"
+    """what makes masks of clicks"""
+    agent: str = "mllm"
+    """the policy to improve: mllm, mllm:NAME_OR_PATH"""
+    codec: str | None = None
+    """how the policy writes actions; by default its own"""
+    variant: Literal["star+", "star", "control"] = "star+"
+    """judge each action and correct it; whole trajectories; or D_0 alone, the control for what more training does"""
+    rounds: int = 1
+    """rounds of rollout, filter and training"""
+    stop_on_plateau: bool = False
+    """end before --rounds, after a round whose policy is not better on the held-out tasks than the one before"""
+    start_from: Literal["base", "previous"] = "base"
+    """what S_n is trained from: always S_0 as in the paper, so that errors of a round are not built upon, or S_{n-1}"""
+    max_steps: int = 7
+    """actions an episode may take"""
+    limit: int = 400
+    """training tasks that the annotator plays"""
+    rollout_tasks: int = 200
+    """training tasks that the policy plays in each round"""
+    samples: int = 2
+    """rollouts of each of those tasks: more show more of its mistakes in the same scenes"""
+    temperature: float = 1.0
+    """of those rollouts; evaluation is greedy"""
+    go_on_from: Literal["policy", "correction"] = "policy"
+    """after a bad action, a rollout goes on from what the policy did, so that it learns to recover, or from the
+    correction"""
+    eval_limit: int = 200
+    """held-out tasks"""
+    sft_steps: int | None = None
+    """optimiser steps from the agent to S_0; by default 0 (S_0 is the agent) for the embedded model on synthetic data,
+    which it has learned from, and 600 otherwise"""
+    round_steps: int = 300
+    """optimiser steps to each S_n"""
+    batch_rows: int = 32
+    """rows an optimiser step"""
+    learning_rate: float = 1e-3
+    """from the agent to S_0"""
+    round_learning_rate: float = 3e-4
+    """from S_0 to S_n"""
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    min_gain: float = 0.0
+    """an action is good if it raises the IoU by more than this"""
+    zero_gain: Literal["correct", "keep", "drop"] = "correct"
+    """what becomes of an action that leaves the IoU exactly as it was"""
+    stop_iou: float = 0.9
+    """from this IoU on the lesson is to stop"""
+    keep_iou: float = 0.7
+    """what a whole trajectory must reach (variant star)"""
+    dedup: Literal["rows", "sequences", "none"] = "rows"
+    """drop lessons that repeat state and action, or rollouts that repeat all clicks: easy tasks shall not crowd out
+    others"""
+    per_task_cap: int = 0
+    """at most so many lessons of a task in D_n; 0: all"""
+    seed: int = 0
+    out: str | None = None
+    """folder of a new run; by default runs/star-DATE"""
+    resume: str | None = None
+    """folder of a run to go on with; its settings hold"""
+    dry_run: bool = False
+    """load everything, print what would be done, and write nothing"""
+    ablation: bool = False
+    """one table of S_0, control, star, star+ and continue, for --ablation-seeds seeds from --seed on"""
+    ablation_seeds: int = 3
+    executor: Literal["serial", "process", "ray"] = "serial"
+    workers: int = 2
+    """of the executor; an ablation trains so many policies at once"""
+    batch_size: int = 16
+    """episodes that advance together; a learned model's last bits may depend on it"""
+    threads: int = 1
+    """threads of each process; sums of floats may depend on it"""
+    skip_bad: bool = False
+    """pass over bad items, and count them"""
+    report_episodes: int = 12
+    """held-out episodes that report.html shows before and after"""
+
+    @property
+    def rules(self) -> Rules:
+        """What counts as a good action."""
+        return Rules(self.min_gain, self.zero_gain, self.stop_iou, self.keep_iou)
+
+    @property
+    def start_steps(self) -> int:
+        """Optimiser steps from the agent to S_0."""
+        if self.sft_steps is not None:
+            return self.sft_steps
+        from agents.mllm import checkpoint
+
+        learned = self.agent == "mllm" and self.data.startswith("synthetic") and checkpoint(self.agent) is not None
+        return 0 if learned else S_0_STEPS
