@@ -12,18 +12,17 @@ prompt, text before image, and a share of astray clicks in the annotator's traje
 from __future__ import annotations
 
 import copy
-import json
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
-import tyro
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -35,11 +34,25 @@ from agents.backends.transformers import TransformersBackend
 from agents.lessons import Lesson, Lessons, Plan, cheap_mask, lesson_action, played
 from agents.pretraining import Collator, Heads, look, read, reply_loss
 from agents.tower import TowerConfig, fold
+from experiments.runs import RunError, RunFolder, manifest, parse_args
 from segenv import codec, metrics, render, tools
 from segenv.data.synthetic import Synthetic
 from segenv.tools.base import SegTool
-from segenv.types import Click, Stop, Task
+from segenv.types import Click, SegenvError, Stop, Task
 
+FREE = frozenset(  # may change on the way
+    {
+        *(f"{stage}_steps" for stage in ("look", "easy", "click", "state")),
+        "cooldown",
+        "rate",
+        "workers",
+        "threads",
+        "probe",
+        "measure_every",
+        "save_every",
+        "device",
+    }
+)
 STAGES = ("look", "easy", "click", "state")
 PLANS = {
     "look": Plan(first=0, cheap=1),
@@ -55,9 +68,10 @@ SIZES = ("image_size", "width", "vision_layers", "text_layers", "heads")
 class Args:
     """Train the embedded tiny MLLM."""
 
-    out: Path = Path("runs/sft")
-    resume: Path | None = None
-    """A run folder to go on with. Its own settings hold, but for the numbers of steps."""
+    out: str | None = None
+    """folder of a new run; by default runs/sft"""
+    resume: str | None = None
+    """folder of a run to go on with; its settings hold, but numbers of steps may be given anew"""
     tool: str = "sam"
     """What makes the masks of trajectories."""
     look_steps: int = 2_500
@@ -284,12 +298,14 @@ def batches(args: Args, trainer: Trainer) -> Iterator[list[Lesson]]:
     )
 
 
-def train(args: Args, trainer: Trainer, held_out: Sequence[Probe]) -> None:
+def train(args: Args, folder: RunFolder, trainer: Trainer, held_out: Sequence[Probe]) -> None:
     """Run the stages from where `trainer` is, saving every so often."""
-    bar = tqdm(total=trainer.total, initial=trainer.step, unit="step", smoothing=0.05, mininterval=5)
     began = time.time()
     smooth: dict[str, float] = {}
-    with (args.out / "log.jsonl").open("a") as log:
+    with (
+        folder.appending("log.jsonl") as log,
+        tqdm(total=trainer.total, initial=trainer.step, unit="step", smoothing=0.05, mininterval=5) as bar,
+    ):
         while trainer.step < trainer.total:
             stage, _, last = trainer.stage(trainer.step)
             for lessons in batches(args, trainer):
@@ -298,37 +314,45 @@ def train(args: Args, trainer: Trainer, held_out: Sequence[Probe]) -> None:
                 bar.update()
                 bar.set_postfix({"stage": stage} | {k: f"{v:.3f}" for k, v in smooth.items()}, refresh=False)
                 if trainer.step % args.save_every == 0 or trainer.step == last:
-                    trainer.save(args.out)
+                    trainer.save(folder.path)
                     row: dict[str, Any] = {"step": trainer.step, "stage": stage, "seconds": time.time() - began}
                     row |= {key: round(value, 4) for key, value in smooth.items()}
                     if stage != "look" and (trainer.step % args.measure_every == 0 or trainer.step == last):
                         row |= {f"val_{key}": value for key, value in measure(trainer, held_out).items()}
-                        trainer.export(args.out / "model")
-                    log.write(json.dumps(row) + "\n")
-                    log.flush()
-    bar.close()
+                        trainer.export(folder / "model")
+                    log.add(row)
 
 
-def main(args: Args) -> None:
+def run(args: Args) -> Path:
+    """Train in the folder of `args`, and write the model into it: the folder that is returned."""
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
-    if args.resume is not None:
-        saved = json.loads((args.resume / "config.json").read_text())
-        kept = {key: saved[key] for key in (*SIZES, "lessons", "stop_iou", "seed", "tool")}
-        args = Args(**(vars(args) | kept | {"out": args.resume}))
-    args.out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(args)
-    if (args.out / "state.safetensors").exists():
-        if args.resume is None:
-            raise SystemExit(
-                f"{args.out} already holds a training run; go on with --resume {args.out}, or choose another --out"
-            )
-        trainer.load(args.out)
-    (args.out / "config.json").write_text(json.dumps(asdict(args), default=str, indent=1))
-    train(args, trainer, probes(args, tools.make(args.tool)))
-    trainer.export(args.out / "model")
-    print(f"wrote {args.out / 'model'}; it is what `--agent mllm:{args.out / 'model'}` takes")
+    out = args.resume or args.out or "runs/sft"
+    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+        trainer = Trainer(args)
+        if (folder / "state.safetensors").exists():
+            trainer.load(folder.path)
+        if trainer.step > trainer.total:
+            raise RunError(f"the run is at step {trainer.step}, beyond the {trainer.total} that were asked for")
+        tool = tools.make(args.tool)
+        hashes: dict[str, str | None] = {"data": Synthetic("train").fingerprint, "tool": tool.fingerprint}
+        folder.keep_manifest(manifest(args.seed, {}, hashes))
+        train(args, folder, trainer, probes(args, tool))
+        trainer.export(folder / "model")
+        folder.finish("sft")
+    return folder / "model"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    try:
+        model = run(parse_args(Args, argv, __doc__))
+    except SegenvError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"wrote {model}; it is what `--agent mllm:{model}` takes")
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    sys.exit(main())

@@ -27,21 +27,23 @@ from agents.lessons import (
 )
 from agents.mllm import MllmAgent
 from agents.pretraining import IGNORED, Collator, look, pixels, read, reply_loss
+from agents.tower import fold
 from experiments import sft
+from experiments.runs import RunError
 from segenv import codec, metrics, tools
 from segenv.data.synthetic import Synthetic, expressions
 from segenv.mdp import SegMDP
 from segenv.types import Click, Stop
 
 torch.set_num_threads(1)
-SMALL = {"image_size": 32, "patch_size": 8, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
+SMALL = {"image_size": 64, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
 MIXED = Plan(first=2, trajectory=2, cheap=2)
 SPEECH = codec.get("segagent")
 
 
 @pytest.fixture(scope="module")
 def lessons():
-    return Lessons(MIXED, tools.make("disc"), image_size=32, grid=4, seed=3)
+    return Lessons(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,7 @@ def pair():
 
 @pytest.mark.parametrize("i", range(6))
 def test_a_lesson_depends_on_its_number_alone(lessons, i):
-    one, other = lessons[i], Lessons(MIXED, tools.make("disc"), image_size=32, grid=4, seed=3, window=400)[i]
+    one, other = lessons[i], Lessons(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3, window=400)[i]
     assert np.array_equal(one.pictures, other.pictures)
     assert [q.reply for q in one.questions] == [q.reply for q in other.questions]
     assert not np.array_equal(one.pictures[0], lessons[i + 6].pictures[0])
@@ -179,9 +181,10 @@ def test_reading_gives_the_logits_of_the_whole_model(lessons, pair):
 
 
 def _args(out, **changes):
+    """Settings of a training of eight small steps."""
     steps = {"look_steps": 2, "easy_steps": 2, "click_steps": 1, "state_steps": 3, "cooldown": 2}
     return sft.Args(
-        out=out, tool="disc", lessons=2, probe=2, measure_every=4, save_every=4, **{**SMALL, **steps, **changes}
+        out=str(out), tool="disc", lessons=2, probe=2, measure_every=4, save_every=4, **{**SMALL, **steps, **changes}
     )
 
 
@@ -210,17 +213,36 @@ def test_a_step_moves_the_weights_and_going_on_equals_never_having_stopped(tmp_p
     assert all(torch.equal(a, b) for a, b in means)
 
 
+@torch.no_grad()
+def test_folding_the_norms_changes_nothing_but_that_training_has_none():
+    model, _ = tiny.build(seed=2, **SMALL)
+    tower = model.model.vision_tower
+    pictures = torch.rand(6, 3, 64, 64) * 2 - 1
+    tower.train()(pictures)  # moves the running statistics
+    tower.eval()
+    expected = tower(pictures).last_hidden_state
+    fold(tower)
+    assert not [part for part in tower.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert torch.allclose(tower(pictures).last_hidden_state, expected, atol=1e-4)
+    assert torch.allclose(tower.train()(pictures[:1]).last_hidden_state, expected[:1], atol=1e-4)
+
+
 @pytest.mark.slow
 def test_the_command_trains_measures_and_writes_an_agent_that_clicks(tmp_path):
-    sft.main(_args(tmp_path / "run"))
-    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").open()]
+    out = tmp_path / "run"
+    sft.run(_args(out))
+    rows = [json.loads(line) for line in (out / "log.jsonl").open()]
     assert [row["stage"] for row in rows] == ["look", "easy", "click", "state"]
     assert {"val_first", "val_iou_error", "val_stop"} <= set(rows[-1])
-    with pytest.raises(SystemExit, match="--resume"):
-        sft.main(_args(tmp_path / "run"))
-    sft.main(replace(_args(tmp_path), resume=tmp_path / "run"))  # finished: nothing left to do
-    agent = MllmAgent(tmp_path / "run" / "model")
-    assert agent.settings["prompt"] == "instruction" and agent.settings["image_size"] == (32, 32)
+    with pytest.raises(RunError, match="--resume"):
+        sft.run(_args(out))
+    with pytest.raises(RunError, match="width: was 32, now 48"):
+        sft.run(replace(_args(out, width=48), resume=str(out)))
+    assert sft.main(["--resume", str(out)]) == 0  # finished: nothing left to do
+    assert sft.main(["--resume", str(out), "--state-steps", "4"]) == 0
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"] == 9
+    agent = MllmAgent(out / "model")
+    assert agent.settings["prompt"] == "instruction" and agent.settings["image_size"] == (64, 64)
     task = Synthetic("val").load(0)
     state = SegMDP(tools.make("disc")).initial(task)
     assert len(agent.act([SegMDP(tools.make("disc")).observation(state)], [0])) == 1
