@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import sys
 import time
 import typing
@@ -43,16 +44,27 @@ class RunError(SegenvError):
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" while writing `path` into a message that says how to go on."""
+    """Turn "no space left" while writing `path`, or into the folder `path`, into a message that says how to go on."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if isinstance(error, RunError) or not _disk_full(error, path):
             raise
         raise RunError(
-            f"the disk is full ({error.strerror}) while writing {path}; nothing written before is lost: free some "
-            "space, then go on with --resume"
+            f"the disk is full ({getattr(error, 'strerror', None) or 'No space left on device'}) while writing {path}; "
+            "nothing written before is lost: free some space, then go on with --resume"
         ) from error
+
+
+def _disk_full(error: Exception, path: Path) -> bool:
+    """Whether an error came of a full disk. Not every library says so: torch's writer tells of an unexpected
+    position."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if "No space left" in str(error):  # safetensors
+        return True
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    return isinstance(error, RuntimeError) and shutil.disk_usage(there).free < 1 << 20
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

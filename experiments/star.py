@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from experiments import star_report
-from experiments.runs import RunError, RunFolder, hide_home, manifest, parse_args, plain
+from experiments.runs import RunError, RunFolder, disk_errors, hide_home, manifest, parse_args, plain
 from experiments.star_options import FREE, Args, TrainerOptions
 from experiments.star_stages import Run, episodes, player_of, read_rows, split, stages
 from search.executors import Skipped
@@ -135,7 +135,8 @@ def stage(this: Run, n: int, name: str, work: Any) -> None:
         return
     (this.folder / key).parent.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    work(this, n)
+    with disk_errors(this.folder.path):
+        work(this, n)
     this.folder.finish(key)
     print(f"[{key}] {time.perf_counter() - began:.1f} s", file=sys.stderr)
 

@@ -260,6 +260,94 @@ def test_killed_in_every_stage_it_ends_as_if_uninterrupted(tmp_path):
     assert (out / "report.html").stat().st_size > 10_000
 
 
+@pytest.mark.slow
+def test_killed_ten_times_at_random_it_ends_as_if_uninterrupted(tmp_path):
+    pytest.importorskip("trl")
+    expected = run_whole(tmp_path / "whole")
+    rng = np.random.default_rng(0)
+    kills = run = 0
+    while True:
+        out = tmp_path / f"killed{run}"
+        while kills < 10:
+            flags = ["--resume", str(out)] if (out / "config.yaml").exists() else [*FLAGS, "--out", str(out)]
+            process = subprocess.Popen(star_command(*flags), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            try:
+                assert process.wait(timeout=rng.uniform(2, 10)) == 0
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                kills += 1
+        if not (out / "star.DONE").exists():
+            flags = ["--resume", str(out)] if (out / "config.yaml").exists() else [*FLAGS, "--out", str(out)]
+            subprocess.run(star_command(*flags), check=True, capture_output=True)
+        assert without_timings(out) == expected
+        if kills == 10:
+            break
+        run += 1  # it ended before ten kills: another
+
+
+@pytest.mark.slow
+def test_the_ablation_plays_every_arm_on_the_same_tasks_and_goes_on_after_a_kill(tmp_path):
+    pytest.importorskip("trl")
+    flags = [
+        *FLAGS,
+        "--ablation",
+        "--ablation-seeds",
+        "2",
+        "--keep-iou",
+        "0",
+        "--min-gain",
+        "-1",
+        "--zero-gain",
+        "keep",
+    ]
+    out = tmp_path / "ablation"
+    process = subprocess.Popen(star_command(*flags, "--out", str(out)), stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (out / "seed0" / "continue" / "round2" / "rollout.DONE").exists():
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    subprocess.run(star_command("--resume", str(out)), check=True, capture_output=True)
+    numbers = json.loads((out / "ablation.json").read_text())
+    lines = {line["policy"]: line for line in numbers["policies"]}
+    assert list(lines) == ["S_0", "control", "star", "star+", "star+, round 2", "continue, round 2"]
+    assert lines["S_0"]["gain"] == [0, 0, 0] and lines["continue, round 2"]["steps"] == 8
+    for seed in (0, 1):
+        runs = {
+            arm: json.loads((out / f"seed{seed}" / arm / "metrics.json").read_text()) for arm in ("star+", "control")
+        }
+        assert lines["star+"]["miou_by_seed"][seed] == pytest.approx(runs["star+"]["policies"][1]["miou"])
+        assert lines["control"]["over_control"] == [0, 0, 0]
+        assert runs["star+"]["policies"][0]["miou"] == runs["control"]["policies"][0]["miou"]
+    assert (out / "ablation.csv").read_text().count("\n") == 1 + 6 * 3
+    assert "star+, round 2" in (out / "report.html").read_text()
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
+    from experiments.star import main
+
+    flags = ["--dry-run", "--agent", "mllm:untrained", "--tool", "disc", "--rounds", "2", "--start-from", "previous"]
+    assert main([*flags, "--out", str(tmp_path / "run")]) == 0
+    plan = capsys.readouterr().out
+    assert "S_0: 600 steps" in plan and "S_2: 300 steps of 32 rows from S_1 on D_0 + D_2" in plan
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_for_the_trainer_reach_trl(tmp_path):
+    pytest.importorskip("trl")
+    from agents.sft import SFTOptions, _arguments
+    from experiments.runs import parse_args
+    from experiments.star import Args
+
+    args = parse_args(Args, ["--trainer.lora", "8", "--trainer.extra", "optim", "adafactor", "adam_beta2", "0.95"])
+    assert args.trainer.lora == 8
+    made = _arguments(tmp_path, SFTOptions(extra=tuple(args.trainer.extra.items())))
+    assert made.optim == "adafactor" and made.adam_beta2 == 0.95
+    with pytest.raises(ValueError, match="no field optimizer"):
+        _arguments(tmp_path, SFTOptions(extra=(("optimizer", "x"),)))
+
+
 def test_a_run_needs_tasks_to_hold_out(tmp_path):
     from experiments.runs import RunError
     from experiments.star import Args, split

@@ -1,0 +1,189 @@
+"""Which of its inputs does an agent use: image, instruction, mask?
+
+    python -m experiments.inputs --agent mllm --limit 500
+
+plays the same procedural scenes several times, paired: as they are (the annotator and random clicks beside it), with
+the instruction exchanged for one that names another object of the scene, and with the mask hidden from the agent. One
+who reads the instruction follows it to the other object; one who looks at the mask does worse without it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+import agents
+from agents.base import Agent
+from experiments.runs import RunError, write_atomic
+from experiments.star_report import first_click_inside
+from search.rollout import Episode, rollout
+from segenv import data, metrics, tools
+from segenv.mdp import Observation, SegMDP
+from segenv.types import SegenvError, Task, object_of
+
+Number = dict[str, Any]  # {"value", "interval", "episodes"}
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of the command line; specs as in the README's table."""
+
+    agent: str = "mllm"
+    data: str = "synthetic:val"
+    """scenes whose tasks carry `instances` and `others` in their meta, as the procedural ones do"""
+    tool: str = "sam"
+    codec: str | None = None
+    limit: int = 500
+    max_steps: int = 7
+    seed: int = 0
+    batch_size: int = 32
+    threads: int = 1
+    out: Path | None = None
+    """also write the numbers to this JSON file"""
+
+
+class Blindfolded(Agent):
+    """An agent that is always shown an empty mask."""
+
+    def __init__(self, agent: Agent) -> None:
+        super().__init__(agent.codec)
+        self.agent, self.spec = agent, f"{agent.spec} without masks"
+
+    def _act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
+        hidden = [replace(item, mask=np.zeros_like(item.mask)) for item in observations]
+        return self.agent.act(hidden, seeds)
+
+
+def run(args: Args) -> dict[str, Any]:
+    """Every measure as value, 95 % bootstrap interval over episodes and number of episodes, and the protocol."""
+    try:
+        dataset, tool = data.make(args.data), tools.make(args.tool)
+        agent = agents.make(args.agent, args.codec, seed=args.seed)
+    except (ValueError, OSError, ImportError) as error:
+        raise RunError(
+            f"cannot set up data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}: {error}"
+        ) from error
+    if agent.privileged:
+        raise RunError(f"agent {args.agent!r} reads the target; ask this of agents that only see observations")
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(args.threads)
+    tasks = [dataset[k] for k in range(min(args.limit, len(dataset)))]
+    if not all({"instances", "others"} <= task.meta.keys() for task in tasks):
+        raise RunError(f"the tasks of {args.data!r} do not say what else is in their scenes; take synthetic:val")
+    others = [other for task in tasks if (other := exchanged(task)) is not None]
+
+    def play(player: Agent, chosen: Sequence[Task], steps: int, name: str) -> list[Episode]:
+        mdp = SegMDP(tool, steps)
+        played = rollout(mdp, player, chosen, seed=args.seed, batch_size=args.batch_size)
+        return list(tqdm(played, total=len(chosen), desc=name, unit="episode", mininterval=1))
+
+    plain = play(agent, tasks, args.max_steps, "as it is")
+    expert = play(agents.make("annotator"), tasks, args.max_steps, "annotator")
+    random = play(agents.make("random"), tasks, 1, "random")
+    swapped = play(agent, others, args.max_steps, "other instruction")
+    hidden = play(Blindfolded(agent), tasks, args.max_steps, "mask hidden")
+    measures = {
+        "first click in the object": _mean([first_click_inside(*pair) for pair in zip(plain, tasks, strict=True)]),
+        "first click in the object, random": _mean(
+            [first_click_inside(*pair) for pair in zip(random, tasks, strict=True)]
+        ),
+        "final mIoU": _mean([episode.final_iou for episode in plain]),
+        "final mIoU, annotator": _mean([episode.final_iou for episode in expert]),
+        "final mIoU, share of the annotator's": _ratio(plain, expert),
+        "other instruction: mask goes to the other object": _followed(swapped, others),
+        "IoU@2, mask seen - hidden, paired": _difference(plain, hidden, lambda episode: iou_at(episode, 2)),
+        "second click's gain, mask seen - hidden, paired": _difference(plain, hidden, second_gain),
+        "final mIoU, mask seen - hidden, paired": _difference(plain, hidden, lambda episode: episode.final_iou),
+    }
+    protocol = {
+        **{key: value for key, value in vars(args).items() if key != "out"},
+        "agent": agent.settings,
+        "intervals": "95 % percentile bootstrap over episodes",
+        "other instruction": "the first other object that a sentence picks out; the mask went to it if the last mask's "
+        "IoU with it exceeds that with the object first asked for",
+        "second click's gain": "IoU after two actions minus IoU after one; without masks the first action is the same",
+    }
+    return {"measures": measures, "protocol": protocol}
+
+
+def exchanged(task: Task) -> Task | None:
+    """The scene of `task` with another of its objects asked for, or None where no sentence picks out another; the
+    object first asked for is `meta["first"]`, bool [H, W]."""
+    if not task.meta["others"]:
+        return None
+    text, number = task.meta["others"][0]
+    target = task.meta["instances"] == number
+    return replace(task, target=target, instruction=text, meta={**task.meta, "first": object_of(task.target)})
+
+
+def iou_at(episode: Episode, k: int) -> float:
+    """IoU after k actions, or after the last one."""
+    return episode.ious[min(k, len(episode.ious)) - 1]
+
+
+def second_gain(episode: Episode) -> float:
+    """ΔIoU of the second action, 0 where there is none."""
+    return iou_at(episode, 2) - iou_at(episode, 1)
+
+
+def _mean(values: Sequence[float]) -> Number:
+    low, high = metrics.bootstrap(values)
+    return {"value": float(np.mean(values)), "interval": [low, high], "episodes": len(values)}
+
+
+def _ratio(played: Sequence[Episode], expert: Sequence[Episode]) -> Number:
+    own, best = ([episode.final_iou for episode in each] for each in (played, expert))
+    low, high = metrics.bootstrap_ratio(own, best)
+    return {"value": sum(own) / sum(best), "interval": [low, high], "episodes": len(played)}
+
+
+def _followed(swapped: Sequence[Episode], others: Sequence[Task]) -> Number:
+    """How often the mask went to the object that the exchanged instruction names."""
+    went = []
+    for episode, task in zip(swapped, others, strict=True):
+        mask = episode.mask(len(episode.steps))
+        went.append(float(metrics.iou(task.target, mask) > metrics.iou(task.meta["first"], mask)))
+    return _mean(went)
+
+
+def _difference(first: Sequence[Episode], second: Sequence[Episode], measure: Callable[[Episode], float]) -> Number:
+    one, other = ([measure(episode) for episode in each] for each in (first, second))
+    difference, low, high = metrics.bootstrap_difference(one, other)
+    return {"value": difference, "interval": [low, high], "episodes": len(first)}
+
+
+def text(numbers: dict[str, Any]) -> str:
+    """The measures for a terminal."""
+    lines = []
+    for name, number in numbers["measures"].items():
+        low, high = number["interval"]
+        sign = "+" if "paired" in name else ""
+        cells = f"{number['value']:{sign}.4f}   {low:{sign}.4f} to {high:{sign}.4f}"
+        lines.append(f"{name:<52}{cells}   {number['episodes']} episodes")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    try:
+        numbers = run(args)
+    except SegenvError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(text(numbers))
+    if args.out is not None:
+        write_atomic(args.out, json.dumps(numbers, indent=1, default=str) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
