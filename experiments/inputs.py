@@ -23,7 +23,7 @@ from tqdm import tqdm
 import agents
 from agents.base import Agent
 from experiments.runs import RunError, write_atomic
-from experiments.star_report import first_click_inside
+from experiments.star_measures import first_click_inside
 from search.rollout import Episode, rollout
 from segenv import data, metrics, tools
 from segenv.mdp import Observation, SegMDP
