@@ -16,6 +16,7 @@ SPECS = {
     "grabcut": "grabcut:DIR (data_GT/ and boundary_GT/)",
     "berkeley": "berkeley:DIR (images/ and masks/)",
     "davis": "davis:DIR (img/ and gt/)",
+    "trajectories": "trajectories:FILE.json or trajectories:FILE.json@IMAGES (SegAgent's recorded clicks)",
 }
 
 
@@ -47,6 +48,12 @@ def make(spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_
             from segenv.data.coco import Coco
 
             return Coco(*_split_images(rest, spec), skip_bad, max_pixels)
+        case "trajectories":
+            from segenv.data.trajectories import Trajectories
+
+            if "@" not in rest or Path(rest).expanduser().is_file():
+                return Trajectories(rest, None, skip_bad, max_pixels)
+            return Trajectories(*_split_images(rest, spec), skip_bad, max_pixels)
         case _:
             from segenv.data import click_benchmarks
 
@@ -74,9 +81,9 @@ def _split_subset(rest: str) -> tuple[str, str | None]:
 
 
 def _split_images(rest: str, spec: str) -> tuple[str, str]:
-    """ANNOTATIONS.json and IMAGES of ANNOTATIONS.json@IMAGES, split at the first @ that follows an existing file."""
+    """FILE.json and IMAGES of FILE.json@IMAGES, split at the first @ that follows an existing file."""
     ats = [i for i, character in enumerate(rest) if character == "@" and rest[:i] and rest[i + 1 :]]
     if not ats:
-        raise DataError(f"data {spec!r} lacks a part; expected {SPECS['coco']}")
+        raise DataError(f"data {spec!r} lacks a part; expected {SPECS[spec.partition(':')[0]]}")
     at = next((i for i in ats if Path(rest[:i]).expanduser().is_file()), ats[0])
     return rest[:at], rest[at + 1 :]

@@ -105,6 +105,7 @@ class Coco(Dataset):
         )
         meta = {
             "image_id": entry["image_id"],
+            "file_name": record["file_name"],
             "annotation_id": entry["id"],
             "category": category,
             "iscrowd": crowd,

@@ -1,0 +1,386 @@
+"""Click trajectories in SegAgent's released JSON: made by the annotator, taken from a run, exported for other trainers.
+
+    python -m experiments.trajectories generate --data index:DIR --tool sam --starts empty box points --out runs/d0
+    python -m experiments.trajectories convert --run runs/star/round1/rows.jsonl --out runs/d1
+    python -m experiments.trajectories export --data trajectories:runs/d0/trajectories.json --out runs/d0_trl
+
+`generate` keeps a click only if its IoU is above all before it, ends with the first that is not, at IoU 0.98, or after
+20 clicks, as the released generator does; `--rule paper` goes on instead, and drops clicks with ΔIoU below
+`--min-gain` (the paper does not publish its value). It goes on after a stop, of whatever kind, with `--resume DIR`.
+
+`trajectories:FILE` is data for every command. Images are written beside the file, as PNG; with `--images DIR` they are
+named in that folder instead, and the data is then `trajectories:FILE@DIR`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+import yaml
+from tqdm import tqdm
+
+from experiments.runs import RunError, RunFolder, hide_home, manifest, parse_args, plain
+from search.executors import Player, Setup
+from search.rollout import Episode, rollout
+from search.star import Row
+from search.trajectories import Expert, Opening, Rule, moves_of, moves_of_rows, opening, select, trajectories_of
+from segenv import __version__, codec
+from segenv import data as datasets
+from segenv.data.base import Dataset, folder, read_image, within
+from segenv.data.export import conversations, export, write_png
+from segenv.data.recorded import STOP_IOU
+from segenv.data.trajectories import Trajectories, write
+from segenv.mdp import SegMDP
+from segenv.seeds import seed_of
+from segenv.types import BadItem, SegenvError, Task, image_hash
+
+FILE = "trajectories.json"
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Flags of `generate`; specs as in the README's tables."""
+
+    data: str = "synthetic:train"
+    """what to segment"""
+    tool: str = "sam"
+    """what makes masks of clicks"""
+    annotator: str = "ritm"
+    """which annotator clicks: ritm, depth, middle, uniform, jitter:sigma=…, …"""
+    starts: tuple[Opening, ...] = ("empty",)
+    """what the first mask comes from; each task is played from each: nothing, its box, random points in the box"""
+    points: int = 3
+    """of the start points: their number is drawn from 1 to this"""
+    samples: int = 1
+    """plays of each task from each start, for those that use chance"""
+    rule: Rule = "released"
+    """released: clicks while the IoU rises above all before; paper: clicks with ΔIoU of --min-gain; all: every click"""
+    min_gain: float = 0.0
+    """clicks with a ΔIoU below this are dropped (rule paper)"""
+    stop_iou: float = STOP_IOU
+    """a play ends at this IoU"""
+    max_clicks: int = 20
+    """a play ends after so many clicks"""
+    limit: int = 1000
+    """use the first N tasks only"""
+    images: str | None = None
+    """folder of the data's image files, to name them there in place of writing PNGs"""
+    seed: int = 0
+    out: str | None = None
+    """folder of a new run; by default runs/trajectories-DATE"""
+    resume: str | None = None
+    """folder of a run to go on with; its settings hold"""
+    batch_size: int = 16
+    """plays that advance together; a learned tool's last bits may depend on it"""
+    threads: int = 1
+    """threads of the process; sums of floats may depend on it"""
+    skip_bad: bool = False
+    """pass over bad items, and count them"""
+
+
+@dataclass(frozen=True)
+class Convert:
+    """Flags of `convert`."""
+
+    run: Path
+    """rows.jsonl of a StaR round, or a file of episodes: episodes.jsonl, rollout.jsonl, expert.jsonl, …"""
+    out: Path
+    """folder for trajectories.json and its images"""
+    data: str | None = None
+    """what was played; by default what the run's config.yaml says"""
+    rule: Rule = "all"
+    """which clicks of episodes are kept, as for generate"""
+    min_gain: float = 0.0
+    """clicks with a ΔIoU below this are dropped (rule paper)"""
+    images: str | None = None
+    """folder of the data's image files, to name them there in place of writing PNGs"""
+
+
+@dataclass(frozen=True)
+class Export:
+    """Flags of `export`. Said again, the command keeps the pictures that are there and goes on."""
+
+    data: str
+    """trajectories:FILE or trajectories:FILE@IMAGES"""
+    out: Path
+    """folder for the conversations and their pictures"""
+    format: Literal["trl", "llama-factory"] = "trl"
+    """for TRL: `load_dataset(OUT)`; for LLaMA-Factory: `dataset_dir: OUT`, `dataset: segenv`"""
+    codec: str = "segagent"
+    """how replies are written"""
+    prompt: Literal["codec", "instruction"] = "codec"
+    """what is asked: the codec's whole prompt, or the instruction alone"""
+    stop_iou: float = STOP_IOU
+    """from this IoU on the reply is to stop; above 1: never"""
+    limit: int | None = None
+    """use the first N trajectories only"""
+    skip_bad: bool = False
+    """pass over bad items, and count them"""
+
+
+# ------------------------------------------------------------------------------------------------------------- generate
+
+
+def generate(args: Generate) -> dict[str, Any]:
+    """Play as `args` say, into their folder, and return what was made."""
+    for name in ("samples", "max_clicks", "limit", "batch_size", "points"):
+        if getattr(args, name) < 1:
+            raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
+    if args.min_gain and args.rule != "paper":
+        raise RunError(f"min_gain {args.min_gain} has no effect with rule {args.rule!r}; give --rule paper with it")
+    out = args.resume or args.out
+    if out is None:
+        raise RunError("a run needs a folder: give out, or resume")
+    setup = Setup(
+        args.data,
+        args.tool,
+        "annotator",
+        max_steps=args.max_clicks,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        skip_bad=args.skip_bad,
+        threads=args.threads,
+    )
+    try:
+        player = Player(setup)
+        expert = Expert(args.annotator, args.stop_iou, args.max_clicks, args.rule == "released")
+    except (ValueError, OSError, ImportError) as error:
+        raise RunError(f"cannot set up data {args.data!r} and tool {args.tool!r}: {error}") from error
+    with RunFolder.resume(out, args) if args.resume else RunFolder.create(out, args) as run:
+        hashes: dict[str, str | None] = {"data": player.dataset.fingerprint, "tool": player.tool.fingerprint}
+        settings = {key: value for key, value in plain(args).items() if key not in ("out", "resume", "images")}
+        run.keep_manifest(manifest(args.seed, settings, hashes))
+        if not run.done("generate"):
+            _play_all(run, args, player, expert)
+            entries = (record["entries"] for record in run.records("plays.jsonl"))
+            about = _write(run / FILE, entries, {"settings": hide_home(settings)})
+            run.write_json("metrics.json", about | {"skipped": hide_home(dict(player.dataset.skipped))})
+            run.finish("generate")
+        (run / "plays.jsonl").unlink(missing_ok=True)
+        return run.read_json("metrics.json")
+
+
+@dataclass(frozen=True)
+class Play:
+    """What is to be played: the data's task at `place`, from a first mask."""
+
+    place: int
+    task: str
+    start: Opening
+    sample: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        return self.task, self.start, self.sample
+
+    def begin(self, task: Task, args: Generate) -> Task:
+        """The task with its opening, under an id of its own, from which the seeds of the play derive."""
+        rng = np.random.default_rng(seed_of(args.seed, "opening", *self.key))
+        meta = {"opening": opening(task, self.start, rng, args.points)}
+        return replace(task, id=json.dumps(self.key), initial_mask=None, meta=meta)
+
+
+def _play_all(run: RunFolder, args: Generate, player: Player, expert: Expert) -> None:
+    """Play what is missing in plays.jsonl, in fixed groups, so that a run that goes on computes the same."""
+    named = enumerate(player.dataset.ids[: args.limit])
+    plays = [Play(i, name, start, k) for i, name in named for start in args.starts for k in range(args.samples)]
+    have = {(record["task"], record["start"], record["sample"]) for record in run.records("plays.jsonl")}
+    load, sources = lru_cache(maxsize=1)(player.dataset.__getitem__), player.dataset.sources
+    mdp = SegMDP(player.tool, args.max_clicks + args.points + 1)  # the expert counts its clicks, and then stops
+    with run.appending("plays.jsonl") as file, _bar(len(plays), len(have), "play") as bar:
+        for first in range(0, len(plays), args.batch_size):
+            group = plays[first : first + args.batch_size]
+            if all(play.key in have for play in group):
+                continue
+            tasks: dict[Play, Task] = {}
+            for play in group:
+                try:
+                    tasks[play] = load(play.place)
+                except BadItem:
+                    if not args.skip_bad:
+                        raise
+                    bar.update()
+            begun = [play.begin(task, args) for play, task in tasks.items()]
+            episodes = rollout(mdp, expert, begun, seed=args.seed, batch_size=len(group))
+            for (play, task), opened, episode in zip(tasks.items(), begun, episodes, strict=True):
+                if play.key in have:
+                    continue  # in a group that a kill cut
+                moves = select(moves_of(episode, len(opened.meta["opening"])), args.rule, args.min_gain)
+                image = _name_image(task, sources[play.place], args.images, run.path)
+                made = trajectories_of(moves, task, image, play.start, play.sample)
+                entries = [entry.to_json() for entry in made]
+                file.add({"task": play.task, "start": play.start, "sample": play.sample, "entries": entries})
+                bar.update()
+
+
+# --------------------------------------------------------------------------------------------------- convert and export
+
+
+def convert(args: Convert) -> dict[str, Any]:
+    """Write the rows or episodes of a run as trajectories, and return what was made."""
+    records = list(RunFolder(args.run.parent).records(args.run.name))
+    if not records:
+        raise RunError(f"--run {args.run} is missing or holds no record; expected rows.jsonl or a file of episodes")
+    if "steps" in records[0]:
+        episodes = [Episode.from_json(record) for record in records]
+        plays = [(e.task, e.sample, select(moves_of(e), args.rule, args.min_gain)) for e in episodes]
+    elif args.rule != "all":
+        raise RunError(f"rule {args.rule!r} is for episodes, and {args.run} holds rows, which are chosen already")
+    else:
+        rows = sorted(_rows(records, args.run), key=lambda row: (row.task, row.sample, row.step))
+        groups = groupby(rows, key=lambda row: (row.task, row.sample))
+        plays = [(task, sample, moves_of_rows(list(group))) for (task, sample), group in groups]
+    data = datasets.make(args.data or _data_of_run(args.run))
+    places = _places(data, {task for task, _, _ in plays}, args.run)
+    load, sources = lru_cache(maxsize=1)(data.__getitem__), data.sources
+
+    def entries() -> Iterator[list[dict[str, Any]]]:
+        with _bar(len(plays), 0, "play") as bar:
+            for name, sample, moves in plays:
+                task = load(places[name])
+                image = _name_image(task, sources[places[name]], args.images, args.out)
+                yield [made.to_json() for made in trajectories_of(moves, task, image, sample=sample)]
+                bar.update()
+
+    return _write(args.out / FILE, entries(), {"settings": hide_home({"data": data.spec, "rule": args.rule})})
+
+
+def _rows(records: Iterable[dict[str, Any]], file: Path) -> list[Row]:
+    try:
+        return [Row(**record) for record in records]
+    except TypeError as error:
+        raise RunError(f"{file} holds neither rows nor episodes of this version ({error})") from error
+
+
+def _data_of_run(file: Path) -> str:
+    """What the run that wrote `file` was played on."""
+    for parent in list(file.resolve().parents)[:2]:
+        if (parent / "config.yaml").is_file():
+            return yaml.safe_load((parent / "config.yaml").read_text())["data"]
+    raise RunError(f"no config.yaml beside or above {file}, so its data is not known; say what was played with --data")
+
+
+def _places(data: Dataset, wanted: set[str], file: Path) -> dict[str, int]:
+    """Where each of the `wanted` tasks stands in the data."""
+    places: dict[str, int] = {}
+    for i, name in enumerate(data.ids):
+        if name in wanted:
+            places[name] = i
+            if len(places) == len(wanted):
+                return places
+    raise RunError(
+        f"{file} holds task {min(wanted - set(places))!r}, which the data {data.spec!r} does not; say what was played "
+        "with --data"
+    )
+
+
+def run_export(args: Export) -> dict[str, Any]:
+    """Write the conversations of a trajectories file, and return how many."""
+    data = datasets.make(args.data, skip_bad=args.skip_bad)
+    if not isinstance(data, Trajectories):
+        raise RunError(f"data {args.data!r} holds no clicks; expected {datasets.SPECS['trajectories']}")
+    try:
+        speaks = codec.get(args.codec)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    chosen = data[: args.limit]
+    with _bar(len(chosen), 0, "trajectory") as bar:
+
+        def counted() -> Iterator[Task]:
+            for task in chosen:
+                yield task
+                bar.update()
+
+        count = export(conversations(counted(), speaks, args.prompt, args.stop_iou), args.out, args.format)
+    return {"file": str(args.out), "conversations": count, "skipped": len(data.skipped)}
+
+
+# --------------------------------------------------------------------------------------------------------------- shared
+
+
+def _name_image(task: Task, source: str, images: str | None, out: Path) -> str:
+    """The name of the task's image: from the folder `images`, or from `out`, where it is written as PNG once."""
+    if images is None:
+        name = f"images/{task.image_hash}.png"
+        if not (out / name).exists():
+            write_png(out / name, task.image)
+        return name
+    name = str(task.meta.get("file_name", source))
+    path = within(folder(images, "the data's image files"), name, task.id)
+    if image_hash(read_image(path, task.id)) != task.image_hash:
+        raise RunError(f"{path} is not the image of task {task.id!r}; give the folder that its file name counts from")
+    return name
+
+
+def _write(path: Path, plays: Iterable[list[dict[str, Any]]], info: dict[str, Any]) -> dict[str, Any]:
+    """Write the entries of each play into the file, and return what is in it."""
+    counts = {"plays": 0, "plays_without_click": 0, "trajectories": 0, "clicks": 0}
+    last: list[float] = []
+
+    def counted() -> Iterator[dict[str, Any]]:
+        for entries in plays:
+            counts["plays"] += 1
+            counts["plays_without_click"] += not any(entry["clicks_list"] for entry in entries)
+            for entry in entries:
+                counts["trajectories"] += 1
+                counts["clicks"] += len(entry["clicks_list"])
+                last.extend(click["iou"] for click in entry["clicks_list"][-1:] if click["iou"] is not None)
+                yield entry
+
+    write(path, counted(), {"description": f"click trajectories, made by segenv {__version__}", **info})
+    return {"file": str(path), **counts, "mean_last_iou": float(np.mean(last)) if last else None}
+
+
+def _bar(total: int, done: int, unit: str) -> tqdm:
+    return tqdm(total=total, initial=done, unit=unit, mininterval=0.2 if sys.stderr.isatty() else 10.0)
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
+    "generate": (Generate, generate),
+    "convert": (Convert, convert),
+    "export": (Export, run_export),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv[0] if argv else ""
+    if name not in COMMANDS:
+        tyro.extras.subcommand_cli_from_dict(
+            {key: kind for key, (kind, _) in COMMANDS.items()}, args=argv, description=__doc__
+        )
+        return 2
+    kind, work = COMMANDS[name]
+    args: Any = None
+    try:
+        if kind is Generate:
+            args = parse_args(Generate, argv[1:], __doc__)
+            if args.resume is None and args.out is None:
+                args = replace(args, out=time.strftime("runs/trajectories-%Y%m%d-%H%M%S"))
+        else:
+            args = tyro.cli(kind, args=argv[1:], description=__doc__)
+        made = work(args)
+    except (SegenvError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        again = f"generate --resume {args.resume or args.out}" if isinstance(args, Generate) else "the same flags"
+        print(f"\ninterrupted; go on with: python -m experiments.trajectories {again}", file=sys.stderr)
+        return 130
+    print(json.dumps(made, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

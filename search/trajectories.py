@@ -1,0 +1,176 @@
+"""Annotators and policies to trajectories, and trajectories to StaR's lessons.
+
+A trajectory is a chain: each click is made in the state that the one before led to. What a rule drops from a play cuts
+the chain in two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from agents.annotator import AnnotatorAgent
+from search.rollout import Episode, action_from_json, action_to_json
+from search.star import Row, Rules, action_of
+from segenv import codec, metrics
+from segenv.data.recorded import RecordedClick, Start, Trajectory, encode
+from segenv.data.trajectories import Trajectories
+from segenv.mdp import SegState
+from segenv.types import Action, Box, Click, Stop, Task, Undo, object_of
+
+Opening = Literal["empty", "box", "points"]
+Rule = Literal["released", "paper", "all"]
+
+
+class Expert(AnnotatorAgent):
+    """The annotator, who first plays the actions in `task.meta["opening"]`, and then clicks: until the mask reaches
+    `stop_iou`, `max_clicks` times at most and, if `rising`, until a click did not raise the IoU."""
+
+    def __init__(self, variant: str, stop_iou: float, max_clicks: int, rising: bool) -> None:
+        super().__init__(variant, codec.get("pixels"))
+        self.stop_iou, self.max_clicks, self.rising = stop_iou, max_clicks, rising
+
+    def _answer(self, state: SegState, rng: np.random.Generator) -> str:
+        task, first = state.task, state.task.meta["opening"]
+        clicks = state.step - len(first)
+        if clicks < 0:
+            return self.codec.format(first[state.step], task)
+        iou, before = metrics.iou(task.target, state.mask), state.undone
+        failed = self.rising and clicks > 0 and before is not None and iou <= metrics.iou(task.target, before.mask)
+        done = failed or iou >= self.stop_iou or clicks >= self.max_clicks
+        return self.codec.format(Stop(), task) if done else super()._answer(state, rng)
+
+
+def opening(task: Task, start: Opening, rng: np.random.Generator, points: int = 3) -> tuple[Box | Click, ...]:
+    """What leads to the first mask of a play: nothing, the object's tight box, or 1 to `points` positive clicks
+    anywhere in that box, off the object too (SegAgent §4). Unlike a mask alone, it stays in the tool's prompt."""
+    box = metrics.box_of(object_of(task.target))
+    if start == "empty" or box is None:
+        return ()
+    if start == "box":
+        return (box,)
+    corners, count = [int(side) for side in (box.x0, box.y0, box.x1, box.y1)], int(rng.integers(1, points + 1))
+    return tuple(Click(x, y) for x, y in rng.integers(corners[:2], corners[2:], (count, 2)).tolist())
+
+
+@dataclass(frozen=True)
+class Move:
+    """An action in the state `before` (a mask in COCO's run lengths, with its IoU), which led to `after`; None where
+    that is not known."""
+
+    step: int
+    before: str
+    before_iou: float
+    action: Action
+    after: str | None
+    after_iou: float | None
+
+
+def moves_of(episode: Episode, opened: int = 0) -> list[Move]:
+    """What was done in an episode after its first `opened` steps, without replies that were not carried out and
+    actions that were taken back."""
+    moves: list[Move] = []
+    mask, iou = episode.start_mask, episode.start_iou
+    for k, step in enumerate(episode.steps):
+        if step.error is None:
+            action = action_from_json(step.action)
+            if isinstance(action, Undo):
+                moves.pop()
+            else:
+                moves.append(Move(k - opened, mask, iou, action, step.mask, step.iou))
+        mask, iou = step.mask, step.iou
+    return moves[opened:]
+
+
+def moves_of_rows(rows: Sequence[Row]) -> list[Move]:
+    """The lessons of one play, in the order of its steps. What a correction would have led to was never played, and
+    what the last row led to is not in the rows."""
+    moves: list[Move] = []
+    after: str | None
+    iou: float | None
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        played = row.provenance != "corrected"
+        if isinstance(action_of(row), Stop):
+            after, iou = row.mask, row.iou
+        elif played and following is not None and following.step == row.step + 1:
+            after, iou = following.mask, following.iou
+        else:
+            after, iou = None, row.iou_after if played else None
+        moves.append(Move(row.step, row.mask, row.iou, action_of(row), after, iou))
+    return moves
+
+
+def select(moves: Sequence[Move], rule: Rule, min_gain: float = 0.0) -> list[Move]:
+    """The moves that `rule` keeps: all of them; those up to the first click whose IoU is not above all before
+    ("released"); those without the clicks whose ΔIoU is below `min_gain` ("paper")."""
+    kept: list[Move] = []
+    best = moves[0].before_iou if moves else 0.0
+    for move in moves:
+        if isinstance(move.action, Click) and move.after_iou is not None:
+            if rule == "released" and move.after_iou <= best:
+                break
+            if rule == "paper" and move.after_iou - move.before_iou < min_gain:
+                continue
+            best = move.after_iou
+        kept.append(move)
+    return kept
+
+
+def trajectories_of(
+    moves: Iterable[Move], task: Task, image_name: str, start: str = "given", sample: int = 0
+) -> list[Trajectory]:
+    """The clicks as trajectories, of which there are several where a click does not follow on the one before: after one
+    that was dropped or corrected, or a box. Those begin with the mask of that state. `start` is how the play's first
+    mask was made."""
+    chains: list[list[Move]] = []
+    for move in moves:
+        if not isinstance(move.action, (Click, Stop)):
+            continue
+        if chains and chains[-1][-1].after == move.before:
+            chains[-1].append(move)
+        else:
+            chains.append([move])
+    empty, made = encode(np.zeros((task.height, task.width), bool)), []
+    for chain in chains:
+        first = chain[0]
+        kind = start if first.step == 0 else "state"
+        begun = None if first.before == empty else Start(kind, first.before, first.before_iou)
+        clicks = [
+            RecordedClick.measured(move.step, move.action, move.after, move.after_iou, task.height, task.width)
+            for move in chain
+            if isinstance(move.action, Click)
+        ]
+        if clicks or begun is not None:
+            made.append(Trajectory.of_task(task, image_name, clicks, begun, sample))
+    return made
+
+
+def rows_of(data: Trajectories, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
+    """D_0 from a trajectories file, as lessons for StaR: its clicks with ΔIoU > `min_gain` until the mask reaches
+    `stop_iou`, and then a stop. They name the tasks that were played or, where the file does not know them, those of
+    `data`."""
+    rows = []
+    for i, name in enumerate(data.ids):
+        recorded = data.trajectory(i)
+        for lesson in recorded.lessons(rules.stop_iou):
+            after = lesson.iou_after
+            if isinstance(lesson.action, Click) and after is not None and after - lesson.iou <= rules.min_gain:
+                continue
+            row = Row(
+                task=recorded.task or name,
+                sample=recorded.sample,
+                step=lesson.step,
+                height=recorded.height,
+                width=recorded.width,
+                mask=lesson.mask,
+                iou=lesson.iou,
+                action=action_to_json(lesson.action),
+                provenance="expert",
+                iou_after=lesson.iou if after is None else after,
+                text="",
+            )
+            rows.append(row)
+    return rows
