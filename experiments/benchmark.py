@@ -34,7 +34,8 @@ from segenv.types import Click, Prompt, SegenvError, Task
 
 HEIGHT, WIDTH = 768, 1024  # of the images that the kernels are timed on
 PARSER_BYTES, PARSER_LIMIT_MS = 100_000, 20.0
-BATCH = 8
+BATCH, LARGE_BATCH = 8, 32
+PAIR_RATIO = 3.0  # how many times faster the embedded pair must play a large batch
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,12 @@ def adversarial_texts(reply: str) -> Iterator[tuple[str, str]]:
             yield f"{filling!r} over and over after {reply[:i]!r}", text
 
 
+def geometry(seconds: float) -> Iterator[Row]:
+    from experiments.benchmark_geometry import rows  # late, because it builds on this page
+
+    yield from rows(seconds)
+
+
 # --- tools and episodes -----------------------------------------------------------------------------------------------
 
 
@@ -234,28 +241,48 @@ def agree(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 def episodes(seconds: float) -> Iterator[Row]:
     for spec in ("disc", "sam"):
         try:
-            yield time_rollout(SegMDP(tools.make(spec), max_steps=5), f"{spec}, {BATCH} episodes", seconds)
+            mdp = SegMDP(tools.make(spec), max_steps=5)
+            yield time_rollout(mdp, agents.make("annotator"), BATCH, f"annotator and {spec}, {BATCH} episodes", seconds)
         except (ImportError, SegenvError) as error:
             yield Row("rollout", spec, None, None, f"not measured: {error}")
+    try:
+        mdp, writer = SegMDP(tools.make("sam"), max_steps=7), agents.make("mllm", temperature=1.0)
+        row = time_rollout(mdp, writer, LARGE_BATCH, f"mllm and sam, {LARGE_BATCH} episodes", seconds)
+        yield replace(row, passed=row.ratio is not None and row.ratio >= PAIR_RATIO)
+    except (ImportError, SegenvError) as error:
+        yield Row("rollout", "mllm and sam", None, None, f"not measured: {error}")
 
 
-def time_rollout(mdp: SegMDP, case: str, seconds: float) -> Row:
-    tasks, expert = list(data.make("synthetic:val")[:BATCH]), agents.make("annotator")
+def time_rollout(mdp: SegMDP, player: agents.Agent, count: int, case: str, seconds: float) -> Row:
+    """Milliseconds for `count` episodes one at a time, and all together."""
+    tasks = list(data.make("synthetic:val")[:count])
 
     def play(size: int) -> list[Episode]:
-        return list(rollout(mdp, expert, tasks, batch_size=size))
+        mdp.tool.cache.clear()
+        return list(rollout(mdp, player, tasks, batch_size=size))
 
-    times = compare(lambda: play(1), lambda: play(BATCH), same_episodes, seconds)
-    return Row("rollout", case, *times, "one at a time | batched, images encoded before")
+    plain, fast = compare(lambda: play(1), lambda: play(count), same_episodes, seconds)
+    rates = " | ".join(f"{1000 * count / time:.3g}" for time in (plain, fast))
+    return Row(
+        "rollout", case, plain, fast, f"one at a time | together, images encoded anew: {rates} episodes a second"
+    )
 
 
 def same_episodes(first: list[Episode], second: list[Episode]) -> bool:
-    """Whether the same clicks gave the same IoUs (within one part in a thousand)."""
-    return all(
+    """Whether the same clicks gave the same IoUs (within one part in a thousand), but in one episode of ten: a near tie
+    that rounding tips over is another episode from there on."""
+    same = [
         [step.action for step in a.steps] == [step.action for step in b.steps]
         and np.allclose(a.ious, b.ious, atol=1e-3)
         for a, b in zip(first, second, strict=True)
-    )
+    ]
+    return sum(same) >= 0.9 * len(same)
+
+
+def trees(seconds: float) -> Iterator[Row]:
+    from experiments.benchmark_search import rows  # late, because it builds on this page
+
+    yield from rows(seconds)
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -266,8 +293,10 @@ BENCHMARKS: dict[str, Callable[[float], Iterator[Row]]] = {
     "overlay": overlay,
     "branch": branch,
     "parser": parser,
+    "geometry": geometry,
     "tool": tool,
     "rollout": episodes,
+    "tree": trees,
 }
 
 
@@ -275,7 +304,9 @@ BENCHMARKS: dict[str, Callable[[float], Iterator[Row]]] = {
 class Args:
     """What to measure."""
 
-    only: Literal["iou", "next-click", "overlay", "branch", "parser", "tool", "rollout"] | None = None
+    only: Literal["iou", "next-click", "overlay", "branch", "parser", "geometry", "tool", "rollout", "tree"] | None = (
+        None
+    )
     """One comparison; all of them by default."""
     out: Path = Path("runs/benchmark")
     """Folder for benchmark.json."""
@@ -290,7 +321,7 @@ def show(rows: list[Row], console: Console) -> None:
     for row in rows:
         numbers = ("" if value is None else f"{value:.3g}" for value in (row.plain_ms, row.fast_ms))
         ratio = "" if row.ratio is None else f"{row.ratio:.1f}x"
-        mark = {None: "", True: "[green]ok[/]", False: f"[red]over {PARSER_LIMIT_MS:g} ms[/]"}[row.passed]
+        mark = {None: "", True: "[green]ok[/]", False: "[red]too slow[/]"}[row.passed]
         table.add_row(row.name, row.case, *numbers, ratio, mark, row.note)
     console.print(table)
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from tqdm import tqdm
 
-from experiments import report, summary
+from experiments import filtering, report, summary
 from experiments.runs import RunError, RunFolder, hide_home, manifest, parse_args
 from experiments.summary import Outcome
 from search.executors import Player, Setup, Skipped, play
@@ -30,6 +30,8 @@ FREE = frozenset({"executor", "workers", "report_episodes"})  # settings that ch
 class Args:
     """Flags of the command line; specs as in the README's tables."""
 
+    task: Literal["segment", "filter"] = "segment"
+    """filter: the agent judges given masks, see experiments.filtering"""
     data: str = "synthetic:val"
     """what to segment: synthetic[:SPLIT], index:DIR, folder:DIR, coco:ANNOTATIONS@IMAGES, …"""
     tool: str = "sam"
@@ -38,8 +40,8 @@ class Args:
     """who clicks: annotator[:VARIANT], random, mllm, mllm:NAME_OR_PATH"""
     codec: str | None = None
     """how the agent writes actions; by default its own"""
-    search: Literal["none"] = "none"
-    """look-ahead on top of the agent"""
+    search: str = "none"
+    """tree search on top of the agent: greedy:k=3,value=prm, best-of-n:…, beam:…, dvts:…, best-first:…, mcts:…"""
     max_steps: int = 20
     """actions an episode may take"""
     limit: int | None = None
@@ -62,6 +64,7 @@ class Args:
     """pass over bad items, and count them"""
     report_episodes: int = 24
     """episodes that report.html shows: worst, best and random ones"""
+    filter: filtering.Options = field(default_factory=filtering.Options)
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
@@ -72,6 +75,8 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
             f"max_steps {args.max_steps}, batch_size {args.batch_size} and limit {args.limit} must be 1 or more"
         )
     player = _player(args)
+    if args.task == "filter":
+        return filtering.run(args, player, quiet)
     ids = list(player.dataset.ids[: args.limit])
     if not ids:
         raise RunError(f"data {args.data!r} holds no task; nothing to evaluate")
@@ -106,6 +111,7 @@ def _player(args: Args) -> Player:
         tool=args.tool,
         agent=args.agent,
         codec=args.codec,
+        search=args.search,
         max_steps=args.max_steps,
         seed=args.seed,
         batch_size=args.batch_size,
@@ -120,7 +126,8 @@ def _player(args: Args) -> Player:
         ImportError,
     ) as error:  # a spec or a path that is wrong, or an extra that is not installed
         raise RunError(
-            f"cannot set up data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}: {error}"
+            f"cannot set up data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}, search {args.search!r}: "
+            f"{error}"
         ) from error
 
 
@@ -131,8 +138,9 @@ def _manifest(args: Args, player: Player, folder: RunFolder) -> dict[str, Any]:
         "limit": args.limit,
         "tool": player.tool.spec,
         **player.agent.settings,
-        "privileged": player.agent.privileged,
-        "search": args.search,
+        "privileged": player.agent.privileged or (player.value is not None and player.value.privileged),
+        "search": str(player.search or "none"),
+        "value": player.value.settings if player.value else None,
         "max_steps": args.max_steps,
         "seed": args.seed,
         "threads": args.threads,
@@ -196,7 +204,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    print(report.text(numbers))
+    print(filtering.text(numbers) if args.task == "filter" else report.text(numbers))
     print(f"report: {args.resume or args.out}/report.html")
     return 0
 

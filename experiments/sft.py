@@ -58,7 +58,7 @@ PLANS = {
     "look": Plan(first=0, cheap=1),
     "easy": Plan(first=4, easy=0.8),
     "click": Plan(first=4),
-    "state": Plan(first=2, trajectory=4, cheap=2),
+    "state": Plan(first=4, trajectory=4, cheap=2, easy=0.2),
 }
 VISION_RATE = 2.0  # the learning rate of the vision tower, in units of the rest's
 SIZES = ("image_size", "width", "vision_layers", "text_layers", "heads")

@@ -151,7 +151,7 @@ def results(this: Run, played: Sequence[Sequence[Episode]]) -> dict[str, Any]:
     skipped: Skipped = {}
     for path in sorted(this.folder.path.glob("round*/*.skipped.json")):
         skipped |= this.folder.read_json(str(path.relative_to(this.folder.path)))
-    policies = star_report.policies(played, this.args.max_steps, this.held_out_task)
+    policies = star_report.policies(played, this.args.max_steps, this.held_out_task, this.args.stop_iou)
     return {"policies": policies, "lessons": lessons, "skipped": hide_home(skipped), "protocol": protocol(this)}
 
 

@@ -22,9 +22,10 @@ PROTOCOL = {
     "gain": "paired difference of the final IoU to S_0; 95 % bootstrap over tasks, nothing of the spread over seeds",
     "gains": "paired differences to S_0 of the other measures that are means over episodes, with intervals as of gain",
     "first_click_in_object": "share of episodes whose first action is a positive click on a pixel of the object",
-    "stop_accuracy": "each action of a held-out episode is a decision in the state before it: to stop is right at IoU "
-    ">= stop_iou, and to go on (anything but a stop, an invalid reply too) is right below it; the share of decisions "
-    "that are right. The last mask of an episode that the action budget ends asks for no decision",
+    "stop_accuracy": "each reply of a held-out episode that is an action is a decision in the state before it: to stop "
+    "is right at IoU >= stop_iou, and to go on (any other action) is right below it; the share of decisions that are "
+    "right. An invalid reply decides nothing, and the last mask of an episode that the budget ends asks nothing. A "
+    "stop below stop_iou is wrong even where no click would have helped",
     "stop_precision": "share of the stops that were made at IoU >= stop_iou; without a value where there was no stop",
     "stop_recall": "share of the decisions at IoU >= stop_iou that were stops; without a value where no state with a "
     "decision reached stop_iou: then each stop is wrong, and the accuracy is the share of decisions to go on",
@@ -46,19 +47,22 @@ def policies(
     orders = [[(episode.task, episode.sample) for episode in episodes] for episodes in played]
     if any(order != orders[0] for order in orders):
         raise ValueError(
-            f"the policies played {[len(order) for order in orders]} episodes that are not of the same tasks in the same "
-            "order; differences are paired, so give the same episodes of each"
+            f"the policies played {[len(order) for order in orders]} episodes, not the same tasks in the same order; "
+            "differences are paired, so give the same episodes of each"
         )
-    tasks = [load(name) for name, _ in orders[0]]
+    inside = []  # [episodes, policies]
+    for group in zip(*played, strict=True):
+        task = load(group[0].task)
+        inside.append([first_click_inside(episode, task) for episode in group])
     measured: list[dict[str, Any]] = []
     base: dict[str, np.ndarray] = {}
-    for n, episodes in enumerate(played):
+    for n, (episodes, first) in enumerate(zip(played, np.array(inside).T, strict=True)):
         numbers = summary.summarise([summary.outcome(episode) for episode in episodes], max_steps, {})
         del numbers["protocol"]
-        each = _each(episodes, tasks, max_steps)
+        each = {**_each(episodes, max_steps), "first_click_in_object": first}
         base = base or each
         gains = {key: metrics.bootstrap_difference(each[key], base[key]) for key in each}
-        change, first = each["miou"] - base["miou"], each["first_click_in_object"]
+        change = each["miou"] - base["miou"]
         low, high = numbers["intervals"]["parse_rate"]
         numbers["intervals"] |= {
             "gain": list(gains["miou"][1:]),
@@ -79,16 +83,13 @@ def policies(
     return measured
 
 
-def _each(episodes: Sequence[Episode], tasks: Sequence[Task], max_steps: int) -> dict[str, np.ndarray]:
-    """What each episode adds to the measures that are means over episodes, [episodes] each."""
+def _each(episodes: Sequence[Episode], max_steps: int) -> dict[str, np.ndarray]:
+    """What each episode adds to measures that are means over episodes, [episodes] each."""
     return {
         "miou": np.array([episode.final_iou for episode in episodes]),
         "best_iou": np.array([episode.best_iou for episode in episodes]),
         "boundary_iou": np.array([episode.boundary_iou for episode in episodes]),
         "noc/85": np.array([metrics.noc(episode.ious, 0.85, max_steps) for episode in episodes], float),
-        "first_click_in_object": np.array(
-            [first_click_inside(*pair) for pair in zip(episodes, tasks, strict=True)], float
-        ),
         "stop_rate": np.array([episode.stopped for episode in episodes], float),
     }
 
@@ -107,9 +108,10 @@ def stopping(episodes: Sequence[Episode], stop_iou: float) -> tuple[dict[str, An
     """
     counts = np.zeros((len(episodes), 4))  # [episodes; decisions, stops, due, stops that were due]
     for count, episode in zip(counts, episodes, strict=True):
-        stops = np.array([step.action["type"] == "stop" for step in episode.steps])
-        due = np.array([episode.start_iou, *episode.ious[:-1]]) >= stop_iou  # a decision sees the mask before it
-        count[:] = len(stops), stops.sum(), due.sum(), (stops & due).sum()
+        kinds = np.array([step.action["type"] for step in episode.steps])
+        decided, stops = kinds != "invalid", kinds == "stop"
+        due = decided & (np.array([episode.start_iou, *episode.ious[:-1]]) >= stop_iou)  # of the mask it was shown
+        count[:] = decided.sum(), stops.sum(), due.sum(), (stops & due).sum()
     decisions, stops, due, both = counts.T
     shares = {
         "stop_accuracy": (decisions - stops - due + 2 * both, decisions),
@@ -152,7 +154,8 @@ def acceptance(rows: Sequence[Row], episodes: Iterable[Episode]) -> dict[str, An
 def _fault(row: Row, episode: Episode) -> str:
     """What was wrong with the action that a corrected row replaces."""
     step = episode.steps[row.step]
-    kind = (getattr(step, "rejected", None) or {"action": step.action})["action"]["type"]
+    own = step.other["action"] if step.corrected and step.other else step.action
+    kind = own["type"]
     if kind in ("invalid", "undo"):
         return {"invalid": "invalid_reply", "undo": "undo"}[kind]
     if kind == "stop":

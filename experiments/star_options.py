@@ -83,6 +83,9 @@ class Args:
     """an action is good if it raises the IoU by more than this"""
     zero_gain: Literal["correct", "keep", "drop"] = "correct"
     """what becomes of an action that leaves the IoU exactly as it was"""
+    no_gain: Literal["stop", "click"] = "stop"
+    """what is right where the annotator's own click does not raise the IoU: a tool is at its end before a mask is
+    perfect"""
     stop_iou: float = 0.9
     """from this IoU on the lesson is to stop"""
     keep_iou: float = 0.7
@@ -117,7 +120,7 @@ class Args:
     @property
     def rules(self) -> Rules:
         """What counts as a good action."""
-        return Rules(self.min_gain, self.zero_gain, self.stop_iou, self.keep_iou)
+        return Rules(self.min_gain, self.zero_gain, self.no_gain, self.stop_iou, self.keep_iou)
 
     @property
     def start_steps(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from experiments import star_plots
@@ -19,7 +20,7 @@ from experiments.star_measures import PROTOCOL, acceptance, policies
 from search.rollout import Episode, clicks_of
 from segenv import render
 from segenv.seeds import seed_of
-from segenv.types import Click, Task
+from segenv.types import Click, Task, object_of
 
 __all__ = ["PROTOCOL", "acceptance", "policies", "scalars", "table", "text", "write"]
 
@@ -108,14 +109,14 @@ def _verdict(interval: Sequence[float | None], better: str) -> str:
 
 def text(numbers: dict[str, Any]) -> str:
     """The results for a terminal."""
-    names = "".join(f"{'S_' + str(policy['round']):>28}" for policy in numbers["policies"])
+    names = "".join(f"{'S_' + str(policy['round']):>30}" for policy in numbers["policies"])
     lines = [f"{numbers['policies'][0]['episodes']} held-out episodes, 95 % intervals", f"{'':<34}{names}"]
     for row in table(numbers):
-        cells = "".join(f"{_beside(cell['value'], cell['interval']):>28}" for cell in row["cells"])
+        cells = "".join(f"{_beside(cell['value'], cell['interval']):>30}" for cell in row["cells"])
         lines.append(f"{row['name']:<34}{cells}".rstrip())
         if row["name"] == "mIoU":
-            gains = "".join(f"{_beside(cell['gain'], cell['between']):>28}" for cell in row["cells"][1:])
-            lines.append(f"{'gain over S_0, paired':<34}{'':>28}{gains}".rstrip())
+            gains = "".join(f"{_beside(cell['gain'], cell['between']):>30}" for cell in row["cells"][1:])
+            lines.append(f"{'gain over S_0, paired':<34}{'':>30}{gains}".rstrip())
     return "\n".join(lines + [_of_lesson(lesson) for lesson in numbers["lessons"] if lesson["rows"] or lesson["round"]])
 
 
@@ -195,7 +196,11 @@ def write_tensorboard(
     by_round: list[tuple[int, Any]] = []
     margins = {}
     for row in scalars(numbers):
-        for tag, value in ((row.measure, row.value), (f"low/{row.measure}", row.low), (f"high/{row.measure}", row.high)):
+        for tag, value in (
+            (row.measure, row.value),
+            (f"low/{row.measure}", row.low),
+            (f"high/{row.measure}", row.high),
+        ):
             if value is not None:
                 by_round.append((row.round, proto.scalar(tag, value)))
     for key, name, *_ in (*MEASURES, ("gain", "gain over S_0, paired")):
@@ -220,8 +225,8 @@ def _events(summaries: Iterable[tuple[int, Any]], at: float) -> bytes:
     buffer = io.BytesIO()
     writer = RecordWriter(buffer)
     writer.write(Event(wall_time=at, file_version="brain.Event:2").SerializeToString(deterministic=True))
-    for step, summary_ in summaries:
-        event = Event(wall_time=at, step=step, summary=summary_)
+    for step, content in summaries:
+        event = Event(wall_time=at, step=step, summary=content)
         writer.write(event.SerializeToString(deterministic=True))
     return buffer.getvalue()
 
@@ -230,15 +235,14 @@ def _events(summaries: Iterable[tuple[int, Any]], at: float) -> bytes:
 
 
 def choose(ends: Sequence[Sequence[Episode]], limit: int) -> dict[str, str]:
-    """At most `limit` tasks to show, by their gain from the first policy to the last: a third that gained most, a third
-    that gained least, and the rest drawn; id to the group's name."""
+    """At most `limit` tasks to show, by the gain from the first policy to the last: up to a third that gained most, up
+    to a third that lost most, and the rest drawn; id to the group's name."""
     gains = {first.task: last.final_iou - first.final_iou for first, last in zip(*ends, strict=True)}
     ranked = sorted(gains, key=lambda name: (-gains[name], name))
-    third = min(limit, len(ranked)) // 3
-    groups = dict.fromkeys(ranked[:third], "gained most")
-    groups |= dict.fromkeys(ranked[: len(ranked) - third - 1 : -1], "gained least")
+    groups = {name: "gained most" for name in ranked[: limit // 3] if gains[name] > 0}
+    groups |= {name: "lost most" for name in ranked[::-1][: limit // 3] if gains[name] < 0}
     drawn = [name for name in sorted(gains, key=lambda name: seed_of("report", name)) if name not in groups]
-    return groups | dict.fromkeys(drawn[: max(0, limit - 2 * third)], "drawn at random")
+    return groups | dict.fromkeys(drawn[: limit - len(groups)], "drawn at random")
 
 
 def strip(task: Task, pair: Sequence[Episode], names: Sequence[str], group: str) -> dict[str, Any]:
@@ -251,7 +255,7 @@ def strip(task: Task, pair: Sequence[Episode], names: Sequence[str], group: str)
         "instruction": task.instruction,
         "gain": last.final_iou - first.final_iou,
         "start_iou": first.start_iou if start.any() else None,
-        "target": _picture(task, start),
+        "target": _picture(task, object_of(task.target), start),
         "plays": [
             {
                 "name": name,
@@ -269,7 +273,7 @@ def _moment(task: Task, episode: Episode, k: int) -> dict[str, Any]:
     step = episode.steps[k - 1]
     before = episode.ious[k - 2] if k > 1 else episode.start_iou
     return {
-        "picture": _picture(task, episode.mask(k), clicks_of(episode.steps[:k])),
+        "picture": _picture(task, episode.mask(k), episode.mask(k), clicks_of(episode.steps[:k])),
         "text": step.text,
         "action": describe(step.action),
         "kind": step.action["type"],
@@ -278,9 +282,11 @@ def _moment(task: Task, episode: Episode, k: int) -> dict[str, Any]:
     }
 
 
-def _picture(task: Task, mask: np.ndarray, clicks: Sequence[Click] = ()) -> str:
-    """A mask and clicks over the image and the target's outline, as a data URL."""
-    picture = render.frame(task.image, mask, clicks, task.target, size=FRAME)[: -render.CAPTION]
+def _picture(task: Task, lit: np.ndarray, mask: np.ndarray, clicks: Sequence[Click] = ()) -> str:
+    """Mask and clicks over the image, with the target's outline, as a data URL. What is not `lit` is dimmed, so that a
+    mask is seen on an object of its colour too."""
+    image = np.where(lit[..., None], task.image, task.image // 5 * 2)
+    picture = render.frame(image, mask, clicks, task.target, size=FRAME)[: -render.CAPTION]
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "WEBP", quality=80)
     return data_uri(buffer.getvalue(), "image/webp")

@@ -4,7 +4,7 @@ and it is measured on held-out tasks."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from experiments import star_measures
 from experiments.runs import RunError, RunFolder
 from experiments.star_options import Args
 from search import star
@@ -153,7 +154,8 @@ def practise(this: Run, n: int) -> None:
         samples=args.samples,
         temperature=args.temperature,
         round_index=n,
-        rules=args.rules if args.go_on_from == "correction" else None,
+        rules=args.rules,
+        go_on_from=args.go_on_from,
     )
     play_into(this, f"round{n}/rollout.jsonl", setup, sorted(chosen[: args.rollout_tasks]))
 
@@ -162,12 +164,13 @@ def judge(this: Run, n: int) -> None:
     """D_n: keep what raised the IoU, correct the rest."""
     args, rows = this.args, []
     played = episodes(this.folder, f"round{n}/rollout.jsonl")
-    for episode in star.distinct_episodes(played) if args.dedup == "sequences" else played:
+    judged = list(star.distinct_episodes(played) if args.dedup == "sequences" else played)
+    for episode in judged:
         if args.variant == "star":
             rows += star.star_rows(episode, args.rules)
         else:
             rows += star.star_plus_rows(episode, this.task(episode.task), args.rules)
-    write_rows(this, n, rows)
+    write_rows(this, n, rows, star_measures.acceptance(rows, judged))
 
 
 def learn(this: Run, n: int) -> None:
@@ -239,10 +242,10 @@ def _start(this: Run, n: int | None) -> Path | str:
     return path
 
 
-def write_rows(this: Run, n: int, rows: Sequence[Row]) -> None:
-    """A round's lessons, and of what all of them were: the policy's share is its acceptance rate."""
+def write_rows(this: Run, n: int, rows: Sequence[Row], judged: Mapping[str, Any] | None = None) -> None:
+    """A round's lessons, what all of them were, and what became of the actions that were `judged`."""
     args = this.args
-    this.folder.write_json(f"round{n}/rates.json", {"visited": len(rows), **star.rates(rows)})
+    this.folder.write_json(f"round{n}/rates.json", {"visited": len(rows), **star.rates(rows), **(judged or {})})
     (this.folder / f"round{n}/rows.jsonl").unlink(missing_ok=True)
     rows = star.distinct(rows) if args.dedup == "rows" else rows
     with this.folder.appending(f"round{n}/rows.jsonl") as file:

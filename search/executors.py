@@ -15,6 +15,8 @@ from functools import lru_cache
 from typing import Any
 
 import agents
+from search import spec
+from search.planner import as_episode
 from search.rollout import Episode, rollout
 from search.star import Rules
 from segenv import data, tools
@@ -47,7 +49,9 @@ class Setup:
     skip_bad: bool = False
     threads: int = 1
     temperature: float | None = None  # of agents that sample; None: their own
-    rules: Rules | None = None  # actions that they find bad are replaced by the annotator's as soon as they are played
+    rules: Rules | None = None  # where they find an action bad, the annotator's is tried in the same state
+    go_on_from: str = "policy"  # or "correction": what an episode goes on from after that
+    search: str = "none"  # a spec of `search.spec`, on top of the agent
 
 
 class Player:
@@ -63,6 +67,8 @@ class Player:
         sampling = {} if setup.temperature is None else {"temperature": setup.temperature}
         self.agent = agents.make(setup.agent, setup.codec, seed=setup.seed, **sampling)
         self.mdp = SegMDP(self.tool, setup.max_steps, setup.reward)
+        self.search = spec.parse(setup.search)
+        self.value = self.search.source(self.mdp, self.agent) if self.search else None
         if "cv2" in sys.modules:
             sys.modules["cv2"].setNumThreads(setup.threads)
         if "torch" in sys.modules:
@@ -71,16 +77,19 @@ class Player:
     def play(self, positions: Sequence[int]) -> Iterator[Episode]:
         """The episodes of the tasks at `positions`, in that order; all of them advance together."""
         setup, tasks = self.setup, self.dataset.select(positions)
-        yield from rollout(
-            self.mdp,
-            self.agent,
-            tasks,
-            seed=setup.seed,
-            round_index=setup.round_index,
-            samples=setup.samples,
-            batch_size=max(1, len(positions) * setup.samples),
-            correct=setup.rules.corrector() if setup.rules else None,
-        )
+        how: dict[str, Any] = {
+            "seed": setup.seed,
+            "round_index": setup.round_index,
+            "samples": setup.samples,
+            "batch_size": max(1, len(positions) * setup.samples),
+        }
+        if self.search:
+            for tree in self.search.search(self.mdp, self.agent, tasks, self.value, **how):
+                yield as_episode(self.mdp, self.agent, tree)
+        else:
+            correct = setup.rules.corrector() if setup.rules else None
+            how |= {"correct": correct, "go_on_from": setup.go_on_from}
+            yield from rollout(self.mdp, self.agent, tasks, **how)
 
     def chunk(self, positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
         """All that a worker sends back for `positions`."""

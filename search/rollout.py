@@ -34,7 +34,8 @@ class Step:
     error: str | None  # why the action was not carried out
     stated_iou: float | None  # what the text says of the mask before the action, 0..1
     mask: str  # `encode_mask`
-    rejected: dict[str, Any] | None = None  # {"action", "iou"} of the agent's own, where `action` replaced it
+    other: dict[str, Any] | None = None  # {"action", "iou"} that was tried in the same state, and not gone on from
+    corrected: bool = False  # whether `action` is a correction, and `other` what the agent did
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,15 @@ def rollout(
     samples: int = 1,
     batch_size: int = 8,
     correct: Correct | None = None,
+    go_on_from: str = "policy",
 ) -> Iterator[Episode]:
     """Play each task `samples` times and yield the episodes, in the order of tasks and then samples, as soon as they
     are ready.
 
     At most `batch_size` episodes are under way; one that ends makes place for the next, so tasks are read when they are
     needed. The agent's seed at a step is `seed_of(seed, task id, round_index, sample, step)`: no result depends on
-    `batch_size` or on the tasks around it. `correct` is asked about each action; what it returns is done in its place.
+    `batch_size` or on the tasks around it. `correct` is asked about each action; what it returns is tried in the
+    same state, and the episode goes on from what the agent did ("policy"), or from that ("correction").
     """
     if batch_size < 1 or samples < 1 or mdp.max_steps < 1:
         raise ValueError(
@@ -128,7 +131,7 @@ def rollout(
             started += 1
         if not live:
             return
-        _advance(mdp, agent, live, correct)
+        _advance(mdp, agent, live, correct, go_on_from)
         finished.update((play.number, play.finish()) for play in live if mdp.terminal(play.state))
         live = [play for play in live if not mdp.terminal(play.state)]
         while ready in finished:
@@ -179,7 +182,9 @@ class _Play:
         )
 
 
-def _advance(mdp: SegMDP, agent: Agent, live: Sequence[_Play], correct: Correct | None = None) -> None:
+def _advance(
+    mdp: SegMDP, agent: Agent, live: Sequence[_Play], correct: Correct | None = None, go_on_from: str = "policy"
+) -> None:
     """One step of every episode in `live`."""
     began = time.perf_counter()
     states = [play.state for play in live]
@@ -192,14 +197,18 @@ def _advance(mdp: SegMDP, agent: Agent, live: Sequence[_Play], correct: Correct 
     before = dict(mdp.tool.seconds)
     try:
         following = list(mdp.transition(states, actions))
-        rejected = _put_right(mdp, states, actions, following, correct) if correct else {}
+        tried = _corrections(mdp, states, actions, following, correct) if correct else {}
     except ToolError as error:
         raise ToolError(f"{error} (asked about tasks {', '.join(state.task.id for state in states)})") from error
     spent = {part: mdp.tool.seconds[part] - before[part] for part in ("encode", "decode")}
     spent["annotator" if agent.privileged else "agent"] = answered - asked
     for k, (play, text, action, state) in enumerate(zip(live, texts, actions, following, strict=True)):
+        other = tried.get(k)
+        taken = other is not None and go_on_from == "correction"
+        if other is not None and taken:
+            (action, state), other = other, (action, state)
         step = _step(mdp, play.state, text, action, state, agent.codec.stated_iou(text))
-        play.steps.append(dataclasses.replace(step, rejected=rejected.get(k)))
+        play.steps.append(dataclasses.replace(step, other=other and _tried(*other), corrected=taken))
         play.state = state
     spent["other"] = time.perf_counter() - began - sum(spent.values())
     for play in live:
@@ -207,21 +216,25 @@ def _advance(mdp: SegMDP, agent: Agent, live: Sequence[_Play], correct: Correct 
             play.seconds[part] += seconds / len(live)
 
 
-def _put_right(
-    mdp: SegMDP, states: Sequence[SegState], actions: list[Action], following: list[SegState], correct: Correct
-) -> dict[int, dict[str, Any]]:
-    """Replace actions and what followed from them, in place, where `correct` has a better one: what was replaced."""
+def _corrections(
+    mdp: SegMDP,
+    states: Sequence[SegState],
+    actions: Sequence[Action],
+    following: Sequence[SegState],
+    correct: Correct,
+) -> dict[int, tuple[Action, SegState]]:
+    """What `correct` would have done, and what follows from it, where it found an action bad."""
     better = {
         k: action
         for k, asked in enumerate(zip(states, actions, following, strict=True))
         if (action := correct(*asked)) is not None
     }
-    replaced = {}
-    for k, state in zip(better, mdp.transition([states[k] for k in better], list(better.values())), strict=True):
-        iou = float(metrics.iou(state.task.target, following[k].mask))
-        replaced[k] = {"action": action_to_json(actions[k]), "iou": iou}
-        actions[k], following[k] = better[k], state
-    return replaced
+    after = mdp.transition([states[k] for k in better], list(better.values()))
+    return {k: (action, state) for (k, action), state in zip(better.items(), after, strict=True)}
+
+
+def _tried(action: Action, following: SegState) -> dict[str, Any]:
+    return {"action": action_to_json(action), "iou": float(metrics.iou(following.task.target, following.mask))}
 
 
 def _step(

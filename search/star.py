@@ -31,11 +31,14 @@ class Rules:
     A click or box is good if it raised the IoU by more than `min_gain`; a stop is good at `stop_iou` or above, and
     there a click is not. `zero_gain` says what becomes of one that left the IoU exactly as it was: "correct" (the
     default: a click without effect is a wasted one), "keep" or "drop". All else is bad: a loss, a reply that is no
-    action, a stop too early, an undo. A whole trajectory is good if it ends at `keep_iou` or above.
+    action, a stop too early, an undo. Where the annotator's own click would not raise the IoU either, `no_gain` says
+    what is right: "stop" (the default: a tool is at its end before a mask is perfect), or "click" all the same. A whole
+    trajectory is good if it ends at `keep_iou` or above.
     """
 
     min_gain: float = 0.0
     zero_gain: Literal["correct", "keep", "drop"] = "correct"
+    no_gain: Literal["stop", "click"] = "stop"
     stop_iou: float = 0.9
     keep_iou: float = 0.7
 
@@ -57,14 +60,13 @@ class Rules:
         return Stop() if click is None else click
 
     def corrector(self) -> Callable[[SegState, Action, SegState], Action | None]:
-        """What `search.rollout.rollout` asks after each action, in order to go on from the correction of a bad one."""
+        """What `search.rollout.rollout` asks after each action: what to try in place of a bad one."""
 
         def correct(state: SegState, action: Action, following: SegState) -> Action | None:
             before, after = (float(metrics.iou(state.task.target, each.mask)) for each in (state, following))
             if self.verdict(type(action).__name__.lower(), before, after) != "correct":
                 return None
-            better = self.better(state.task, state.mask, state.clicks, before)
-            return None if better == action else better
+            return self.better(state.task, state.mask, state.clicks, before)
 
         return correct
 
@@ -102,10 +104,11 @@ class Row:
 
 def expert_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
     """The annotator's trajectory as lessons: its clicks with ΔIoU > `min_gain` until the mask reaches `stop_iou`, and
-    then a stop."""
+    then a stop; with `no_gain` "stop" also where none of its later clicks raises the IoU by more than `min_gain`."""
     rows: list[Row] = []
-    for step, row in _visited(episode, "expert"):
-        if row.iou >= rules.stop_iou:
+    for k, (step, row) in enumerate(_visited(episode, "expert")):
+        spent = rules.no_gain == "stop" and max(episode.ious[k:]) - row.iou <= rules.min_gain
+        if row.iou >= rules.stop_iou or spent:
             return [*rows, dataclasses.replace(row, action=action_to_json(Stop()))]
         if step.action["type"] == "stop" or row.gain > rules.min_gain:
             rows.append(row)
@@ -114,20 +117,32 @@ def expert_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa:
 
 def star_plus_rows(episode: Episode, task: Task, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
     """Per-action filter with correction (StaR+): good actions as they are, others replaced by the annotator's action in
-    that state."""
+    that state, or by a stop where that action was tried and raised the IoU no more than `min_gain`."""
     rows = []
     for k, (step, row) in enumerate(_visited(episode, "policy")):
-        if step.rejected is not None:  # corrected when it was played, and the episode went on from there
-            rows.append(dataclasses.replace(row, provenance="corrected", iou_after=step.rejected["iou"]))
-            continue
-        verdict = rules.verdict(step.action["type"], row.iou, row.iou_after)
-        if verdict == "keep":
+        own, iou_after = step.action, step.iou
+        if step.corrected and step.other is not None:
+            own, iou_after = step.other["action"], step.other["iou"]
+        row = dataclasses.replace(row, action=own, iou_after=iou_after)
+        verdict = rules.verdict(own["type"], row.iou, iou_after)
+        if verdict == "correct":
+            better = _correction(episode, k, row, task, rules)
+            same = better == own
+            rows.append(dataclasses.replace(row, action=better, provenance="policy" if same else "corrected"))
+        elif verdict == "keep":
             rows.append(row)
-        elif verdict == "correct":
-            mask = decode_mask(row.mask, row.height, row.width)
-            better = rules.better(task, mask, clicks_of(episode.steps[:k]), row.iou)
-            rows.append(dataclasses.replace(row, action=action_to_json(better), provenance="corrected"))
     return rows
+
+
+def _correction(episode: Episode, k: int, row: Row, task: Task, rules: Rules) -> dict[str, Any]:
+    """The right action in the state before step k, in which the policy's was bad."""
+    step = episode.steps[k]
+    if step.other is None:  # it was not tried when the episode was played
+        mask = decode_mask(row.mask, row.height, row.width)
+        return action_to_json(rules.better(task, mask, clicks_of(episode.steps[:k]), row.iou))
+    action, iou = (step.action, step.iou) if step.corrected else (step.other["action"], step.other["iou"])
+    spent = rules.no_gain == "stop" and iou - row.iou <= rules.min_gain
+    return action_to_json(Stop()) if spent else action
 
 
 def star_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen

@@ -104,6 +104,8 @@ def test_expert_rows_drop_clicks_without_gain_and_end_with_a_stop():
     task = made_task()
     episode = made_episode(task, [(CLICK, part(12)), (MISS, part(12)), (CLICK, part(28)), (CLICK, part(29))])
     rows = star.expert_rows(episode, star.Rules(stop_iou=0.9))
+    early = star.expert_rows(made_episode(task, [(CLICK, part(12)), (CLICK, part(20)), (MISS, part(9))]))
+    assert [(row.step, row.action["type"]) for row in early] == [(0, "click"), (1, "click"), (2, "stop")]
     assert [row.step for row in rows] == [0, 2, 3]
     assert [row.action["type"] for row in rows] == ["click", "click", "stop"]
     assert rows[-1].iou == pytest.approx(28 / 30)
@@ -126,15 +128,42 @@ def test_rollouts_can_go_on_from_corrections():
     """A policy that always clicks the corner is put right each time: the episode is the annotator's own."""
     task = synthetic_task()
     mdp = SegMDP(tools.make("disc"), max_steps=4)
-    rules = star.Rules(stop_iou=0.95)
-    [own] = rollout(mdp, Corner(codec.get("segagent")), [task], correct=rules.corrector())
+    rules = star.Rules(no_gain="click", stop_iou=0.95)
+    corner = Corner(codec.get("segagent"))
+    [own] = rollout(mdp, corner, [task], correct=rules.corrector(), go_on_from="correction")
     [expert] = rollout(mdp, agents.make("annotator", "segagent"), [task])
     assert own.ious == expert.ious and own.final_iou > 0
-    assert all(step.rejected is not None and step.rejected["action"]["x"] == 0 for step in own.steps)
+    assert all(step.corrected and step.other is not None and step.other["action"]["x"] == 0 for step in own.steps)
     rows = star.star_plus_rows(own, task, rules)
     assert {row.provenance for row in rows} == {"corrected"}
     assert [row.action for row in rows] == [step.action for step in expert.steps]
+    assert rows[1].iou == own.ious[0] and rows[1].iou_after == own.steps[1].other["iou"]
     assert Episode.from_json(json.loads(json.dumps(own.to_json()))) == own
+    [plain] = rollout(mdp, corner, [task], correct=rules.corrector())
+    [untouched] = rollout(mdp, corner, [task])
+    assert plain.ious == untouched.ious and plain.steps[0].other == {"action": rows[0].action, "iou": own.ious[0]}
+    assert [row.action for row in star.star_plus_rows(plain, task, rules)][0] == rows[0].action
+
+
+def test_where_no_click_helps_the_lesson_is_to_stop():
+    task = made_task()
+    episode = made_episode(task, [(CLICK, part(12)), (MISS, part(9)), (STOP, part(9))])
+    tried = {"action": {"type": "click", "x": 20, "y": 20, "positive": True}, "iou": 0.35}
+    steps = tuple(dataclasses.replace(step, other=tried) if k else step for k, step in enumerate(episode.steps))
+    episode = dataclasses.replace(episode, steps=steps)
+    rows = star.star_plus_rows(episode, task)
+    assert [(row.provenance, row.action["type"]) for row in rows] == [
+        ("policy", "click"),
+        ("corrected", "stop"),  # from .4 the annotator's click would lead to .35
+        ("corrected", "click"),  # from .3 it helps: too early to stop
+    ]
+    always = star.star_plus_rows(episode, task, star.Rules(no_gain="click"))
+    assert [row.action["type"] for row in always] == ["click", "click", "click"]
+    stopping = dataclasses.replace(
+        episode, steps=(*episode.steps[:1], dataclasses.replace(episode.steps[2], other=tried))
+    )
+    last = star.star_plus_rows(stopping, task)[-1]
+    assert (last.provenance, last.action) == ("policy", STOP)  # it stopped where nothing helped
 
 
 class Corner(agents.Agent):

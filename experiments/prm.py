@@ -1,0 +1,336 @@
+"""Train the process reward model: the agent's own model learns to state the IoU of the mask, and stays a policy.
+
+    python -m experiments.prm --out runs/prm                                        # procedural scenes, embedded models
+    python -m experiments.prm --eval-data synthetic:val index:DIR --out runs/prm    # photos beside them
+    python -m experiments.prm --resume runs/prm                                     # after a stop, of whatever kind
+
+Annotator, policy, noisy annotator and random points lead to masks of training tasks through the tool. Balanced over
+IoU, they become lessons: the mask's true IoU, and then the annotator's action. What the model states before and after
+is measured on masks of held-out tasks, beside the tool's own estimate; `--agent mllm:OUT/model` is the result. SegAgent
+(arXiv 2503.08625, §4) publishes neither the mixture of masks nor its size.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import agents
+from experiments import prm_report
+from experiments.prm_measures import READINGS, acting, histogram, measured
+from experiments.runs import RunError, RunFolder, disk_errors, hide_home, manifest, parse_args, plain
+from experiments.star_options import TrainerOptions
+from search.calibration import PROTOCOL
+from search.judged import ERRORS, SAMPLES, SOURCES, Judged, Statements, balanced, gather, observed
+from search.prm import IouReader, mean_of
+from search.star import Rules
+from segenv import data as datasets
+from segenv import tools
+from segenv.data import Dataset
+from segenv.envs.filter import POINTS
+from segenv.mdp import SegMDP
+from segenv.seeds import seed_of
+from segenv.types import SegenvError, Task
+
+FREE = frozenset({"report_masks"})  # settings that change no result
+MODELS = ("before", "after")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of the command line; specs as in the README's tables."""
+
+    data: str = "synthetic:train"
+    """tasks whose masks are learned from"""
+    eval_data: tuple[str, ...] = ("synthetic:val",)
+    """held-out tasks, of one dataset or more; where it is the same as --data, a hash of the images' names sets 30 % of
+    them apart"""
+    tool: str = "sam"
+    """what makes masks of clicks"""
+    agent: str = "mllm"
+    """the model to train: mllm, mllm:NAME_OR_PATH"""
+    codec: str | None = None
+    """how it writes; by default its own"""
+    max_steps: int = 5
+    """actions an episode may take"""
+    limit: int = 400
+    """training tasks"""
+    eval_limit: int = 120
+    """held-out tasks of each dataset"""
+    rows: int = 6400
+    """masks to learn from, at most"""
+    steps: int = 400
+    """optimiser steps"""
+    batch_rows: int = 32
+    """rows an optimiser step"""
+    learning_rate: float = 3e-4
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    stop_iou: float = 0.9
+    """from this IoU on the action to learn is to stop"""
+    temperature: float = 1.0
+    """of the policy's episodes"""
+    replies: int = 240
+    """held-out masks of each dataset on which whole replies are compared"""
+    seed: int = 0
+    out: str | None = None
+    """folder of a new run; by default runs/prm-DATE"""
+    resume: str | None = None
+    """folder of a run to go on with; its settings hold"""
+    batch_size: int = 16
+    """tasks that advance together; a learned model's last bits may depend on it"""
+    threads: int = 1
+    """sums of floats may depend on it"""
+    skip_bad: bool = False
+    """pass over bad items, and count them"""
+    report_masks: int = 24
+    """masks of each dataset that report.html shows"""
+
+
+@dataclass
+class Run:
+    """What the stages share."""
+
+    args: Args
+    folder: RunFolder
+    train: Dataset
+    held_out: list[Dataset]
+
+    @cached_property
+    def mdp(self) -> SegMDP:
+        """The rules and the tool."""
+        return SegMDP(tools.make(self.args.tool), self.args.max_steps)
+
+    @cached_property
+    def rules(self) -> Rules:
+        """When the annotator stops."""
+        return Rules(stop_iou=self.args.stop_iou)
+
+    def agent(self, name: str = "before", **options: Any) -> Any:
+        """The model before or after its training."""
+        spec = self.args.agent if name == "before" else f"mllm:{self.folder / 'model'}"
+        return agents.make(spec, self.args.codec, seed=self.args.seed, **options)
+
+    def task(self, data: Dataset) -> Callable[[str], Task]:
+        """Reads a task of `data` by its id."""
+        places = {name: place for place, name in enumerate(data.ids)}
+        return lambda name: data[places[name]]
+
+    def masks(self, name: str) -> list[Judged]:
+        """All that were gathered in the file `name`."""
+        return [Judged(**one) for record in self.folder.records(name) for one in record["masks"]]
+
+
+def splits(args: Args) -> tuple[Dataset, list[Dataset]]:
+    """Training and held-out data. No image is in both."""
+    train = whole = datasets.make(args.data, skip_bad=args.skip_bad)
+    if args.data in args.eval_data:
+        train = whole.select(whole.hold_out(0.3)[0])
+    train, held_out = train[: args.limit], []
+    for spec in args.eval_data:
+        data = datasets.make(spec, skip_bad=args.skip_bad)
+        data = data.select(data.hold_out(0.3)[1]) if spec == args.data else data
+        held_out.append(data[: args.eval_limit])
+        if shared := set(train.sources) & set(held_out[-1].sources):
+            raise RunError(
+                f"{len(shared)} images are in both {args.data!r} and {spec!r}, {min(shared)!r}; hold out others"
+            )
+    if not len(train) or not all(map(len, held_out)):
+        raise RunError(f"{args.data!r} or one of {args.eval_data} has no task left; give more tasks, or higher limits")
+    return train, held_out
+
+
+def prepare(args: Args) -> Run:
+    """Settings that hold, and data that can be read; RunError says what is wrong."""
+    for name in ("max_steps", "limit", "eval_limit", "rows", "steps", "batch_rows", "batch_size"):
+        if getattr(args, name) < 1:
+            raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
+    out = args.resume or args.out
+    if out is None:
+        raise RunError("a run needs a folder: give out, or resume")
+    torch.set_num_threads(args.threads)
+    try:
+        import agents.sft  # noqa: F401  # needs an extra, and is asked for only after the first stage
+        from agents.mllm import checkpoint
+
+        checkpoint(args.agent)
+        return Run(args, RunFolder(out), *splits(args))
+    except (ValueError, OSError, ImportError) as error:
+        raise RunError(f"cannot set up data {args.data!r} and agent {args.agent!r}: {error}") from error
+
+
+# --------------------------------------------------------------------------------------------------------------- stages
+
+
+def collect(this: Run, data: Dataset, name: str) -> None:
+    """Append the masks of each task of `data` to the file `name`, going on after those that are in it."""
+    args, policy = this.args, this.agent(temperature=this.args.temperature)
+    have = {record["task"] for record in this.folder.records(name)}
+    with this.folder.appending(name) as file, _bar(len(data), len(have), "task", name) as bar:
+        for start in range(0, len(data), args.batch_size):
+            group = data[start : start + args.batch_size]
+            if have.issuperset(group.ids):
+                continue
+            tasks = list(group)
+            made = gather(this.mdp, policy, tasks, args.seed, this.rules)
+            for task, masks in zip(tasks, made, strict=True):
+                if task.id not in have:
+                    file.add({"task": task.id, "masks": [one.to_json() for one in masks]})
+                    bar.update()
+
+
+def learn(this: Run) -> None:
+    """Fine-tune the agent's checkpoint on balanced masks of training tasks."""
+    from agents.mllm import checkpoint
+    from agents.sft import SFTOptions, finetune
+
+    args, trainer = this.args, this.args.trainer
+    options = SFTOptions(
+        steps=args.steps,
+        batch_size=args.batch_rows,
+        micro_batch_size=trainer.micro_batch_size,
+        learning_rate=args.learning_rate,
+        warmup=trainer.warmup,
+        weight_decay=trainer.weight_decay,
+        seed=seed_of(args.seed, "prm") % 2**31,
+        lora=trainer.lora,
+        bf16=trainer.bf16,
+        gradient_checkpointing=trainer.gradient_checkpointing,
+        log_steps=25,
+        extra=tuple(sorted(trainer.extra.items())),
+    )
+    pupil = this.agent()
+    declare = {"codec": pupil.codec.name, "prompt": pupil.prompt_style, "image_size": pupil.backend.image_size}
+    pupil.backend.model = None  # it is loaded again for training; two copies of a large one may not fit
+    rows = balanced(this.masks("train.jsonl"), args.rows, args.seed)
+    lessons = Statements(rows, pupil, this.task(this.train))
+    finetune(checkpoint(args.agent), lessons, this.folder / "model", options, declare)
+
+
+def judge(this: Run, k: int, model: str) -> None:
+    """What a model states about the held-out masks of dataset k: the greedy number, the expected one, and on some
+    masks its whole reply."""
+    agent = this.agent(model)
+    reader, task = IouReader(agent), this.task(this.held_out[k])
+    masks = this.masks(f"eval{k}.jsonl")
+    replied = balanced(masks, this.args.replies, this.args.seed)
+    stated: dict[str, list[float]] = {way: [] for way in READINGS}
+    size = agent.backend.batch_size
+    for start in tqdm(range(0, len(masks), size), desc=f"{model}, {this.args.eval_data[k]}", unit="batch"):
+        seen = [observed(one, task(one.task)) for one in masks[start : start + size]]
+        stated["greedy"] += reader.greedy(seen).tolist()
+        stated["mean"] += mean_of(reader.distribution(seen)).tolist()
+    written = agent.act([observed(one, task(one.task)) for one in replied], [0] * len(replied))
+    places = {(one.task, one.number): place for place, one in enumerate(masks)}
+    replies = [[places[one.task, one.number], text] for one, text in zip(replied, written, strict=True)]
+    this.folder.write_json(f"{model}{k}.json", {**stated, "replies": replies})
+
+
+def _bar(total: int, done: int, unit: str, name: str) -> tqdm:
+    return tqdm(total=total, initial=done, unit=unit, desc=name, mininterval=0.2 if sys.stderr.isatty() else 10.0)
+
+
+def stages(this: Run) -> list[tuple[str, Callable[[], None]]]:
+    """What is done, in order, by name."""
+    numbered = list(enumerate(this.held_out))
+    gathered: list[tuple[str, Callable[[], None]]] = [
+        ("gather/train", lambda: collect(this, this.train, "train.jsonl")),
+        *((f"gather/eval{k}", lambda k=k, data=data: collect(this, data, f"eval{k}.jsonl")) for k, data in numbered),
+    ]
+    judged = [(f"judge/{name}{k}", lambda k=k, name=name: judge(this, k, name)) for name in MODELS for k, _ in numbered]
+    return [*gathered, ("train", lambda: learn(this)), *judged]
+
+
+# -------------------------------------------------------------------------------------------------------------- results
+
+
+def results(this: Run) -> dict[str, Any]:
+    """The content of metrics.json: what was learned from, and for each held-out dataset how good each reading is, on
+    all masks, on as many of each tenth of IoU, and by source, and how both models act."""
+    args, codec = this.args, this.agent().codec
+    rows = balanced(this.masks("train.jsonl"), args.rows, args.seed)
+    summary = this.folder.read_json("model/sft.json")
+    training = {
+        "rows": len(rows),
+        "sources": {source: sum(one.source == source for one in rows) for source in SOURCES},
+        "iou": histogram([one.iou for one in rows]),
+        **{name: summary[name] for name in ("steps", "seconds", "loss", "log")},
+    }
+    found = {}
+    for k, data in enumerate(this.held_out):
+        masks, said = (
+            this.masks(f"eval{k}.jsonl"),
+            {model: this.folder.read_json(f"{model}{k}.json") for model in MODELS},
+        )
+        read = {f"{model}, {way}": said[model][way] for model in MODELS for way in READINGS}
+        acts = {model: acting(masks, said[model], codec, this.task(data)) for model in MODELS}
+        found[args.eval_data[k]] = {**measured(masks, read, args.seed), "replies": acts}
+    return {"data": found, "training": training, "protocol": protocol(this)}
+
+
+def protocol(this: Run) -> dict[str, Any]:
+    """Every choice that changes a number."""
+    args = plain(this.args)
+    chosen = {key: args[key] for key in args if key not in FREE | {"out", "resume"}}
+    counts = {"training_tasks": len(this.train), "held_out_tasks": [len(data) for data in this.held_out]}
+    return hide_home({**chosen, **counts, "samples": SAMPLES, "errors": ERRORS, "points": POINTS, **PROTOCOL})
+
+
+def run(args: Args) -> dict[str, Any]:
+    """All stages, in the folder of `args`; returns what metrics.json holds."""
+    this = prepare(args)
+    hashes: dict[str, str | None] = {"data": this.train.fingerprint, "tool": this.mdp.tool.fingerprint}
+    hashes |= {f"eval_data {k}": data.fingerprint for k, data in enumerate(this.held_out)}
+    hashes["agent"] = this.agent().settings["weights"]
+    out = this.folder.path
+    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+        this.folder = folder
+        about = folder.keep_manifest(manifest(args.seed, protocol(this), hashes))
+        for name, work in stages(this):
+            if folder.done(name):
+                print(f"[{name}] done before", file=sys.stderr)
+                continue
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            began = time.perf_counter()
+            with disk_errors(out):
+                work()
+            folder.finish(name)
+            print(f"[{name}] {time.perf_counter() - began:.1f} s", file=sys.stderr)
+        folder.write_json("metrics.json", results(this))
+        shown = [
+            prm_report.Shown(spec, this.masks(f"eval{k}.jsonl"), folder.read_json(f"after{k}.json"), this.task(data))
+            for k, (spec, data) in enumerate(zip(args.eval_data, this.held_out, strict=True))
+        ]
+        prm_report.write(folder, folder.read_json("metrics.json"), about, shown, args.report_masks)
+        folder.finish("prm")
+        return folder.read_json("metrics.json")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    args = Args()
+    try:
+        args = parse_args(Args, argv, __doc__)
+        if args.resume is None and args.out is None:
+            args = replace(args, out=time.strftime("runs/prm-%Y%m%d-%H%M%S"))
+        print(prm_report.text(run(args)))
+    except (SegenvError, FileExistsError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"\ninterrupted; go on with: python -m experiments.prm --resume {args.resume or args.out}", file=sys.stderr
+        )
+        return 130
+    print(f"report: {args.resume or args.out}/report.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

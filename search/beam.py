@@ -1,0 +1,20 @@
+"""Beam search: keep the `width` best-valued states of each step, and draw `k` replies at each of them.
+
+With width 1 this is greedy search. A state that the policy has ended keeps its place until the next step, so the search
+ends when all that are best have ended.
+"""
+
+from __future__ import annotations
+
+from search.tree import Ask, Node, Search, best, ranked
+
+
+def beam(root: Node, width: int = 3, k: int = 3) -> Search:
+    """Advance the frontier step by step; it is ranked across all parents."""
+    frontier = [root]
+    while asked := [node for node in frontier if not node.terminal]:
+        families = yield [Ask(node, k) for node in asked]
+        if not any(families):
+            break
+        frontier = ranked(families)[:width]
+    return best(frontier)

@@ -1,0 +1,122 @@
+"""Searches by name, the same in Python and on the command line: `greedy:k=3,value=prm`, `mcts:c=2,tokens=2000`.
+
+| name | options beside those of all |
+|---|---|
+| `none` | a plain rollout |
+| `greedy` | `k` |
+| `best-of-n` | `n` |
+| `beam`, `dvts` | `width`, `k` |
+| `lookahead` | `k`, `ahead` |
+| `best-first` | `k`, `expansions`, `width` |
+| `mcts` | `simulations`, `k`, `c`, `batch` |
+
+All take `value` (`prm`, `tool`, `oracle`, or `none` where nothing is to choose from), a budget for each task
+(`policy_calls`, `tokens`, `tool_calls`, `value_calls`, `seconds`), `near`, `patience` and `tolerance` (see
+`search.planner.Terms`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
+from typing import Any
+
+from agents.base import Agent
+from search import values
+from search.beam import beam
+from search.best_first import best_first
+from search.best_of_n import best_of_n
+from search.budget import AXES, Limits
+from search.dvts import dvts
+from search.greedy import greedy
+from search.lookahead import lookahead
+from search.mcts import mcts
+from search.planner import Terms, plan
+from search.tree import Search, Tree
+from segenv.mdp import SegMDP
+from segenv.types import Task
+
+ALGORITHMS: dict[str, Callable[..., Search]] = {
+    "greedy": greedy,
+    "best-of-n": best_of_n,
+    "beam": beam,
+    "dvts": dvts,
+    "lookahead": lookahead,
+    "best-first": best_first,
+    "mcts": mcts,
+}
+TERMS = {"near": 0.01, "patience": 0, "tolerance": 0.0}
+NO_VALUE = "none"
+
+
+@dataclass(frozen=True)
+class SearchSpec:
+    """One search, ready to run; `str` gives the spec that `parse` reads, with all that is not a default."""
+
+    algorithm: str
+    options: dict[str, int | float] = field(default_factory=dict)  # the algorithm's, as given
+    value: str = "prm"
+    terms: Terms = Terms()
+
+    def __str__(self) -> str:
+        terms = {name: getattr(self.terms, name) for name in TERMS if getattr(self.terms, name) != TERMS[name]}
+        parts = {**self.options, "value": self.value, **terms, **self.terms.limits.given()}
+        return f"{self.algorithm}:" + ",".join(f"{key}={value}" for key, value in parts.items())
+
+    def source(self, mdp: SegMDP, agent: Agent) -> values.ValueSource | None:
+        """Its value source; ValueError where agent or tool has no such value."""
+        return None if self.value == NO_VALUE else values.make(self.value, mdp, agent)
+
+    def search(
+        self, mdp: SegMDP, agent: Agent, tasks: Iterable[Task], source: values.ValueSource | None, **options: Any
+    ) -> Iterator[Tree]:
+        """The finished trees of `tasks`; `options` are those of `search.planner.plan`."""
+        algorithm = partial(ALGORITHMS[self.algorithm], **self.options)
+        return plan(mdp, agent, tasks, algorithm, source, self.terms, **options)
+
+
+def parse(spec: str) -> SearchSpec | None:
+    """The search that `spec` names, or None for `none`. Raises ValueError, which says what was expected."""
+    name, _, rest = spec.partition(":")
+    if spec == "none":
+        return None
+    if name not in ALGORITHMS:
+        raise ValueError(f"unknown search {spec!r}; expected none, or one of {', '.join(ALGORITHMS)} with options")
+    own = {key: parameter.default for key, parameter in signature(ALGORITHMS[name]).parameters.items() if key != "root"}
+    kinds = {key: type(default) for key, default in {**own, **TERMS}.items()}
+    kinds |= {axis: float if axis == "seconds" else int for axis in AXES}
+    given: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, found, text = (piece.strip() for piece in part.partition("="))
+        if not found or key not in (*kinds, "value"):
+            known = ", ".join((*kinds, "value"))
+            raise ValueError(f"search {spec!r}: {part!r} is no option of {name}; expected KEY=VALUE of {known}")
+        given[key] = text if key == "value" else _number(spec, key, text, kinds[key])
+    options = {key: given[key] for key in own if key in given}
+    for key, number in options.items():
+        if number < (0 if isinstance(number, float) else 1):
+            raise ValueError(f"search {spec!r}: {key} is {number}; expected more")
+    value = given.get("value", "prm")
+    _check_value(spec, name, {**own, **options}, value)
+    limits = Limits(**{axis: given[axis] for axis in AXES if axis in given})
+    terms = Terms(limits, **{key: given[key] for key in TERMS if key in given})
+    return SearchSpec(name, options, value, terms)
+
+
+def _number(spec: str, key: str, text: str, kind: type) -> int | float:
+    try:
+        return kind(text)
+    except ValueError:
+        what = "a whole number" if kind is int else "a number"
+        raise ValueError(f"search {spec!r}: {key} is {text!r}; expected {what}") from None
+
+
+def _check_value(spec: str, name: str, options: dict[str, Any], value: str) -> None:
+    """Without values there is nothing to choose by, and so there must be nothing to choose from."""
+    if value == NO_VALUE:
+        if name != "greedy" or options["k"] > 1:
+            raise ValueError(f"search {spec!r}: it chooses by value; take value=prm, tool or oracle, or greedy:k=1")
+    elif value.partition(":")[0] not in values.NAMES:
+        raise ValueError(f"search {spec!r}: value is {value!r}; expected one of {', '.join(values.NAMES)} or none")

@@ -1,0 +1,172 @@
+"""The tree that every search grows: nodes over states, and the terms in which an algorithm asks for more of them.
+
+An algorithm is a generator. It yields what it wants expanded, a list of `Ask`, and is sent the child that each draw led
+to, one list for each ask; it returns the node where it ended. It never calls a model: `search.planner` answers the asks
+of many trees together, pays for them, and values the children. So each algorithm is a page of plain code, and all of
+them share one way to expand, one to value and one budget.
+
+    def greedy(root, k):
+        node = root
+        while not node.terminal:
+            (children,) = yield [Ask(node, k)]
+            if not children:  # the budget is spent
+                break
+            node = best(children)
+        return node
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from search.budget import Budget, Cost, Limits
+from segenv.mdp import SegState
+from segenv.seeds import Part
+from segenv.types import Action, Box, Click, Invalid, Stop, Task, Undo
+
+NAN = float("nan")
+KINDS = (Click, Box, Stop, Undo, Invalid)  # the order in which equals are taken
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A state in the tree. Its arrays are the state's own: a child whose mask did not change shares its parent's.
+
+    `value` in 0..1 is the value source's, NaN where there is none. `prior` is the policy's probability of this child
+    among its siblings: from the log-probabilities of the replies that led here, or from how many did where the agent
+    tells none. `visits` and `total` are MCTS's.
+    """
+
+    state: SegState
+    parent: Node | None = None
+    action: Action | None = None  # what led here, as the codec read it in `text`
+    text: str = ""
+    terminal: bool = False
+    order: tuple = ()  # of siblings and cousins that are equally good: their actions from the root
+    value: float = NAN
+    prior: float = 1.0
+    weight: float = 0.0  # `prior` before it is normalised
+    visits: int = 0
+    total: float = 0.0
+    children: list[Node] = field(default_factory=list)
+    index: int = 0  # its place in `Tree.nodes`
+    draws: int = 0  # replies sampled here so far
+    said: frozenset[str] = frozenset()  # all of them
+    likeliest: Node | None = None  # the child that the policy's own reply led to, once it was asked for
+    trunk: bool = False  # reached by the policy's own replies alone: what a plain rollout would see
+
+    def path(self) -> list[Node]:
+        """The nodes from the root to this one, both included."""
+        nodes, node = [self], self
+        while node.parent is not None:
+            node = node.parent
+            nodes.append(node)
+        return nodes[::-1]
+
+    def ancestors(self) -> Iterator[Node]:
+        """Its parent, and so on up to the root."""
+        node = self.parent
+        while node is not None:
+            yield node
+            node = node.parent
+
+
+@dataclass(frozen=True)
+class Ask:
+    """`k` replies of the policy at `node`. With `likeliest`, the first is its own (what `Agent.act` says, and what a
+    rollout would do) and the others are sampled; without, all are. The policy's own reply is drawn, and paid for,
+    once a node."""
+
+    node: Node
+    k: int = 1
+    likeliest: bool = True
+
+
+# What an algorithm yields, is sent (for each ask, the node that each paid draw led to; equal draws lead to one node,
+# and an empty list says that the budget is spent) and returns (where it ended).
+Search = Generator[Sequence[Ask], Sequence[list[Node]], Node]
+Algorithm = Callable[[Node], Search]
+
+
+def merit(node: Node) -> tuple:
+    """A key that sorts the best first: the highest value, then fewer steps, then what the policy prefers. It does not
+    depend on the order in which nodes were made."""
+    return -node.value, node.state.step, -node.prior, node.order
+
+
+def best(nodes: Iterable[Node]) -> Node:
+    """The node of most merit."""
+    return min(nodes, key=merit)
+
+
+def ranked(families: Iterable[Iterable[Node]]) -> list[Node]:
+    """The distinct nodes of some families, the best first."""
+    return sorted({id(node): node for family in families for node in family}.values(), key=merit)
+
+
+@dataclass(eq=False)
+class Tree:
+    """One search: its nodes in the order they were made, what it spent, and where it ended.
+
+    It is number `sample` of its task's, and its random draws derive from `key`. `seconds` say where its time went, by
+    `search.rollout.PARTS`. `trace` holds what had been spent after each round of expansion, and the index of the best
+    node then.
+    """
+
+    task: Task
+    root: Node
+    sample: int
+    key: tuple[Part, ...]
+    budget: Budget = field(default_factory=lambda: Budget(Limits()))
+    nodes: list[Node] = field(default_factory=list)
+    last: Node | None = None
+    trace: list[tuple[Cost, int]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.nodes.append(self.root)
+        self._best = self.root
+
+    def add(self, child: Node) -> None:
+        """Hang `child`, whose parent is in the tree, below it."""
+        assert child.parent is not None
+        child.index = len(self.nodes)
+        child.parent.children.append(child)
+        self.nodes.append(child)
+        if merit(child) < merit(self._best):
+            self._best = child
+
+    @property
+    def best(self) -> Node:
+        """The node whose mask the search returns: the best-valued of all, the root and the last one included; without
+        values, where it ended."""
+        return self._best if self.root.value == self.root.value else self.last or self.root
+
+
+def order_of(action: Action) -> tuple[Any, ...]:
+    """A key that sorts actions in an order of their own: clicks, boxes, stop, undo, what is no action."""
+    kind = KINDS.index(type(action))
+    match action:
+        case Click(x, y, positive):
+            return kind, not positive, y, x
+        case Box(x0, y0, x1, y1):
+            return kind, y0, x0, y1, x1
+        case Invalid(text):
+            return kind, text
+    return (kind,)
+
+
+def near(first: Action, second: Action, pixels: float) -> bool:
+    """Whether two actions are one and the same to a search: clicks of one sign within `pixels` of each other, boxes
+    whose corners are, two stops, two undos, or two replies that are no action."""
+    if type(first) is not type(second):
+        return False
+    if isinstance(first, Click) and isinstance(second, Click):
+        apart = (first.x - second.x) ** 2 + (first.y - second.y) ** 2
+        return first.positive == second.positive and apart <= pixels**2
+    if isinstance(first, Box) and isinstance(second, Box):
+        sides = ((first.x0, second.x0), (first.y0, second.y0), (first.x1, second.x1), (first.y1, second.y1))
+        return all(abs(a - b) <= pixels for a, b in sides)
+    return True
