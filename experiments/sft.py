@@ -76,8 +76,8 @@ class Args:
     """What makes the masks of trajectories."""
     look_steps: int = 2_500
     easy_steps: int = 800
-    click_steps: int = 9_000
-    state_steps: int = 6_000
+    click_steps: int = 7_200
+    state_steps: int = 8_900
     cooldown: int = 2_500
     """The last of all these steps, in which the learning rate falls to zero."""
     lessons: int = 10

@@ -31,9 +31,9 @@ class Rules:
     A click or box is good if it raised the IoU by more than `min_gain`; a stop is good at `stop_iou` or above, and
     there a click is not. `zero_gain` says what becomes of one that left the IoU exactly as it was: "correct" (the
     default: a click without effect is a wasted one), "keep" or "drop". All else is bad: a loss, a reply that is no
-    action, a stop too early, an undo. Where the annotator's own click would not raise the IoU either, `no_gain` says
-    what is right: "stop" (the default: a tool is at its end before a mask is perfect), or "click" all the same. A whole
-    trajectory is good if it ends at `keep_iou` or above.
+    action, a stop too early, an undo. Where the mask has `keep_iou` and the annotator's own click would not raise it by
+    more than `min_gain` either, `no_gain` says what is right: "stop" (the default: a tool is at its end before a mask is
+    perfect), or "click" all the same. A whole trajectory is good if it ends at `keep_iou` or above.
     """
 
     min_gain: float = 0.0
@@ -52,6 +52,10 @@ class Rules:
         if after == before:
             return self.zero_gain
         return "keep" if after - before > self.min_gain else "correct"
+
+    def spent(self, before: float, best: float) -> bool:
+        """Whether to stop at one IoU because the annotator's clicks lead no further than to another."""
+        return self.no_gain == "stop" and before >= self.keep_iou and best - before <= self.min_gain
 
     def better(self, task: Task, mask: Any, clicks: Sequence[Click], iou: float) -> Action:
         """What the annotator does about `mask` (bool [H, W], its IoU `iou`): its next click, or a stop from `stop_iou`
@@ -104,11 +108,10 @@ class Row:
 
 def expert_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
     """The annotator's trajectory as lessons: its clicks with ΔIoU > `min_gain` until the mask reaches `stop_iou`, and
-    then a stop; with `no_gain` "stop" also where none of its later clicks raises the IoU by more than `min_gain`."""
+    then a stop, or until its later clicks lead no further."""
     rows: list[Row] = []
     for k, (step, row) in enumerate(_visited(episode, "expert")):
-        spent = rules.no_gain == "stop" and max(episode.ious[k:]) - row.iou <= rules.min_gain
-        if row.iou >= rules.stop_iou or spent:
+        if row.iou >= rules.stop_iou or rules.spent(row.iou, max(episode.ious[k:])):
             return [*rows, dataclasses.replace(row, action=action_to_json(Stop()))]
         if step.action["type"] == "stop" or row.gain > rules.min_gain:
             rows.append(row)
@@ -117,7 +120,7 @@ def expert_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa:
 
 def star_plus_rows(episode: Episode, task: Task, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
     """Per-action filter with correction (StaR+): good actions as they are, others replaced by the annotator's action in
-    that state, or by a stop where that action was tried and raised the IoU no more than `min_gain`."""
+    that state, or by a stop where that action was tried and leads no further."""
     rows = []
     for k, (step, row) in enumerate(_visited(episode, "policy")):
         own, iou_after = step.action, step.iou
@@ -141,8 +144,7 @@ def _correction(episode: Episode, k: int, row: Row, task: Task, rules: Rules) ->
         mask = decode_mask(row.mask, row.height, row.width)
         return action_to_json(rules.better(task, mask, clicks_of(episode.steps[:k]), row.iou))
     action, iou = (step.action, step.iou) if step.corrected else (step.other["action"], step.other["iou"])
-    spent = rules.no_gain == "stop" and iou - row.iou <= rules.min_gain
-    return action_to_json(Stop()) if spent else action
+    return action_to_json(Stop()) if rules.spent(row.iou, iou) else action
 
 
 def star_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen

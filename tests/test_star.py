@@ -104,7 +104,8 @@ def test_expert_rows_drop_clicks_without_gain_and_end_with_a_stop():
     task = made_task()
     episode = made_episode(task, [(CLICK, part(12)), (MISS, part(12)), (CLICK, part(28)), (CLICK, part(29))])
     rows = star.expert_rows(episode, star.Rules(stop_iou=0.9))
-    early = star.expert_rows(made_episode(task, [(CLICK, part(12)), (CLICK, part(20)), (MISS, part(9))]))
+    early = made_episode(task, [(CLICK, part(12)), (CLICK, part(20)), (MISS, part(9))])
+    early = star.expert_rows(early, star.Rules(keep_iou=0.5))
     assert [(row.step, row.action["type"]) for row in early] == [(0, "click"), (1, "click"), (2, "stop")]
     assert [row.step for row in rows] == [0, 2, 3]
     assert [row.action["type"] for row in rows] == ["click", "click", "stop"]
@@ -151,18 +152,19 @@ def test_where_no_click_helps_the_lesson_is_to_stop():
     tried = {"action": {"type": "click", "x": 20, "y": 20, "positive": True}, "iou": 0.35}
     steps = tuple(dataclasses.replace(step, other=tried) if k else step for k, step in enumerate(episode.steps))
     episode = dataclasses.replace(episode, steps=steps)
-    rows = star.star_plus_rows(episode, task)
+    rules = star.Rules(keep_iou=0.3)
+    rows = star.star_plus_rows(episode, task, rules)
     assert [(row.provenance, row.action["type"]) for row in rows] == [
         ("policy", "click"),
         ("corrected", "stop"),  # from .4 the annotator's click would lead to .35
         ("corrected", "click"),  # from .3 it helps: too early to stop
     ]
-    always = star.star_plus_rows(episode, task, star.Rules(no_gain="click"))
-    assert [row.action["type"] for row in always] == ["click", "click", "click"]
+    for other in (star.Rules(keep_iou=0.3, no_gain="click"), star.Rules(keep_iou=0.5)):  # .4 is not good enough
+        assert [row.action["type"] for row in star.star_plus_rows(episode, task, other)] == ["click"] * 3
     stopping = dataclasses.replace(
         episode, steps=(*episode.steps[:1], dataclasses.replace(episode.steps[2], other=tried))
     )
-    last = star.star_plus_rows(stopping, task)[-1]
+    last = star.star_plus_rows(stopping, task, rules)[-1]
     assert (last.provenance, last.action) == ("policy", STOP)  # it stopped where nothing helped
 
 
