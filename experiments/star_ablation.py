@@ -246,5 +246,4 @@ def plot(numbers: dict[str, Any]) -> bytes:
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set(yticks=range(len(lines)), yticklabels=[line["policy"] for line in reversed(lines)])
     axes.set(xlabel="gain of held-out mIoU over S_0 (blue: all seeds; grey: each)")
-    figure.tight_layout()
     return png(figure)

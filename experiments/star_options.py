@@ -13,12 +13,12 @@ S_0_STEPS = 600  # for an agent that has not learned from the annotator before
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """What goes to TRL's trainer; the defaults are for the embedded model on a CPU."""
+    """What goes to TRL's trainer."""
 
     lora: int = 0
     """rank of adapters on all linear layers (peft); 0 trains all weights"""
-    bf16: bool = False
-    """compute in bfloat16"""
+    bf16: bool = True
+    """compute in bfloat16; weights and optimiser stay in float32"""
     gradient_checkpointing: bool = False
     """recompute activations, for large models"""
     micro_batch_size: int = 0
@@ -56,16 +56,16 @@ class Args:
     """actions an episode may take"""
     limit: int = 400
     """training tasks that the annotator plays"""
-    rollout_tasks: int = 200
+    rollout_tasks: int = 400
     """training tasks that the policy plays in each round"""
-    samples: int = 2
+    samples: int = 3
     """rollouts of each of those tasks: more show more of its mistakes in the same scenes"""
     temperature: float = 1.0
     """of those rollouts; evaluation is greedy"""
     go_on_from: Literal["policy", "correction"] = "policy"
     """after a bad action, a rollout goes on from what the policy did, so that it learns to recover, or from the
     correction"""
-    eval_limit: int = 200
+    eval_limit: int = 400
     """held-out tasks"""
     sft_steps: int | None = None
     """optimiser steps from the agent to S_0; by default 0 (S_0 is the agent) for the embedded model on synthetic data,
@@ -76,11 +76,11 @@ class Args:
     """rows an optimiser step"""
     learning_rate: float = 1e-3
     """from the agent to S_0"""
-    round_learning_rate: float = 3e-4
-    """from S_0 to S_n"""
+    round_learning_rate: float = 1.5e-4
+    """from S_0 to S_n: low, as S_0 has seen far more scenes than a round shows and forgets them at higher rates"""
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
-    min_gain: float = 0.0
-    """an action is good if it raises the IoU by more than this"""
+    min_gain: float = 0.02
+    """an action is good if it raises the IoU by more than this: less is within what the next click may lose again"""
     zero_gain: Literal["correct", "keep", "drop"] = "correct"
     """what becomes of an action that leaves the IoU exactly as it was"""
     no_gain: Literal["stop", "click"] = "stop"
@@ -108,7 +108,7 @@ class Args:
     executor: Literal["serial", "process", "ray"] = "serial"
     workers: int = 2
     """of the executor; an ablation trains so many policies at once"""
-    batch_size: int = 16
+    batch_size: int = 32
     """episodes that advance together; a learned model's last bits may depend on it"""
     threads: int = 1
     """threads of each process; sums of floats may depend on it"""

@@ -12,6 +12,7 @@ for _id, _entry_point in {
     "segenv/HLMATGrid-v0": "segenv.envs.wrappers:HLMATGridEnv",
     "segenv/HLMATPoint-v0": "segenv.envs.wrappers:HLMATPointEnv",
     "segenv/Refine-v0": "segenv.envs.refine:RefineEnv",
+    "segenv/Filter-v0": "segenv.envs.filter:FilterEnv",
 }.items():
     # No max_episode_steps: the click budget is part of the state, and ends an episode as terminated.
     _register(id=_id, entry_point=_entry_point)

@@ -2,7 +2,7 @@
 
 **Coordinates.** Everything outside `segenv.codec` is in pixels of the original image, x to the right and y down. A
 `Click` names a pixel by its integer column `x` and row `y`. A `Box` has continuous corners, where pixel i covers [i,
-i+1): the tight box of a mask is `(min x, min y, max x + 1, max y + 1)`.
+i+1): the tight box of a mask is `(min x, min y, max x + 1, max y + 1)`; so have the vertices of `Polygons`.
 
 **Targets** are [H, W]: 0 is background, 255 (or True) is the object, 128 is ignored: it counts in no metric and
 attracts no click.
@@ -148,7 +148,32 @@ class Invalid:
     reason: str
 
 
-Action = Click | Box | Stop | Undo | Invalid
+@dataclass(frozen=True, eq=False)
+class Polygons:
+    """A mask in one action: `rings` float64 [N, 2] of vertices (x, y) in continuous coordinates, where pixel i covers
+    [i, i+1); none for an object that is not there.
+
+    They are filled by the even-odd rule over all rings or, with `union`, each by itself (see `segenv.scanlines`).
+    `truncated`: the reply broke off, and these are the vertices that were complete. The arrays become read-only.
+    """
+
+    rings: tuple[np.ndarray, ...]
+    union: bool = False
+    truncated: bool = False
+
+    def __post_init__(self) -> None:
+        rings = tuple(frozen(np.asarray(ring, np.float64).reshape(-1, 2)) for ring in self.rings)
+        object.__setattr__(self, "rings", rings)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Polygons):
+            return NotImplemented
+        if (self.union, self.truncated, len(self.rings)) != (other.union, other.truncated, len(other.rings)):
+            return False
+        return all(np.array_equal(first, second) for first, second in zip(self.rings, other.rings, strict=True))
+
+
+Action = Click | Box | Polygons | Stop | Undo | Invalid
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from its own layer or from layers before it. The layer of a package is that of all its modules.
 LAYERS = [
     {"segenv.types", "segenv.seeds"},
-    {"segenv.geometry", "segenv.metrics"},
+    {"segenv.geometry", "segenv.metrics", "segenv.scanlines"},
     {"segenv.annotator", "segenv.codec", "segenv.data", "segenv.render", "segenv.rewards", "segenv.tools"},
     {"segenv.mdp"},
     {"segenv.envs"},

@@ -188,12 +188,17 @@ CODECS: dict[str, tuple[Frame, Frame, Grammar]] = {
 
 
 def get(spec: str) -> Codec:
-    """The codec of a spec: a name in `CODECS`, alone or with a prompt in `PROMPTS`, as in `segagent:prompt=short`."""
+    """The codec of a spec: a name in `CODECS`, alone or with a prompt in `PROMPTS`, as in `segagent:prompt=short`; or a
+    polygon codec, one of `polygons.DIALECTS`."""
+    from segenv.codec import polygons  # late, because it extends Codec
+
+    if spec in polygons.DIALECTS:
+        return polygons.get(spec)
     name, _, option = spec.partition(":")
     key, _, prompt = option.partition("=")
     if name not in CODECS or (option and (key != "prompt" or prompt not in PROMPTS)):
         raise ValueError(
             f"unknown codec {spec!r}; expected one of {', '.join(CODECS)}, alone or followed by "
-            f":prompt={'|'.join(PROMPTS)}"
+            f":prompt={'|'.join(PROMPTS)}, or one of {', '.join(polygons.DIALECTS)}"
         )
     return Codec(spec, *CODECS[name], prompt=prompt or "annotator")

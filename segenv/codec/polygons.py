@@ -1,0 +1,241 @@
+"""Polygon codecs: a whole mask in one reply, as lists of vertices.
+
+`simpleseg` is the published grammar of SimpleSeg: `[[[x, y], …], …]`, a list of polygons, with numbers from 0 to 1 and
+three decimals; `rings` is ours: the same nested lists of whole numbers from 000 to 999, without blanks, after a line
+`Vertices: n` that plans the length. In both, a point alone is `[x, y]`, a box `[x0, y0, x1, y1]`, and nothing `[]`.
+
+| dialect | what it draws | how a reply is filled |
+|---|---|---|
+| `simpleseg` | the outermost contours, through pixel middles | each polygon by itself |
+| `simpleseg:contour=edges` | the outermost contours, along pixel edges | each polygon by itself |
+| `rings` | all parts and holes, along pixel edges | even-odd: a ring in a ring is a hole |
+
+**The published contours** are OpenCV's external ones, of pixel *indices* divided by width and height, in its order
+(counterclockwise on the screen; clockwise in the paper's frame, where y points up) and simplified by 0.001 of their
+length. COCO's rule fills them as continuous coordinates, and so loses half a pixel all around; this caps the IoU of
+small objects, and is kept so that released checkpoints are read as they were trained. Contours that have less than
+three vertices then are left out. The other two dialects give a mask back.
+
+**Reading.** The last list of polygons in a reply counts; without one, the last point, box or `[]`. A list that breaks
+off gives its complete vertices, marked `truncated`; so does a list with fewer vertices than it planned. A single
+polygon without the outer brackets is read as a list of one. A vertex outside the frame makes a reply invalid. Any text
+is read in time linear in its length.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from segenv.codec import Codec, _clip, _shown
+from segenv.codec.frames import Frame, Scene
+from segenv.codec.grammars import LISTS, lowered
+from segenv.geometry import canonical, fit, mask_to_polygons, polygons_to_mask, simplify
+from segenv.types import Action, Box, Click, Invalid, Polygons
+
+PROMPT = """Outline exactly this object and nothing else: {instruction}
+
+Answer with {form}, and nothing else. {fill} If the object is not in the image, answer `{nothing}`.
+Numbers run over {range}, from the upper left corner of the image to the lower right one."""
+
+# No pattern has repeats of the same characters next to each other, or an end that could fail behind a long repeat.
+_NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
+_VERTEX = rf"\[\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\]"
+_NEXT = r"\s*(?:,\s*|\]\s*(?:,\s*)?\[\s*)"  # between two vertices of one ring, or of two
+_MASK = re.compile(rf"\[\s*(?:\[\s*)?{_VERTEX}(?:{_NEXT}{_VERTEX})*|\[\s*\[\s*\[", re.ASCII)
+_CLOSED = re.compile(r"\s*(?:,\s*)?\]", re.ASCII)
+_BOX = r"\s*,\s*".join(f"(?P<b{i}>{_NUMBER})" for i in range(4))
+_FLAT = re.compile(rf"\[\s*(?:(?P<x>{_NUMBER})\s*,\s*(?P<y>{_NUMBER})\s*|{_BOX}\s*)?\]", re.ASCII)
+_PLAN = re.compile(r"vertices\s*:\s*([0-9]{1,9})\b", re.ASCII)
+_BLANKS = str.maketrans("[],", "   ")
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What the numbers mean, which contours are drawn (`centres`, `edges` or `rings`, the rows of the table above),
+    what stands between numbers, and whether the number of vertices comes first."""
+
+    frame: Frame
+    contour: str
+    comma: str
+    planned: bool = False
+
+
+DIALECTS = {
+    "simpleseg": Dialect(Frame(1, decimals=3), "centres", ", "),
+    "simpleseg:contour=edges": Dialect(Frame(1, decimals=3), "edges", ", "),
+    "rings": Dialect(Frame(999), "rings", ",", planned=True),
+}
+
+
+def get(spec: str) -> PolygonCodec:
+    """The polygon codec of a spec in `DIALECTS`; `segenv.codec.get` gives the same."""
+    if spec not in DIALECTS:
+        raise ValueError(f"unknown polygon codec {spec!r}; expected one of {', '.join(DIALECTS)}")
+    return PolygonCodec(spec, DIALECTS[spec])
+
+
+class PolygonCodec(Codec):
+    """A codec of `Polygons`; also of points (a positive `Click`) and boxes, for tasks that ask for those. See the
+    module's docstring."""
+
+    def __init__(self, name: str, dialect: Dialect) -> None:
+        super().__init__(name, dialect.frame, dialect.frame, LISTS)
+        self.dialect = dialect
+        self.union = dialect.contour != "rings"
+
+    def prompt(self, task: Scene) -> str:
+        """What a model is told beside the picture: what to outline, how, and what was wrong with its last reply."""
+        form = f"a list of polygons, {self._expected()}"
+        text = PROMPT.format(
+            instruction=task.instruction or "the main object",
+            form=f"the number of vertices in a line `Vertices: n`, and {form}" if self.dialect.planned else form,
+            fill="Draw each part of the object by itself." if self.union else "A polygon inside another cuts a hole.",
+            range=self.points.range(task, point=False),
+            nothing=self._statement(Polygons(()), task).replace("\n", " "),
+        )
+        error = getattr(task, "error", None)
+        return f"{text}\nYour last reply was not carried out: {error}" if error else text
+
+    # --------------------------------------------------------------------------------------------------------- writing
+
+    def outline(self, mask: np.ndarray, ratio: float = 0.001) -> Polygons:
+        """A mask, bool [H, W], as this dialect draws it, simplified by `ratio` of each ring's length (0 for not)."""
+        height, width = mask.shape
+        if self.dialect.contour == "centres":
+            found, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+            rings = simplify([ring[:, 0] for ring in found], ratio=ratio)
+        else:
+            rings = mask_to_polygons(mask)
+            if self.dialect.contour == "edges":  # each ring by itself fills the holes
+                rings = mask_to_polygons(polygons_to_mask(rings, height, width, union=True))
+            rings = canonical(simplify(rings, ratio=ratio))
+        return Polygons(tuple(np.clip(ring, 0, (width, height)) for ring in rings), self.union)
+
+    def reply(self, mask: np.ndarray, task: Scene, budget: int, length: Callable[[str], int] = len) -> str:
+        """The reply that draws a mask in the finest outline, in canonical order, whose `length` is within `budget`:
+        characters, or tokens where `length` counts those. Raises ValueError where not even a rectangle fits."""
+
+        def text(rings: Sequence[np.ndarray]) -> str:
+            clipped = (np.clip(ring, 0, (task.width, task.height)) for ring in rings)
+            return self.format(Polygons(tuple(clipped), self.union), task)
+
+        return text(fit(self.outline(mask, ratio=0).rings, lambda rings: length(text(rings)) <= budget))
+
+    def _statement(self, action: Action, task: Scene) -> str:
+        match action:
+            case Polygons(rings):
+                texts = [self._vertices(ring, task) for ring in rings]
+                plan = f"Vertices: {sum(map(len, texts))}\n" if self.dialect.planned else ""
+                return plan + self._list(texts)
+            case Click(positive=False):
+                raise ValueError("a polygon codec has no word for a negative click; expected a positive one")
+            case Click() | Box():
+                super()._statement(action, task)  # raises where it is not on the image
+                frame = self.dialect.frame
+                write = frame.write_point(action, task) if isinstance(action, Click) else frame.write_box(action, task)
+                return self._list([number.zfill(self._width) for number in write])
+            case Invalid(text):
+                return text
+        raise TypeError(f"action is {type(action).__name__}; expected Polygons, Click, Box or Invalid")
+
+    def _vertices(self, ring: np.ndarray, task: Scene) -> list[list[str]]:
+        """The numbers of a ring's vertices, rounded to the frame's grid, without repeats of the vertex before."""
+        size = np.array([task.width, task.height])
+        outside = ~((ring >= 0) & (ring <= size)).all(axis=1)
+        if outside.any():
+            x, y = ring[outside][0]
+            raise ValueError(f"vertex ({x:g}, {y:g}) lies outside the image of {task.width} x {task.height} pixels")
+        frame = self.dialect.frame
+        unit = 10**frame.decimals
+        grid = np.floor(ring / size * frame.extents(task) * unit + 0.5).astype(int)
+        moved = np.append(True, (grid[1:] != grid[:-1]).any(axis=1))[: len(grid)]
+        if frame.decimals:
+            return [
+                [f"{step // unit}.{step % unit:0{frame.decimals}}" for step in vertex]
+                for vertex in grid[moved].tolist()
+            ]
+        return [[f"{step:0{self._width}}" for step in vertex] for vertex in grid[moved].tolist()]
+
+    @property
+    def _width(self) -> int:
+        """Digits before the point, so that every vertex is as long as the other."""
+        return len(str(self.dialect.frame.extent))
+
+    def _list(self, items: str | Sequence) -> str:
+        """Nested lists as text."""
+        return items if isinstance(items, str) else f"[{self.dialect.comma.join(map(self._list, items))}]"
+
+    # --------------------------------------------------------------------------------------------------------- reading
+
+    def parse(self, text: str, task: Scene) -> Action:
+        """The mask, point or box that a reply states; `Invalid` with the reason where it states none."""
+        lower = lowered(text)
+        for found in deque(_MASK.finditer(lower), maxlen=1):
+            return self._polygons(text, found, task)
+        for found in deque(_FLAT.finditer(lower), maxlen=1):
+            if found["b0"]:
+                return self._box(text, found, task)
+            return self._vertex(text, found, task) if found["x"] else Polygons((), self.union, self._lacks(text, 0))
+        return Invalid(text, f"no list in `{_clip(text)}`; expected {self._expected()}")
+
+    def planned(self, text: str) -> int | None:
+        """The number of vertices that a reply states last (`Vertices: 12`), or None."""
+        lower = lowered(text)
+        found = _PLAN.match(lower, max(0, lower.rfind("vertices")))
+        return int(found[1]) if found else None
+
+    def _lacks(self, text: str, vertices: int) -> bool:
+        """Whether a reply has fewer vertices than it planned, in a dialect that plans."""
+        return self.dialect.planned and vertices < (self.planned(text) or 0)
+
+    def _polygons(self, text: str, found: re.Match[str], task: Scene) -> Action:
+        numbers = found[0].translate(_BLANKS).split()
+        if not numbers:
+            return Invalid(text, f"`{_clip(text[found.start() :])}` has no whole vertex; expected {self._expected()}")
+        values = np.array(numbers, np.float64).reshape(-1, 2)
+        extents = self.dialect.frame.extents(task)
+        outside = ~((values >= 0) & (values <= extents)).all(axis=1)
+        if outside.any():
+            first = 2 * int(outside.argmax())
+            shown = _shown(numbers[first : first + 2])
+            return Invalid(text, f"vertex {shown} lies outside {self.points.range(task, point=False)}")
+        sizes, closed = _structure(found)
+        vertices = values * (task.width, task.height) / extents
+        ends = np.cumsum(sizes).tolist()
+        rings = tuple(vertices[first:last] for first, last in zip([0, *ends], ends, strict=False))
+        return Polygons(rings, self.union, not closed or self._lacks(text, len(vertices)))
+
+    def _vertex(self, text: str, found: re.Match[str], task: Scene) -> Action:
+        numbers = [found["x"], found["y"]]
+        pixels = self.points.read(numbers, task)
+        if pixels is None:
+            return Invalid(text, f"point {_shown(numbers)} lies outside {self.points.range(task, point=True)}")
+        x, y = pixels
+        return Click(min(int(x), task.width - 1), min(int(y), task.height - 1))
+
+    def _expected(self) -> str:
+        """What would have been understood."""
+        return f"`{self._list([[['x', 'y'], '…'], '…'])}`"
+
+
+def _structure(found: re.Match[str]) -> tuple[np.ndarray, bool]:
+    """How many vertices each ring has, and whether the last ring and the list are closed."""
+    characters = np.frombuffer(found[0].encode("ascii"), np.uint8)
+    opens, closes = characters == ord("["), characters == ord("]")
+    depth = np.cumsum(opens.astype(np.int32) - closes)
+    deepest = int(depth.max())
+    ends = depth[closes]  # of a vertex where it falls to deepest - 1, of a ring below
+    sizes = np.bincount(np.cumsum(ends < deepest - 1)[ends == deepest - 1])
+    place = found.end()
+    for _ in range(deepest - 1):
+        bracket = _CLOSED.match(found.string, place)
+        if bracket is None:
+            return sizes, False
+        place = bracket.end()
+    return sizes, True
