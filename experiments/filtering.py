@@ -106,15 +106,17 @@ def judge_of(player: Player) -> tuple[Judge, str]:
         raise RunError(f"agent {agent.spec!r} reads the target, and states nothing; take one that judges, such as mllm")
     if isinstance(agent, MllmAgent):
         reader = IouReader(agent)
-        return (
-            lambda seen: {"greedy": reader.greedy(seen).tolist(), "mean": mean_of(reader.distribution(seen)).tolist()},
-            "greedy: the likeliest number behind `Current IOU: `; mean: the expectation over 0 .. 100",
-        )
-    texts = lambda seen: agent.act(seen, [0] * len(seen))  # noqa: E731
-    return (
-        lambda seen: {"greedy": [agent.codec.stated_iou(text) for text in texts(seen)]},
-        "greedy: what a whole reply states; 0 where it states nothing",
-    )
+
+        def read(seen: Sequence[Observation]) -> dict[str, list[float | None]]:
+            greedy, shares = reader.both(seen)
+            return {"greedy": greedy.tolist(), "mean": mean_of(shares).tolist()}
+
+        return read, "greedy: the likeliest number behind `Current IOU: `; mean: the expectation over 0 .. 100"
+
+    def ask(seen: Sequence[Observation]) -> dict[str, list[float | None]]:
+        return {"greedy": [agent.codec.stated_iou(text) for text in agent.act(seen, [0] * len(seen))]}
+
+    return ask, "greedy: what a whole reply states; 0 where it states nothing"
 
 
 def judged(tasks: Sequence[Task], player: Player, count: int, seed: int, judge: Judge) -> list[dict[str, Any]]:

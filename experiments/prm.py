@@ -224,8 +224,9 @@ def judge(this: Run, k: int, model: str) -> None:
     size = agent.backend.batch_size
     for start in tqdm(range(0, len(masks), size), desc=f"{model}, {this.args.eval_data[k]}", unit="batch"):
         seen = [observed(one, task(one.task)) for one in masks[start : start + size]]
-        stated["greedy"] += reader.greedy(seen).tolist()
-        stated["mean"] += mean_of(reader.distribution(seen)).tolist()
+        greedy, shares = reader.both(seen)
+        stated["greedy"] += greedy.tolist()
+        stated["mean"] += mean_of(shares).tolist()
     written = agent.act([observed(one, task(one.task)) for one in replied], [0] * len(replied))
     places = {(one.task, one.number): place for place, one in enumerate(masks)}
     replies = [[places[one.task, one.number], text] for one, text in zip(replied, written, strict=True)]

@@ -176,7 +176,7 @@ def examples(one: Shown, filled: Sequence[int], reading: str, limit: int) -> lis
             {
                 "picture": data_uri(buffer.getvalue(), "image/jpeg"),
                 "group": "worst" if k in worst else "drawn",
-                "title": f"{task.instruction or task.id}: {words} ({mask.source})",
+                "title": f"{task.instruction or task.id} ({mask.source})",
             }
         )
     return pictures

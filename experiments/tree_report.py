@@ -112,6 +112,7 @@ def plot_costs(results: Results, group: Sequence[Condition], title: str) -> byte
         axes.grid(alpha=0.25, linewidth=0.6)
         end = max(float(np.mean([record["spent"][axis] for record in results[c]])) for c in lines)
         grid = np.linspace(0, end, 61)
+        heights = [column(results[c], "iou").mean() for c in (*lines, *ceilings)]
         if ceilings:
             ceiling = np.max([curve(results[c], axis, grid) for c in ceilings], axis=0)
             axes.step(grid, ceiling, "--", where="post", color="#66707a", label="best with oracle (reads the target)")
@@ -119,7 +120,8 @@ def plot_costs(results: Results, group: Sequence[Condition], title: str) -> byte
             style = ":" if condition.k == 1 else "-"
             label = f"{condition.name}, K = {condition.k}"
             axes.step(grid, curve(results[condition], axis, grid), style, where="post", linewidth=1.6, label=label)
-        axes.set(xlabel=f"{COSTS[axis]} a task", ylabel="mean IoU")
+        span = max(max(heights) - min(heights), 0.02)  # the start, an empty mask, lies far below and is not shown
+        axes.set(xlabel=f"{COSTS[axis]} a task", ylabel="mean IoU", ylim=(min(heights) - span, max(heights) + span / 2))
         if not place:
             figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)

@@ -1,7 +1,7 @@
 """Tree search over clicks, ablated: algorithms × K × depth × value source × budget, each on the same tasks.
 
     python -m experiments.tree_search --limit 300 --out runs/tree                    # the embedded models
-    python -m experiments.tree_search --search greedy mcts:c=0.5 --k 1 3 5 --values prm tool oracle \
+    python -m experiments.tree_search --search greedy mcts:c=0.3 --k 1 3 5 --values prm tool oracle \
         --budgets policy_calls=21 policy_calls=63 --depths 7 --out runs/more
     python -m experiments.tree_search --resume runs/tree                             # after a stop, of whatever kind
 
@@ -48,7 +48,7 @@ class Args:
     codec: str | None = None
     """how the policy writes actions; by default its own"""
     search: tuple[str, ...] = ("greedy", "best-of-n", "beam", "dvts", "lookahead", "best-first", "mcts")
-    """algorithms, with options where they are not the defaults: mcts:c=0.5"""
+    """algorithms, with options where they are not the defaults: mcts:c=0.3"""
     k: tuple[int, ...] = (1, 3)
     """replies at each node (episodes, for best-of-n); at K = 1 all searches are greedy search, which is run"""
     depths: tuple[int, ...] = (7,)

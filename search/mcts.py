@@ -17,8 +17,9 @@ from math import sqrt
 from search.tree import Ask, Node, Search, ranked
 
 
-def mcts(root: Node, simulations: int = 32, k: int = 3, c: float = 1.0, batch: int = 1) -> Search:
-    """Run `simulations`, `batch` at a time: a path under way counts as a visit worth 0, which leads the others away."""
+def mcts(root: Node, simulations: int = 32, k: int = 3, c: float = 0.1, batch: int = 1) -> Search:
+    """Run `simulations`, `batch` at a time: a path under way counts as a visit worth 0, which leads the others away.
+    `c` is small because siblings differ by hundredths of IoU."""
     while simulations > 0:
         leaves = [descend(root, c) for _ in range(min(batch, simulations))]
         simulations -= len(leaves)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os.path
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -74,21 +74,28 @@ class IouReader:
 
     def greedy(self, observations: Sequence[Observation]) -> np.ndarray:
         """The likeliest statement on each mask, float64 [N] in 0..1."""
-        return self._read(observations, self._likeliest, ()) / 100
+        return np.concatenate([np.zeros(0), *self._read(observations, self._likeliest)]) / 100
 
     def distribution(self, observations: Sequence[Observation]) -> np.ndarray:
         """The probability of each statement 0, 1, .. 100 on each mask, float64 [N, 101]."""
-        return self._read(observations, self._all, (101,))
+        return self.both(observations)[1]
 
-    def _read(self, observations: Sequence[Observation], read: Any, shape: tuple[int, ...]) -> np.ndarray:
+    def both(self, observations: Sequence[Observation]) -> tuple[np.ndarray, np.ndarray]:
+        """What `greedy` and `distribution` say, [N] and [N, 101], for the price of the latter."""
+        found = self._read(observations, self._all)
+        greedy, shares = zip(*found, strict=True) if found else ((), ())
+        return np.concatenate([np.zeros(0), *greedy]) / 100, np.concatenate([np.zeros((0, 101)), *shares])
+
+    def _read(self, observations: Sequence[Observation], read: Callable[[_Pass], Any]) -> list[Any]:
+        """What `read` gives for each batch."""
         backend, began = self.agent.backend, time.perf_counter()
-        found, self.tokens = [np.zeros((0, *shape))], []
+        found, self.tokens = [], []
         with torch.inference_mode():
             for start in range(0, len(observations), backend.batch_size):
                 found.append(read(self._ask(observations[start : start + backend.batch_size])))
         backend.seconds += time.perf_counter() - began
         backend.tokens["reply"] += sum(self.tokens)
-        return np.concatenate(found)
+        return found
 
     def _ask(self, observations: Sequence[Observation]) -> _Pass:
         """The pass over prompts and the beginning of the reply."""
@@ -103,32 +110,36 @@ class IouReader:
         backend.tokens["prompt"] += int(inputs["attention_mask"].sum())
         return _Pass(backend.model, inputs.to(backend.device, backend.model.dtype))
 
+    def _next(self, node: Tokens, logits: torch.Tensor) -> Tokens | None:
+        """The node that the likeliest token leads to, or None where the number ends; `logits` are [vocabulary]."""
+        after, top = self.numbers.following[node], int(logits.argmax())
+        if top not in after:
+            if node in self.numbers.value:
+                return None
+            top = after[int(logits[after].argmax())]
+        return (*node, top)
+
     def _likeliest(self, reading: _Pass) -> np.ndarray:
         """The number that each reply states; [rows]."""
         numbers, logits = self.numbers, reading.logits[:, 0]
         nodes: list[Tokens] = [()] * len(logits)
-        going = set(range(len(nodes)))
+        going = list(range(len(nodes)))
         while True:
-            for i, top in enumerate(logits.argmax(-1).tolist()):
-                if i not in going:
-                    continue
-                after = numbers.following[nodes[i]]
-                if top in after or nodes[i] not in numbers.value:
-                    nodes[i] = (*nodes[i], top if top in after else after[int(logits[i, after].argmax())])
-                    going -= set() if nodes[i] in numbers.following else {i}
-                else:
-                    going.remove(i)  # the number ends here
+            onward = {i: node for i in going if (node := self._next(nodes[i], logits[i])) is not None}
+            for i, node in onward.items():
+                nodes[i] = node
+            going = [i for i, node in onward.items() if node in numbers.following]
             if not going:
                 self.tokens += map(len, nodes)
                 return np.array([numbers.value[node] for node in nodes], np.float64)
             logits = reading.go_on([0], torch.tensor([[node[-1]] for node in nodes]))[:, 0]
 
-    def _all(self, reading: _Pass) -> np.ndarray:
-        """The probability of each number; [rows, 101]."""
-        numbers, logits = self.numbers, reading.logits
+    def _all(self, reading: _Pass) -> tuple[np.ndarray, np.ndarray]:
+        """The number that each reply states, [rows], and the probability of each, [rows, 101]."""
+        numbers, logits, rows = self.numbers, reading.logits, len(reading.logits)
         before: list[Tokens] = [()]
-        rows = len(logits)
         reached: dict[Tokens, torch.Tensor] = {(): torch.ones(rows, dtype=torch.float64, device=logits.device)}
+        likeliest: list[Tokens] = [()] * rows
         for depth, nodes in enumerate(numbers.levels):
             if depth:
                 tokens = torch.tensor([[node[-1] for node in nodes]]).expand(rows, -1)
@@ -142,9 +153,12 @@ class IouReader:
                     chances = chances / chances.sum(1, keepdim=True)
                 for j, token in enumerate(after):
                     reached[node + (token,)] = arrived * chances[:, j]
+                for i in (i for i, found in enumerate(likeliest) if found == node):
+                    likeliest[i] = self._next(node, logits[i, k]) or node
             before = nodes
         self.tokens += [sum(map(len, numbers.levels[1:]))] * rows
-        return torch.stack([reached[node] for node in numbers.value], 1).cpu().numpy()
+        shares = torch.stack([reached[node] for node in numbers.value], 1).cpu().numpy()
+        return np.array([numbers.value[node] for node in likeliest], np.float64), shares
 
 
 class _Pass:
