@@ -65,8 +65,13 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         means = float(np.mean(a[:, k - 1])), float(np.mean(b[:, k - 1]))
         at[str(k)] = {"first": means[0], "second": means[1], "difference": difference, "interval": [low, high]}
     per_click = [sum(item["seconds"]["per_click"][part] or 0.0 for part in ("encode", "decode")) for item in numbers]
-    names = [" / ".join(item["protocol"][key] for key in ("tool", "agent", "codec")) for item in numbers]
+    names = [_name(item["protocol"]) for item in numbers]
     return {"names": names, "episodes": len(shared), "iou_at": at, "seconds_per_click": per_click}
+
+
+def _name(protocol: dict[str, Any]) -> str:
+    parts = [protocol[key] for key in ("tool", "agent", "codec")]
+    return " / ".join(parts if protocol.get("search", "none") == "none" else [*parts, protocol["search"]])
 
 
 def _numbers(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from itertools import islice
 from agents.base import Agent
 from search.budget import Limits
 from search.expand import Expander
-from search.rollout import Episode, _Play, _step
+from search.rollout import Episode, Play, step_of
 from search.tree import Algorithm, Ask, Node, Search, Tree
 from search.values import ValueSource
 from segenv.mdp import SegMDP
@@ -126,15 +126,15 @@ class _Searching:
 def as_episode(mdp: SegMDP, agent: Agent, tree: Tree) -> Episode:
     """The way to the mask that a search returns, as an episode. Where that is not the end of an episode, the search
     stops there: a last step with no text says so."""
-    play = _Play(0, tree.sample, tree.root.state, tree.key)
+    play = Play(0, tree.sample, tree.root.state, tree.key)
     for node in tree.best.path()[1:]:
         assert node.action is not None
         stated = agent.codec.stated_iou(node.text)
-        play.steps.append(_step(mdp, play.state, node.text, node.action, node.state, stated))
+        play.steps.append(step_of(mdp, play.state, node.text, node.action, node.state, stated))
         play.state = node.state
     if not mdp.terminal(play.state):
         (stopped,) = mdp.transition([play.state], [Stop()])
-        play.steps.append(_step(mdp, play.state, "", Stop(), stopped, None))
+        play.steps.append(step_of(mdp, play.state, "", Stop(), stopped, None))
         play.state = stopped
     play.seconds.update(tree.seconds)
     return play.finish()

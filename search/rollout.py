@@ -117,7 +117,7 @@ def rollout(
             f"batch_size {batch_size}, samples {samples} and max_steps {mdp.max_steps} must all be 1 or more"
         )
     waiting = ((task, sample) for task in tasks for sample in range(samples))
-    live: list[_Play] = []
+    live: list[Play] = []
     finished: dict[int, Episode] = {}
     started = ready = 0
     while True:
@@ -126,7 +126,7 @@ def rollout(
             item = next(waiting, None)
             if item is None:
                 break
-            live.append(_Play(started, item[1], mdp.initial(item[0]), (seed, item[0].id, round_index, item[1])))
+            live.append(Play(started, item[1], mdp.initial(item[0]), (seed, item[0].id, round_index, item[1])))
             live[-1].seconds["other"] += time.perf_counter() - began
             started += 1
         if not live:
@@ -140,7 +140,7 @@ def rollout(
 
 
 @dataclass
-class _Play:
+class Play:
     """An episode under way."""
 
     number: int  # its place in the order
@@ -183,7 +183,7 @@ class _Play:
 
 
 def _advance(
-    mdp: SegMDP, agent: Agent, live: Sequence[_Play], correct: Correct | None = None, go_on_from: str = "policy"
+    mdp: SegMDP, agent: Agent, live: Sequence[Play], correct: Correct | None = None, go_on_from: str = "policy"
 ) -> None:
     """One step of every episode in `live`."""
     began = time.perf_counter()
@@ -207,7 +207,7 @@ def _advance(
         taken = other is not None and go_on_from == "correction"
         if other is not None and taken:
             (action, state), other = other, (action, state)
-        step = _step(mdp, play.state, text, action, state, agent.codec.stated_iou(text))
+        step = step_of(mdp, play.state, text, action, state, agent.codec.stated_iou(text))
         play.steps.append(dataclasses.replace(step, other=other and _tried(*other), corrected=taken))
         play.state = state
     spent["other"] = time.perf_counter() - began - sum(spent.values())
@@ -237,9 +237,10 @@ def _tried(action: Action, following: SegState) -> dict[str, Any]:
     return {"action": action_to_json(action), "iou": float(metrics.iou(following.task.target, following.mask))}
 
 
-def _step(
+def step_of(
     mdp: SegMDP, state: SegState, text: str, action: Action, following: SegState, stated_iou: float | None
 ) -> Step:
+    """The record of an action in `state` and of what followed."""
     mask = following.mask
     return Step(
         text=text,

@@ -32,8 +32,8 @@ class Rules:
     there a click is not. `zero_gain` says what becomes of one that left the IoU exactly as it was: "correct" (the
     default: a click without effect is a wasted one), "keep" or "drop". All else is bad: a loss, a reply that is no
     action, a stop too early, an undo. Where the mask has `keep_iou` and the annotator's own click would not raise it by
-    more than `min_gain` either, `no_gain` says what is right: "stop" (the default: a tool is at its end before a mask is
-    perfect), or "click" all the same. A whole trajectory is good if it ends at `keep_iou` or above.
+    more than `min_gain` either, `no_gain` says what is right: "stop" (the default: a tool is at its end before a mask
+    is perfect), or "click" all the same. A whole trajectory is good if it ends at `keep_iou` or above.
     """
 
     min_gain: float = 0.0
