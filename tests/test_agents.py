@@ -160,7 +160,7 @@ class TestMllm:
         observation = mdp.observation(states[-1])
         assert agent.codec.name == "segagent"
         assert agent.prompt(observation) == observation.instruction
-        assert agent.picture(observation).shape == (96, 96, 3)
+        assert agent.picture(observation).shape == (128, 128, 3)
         unmasked = mdp.observation(mdp.initial(states[-1].task))
         assert not np.array_equal(agent.picture(observation), agent.picture(unmasked))
 
