@@ -2,9 +2,9 @@
 
     python -m experiments.inputs --agent mllm --limit 500
 
-plays the same procedural scenes several times, paired: as they are (the annotator and random clicks beside it), with
-the instruction exchanged for one that names another object of the scene, and with the mask hidden from the agent. One
-who reads the instruction follows it to the other object; one who looks at the mask does worse without it.
+plays the same procedural scenes several times, paired: as they are (the annotator and random positive clicks beside
+it), with the instruction exchanged for one that names another object of the scene, and with the mask hidden from the
+agent. One who reads the instruction follows it to the other object; one who looks at the mask does worse without it.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ def run(args: Args) -> dict[str, Any]:
         raise RunError(f"agent {args.agent!r} reads the target; ask this of agents that only see observations")
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(args.threads)
+    if args.limit < 1:
+        raise RunError(f"limit is {args.limit}; expected 1 or more")
     tasks = [dataset[k] for k in range(min(args.limit, len(dataset)))]
     if not all({"instances", "others"} <= task.meta.keys() for task in tasks):
         raise RunError(f"the tasks of {args.data!r} do not say what else is in their scenes; take synthetic:val")
@@ -87,7 +89,7 @@ def run(args: Args) -> dict[str, Any]:
 
     plain = play(agent, tasks, args.max_steps, "as it is")
     expert = play(agents.make("annotator"), tasks, args.max_steps, "annotator")
-    random = play(agents.make("random"), tasks, 1, "random")
+    random = play(agents.make("random:p=1"), tasks, 1, "random")
     swapped = play(agent, others, args.max_steps, "other instruction")
     hidden = play(Blindfolded(agent), tasks, args.max_steps, "mask hidden")
     measures = {

@@ -62,11 +62,18 @@ def main(argv: list[str] | None = None) -> int:
 
 def prepare(args: Args) -> Run:
     """Settings that hold, data that can be read and an agent that can be trained; RunError says what is wrong."""
-    for name in ("rounds", "limit", "rollout_tasks", "samples", "eval_limit", "round_steps", "max_steps"):
+    counts = ("rounds", "limit", "rollout_tasks", "samples", "eval_limit", "round_steps", "max_steps", "batch_rows")
+    for name in (*counts, "batch_size", "workers"):
         if getattr(args, name) < 1:
             raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
     if args.sft_steps is not None and args.sft_steps < 0:
         raise RunError(f"sft_steps is {args.sft_steps}; expected 0 or more")
+    if args.per_task_cap < 0:
+        raise RunError(f"per_task_cap is {args.per_task_cap}; expected 0 (all) or more")
+    if args.variant == "star" and args.go_on_from == "correction":
+        raise RunError(
+            "variant star judges the policy's own trajectories; --go-on-from correction needs --variant star+"
+        )
     out = args.resume or args.out
     if out is None:
         raise RunError("a run needs a folder: give out, or resume")
@@ -104,14 +111,11 @@ def plan(this: Run) -> str:
 def run(args: Args) -> dict[str, Any]:
     """All stages, in the folder of `args`; returns what metrics.json holds."""
     this = prepare(args)
-    player = player_of(this.setup(this.train, args.agent))
-    hashes: dict[str, str | None] = {"data": this.train.fingerprint, "eval_data": this.held_out.fingerprint}
-    hashes |= {"tool": player.tool.fingerprint, "agent": player.agent.settings["weights"]}
-    del player
+    made_of = hashes(this)
     out = this.folder.path
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         this.folder = folder
-        folder.keep_manifest(manifest(args.seed, protocol(this), hashes))
+        folder.keep_manifest(manifest(args.seed, protocol(this), made_of))
         played: list[list[Episode]] = []
         for n in range(args.rounds + 1):
             for name, work in stages(args.variant, n):
@@ -125,6 +129,13 @@ def run(args: Args) -> dict[str, Any]:
         star_report.write(folder, numbers, [played[0], played[-1]], this.held_out_task, args.report_episodes)
         folder.finish("star")
         return folder.read_json("metrics.json")
+
+
+def hashes(this: Run) -> dict[str, str | None]:
+    """What identifies the data and the models of a run."""
+    player = player_of(this.setup(this.train, this.args.agent))
+    found: dict[str, str | None] = {"data": this.train.fingerprint, "eval_data": this.held_out.fingerprint}
+    return found | {"tool": player.tool.fingerprint, "agent": player.agent.settings["weights"]}
 
 
 def stage(this: Run, n: int, name: str, work: Any) -> None:

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from typing import Any
 
 import numpy as np
 
 from experiments import star
 from experiments.report import data_uri, figure_and_axes, png, write_html
-from experiments.runs import RunFolder, hide_home, plain, write_atomic
+from experiments.runs import RunError, RunFolder, hide_home, manifest, plain, write_atomic
 from experiments.star_options import FREE, Args
 from experiments.star_stages import episodes
+from search.executors import WorkerError, start_worker
 from search.rollout import Episode
 from segenv import metrics
 
@@ -46,6 +47,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "star": {"variant": "star", "rounds": 1, "start_from": "base"},
     "control": {"variant": "control", "rounds": 1, "start_from": "base"},
 }
+OWN = ("variant", "rounds", "start_from", "stop_on_plateau")  # what each arm has of its own, whatever the flags say
 SHARED = {"continue": ("round0", "round1"), "star": ("round0", "rollout"), "control": ("round0",)}
 POLICIES = (
     Policy("S_0", "star+", 0, "the policy to improve"),
@@ -59,10 +61,13 @@ POLICIES = (
 
 def run(args: Args) -> dict[str, Any]:
     """All arms in all seeds; returns what ablation.json holds."""
-    star.prepare(args)
+    if args.ablation_seeds < 1:
+        raise RunError(f"ablation_seeds is {args.ablation_seeds}; expected 1 or more")
+    this = star.prepare(replace(args, **{name: getattr(Args(), name) for name in OWN}))
     out = args.resume or args.out
     assert out is not None  # prepare asks for it
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+        folder.keep_manifest(manifest(args.seed, star.protocol(this), star.hashes(this)))
         seeds = range(args.seed, args.seed + args.ablation_seeds)
         _in_parallel(args, [_arm(args, folder, seed, "star+") for seed in seeds])
         for seed in seeds:
@@ -81,7 +86,8 @@ def _arm(args: Args, folder: RunFolder, seed: int, arm: str) -> Args:
     path = folder / f"seed{seed}" / arm
     begun = (path / "config.yaml").exists()
     where: dict[str, Any] = {"resume": str(path) if begun else None, "out": None if begun else str(path)}
-    return replace(args, seed=seed, ablation=False, executor="serial", **where, **ARMS[arm])
+    same: dict[str, Any] = {"ablation": False, "executor": "serial", "stop_on_plateau": False}
+    return replace(args, seed=seed, **same, **where, **ARMS[arm])
 
 
 def _in_parallel(args: Args, runs: Sequence[Args]) -> None:
@@ -91,10 +97,20 @@ def _in_parallel(args: Args, runs: Sequence[Args]) -> None:
         for each in waiting:
             _make(each)
         return
-    os.environ.setdefault("OMP_NUM_THREADS", str(args.threads))
-    with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(args.workers, get_context("spawn"), start_worker)
+    try:
         for future in [pool.submit(_make, each) for each in waiting]:
             future.result()
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            f"one of {args.workers} trainings died (killed, or out of memory?); go on with --resume DIR, with fewer "
+            "--workers if memory was short"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in active_children():
+            child.terminate()
 
 
 def _make(args: Args) -> None:
@@ -142,14 +158,21 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, An
         "held_out_tasks": len(ious["S_0", seeds[0]]),
         "intervals": "95 % bootstrap over held-out tasks, paired; pooled lines average each task over seeds first",
         "steps": "optimiser steps after S_0",
-        **{key: value for key, value in plain(args).items() if key not in FREE | {"out", "resume", "ablation"}},
+        "between seeds": "sampling of rollouts and training order differ; the training tasks, and S_0 where it is the "
+        "agent itself, are the same; intervals hold nothing of the spread over seeds",
+        "arms": ARMS,
+        **{key: value for key, value in plain(args).items() if key not in FREE | {"out", "resume", "ablation", *OWN}},
+        "sft_steps": args.start_steps,
     }
     return {"policies": lines, "protocol": hide_home(protocol)}
 
 
 def _played(folder: RunFolder, policy: Policy, seed: int) -> list[Episode]:
     run_folder = RunFolder(folder / f"seed{seed}" / policy.arm)
-    return list(episodes(run_folder, f"round{policy.round}/evaluate.jsonl"))
+    played = list(episodes(run_folder, f"round{policy.round}/evaluate.jsonl"))
+    if not played:
+        raise RunError(f"{run_folder.path} holds no evaluation of round {policy.round}; remove it, and --resume")
+    return played
 
 
 def _steps(args: Args, policy: Policy) -> int:

@@ -18,7 +18,7 @@ class TrainerOptions:
     lora: int = 0
     """rank of adapters on all linear layers (peft); 0 trains all weights"""
     bf16: bool = True
-    """compute in bfloat16; weights and optimiser stay in float32"""
+    """compute in bfloat16"""
     gradient_checkpointing: bool = False
     """recompute activations, for large models"""
     micro_batch_size: int = 0
@@ -89,7 +89,8 @@ class Args:
     stop_iou: float = 0.9
     """from this IoU on the lesson is to stop"""
     keep_iou: float = 0.7
-    """what a whole trajectory must reach (variant star)"""
+    """what a whole trajectory must reach (variant star), and a mask that the annotator's click does not help, for
+    the lesson to be a stop (--no-gain stop)"""
     dedup: Literal["rows", "sequences", "none"] = "rows"
     """drop lessons that repeat state and action, or rollouts that repeat all clicks: easy tasks shall not crowd out
     others"""

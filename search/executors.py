@@ -141,7 +141,7 @@ def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> It
     # libraries.
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(dict.fromkeys(before, str(setup.threads)))
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     waiting, pending = iter(chunks), set[Future]()
     try:
         while True:
@@ -166,7 +166,7 @@ def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> It
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _start_worker() -> None:
+def start_worker() -> None:
     """Leave Ctrl-C to the parent, and end when the parent ends, however it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

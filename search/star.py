@@ -29,11 +29,13 @@ class Rules:
     """What counts as a good action.
 
     A click or box is good if it raised the IoU by more than `min_gain`; a stop is good at `stop_iou` or above, and
-    there a click is not. `zero_gain` says what becomes of one that left the IoU exactly as it was: "correct" (the
-    default: a click without effect is a wasted one), "keep" or "drop". All else is bad: a loss, a reply that is no
-    action, a stop too early, an undo. Where the mask has `keep_iou` and the annotator's own click would not raise it by
-    more than `min_gain` either, `no_gain` says what is right: "stop" (the default: a tool is at its end before a mask
-    is perfect), or "click" all the same. A whole trajectory is good if it ends at `keep_iou` or above.
+    there a click is not. `zero_gain` says what becomes of one that left the IoU exactly as it was, whatever `min_gain`:
+    "correct" (the default: a click without effect is a wasted one), "keep" or "drop". All else is bad: a loss, a reply
+    that is no action, a stop too early, an undo. Where the annotator's own click would not raise the IoU by more than
+    `min_gain` either, `no_gain` says what is right: "stop" (the default: a tool is at its end before a mask is perfect)
+    at `keep_iou` or above, and no lesson below; or "click" all the same. The annotator's trajectories know more of the
+    future: there the rule is that none of the later clicks raises the IoU. A whole trajectory is good if it ends at
+    `keep_iou` or above.
     """
 
     min_gain: float = 0.0
@@ -120,7 +122,7 @@ def expert_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa:
 
 def star_plus_rows(episode: Episode, task: Task, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
     """Per-action filter with correction (StaR+): good actions as they are, others replaced by the annotator's action in
-    that state, or by a stop where that action was tried and leads no further."""
+    that state; where that one was tried and leads no further, by a stop, or by nothing."""
     rows = []
     for k, (step, row) in enumerate(_visited(episode, "policy")):
         own, iou_after = step.action, step.iou
@@ -128,23 +130,23 @@ def star_plus_rows(episode: Episode, task: Task, rules: Rules = Rules()) -> list
             own, iou_after = step.other["action"], step.other["iou"]
         row = dataclasses.replace(row, action=own, iou_after=iou_after)
         verdict = rules.verdict(own["type"], row.iou, iou_after)
-        if verdict == "correct":
-            better = _correction(episode, k, row, task, rules)
-            same = better == own
-            rows.append(dataclasses.replace(row, action=better, provenance="policy" if same else "corrected"))
-        elif verdict == "keep":
+        if verdict == "keep":
             rows.append(row)
+        elif verdict == "correct" and (better := _correction(episode, k, row, task, rules)) is not None:
+            rows.append(row if better == own else dataclasses.replace(row, action=better, provenance="corrected"))
     return rows
 
 
-def _correction(episode: Episode, k: int, row: Row, task: Task, rules: Rules) -> dict[str, Any]:
-    """The right action in the state before step k, in which the policy's was bad."""
+def _correction(episode: Episode, k: int, row: Row, task: Task, rules: Rules) -> dict[str, Any] | None:
+    """The right action in the state before step k, in which the policy's was bad; None where none is known."""
     step = episode.steps[k]
     if step.other is None:  # it was not tried when the episode was played
         mask = decode_mask(row.mask, row.height, row.width)
         return action_to_json(rules.better(task, mask, clicks_of(episode.steps[:k]), row.iou))
     action, iou = (step.action, step.iou) if step.corrected else (step.other["action"], step.other["iou"])
-    return action_to_json(Stop()) if rules.spent(row.iou, iou) else action
+    if action["type"] == "stop" or rules.no_gain == "click" or iou - row.iou > rules.min_gain:
+        return action
+    return action_to_json(Stop()) if rules.spent(row.iou, iou) else None
 
 
 def star_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
@@ -213,8 +215,7 @@ def capped(rows: Iterable[Row], limit: int, seed: int = 0) -> list[Row]:
 
 
 def rates(rows: Sequence[Row]) -> dict[str, float]:
-    """Share of rows by provenance: of all that a policy did, "policy" is its acceptance rate and "corrected" the
-    rest."""
+    """Share of lessons by provenance."""
     return {name: sum(row.provenance == name for row in rows) / max(1, len(rows)) for name in PROVENANCES}
 
 
