@@ -219,6 +219,8 @@ def test_actions_survive_rows(action):
 # ------------------------------------------------------------------------------------------------------- the whole loop
 
 FLAGS = [
+    "--agent",
+    "mllm:untrained",
     "--tool",
     "disc",
     "--limit",
@@ -318,39 +320,48 @@ def test_killed_ten_times_at_random_it_ends_as_if_uninterrupted(tmp_path):
         run += 1  # it ended before ten kills: another
 
 
+def lessons_of(out, n) -> list[star.Row]:
+    path = out / f"round{n}" / "rows.jsonl"
+    return [star.Row(**json.loads(line)) for line in path.open()] if path.exists() else []
+
+
+def learned_from(out, n) -> dict:
+    return json.loads((out / f"round{n}" / "policy" / "sft.json").read_text())["plan"]
+
+
 @pytest.mark.slow
 def test_the_ablation_plays_every_arm_on_the_same_tasks_and_goes_on_after_a_kill(tmp_path):
     pytest.importorskip("trl")
-    flags = [
-        *FLAGS,
-        "--ablation",
-        "--ablation-seeds",
-        "2",
-        "--keep-iou",
-        "0",
-        "--min-gain",
-        "-1",
-        "--zero-gain",
-        "keep",
-    ]
+    from agents.sft import _identity
+
+    trained = ["mllm" if flag == "mllm:untrained" else flag for flag in FLAGS]  # star keeps nothing of invalid replies
+    filters = ["--keep-iou", "0", "--min-gain", "-1", "--zero-gain", "keep"]
+    flags = [*trained, *filters, "--ablation", "--ablation-seeds", "2"]
     out = tmp_path / "ablation"
     process = subprocess.Popen(star_command(*flags, "--out", str(out)), stderr=subprocess.DEVNULL)
     while process.poll() is None and not (out / "seed0" / "continue" / "round2" / "rollout.DONE").exists():
         time.sleep(0.02)
     process.kill()
-    process.wait()
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     subprocess.run(star_command("--resume", str(out)), check=True, capture_output=True)
     numbers = json.loads((out / "ablation.json").read_text())
     lines = {line["policy"]: line for line in numbers["policies"]}
     assert list(lines) == ["S_0", "control", "star", "star+", "star+, round 2", "continue, round 2"]
-    assert lines["S_0"]["gain"] == [0, 0, 0] and lines["continue, round 2"]["steps"] == 8
+    assert lines["continue, round 2"]["steps"] == 8 and lines["star+, round 2"]["steps"] == 4
     for seed in (0, 1):
-        runs = {
-            arm: json.loads((out / f"seed{seed}" / arm / "metrics.json").read_text()) for arm in ("star+", "control")
-        }
+        arms = {arm: out / f"seed{seed}" / arm for arm in ("star+", "continue", "star", "control")}
+        runs = {arm: json.loads((path / "metrics.json").read_text()) for arm, path in arms.items()}
         assert lines["star+"]["miou_by_seed"][seed] == pytest.approx(runs["star+"]["policies"][1]["miou"])
-        assert lines["control"]["over_control"] == [0, 0, 0]
-        assert runs["star+"]["policies"][0]["miou"] == runs["control"]["policies"][0]["miou"]
+        assert lines["control"]["miou_by_seed"][seed] == pytest.approx(runs["control"]["policies"][1]["miou"])
+        assert len({run["policies"][0]["miou"] for run in runs.values()}) == 1
+        rows = {(arm, n): lessons_of(arms[arm], n) for arm in arms for n in (0, 1)}
+        first = rows["star+", 0]
+        assert learned_from(arms["control"], 1)["rows"] == len(first)
+        assert learned_from(arms["star"], 1)["rows"] == len(rows["star", 1])
+        assert learned_from(arms["star+"], 1)["rows"] == len(star.distinct(first + rows["star+", 1]))
+        assert {row.provenance for row in rows["star", 1]} == {"policy"}
+        for arm, n in (("star+", 0), ("continue", 1)):
+            assert learned_from(arms[arm], 2)["base"] == _identity(arms[arm] / f"round{n}" / "policy")
     assert (out / "ablation.csv").read_text().count("\n") == 1 + 6 * 3
     assert "star+, round 2" in (out / "report.html").read_text()
 
