@@ -3,6 +3,7 @@ replies alone."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import torch
 import yaml
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -44,7 +45,8 @@ class SFTOptions:
     of them at a time (0: all).
 
     `lora` is the rank of adapters on every linear layer, which are merged into the weights at the end; 0 trains all
-    weights. `bf16` computes in bfloat16. `save_steps` is how often the state is written from which an interrupted
+    weights. `bf16` computes in bfloat16; what is trained, adapters or all weights, is kept in float32, and written in
+    bfloat16 where the base is stored so. `save_steps` is how often the state is written from which an interrupted
     training goes on.
     """
 
@@ -82,12 +84,8 @@ def finetune(
     no rows, and FileExistsError where `out` or its state comes from another base or other options.
     """
     out, state = Path(out), Path(f"{out}.training")
-    plan = {
-        "base": _identity(base),
-        "rows": len(rows),
-        "declare": dict(declare or {}),
-        **asdict(options),
-    }
+    plan = {"base": _identity(base), "rows": len(rows), "declare": dict(declare or {}), **asdict(options)}
+    plan = json.loads(json.dumps(plan))  # as it will be read
     if not len(rows):
         raise ValueError("there are no rows to train on; give at least one")
     if out.exists():
@@ -99,6 +97,8 @@ def finetune(
 
     began = time.perf_counter()
     model, processor = _load(base, options)
+    if not torch.cuda.is_available():
+        model.set_attn_implementation("eager")  # on a CPU, fused attention is the slower one backwards
     declared = {**(getattr(model.config, "segenv", None) or {}), **(declare or {})}
     collate = ReplyCollator(processor, rows, declared.get("image_size"))
     trainer = ReplyTrainer(
@@ -116,8 +116,12 @@ def finetune(
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trained: Any = trainer.model
     trained = trained.merge_and_unload() if options.lora else trained
+    trained = trained.to(torch.bfloat16) if options.bf16 and _stored_in_bfloat16(base) else trained
     trained.config.segenv = declared
-    return _finish(trained, processor, trainer.state, plan, time.perf_counter() - began, out, state)
+    summary = _finish(trained, processor, trainer.state, plan, time.perf_counter() - began, out, state)
+    del model, trained, trainer
+    gc.collect()  # the trainer refers to itself: until it is collected, a large model keeps its place on the device
+    return summary
 
 
 class LossBar(ProgressCallback):
@@ -209,6 +213,10 @@ def _load(base: str | Path | None, options: SFTOptions) -> tuple[Any, Any]:
     return load(base, "bfloat16" if options.bf16 and options.lora else "float32")
 
 
+def _stored_in_bfloat16(base: str | Path | None) -> bool:
+    return base is not None and AutoConfig.from_pretrained(base).dtype in (torch.bfloat16, "bfloat16")
+
+
 def _adapters(options: SFTOptions) -> Any:
     if not options.lora:
         return None
@@ -222,7 +230,7 @@ def _arguments(state: Path, options: SFTOptions) -> SFTConfig:
     if options.batch_size % micro:
         raise ValueError(f"batch_size {options.batch_size} is no multiple of micro_batch_size {micro}")
     gpu = torch.cuda.is_available()
-    warnings.filterwarnings("ignore", "`gradient_checkpointing` is deprecated", FutureWarning)  # not in every 5.x yet
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)  # by TRL, peft
     chosen: dict[str, Any] = dict(
         output_dir=str(state),
         max_steps=options.steps or -1,
@@ -250,7 +258,9 @@ def _arguments(state: Path, options: SFTOptions) -> SFTConfig:
     given = {name: yaml.safe_load(value) for name, value in options.extra}
     if unknown := sorted(set(given) - {item.name for item in fields(SFTConfig)}):
         raise ValueError(f"TRL's SFTConfig has no field {', '.join(unknown)}; see its documentation for those it has")
-    return SFTConfig(**{**chosen, **given})
+    arguments = SFTConfig(**{**chosen, **given})
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # on several, the trainer would multiply the batch by their number
+    return arguments
 
 
 def _last_state(state: Path) -> Path | None:
@@ -291,7 +301,7 @@ def _finish(
 
 def _same_plan(file: Path, plan: dict[str, Any]) -> dict[str, Any]:
     found = json.loads(file.read_text()) if file.is_file() else {}
-    if found.get("plan") != json.loads(json.dumps(plan)):
+    if found.get("plan") != plan:
         raise FileExistsError(
             f"{file.parent} does not come from this training ({plan}); remove it, or choose another folder"
         )

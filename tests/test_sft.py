@@ -16,12 +16,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from agents import tiny
+from agents import tiny, tower
 from agents.backends.transformers import TransformersBackend
 from agents.sft import ReplyCollator, SFTOptions, finetune
 
 torch.set_num_threads(1)
-SMALL = {"image_size": 16, "patch_size": 8, "width": 64, "vision_layers": 1, "text_layers": 2, "heads": 2}
+SMALL = {"image_size": 32, "width": 64, "vision_layers": 1, "text_layers": 2, "heads": 2}
 QUICK = SFTOptions(steps=6, batch_size=4, save_steps=2, log_steps=1, learning_rate=3e-3)
 
 
@@ -46,7 +46,12 @@ class Rows:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return tiny.save(tmp_path_factory.mktemp("base"), **SMALL)
+    """The tiny model without batch norms, as it is published: their statistics would change beside the weights."""
+    folder, (model, processor) = tmp_path_factory.mktemp("base"), tiny.build(**SMALL)
+    tower.fold(model.model.vision_tower)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -63,7 +68,7 @@ def test_the_loss_is_on_the_reply_and_its_end_alone():
         {"image": Rows()[0]["image"], "prompt": "the red circle on the left of it", "reply": "Stop"},
         {"image": np.zeros((20, 9, 3), np.uint8), "prompt": "it", "reply": "Current IOU: 7\nNegative point: (12, 3)"},
     ]
-    batch = ReplyCollator(processor, rows, (16, 16))([{"row": 1}, {"row": 0}])
+    batch = ReplyCollator(processor, rows, (32, 32))([{"row": 1}, {"row": 0}])
     for labels, ids, row in zip(batch["labels"], batch["input_ids"], rows[::-1], strict=True):
         learned = labels != -100
         assert torch.equal(labels[learned], ids[learned])
@@ -71,16 +76,17 @@ def test_the_loss_is_on_the_reply_and_its_end_alone():
         assert row["prompt"] in processor.tokenizer.decode(ids[~learned])
 
 
-def test_a_model_learns_to_say_which_corner_is_lit(base, tmp_path):
+def test_a_model_learns_from_scratch_to_say_which_corner_is_lit(tmp_path):
     options = SFTOptions(steps=150, batch_size=8, learning_rate=3e-3, save_steps=1000)
-    summary = finetune(base, Rows(), tmp_path / "out", options, declare={"codec": "segagent"})
+    fresh = tiny.save(tmp_path / "fresh", **SMALL)
+    summary = finetune(fresh, Rows(), tmp_path / "out", options, declare={"codec": "segagent"})
     assert summary["loss"] < 0.1 < summary["log"][0][1]
     assert summary == json.loads((tmp_path / "out" / "sft.json").read_text())
     taught = TransformersBackend(tmp_path / "out", max_new_tokens=16)
     rows = [Rows()[i] for i in range(4)]
     written = taught.generate([row["image"] for row in rows], [row["prompt"] for row in rows], range(4))
     assert written == [row["reply"] for row in rows]
-    assert taught.model.config.segenv == {"codec": "segagent", "prompt": "instruction", "image_size": [16, 16]}
+    assert taught.model.config.segenv == {"codec": "segagent", "prompt": "instruction", "image_size": [32, 32]}
     assert not list(tmp_path.glob("out.training"))
     assert not [file for file in (tmp_path / "out").iterdir() if file.suffix in (".bin", ".pt", ".pth", ".pkl")]
 

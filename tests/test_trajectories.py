@@ -276,8 +276,8 @@ def lessons_in(rows: list[Row]) -> list[tuple]:
 
 
 def test_rows_of_the_annotator_survive_the_way_through_the_file(index: str, tmp_path: Path) -> None:
-    """D_0 as StaR makes it, converted and read as D_0 again, is the same lessons."""
-    rules = Rules(stop_iou=0.9)
+    """D_0 as StaR makes it, converted and read as D_0 again, is the same lessons; the file's stops are at one IoU."""
+    rules = Rules(stop_iou=0.9, no_gain="click")
     rows = [row for episode in played(index, "annotator", 9) for row in expert_rows(episode, rules)]
     assert {row.action["type"] for row in rows} == {"click", "stop"}
     run = write_run(tmp_path / "run" / "round0", index, "rows.jsonl", [row.to_json() for row in rows])
