@@ -16,13 +16,13 @@ import torch
 from PIL import Image
 from transformers import (
     AutoModelForImageTextToText,
-    AutoProcessor,
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
 )
 
 from agents import tower  # noqa: F401  # its import makes the embedded model's tower known to the Auto classes
+from agents.backends.processors import processor_of
 from segenv.tools.sam import no_loading_bars
 
 Source = str | Path | tuple[Any, Any]  # a name or folder, or a model with its processor
@@ -163,7 +163,7 @@ def load(source: Source, dtype: str = "auto", trust_remote_code: bool = False) -
             model = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
             )
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=trust_remote_code)
+        processor = processor_of(source, model.config, trust_remote_code)
     except OSError as error:
         raise FileNotFoundError(
             f"no image-text-to-text checkpoint at {str(source)!r}: expected a folder written by save_pretrained, or a "
