@@ -7,6 +7,7 @@
 | `mllm` | the embedded tiny multimodal model (untrained, with a warning, where no weights are embedded) |
 | `mllm:untrained` | the tiny model with fresh weights |
 | `mllm:NAME_OR_PATH` | any image-text-to-text checkpoint that transformers loads |
+| `mllm:NAME_OR_PATH#448`, `…#336x448` | the same, sent images whose longest side (height x width) is that in pixels |
 """
 
 from __future__ import annotations

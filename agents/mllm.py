@@ -25,9 +25,10 @@ class MllmAgent(Agent):
     """Prompts an image-text-to-text checkpoint with `picture` and `prompt`, and returns what it writes.
 
     `path` is a name or folder for transformers, "untrained" for the tiny model with fresh weights of `seed`, or None
-    for the embedded tiny model. What a fine-tuned checkpoint was taught belongs to it: `codec`, `prompt` and
-    `image_size` are taken from the `segenv` entry of its configuration unless they are given, and are `segagent`,
-    "codec" and None (images are sent as they are) where it declares nothing.
+    for the embedded tiny model; `NAME_OR_PATH#448` and `NAME_OR_PATH#336x448` also give the `image_size`. What a
+    fine-tuned checkpoint was taught belongs to it: `codec`, `prompt` and `image_size` are taken from the `segenv` entry
+    of its configuration unless they are given, and are `segagent`, "codec" and None (images are sent as they are) where
+    it declares nothing.
 
     `prompt` is "codec" (the codec's whole prompt) or "instruction" (the task's instruction alone). `act` samples at
     `temperature`, where 0 takes the likeliest tokens; `propose` samples at `proposal_temperature`. `options` go to
@@ -51,6 +52,7 @@ class MllmAgent(Agent):
             )
             path = UNTRAINED
         self.spec = "mllm" if path is None else f"mllm:{path}"
+        path, sent = parse(str(path or ""))
         self.backend = TransformersBackend(_untrained(seed) if path == UNTRAINED else path or EMBEDDED, **options)
         declared = getattr(self.backend.model.config, "segenv", None) or {}
         super().__init__(codec or codecs.get(declared.get("codec", "segagent")))
@@ -59,7 +61,7 @@ class MllmAgent(Agent):
             raise ValueError(
                 f"agent {self.spec!r}: prompt is {self.prompt_style!r}; expected one of {', '.join(PROMPTS)}"
             )
-        size = declared.get("image_size") if image_size is None else image_size
+        size = next((size for size in (image_size, sent, declared.get("image_size")) if size is not None), None)
         self.backend.image_size = size if size is None or isinstance(size, int) else tuple(size)
         self.temperature = temperature
         self.proposal_temperature = proposal_temperature
@@ -102,12 +104,23 @@ class MllmAgent(Agent):
 
 def checkpoint(spec: str) -> Path | str | None:
     """What `agents.sft.finetune` starts from for the agent `spec`; None is the untrained tiny model."""
-    name, _, path = spec.partition(":")
+    name, _, rest = spec.partition(":")
     if name != "mllm":
         raise ValueError(f"agent {spec!r} has no weights to train; expected mllm or mllm:NAME_OR_PATH")
+    path, _ = parse(rest)
     if path == UNTRAINED or (not path and not (EMBEDDED / "config.json").is_file()):
         return None
     return path or EMBEDDED
+
+
+def parse(rest: str) -> tuple[str | None, int | tuple[int, int] | None]:
+    """What follows `mllm:` as name or folder and the size that images are sent at: `PATH#448` is the longest side,
+    `PATH#336x448` height and width."""
+    path, _, size = rest.partition("#")
+    sides = [int(side) for side in size.split("x") if side.isdecimal() and int(side)]
+    if size and (not 1 <= len(sides) <= 2 or len(sides) != size.count("x") + 1):
+        raise ValueError(f"agent 'mllm:{rest}': {size!r} is no size of images; expected pixels such as 448 or 336x448")
+    return path or None, None if not sides else sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
 def _untrained(seed: int) -> tuple[Any, Any]:

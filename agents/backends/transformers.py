@@ -177,9 +177,8 @@ def load(source: Source, dtype: str = "auto", trust_remote_code: bool = False) -
 def chat(processor: Any, prompt: str, reply: str | None = None) -> tuple[str, str]:
     """The text up to the assistant's turn in the checkpoint's own chat template, and what a model that gives `reply`
     writes after it."""
-    prompt = prompt.replace(
-        getattr(processor, "image_token", None) or "<image>", " "
-    )  # one placeholder, for the one image
+    for name in ("image_token", "video_token"):  # one placeholder, for the one image
+        prompt = prompt.replace(getattr(processor, name, None) or "<image>", " ")
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
     asked = processor.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
     if reply is None:
@@ -188,7 +187,9 @@ def chat(processor: Any, prompt: str, reply: str | None = None) -> tuple[str, st
     whole = processor.apply_chat_template([question, answer], tokenize=False)
     end = processor.tokenizer.eos_token
     written = whole[len(asked) :] if whole.startswith(asked) else reply + end
-    return asked, written[: written.index(end) + len(end)] if end in written else written
+    if end not in written:  # LLaVA-1.5's template ends no turn
+        written = written.rstrip() + end
+    return asked, written[: written.index(end) + len(end)]
 
 
 def encode(processor: Any, texts: Sequence[str], images: Sequence[np.ndarray]) -> Any:
