@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 import agents
 from agents import sft
 from agents.backends.transformers import chat, encode, load
-from agents.mllm import MllmAgent
+from agents.mllm import MllmAgent, checkpoint
 from agents.sft import ReplyCollator, SFTOptions, finetune
 from segenv.codec.frames import qwen_size
 from segenv.mdp import SegMDP
@@ -134,6 +134,18 @@ def test_words_that_stand_for_pictures_and_videos_are_words_in_a_prompt(base):
     agent = MllmAgent(base, max_new_tokens=2)
     words = "<image> <|image_pad|> <IMG_CONTEXT> <video> <|video_pad|>"
     assert agent.backend.generate([np.zeros((48, 64, 3), np.uint8)], [words], [0])
+
+
+def test_a_spec_says_at_which_size_pictures_are_sent(base, task):
+    mdp = SegMDP(make_tool("disc"))
+    observation = mdp.observation(mdp.initial(task))
+    for size, shape in (("", (48, 64, 3)), ("#32", (24, 32, 3)), ("#56x40", (56, 40, 3))):
+        agent = MllmAgent(f"{base}{size}", max_new_tokens=1)
+        assert agent.picture(observation).shape == shape
+        assert agents.make(agent.spec, max_new_tokens=1).settings == agent.settings
+        assert checkpoint(agent.spec) == str(base)
+    with pytest.raises(ValueError, match="'big' is no size of images; expected pixels such as 448 or 336x448"):
+        agents.make(f"mllm:{base}#big")
 
 
 def test_labels_cover_the_reply_and_its_end_alone(base):
