@@ -60,7 +60,7 @@ class Args:
     """how it writes; by default its own"""
     max_steps: int = 5
     """actions an episode may take"""
-    limit: int = 400
+    limit: int = 600
     """training tasks"""
     eval_limit: int = 120
     """held-out tasks of each dataset"""

@@ -130,7 +130,7 @@ def test_a_taught_model_states_what_is_read_and_still_acts(
     """Twelve masks learned by heart: the statement read in one pass is the one that it writes."""
     learned, tasks = balanced([one for found in masks for one in found], 12), {task.id: task for task in TASKS}
     pupil = MllmAgent(base)
-    options = SFTOptions(steps=220, batch_size=12, learning_rate=4e-3, save_steps=1000)
+    options = SFTOptions(steps=130, batch_size=12, learning_rate=4e-3, save_steps=1000)
     finetune(base, Statements(learned, pupil, tasks.__getitem__), tmp_path / "out", options)
     taught = MllmAgent(tmp_path / "out")
     seen = [observed(one, tasks[one.task]) for one in learned]
@@ -287,6 +287,7 @@ def photos(tmp_path_factory) -> str:
     return f"folder:{folder}"
 
 
+@pytest.mark.slow
 def test_a_run_trains_and_measures_and_goes_on_after_a_kill(photos: str, base: Path, tmp_path: Path, capsys) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     options = [
