@@ -67,7 +67,7 @@ class Heads(nn.Module):
         part = F.binary_cross_entropy_with_logits(logits[..., :3].transpose(1, 2), shares, reduction="none").mean(
             (0, 2)
         )
-        target = shares[:, 0] / shares[:, 0].sum(1, keepdim=True)
+        target = shares[:, 0] / shares[:, 0].sum(1, keepdim=True).clamp_min(1e-6)  # 0 where the object is not there
         named = _cross(logits[..., 0], target).mean()
         clicked = F.cross_entropy(logits[..., 3], clicks, ignore_index=-1)
         where = clicks >= 0
@@ -104,7 +104,7 @@ class Collator:
         pieces = words.convert_ids_to_tokens(ids)
         weights = [1.0] * len(ids)
         for k in range(1, len(ids)):
-            if pieces[k] in (",", ")") and pieces[k - 1].isdigit():
+            if pieces[k][0] in ",)]" and pieces[k - 1].isdigit():
                 weights[k - 1] = UNITS_WEIGHT
         return ids, weights
 

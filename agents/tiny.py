@@ -9,11 +9,12 @@ know what is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     CLIPImageProcessorPil,
     GenerationConfig,
@@ -152,6 +153,18 @@ def build(
         image_token=IMAGE,
     )
     return model.eval(), processor
+
+
+@torch.no_grad()
+def extend(model: LlavaForConditionalGeneration, processor: LlavaProcessor, texts: Sequence[str]) -> None:
+    """Give the model one token for each of `texts`, in place; it starts as the mean of the pieces that said it."""
+    words: Any = processor.tokenizer
+    pieces = [words(text, add_special_tokens=False)["input_ids"] for text in texts]
+    words.add_tokens([AddedToken(text, normalized=False) for text in texts])
+    model.resize_token_embeddings(len(words), mean_resizing=False)
+    table: Any = model.get_input_embeddings().weight
+    for text, old in zip(texts, pieces, strict=True):
+        table[words.convert_tokens_to_ids(text)] = table[old].mean(0)
 
 
 @torch.no_grad()

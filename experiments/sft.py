@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -34,7 +35,7 @@ from agents.backends.transformers import TransformersBackend
 from agents.lessons import Lesson, Lessons, Plan, cheap_mask, lesson_action, played
 from agents.pretraining import Collator, Heads, look, read, reply_loss
 from agents.tower import TowerConfig, fold
-from experiments.runs import RunError, RunFolder, manifest, parse_args
+from experiments.runs import RunError, RunFolder, disk_errors, manifest, parse_args
 from segenv import codec, metrics, render, tools
 from segenv.data.synthetic import Synthetic
 from segenv.tools.base import SegTool
@@ -62,12 +63,19 @@ PLANS = {
 }
 VISION_RATE = 2.0  # the learning rate of the vision tower, in units of the rest's
 SIZES = ("image_size", "width", "vision_layers", "text_layers", "heads")
+LEAST = {  # what numbers may be at least
+    **dict.fromkeys((*(f"{stage}_steps" for stage in STAGES), "cooldown", "vision_layers", "seed", "workers"), 0),
+    **dict.fromkeys(("lessons", "width", "text_layers", "heads", "threads"), 1),
+    **dict.fromkeys(("probe", "measure_every", "save_every"), 1),
+}
 
 
 @dataclass
 class Args:
     """Train the embedded tiny MLLM."""
 
+    mode: Literal["clicks", "polygon"] = "clicks"
+    """What it learns to write; the flags of polygons stand in `--mode polygon --help`."""
     out: str | None = None
     """folder of a new run; by default runs/sft"""
     resume: str | None = None
@@ -94,7 +102,7 @@ class Args:
     device: str | None = None
     """cuda where there is a GPU, otherwise cpu."""
     workers: int = 1
-    """Processes that make lessons."""
+    """Processes that make lessons; 0: the training makes them itself."""
     threads: int = 1
     probe: int = 90
     """Held-out tasks that measure the progress."""
@@ -122,20 +130,21 @@ class Source(Dataset):
 class Trainer:
     """The model, its moving average, the heads, the optimiser, and how far they are."""
 
-    def __init__(self, args: Args) -> None:
+    stages: tuple[str, ...] = STAGES
+
+    def __init__(self, args: Any) -> None:
         self.args = args
         torch.manual_seed(args.seed)
         self.step = 0
         self.device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        sizes = {name: getattr(args, name) for name in SIZES}
-        self.model, self.processor = tiny.build(args.seed, **sizes)
+        self.model, self.processor = self.fresh()
         self.averaged = copy.deepcopy(self.model)
         self.model.train()
         for model in (self.model, self.averaged):
             nn.Module.to(model, self.device)
             if self.device.type == "cpu":
                 model.set_attn_implementation("eager")  # backwards, several times faster than fused attention
-        self.heads = Heads(args.width).to(self.device)
+        self.heads = Heads(self.model.config.text_config.hidden_size).to(self.device)
         self.collate = Collator(self.processor)
         self.modules = {"model": self.model, "heads": self.heads, "averaged": self.averaged}
         trained = {name: self.modules[name] for name in ("model", "heads")}
@@ -146,6 +155,14 @@ class Trainer:
             for looks, scale in ((True, VISION_RATE), (False, 1.0))
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=args.rate, weight_decay=0.01, betas=(0.9, 0.98))
+
+    def fresh(self) -> tuple[Any, Any]:
+        """The model to start from, and its processor."""
+        return tiny.build(self.args.seed, **{name: getattr(self.args, name) for name in SIZES})
+
+    def source(self, stage: str) -> Dataset:
+        """Where the lessons of a stage come from."""
+        return Source(self.args, stage)
 
     def stage(self, step: int) -> tuple[str, int, int]:
         """The stage of a step, its first step, and the step after its last."""
@@ -204,8 +221,9 @@ class Trainer:
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser.{key}.{name}"] = torch.as_tensor(value)
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        save_file(tensors, folder / "state.tmp", metadata={"step": str(self.step)})
-        os.replace(folder / "state.tmp", folder / "state.safetensors")
+        with disk_errors(folder / "state.safetensors"):
+            save_file(tensors, folder / "state.tmp", metadata={"step": str(self.step)})
+            os.replace(folder / "state.tmp", folder / "state.safetensors")
 
     def load(self, folder: Path) -> None:
         """Go on from `save`."""
@@ -222,11 +240,21 @@ class Trainer:
                 self.optimiser.state[self.parameters[parameter]][key] = value.to(place)
 
     def export(self, folder: Path) -> None:
-        """The averaged weights in float16 with the processor, as `--agent mllm:FOLDER` reads them."""
+        """The averaged weights in float16 with the processor, as `--agent mllm:FOLDER` reads them; written beside and
+        then put in place, so that a reader, or a kill, finds a whole model at any time."""
         model = copy.deepcopy(self.averaged).cpu()
         fold(model.model.vision_tower)
-        model.half().save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        beside = folder.with_name(f"{folder.name}.tmp")
+        shutil.rmtree(beside, ignore_errors=True)
+        with disk_errors(folder):
+            model.half().save_pretrained(beside)
+            self.processor.save_pretrained(beside)
+        if not folder.exists():
+            beside.rename(folder)
+            return
+        for file in beside.iterdir():  # a folder cannot take another's place; of its files, the weights alone change
+            os.replace(file, folder / file.name)
+        beside.rmdir()
 
 
 @dataclass(frozen=True, eq=False)
@@ -266,8 +294,9 @@ def measure(trainer: Trainer, held_out: Sequence[Probe]) -> dict[str, float]:
         wanted, stated = lesson_action(task, probe.mask, probe.clicks, trainer.args.stop_iou), speech.stated_iou(text)
         inside = isinstance(action, Click) and bool(task.target[action.y, action.x])
         if not probe.mask.any():
+            hit = inside and isinstance(action, Click) and action.positive
             for name in ("first", f"first_{task.meta['difficulty']}"):
-                found.setdefault(name, []).append(float(inside))
+                found.setdefault(name, []).append(float(hit))
             continue
         iou = float(metrics.iou(task.target, probe.mask))
         found.setdefault("iou_error", []).append(abs((0.0 if stated is None else stated) - iou))
@@ -279,27 +308,27 @@ def measure(trainer: Trainer, held_out: Sequence[Probe]) -> dict[str, float]:
     return {name: round(float(np.mean(values)), 4) for name, values in found.items()}
 
 
-def batches(args: Args, trainer: Trainer) -> Iterator[list[Lesson]]:
+def batches(args: Any, trainer: Trainer) -> Iterator[list[Lesson]]:
     """The lessons of each step from `trainer.step` to the end of its stage, made by other processes beside
     the training."""
     stage, first, last = trainer.stage(trainer.step)
     number = {"look": round(1.6 * args.lessons), "state": max(1, args.lessons // 2)}.get(stage, args.lessons)
-    start = 1_000_000 * STAGES.index(stage)  # no stage sees another's scenes
+    start = 1_000_000 * trainer.stages.index(stage)  # no stage sees another's scenes
     groups = [
         list(range(start + k * number, start + (k + 1) * number)) for k in range(trainer.step - first, last - first)
     ]
     yield from DataLoader(
-        Source(args, stage),
+        trainer.source(stage),
         batch_sampler=groups,
         num_workers=args.workers,
-        prefetch_factor=4,
+        prefetch_factor=4 if args.workers else None,
         collate_fn=list,
-        multiprocessing_context="spawn",
+        multiprocessing_context="spawn" if args.workers else None,
     )
 
 
-def train(args: Args, folder: RunFolder, trainer: Trainer, held_out: Sequence[Probe]) -> None:
-    """Run the stages from where `trainer` is, saving every so often."""
+def train(args: Any, folder: RunFolder, trainer: Trainer, measured: Callable[[], dict[str, float]]) -> None:
+    """Run the stages from where `trainer` is, saving every so often; `measured` says how good the averaged model is."""
     began = time.time()
     smooth: dict[str, float] = {}
     with (
@@ -318,13 +347,40 @@ def train(args: Args, folder: RunFolder, trainer: Trainer, held_out: Sequence[Pr
                     row: dict[str, Any] = {"step": trainer.step, "stage": stage, "seconds": time.time() - began}
                     row |= {key: round(value, 4) for key, value in smooth.items()}
                     if stage != "look" and (trainer.step % args.measure_every == 0 or trainer.step == last):
-                        row |= {f"val_{key}": value for key, value in measure(trainer, held_out).items()}
+                        row |= {f"val_{key}": value for key, value in measured().items()}
                         trainer.export(folder / "model")
                     log.add(row)
 
 
+def check(args: Args) -> None:
+    """Raise RunError where settings cannot be trained with."""
+    for name, least in LEAST.items():
+        if getattr(args, name) < least:
+            raise RunError(f"{name} is {getattr(args, name)}; expected {least} or more")
+    if not any(getattr(args, f"{stage}_steps") for stage in STAGES):
+        raise RunError("all stages have 0 steps; give at least one of them some")
+    patch = TowerConfig().patch_size
+    if args.image_size < patch or args.image_size % patch:
+        raise RunError(f"image_size is {args.image_size}; expected a multiple of {patch}")
+    if args.width % (2 * args.heads):
+        raise RunError(f"width is {args.width}; expected an even number for each of the {args.heads} heads")
+    if not args.rate > 0 or not 0 < args.stop_iou <= 1:
+        raise RunError(f"rate is {args.rate} and stop_iou {args.stop_iou}; expected above 0, and above 0 up to 1")
+    if args.probe > len(Synthetic("val")):
+        raise RunError(f"probe is {args.probe}; synthetic:val has no more than {len(Synthetic('val'))} tasks")
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"device {args.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+
+
 def run(args: Args) -> Path:
     """Train in the folder of `args`, and write the model into it: the folder that is returned."""
+    check(args)
+    try:
+        tool = tools.make(args.tool)
+    except (ValueError, OSError, ImportError) as error:
+        raise RunError(f"cannot set up tool {args.tool!r}: {error}") from error
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     out = args.resume or args.out or "runs/sft"
@@ -334,19 +390,34 @@ def run(args: Args) -> Path:
             trainer.load(folder.path)
         if trainer.step > trainer.total:
             raise RunError(f"the run is at step {trainer.step}, beyond the {trainer.total} that were asked for")
-        tool = tools.make(args.tool)
         hashes: dict[str, str | None] = {"data": Synthetic("train").fingerprint, "tool": tool.fingerprint}
         folder.keep_manifest(manifest(args.seed, {}, hashes))
-        train(args, folder, trainer, probes(args, tool))
+        held_out = probes(args, tool)
+        train(args, folder, trainer, lambda: measure(trainer, held_out))
         trainer.export(folder / "model")
         folder.finish("sft")
     return folder / "model"
 
 
+def mode(argv: Sequence[str]) -> str:
+    """The `--mode` of a command line; each has flags of its own."""
+    for k, word in enumerate(argv):
+        name, _, value = word.partition("=")
+        if name == "--mode":
+            return value or "".join(argv[k + 1 : k + 2])
+    return "clicks"
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
+    given = sys.argv[1:] if argv is None else argv
     try:
-        model = run(parse_args(Args, argv, __doc__))
+        if mode(given) == "polygon":
+            from experiments import sft_polygon
+
+            model = sft_polygon.run(parse_args(sft_polygon.Args, given, sft_polygon.__doc__))
+        else:
+            model = run(parse_args(Args, given, __doc__))
     except SegenvError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

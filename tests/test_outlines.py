@@ -1,0 +1,147 @@
+"""Lessons in drawing say the truth, the tiny model learns the tokens of polygons, and trainings and ablations go on
+where they were cut."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from agents import make, tiny
+from agents.lessons import Plan
+from agents.outlines import ORDERS, TOKENS, Outlines, drawn, missing
+from experiments import polygon_ablation, sft, sft_polygon
+from experiments.polygon_ablation import ARMS
+from experiments.runs import RunError
+from segenv.codec import polygons
+from segenv.data.synthetic import Synthetic
+from segenv.geometry import canonical, polygon_iou
+from segenv.types import Box, Polygons
+
+torch.set_num_threads(1)
+SMALL = {"image_size": 64, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return str(tiny.save(tmp_path_factory.mktemp("base") / "tiny", seed=1, **SMALL))
+
+
+@pytest.mark.parametrize("codec", ["rings", "simpleseg"])
+@pytest.mark.parametrize("order", ORDERS)
+def test_drawn_replies_give_the_object_back_in_any_order_but_the_shuffled_one(codec, order):
+    dialect, rng = polygons.get(codec), np.random.default_rng(0)
+    for i in range(12):
+        task = Synthetic("val")[i]
+        read = dialect.parse(drawn(task, dialect, 40, order, rng), task)
+        assert isinstance(read, Polygons) and not read.truncated and sum(map(len, read.rings)) <= 40
+        iou = polygon_iou(read.rings, task.target, read.union)
+        assert iou > 0.7 or order == "random"
+        right = dialect.parse(drawn(task, dialect, 40), task)
+        if order == "random":
+            assert [set(map(tuple, ring)) for ring in read.rings] == [set(map(tuple, ring)) for ring in right.rings]
+        else:
+            rings = zip(canonical(read.rings), canonical(right.rings), strict=True)
+            assert all(np.array_equal(a, b) for a, b in rings)
+
+
+def test_lessons_depend_on_their_number_and_every_answer_is_right():
+    lessons = Outlines(Plan(first=6), vertices=30, image_size=64, grid=4, seed=3)
+    again = Outlines(Plan(first=6), vertices=30, image_size=64, grid=4, seed=3)
+    kinds = {"box": 0, "mask": 0, "absent": 0}
+    for i in range(40):
+        lesson = lessons[i]
+        assert [q.reply for q in again[i].questions] == [q.reply for q in lesson.questions]
+        frame = Synthetic("val")[0]
+        for question in lesson.questions:
+            answer = lessons.dialect.parse(question.reply, frame)
+            covered = question.shares[0].reshape(4, 4)
+            if isinstance(answer, Box):
+                kinds["box"] += 1
+                assert question.instruction.startswith("box ")
+                for low, high, side, axis in (
+                    (answer.x0, answer.x1, frame.width, 0),
+                    (answer.y0, answer.y1, frame.height, 1),
+                ):
+                    places = np.flatnonzero(covered.any(axis))
+                    assert np.floor(4 * low / side + 0.02) <= places[0] <= np.ceil(4 * low / side)
+                    assert np.floor(4 * high / side) <= places[-1] + 1 <= np.ceil(4 * high / side + 0.02)
+            elif answer.rings:
+                kinds["mask"] += 1
+                assert covered.sum() > 0 and covered.ravel()[question.click] > 0
+            else:
+                kinds["absent"] += 1
+                assert covered.sum() == 0 and question.click == -1
+    assert min(kinds.values()) > 0
+
+
+def test_what_is_missing_is_nowhere_in_the_scene():
+    for i in range(20):
+        scene = Synthetic("train").scene(i)
+        there = {f"the {thing.colour} {thing.shape}" for thing in (*scene.objects, *scene.clutter)}
+        assert there and not there & set(missing(scene))
+
+
+def test_new_tokens_shorten_polygons_and_leave_other_texts_alone():
+    model, processor = tiny.build(seed=1, **SMALL)
+    words = processor.tokenizer
+    reply, other = "Vertices: 3\n[[[123,456],[234,567],[345,678]]]", "Current IOU: 37\nPositive point: (175, 483)"
+    before = {text: words(text)["input_ids"] for text in (reply, other)}
+    old = model.get_input_embeddings().weight.detach().clone()
+    tiny.extend(model, processor, TOKENS)
+    after = {text: words(text)["input_ids"] for text in (reply, other)}
+    assert after[other] == before[other]
+    assert len(after[reply]) == 4 + 3 * 8 + 1 and words.decode(after[reply]) == reply
+    new = model.get_input_embeddings().weight
+    assert torch.equal(new[: len(old)], old) and len(new) == len(words) == model.config.text_config.vocab_size
+    assert model.lm_head.weight is new
+
+
+def _args(base, out, **changes):
+    few = {"draw_steps": 4, "cooldown": 2, "lessons": 2, "questions": 2, "vertices": 5, "probe": 2, "workers": 0}
+    return sft_polygon.Args(base=base, out=str(out), measure_every=4, save_every=2, **{**few, **changes})
+
+
+def test_a_training_that_was_cut_ends_as_one_that_was_not(base, tmp_path):
+    whole = sft_polygon.run(_args(base, tmp_path / "whole"))
+    sft_polygon.run(_args(base, tmp_path / "cut", draw_steps=2, cooldown=3))
+    # a run of two steps has another fall of the rate: go on from its state with the settings of the whole one
+    (tmp_path / "cut" / "config.yaml").write_text((tmp_path / "whole" / "config.yaml").read_text())
+    first = sft_polygon.DrawingTrainer(_args(base, tmp_path / "first"))
+    for k in range(2):
+        first.train_step([first.source("draw")[2 * k + j] for j in range(2)])
+    first.save(tmp_path / "cut")
+    cut = sft_polygon.run(_args(base, None, resume=str(tmp_path / "cut")))
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert {"val_giou", "val_valid"} <= rows[-1].keys()
+    agent = make(f"mllm:{whole}")
+    assert agent.codec.name == "rings" and agent.backend.max_new_tokens == 8 * 13
+
+
+def test_the_command_knows_its_modes_and_refuses_what_cannot_be(base, tmp_path, capsys):
+    assert sft.mode(["--mode", "polygon"]) == sft.mode(["--mode=polygon"]) == "polygon"
+    assert sft.mode(["--out", "x"]) == "clicks"
+    assert sft.main(["--mode", "polygon", "--out", str(tmp_path / "a"), "--vertices", "2"]) == 1
+    assert "expected 4 or more" in capsys.readouterr().err
+    with pytest.raises(RunError, match="writes no polygons"):
+        sft_polygon.run(_args(base, tmp_path / "b", codec="segagent"))
+
+
+@pytest.mark.parametrize("vary", ["order", "codec"])
+def test_an_ablation_compares_arms_on_the_same_tasks_and_goes_on(base, tmp_path, vary):
+    out = tmp_path / "run"
+    args = polygon_ablation.Args(vary=vary, out=str(out), base=base, steps=2, lessons=2, tasks=4, workers=0)
+    numbers = polygon_ablation.run(args)
+    assert list(numbers["arms"]) == list(ARMS[vary]) and numbers["arms"][next(iter(ARMS[vary]))]["gain"]["all"][0] == 0
+    for arm in numbers["arms"].values():
+        assert arm["tasks"] == 4 and 0 <= arm["giou"] <= 1
+    name = list(ARMS[vary])[-1].replace(":", "-")
+    weights = (out / name / "model" / "model.safetensors").stat().st_mtime_ns
+    lines = (out / f"{name}.jsonl").read_bytes().splitlines(keepends=True)
+    (out / f"{name}.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])  # cut while it replied
+    again = polygon_ablation.run(polygon_ablation.Args(**{**args.__dict__, "out": None, "resume": str(out)}))
+    assert again == numbers and (out / name / "model" / "model.safetensors").stat().st_mtime_ns == weights
+    assert {"ablation.csv", "ablation.md", "report.html"} <= {path.name for path in out.iterdir()}
