@@ -2,8 +2,8 @@
 each patch of the picture shows.
 
 A lesson is one scene in several pictures (mask states) with a question about each. States come from the annotator's
-clicks through a segmentation tool, some of them led astray, and from masks that are cheap to make: parts of the
-target, its neighbours, wrong objects, nearly perfect ones.
+clicks through a segmentation tool, and from masks that are cheap to make: parts of the target, its neighbours, wrong
+objects, nearly perfect ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ SHAPE_NAMES = sorted({shape for level in DIFFICULTIES for shape in level.shapes}
 SUPERLATIVES = (*SIZE_WORDS, *PLACE_WORDS[1:])
 KINDS = list(product(SUPERLATIVES, (False, True), (False, True)))  # superlative, with colour, with shape
 MAX_OBJECTS = 8
-ASTRAY_FIRST, ASTRAY = 0.2, 0.1  # chances that the first click, and a later one, is a mistake
+FINE = 4  # squares along the side of a patch
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Question:
     """What a picture is asked, the reply to learn, and what the question makes of each of the N patches.
 
     `shares` float32 [3, N] are the parts of a patch that are target, missing from the mask, and wrongly in it; `click`
-    is the patch of the reply's click, or -1 where it stops. `iou` is the mask's.
+    is the patch of the reply's click, or -1 where it stops. `iou` is the mask's. `fine` float32 [N, FINE²], where it is
+    given, are the shares of target in the squares that a patch is divided into.
     """
 
     picture: int
@@ -55,6 +56,7 @@ class Question:
     shares: np.ndarray
     click: int
     iou: float
+    fine: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +144,7 @@ class Lessons:
     def _states(self, tasks: Sequence[Task], instances: np.ndarray, rng: np.random.Generator):
         """Tasks with a mask to improve and the clicks that led to it (none for cheap ones)."""
         if self.plan.trajectory and self.tool is not None:
-            states = [state for task in tasks[:2] for state in played(self.tool, task, instances, self.stop_iou, rng)]
+            states = [state for task in tasks[:2] for state in played(self.tool, task, self.stop_iou)]
             for k in sorted(rng.permutation(len(states))[: self.plan.trajectory]):
                 yield states[k]
         for k in range(self.plan.cheap):
@@ -222,12 +224,8 @@ def turned(scene: Scene, turn: int) -> Scene:
     )
 
 
-def played(tool: SegTool, task: Task, instances: np.ndarray, stop_iou: float, rng: np.random.Generator, steps: int = 4):
-    """The states of one trajectory through `tool`: (task, mask, clicks) after each click.
-
-    The annotator clicks, but some clicks (more at the start, where a policy errs most) fall anywhere, or where another
-    object calls for it: its mistakes have to be corrected, too.
-    """
+def played(tool: SegTool, task: Task, stop_iou: float, steps: int = 4):
+    """The states of the annotator's trajectory through `tool`: (task, mask, clicks) after each click."""
     mdp = SegMDP(tool, max_steps=steps)
     state = mdp.initial(task)
     found = []
@@ -235,21 +233,9 @@ def played(tool: SegTool, task: Task, instances: np.ndarray, stop_iou: float, rn
         action = lesson_action(task, state.mask, state.clicks, stop_iou)
         if isinstance(action, Stop):
             break
-        if rng.random() < (ASTRAY_FIRST if state.step == 0 else ASTRAY):
-            action = astray(task, state.mask, instances, rng)
         state = mdp.transition([state], [action])[0]
         found.append((task, state.mask, state.clicks))
     return found
-
-
-def astray(task: Task, mask: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> Click:
-    """A click for another object of the scene, or anywhere."""
-    other = instances == rng.integers(1, instances.max() + 1)
-    click = annotator.next_click(other, mask) if rng.random() < 0.7 else None
-    if click is not None:
-        return click
-    x, y = int(rng.integers(task.width)), int(rng.integers(task.height))
-    return Click(x, y, bool(rng.random() < 0.5) if mask.any() else True)
 
 
 def cheap_mask(target: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
+import cv2
 import numpy as np
 
 from agents.backends.transformers import resized
-from agents.lessons import COLOUR_NAMES, SHAPE_NAMES, Lesson, Lessons, Plan, Question, turned
+from agents.lessons import COLOUR_NAMES, FINE, SHAPE_NAMES, Lesson, Lessons, Plan, Question, turned
 from segenv import queries
 from segenv.codec import polygons
 from segenv.data.synthetic import Scene, expressions
@@ -81,9 +82,15 @@ class Outlines(Lessons):
             reply = queries.reply(query, self.dialect)
         covered = self._shares(task.target)
         shares = np.stack([covered, covered, np.zeros_like(covered)])
-        return Question(0, query.prompt, reply, shares, self._first(task, query.answer), 0.0)
+        return Question(0, query.prompt, reply, shares, self._first(task), 0.0, self._fine(task))
 
-    def _first(self, task: Task, answer: Any) -> int:
+    def _fine(self, task: Task) -> np.ndarray:
+        """The target's share of the squares of each patch, float32 [N, FINE²]."""
+        side = self.grid * FINE
+        shares = cv2.resize(task.target.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
+        return shares.reshape(self.grid, FINE, self.grid, FINE).swapaxes(1, 2).reshape(-1, FINE**2)
+
+    def _first(self, task: Task) -> int:
         """The patch in which a drawing begins, -1 where there is none."""
         rows, columns = np.nonzero(task.target)
         if not len(rows):

@@ -2,7 +2,8 @@
 
 From the vision tower: the colour and shape of the object in a patch, which kinds of sentence would pick it out, where
 its first click goes, and the mask's share. From the language model's image tokens, which have read the instruction:
-whether the patch belongs to the named object, what is missing or wrong there, and where to click. A model of this size
+whether the patch belongs to the named object, what is missing or wrong there, where to click, and for those who draw
+which parts of the patch the object covers. A model of this size
 finds the way from words to pixels through its few reply tokens alone only after a long plateau.
 """
 
@@ -19,7 +20,7 @@ from torch import nn
 
 from agents import tiny
 from agents.backends.transformers import chat
-from agents.lessons import COLOUR_NAMES, KINDS, SHAPE_NAMES, Lesson, Question
+from agents.lessons import COLOUR_NAMES, FINE, KINDS, SHAPE_NAMES, Lesson, Question
 
 IGNORED = -100
 UNITS_WEIGHT = 0.1  # of a coordinate's last digit, which is noise to a model of this size
@@ -28,11 +29,11 @@ UNITS_WEIGHT = 0.1  # of a coordinate's last digit, which is noise to a model of
 class Heads(nn.Module):
     """What is read from patches, [..., width] in and logits out."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, fine: bool = False) -> None:
         super().__init__()
         self.sizes = [len(COLOUR_NAMES) + 1, len(SHAPE_NAMES) + 1, len(KINDS), 10, 10, 10, 10, 1]
         self.seen = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.sizes)))
-        self.told = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
+        self.told = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 + fine * FINE**2))
 
     def seen_loss(
         self, features: torch.Tensor, batch: dict[str, torch.Tensor]
@@ -75,6 +76,11 @@ class Heads(nn.Module):
         on = (shares[:, 0].gather(1, logits[..., 0].argmax(1)[:, None]) > 0.3).float().mean()
         measured = {"named": named, "click_patch": hit, "named_patch": on}
         total = named + clicked + 2 * part.sum()
+        if "fine" in batch:  # the object's outline, within each patch
+            drawn = F.binary_cross_entropy_with_logits(logits[..., 4:], batch["fine"], reduction="none").mean(-1)
+            balance = torch.where(shares[:, 0] > 0, 1.0, 0.1)
+            measured["fine"] = (drawn * balance).sum() / balance.sum()
+            total = total + 4 * measured["fine"]
         return total, {name: float(value.detach()) for name, value in measured.items()}
 
 
@@ -128,6 +134,8 @@ class Collator:
         batch["which"] = torch.tensor(which)
         batch["shares"] = torch.from_numpy(np.stack([question.shares for question in questions]))
         batch["clicks"] = torch.tensor([question.click for question in questions])
+        if fine := [question.fine for question in questions if question.fine is not None]:
+            batch["fine"] = torch.from_numpy(np.stack(fine))
         return batch | self._texts([(question.instruction, question.reply) for question in questions])
 
     def _texts(self, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:

@@ -4,9 +4,9 @@
 
 Four stages, each on fresh scenes of `synthetic:train`: `look` (the vision tower alone learns what patches show), `easy`
 (first clicks, mostly in scenes of two or three objects), `click` (first clicks everywhere) and `state` (masks of whole
-trajectories through the tool, and cheap ones; correct, or stop). The loss is on the reply alone, plus dense losses on
-patches whose heads are dropped at the end. Departures from SegAgent: no pretrained model, the instruction alone as
-prompt, text before image, and a share of astray clicks in the annotator's trajectories.
+trajectories through the tool; correct, or stop). The loss is on the reply alone, plus dense losses on patches whose
+heads are dropped at the end. Departures from SegAgent: no pretrained model, the instruction alone as prompt, and text
+before image.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from agents.lessons import Lesson, Lessons, Plan, cheap_mask, lesson_action, pla
 from agents.pretraining import Collator, Heads, look, read, reply_loss
 from agents.tower import TowerConfig, fold
 from experiments.runs import RunError, RunFolder, disk_errors, manifest, parse_args
+from search.executors import start_worker
 from segenv import codec, metrics, render, tools
 from segenv.data.synthetic import Synthetic
 from segenv.tools.base import SegTool
@@ -59,7 +60,7 @@ PLANS = {
     "look": Plan(first=0, cheap=1),
     "easy": Plan(first=4, easy=0.8),
     "click": Plan(first=4),
-    "state": Plan(first=4, trajectory=4, cheap=2, easy=0.2),
+    "state": Plan(first=4, trajectory=5, easy=0.2),
 }
 VISION_RATE = 2.0  # the learning rate of the vision tower, in units of the rest's
 SIZES = ("image_size", "width", "vision_layers", "text_layers", "heads")
@@ -84,9 +85,9 @@ class Args:
     """What makes the masks of trajectories."""
     look_steps: int = 2_500
     easy_steps: int = 800
-    click_steps: int = 7_200
-    state_steps: int = 8_900
-    cooldown: int = 2_500
+    click_steps: int = 8_700
+    state_steps: int = 4_600
+    cooldown: int = 2_400
     """The last of all these steps, in which the learning rate falls to zero."""
     lessons: int = 10
     """Scenes a step; 1.6 times as many while looking, and half as many in the last stage, which asks more of each."""
@@ -131,6 +132,7 @@ class Trainer:
     """The model, its moving average, the heads, the optimiser, and how far they are."""
 
     stages: tuple[str, ...] = STAGES
+    draws = False  # whether image tokens learn the outline
 
     def __init__(self, args: Any) -> None:
         self.args = args
@@ -144,7 +146,7 @@ class Trainer:
             nn.Module.to(model, self.device)
             if self.device.type == "cpu":
                 model.set_attn_implementation("eager")  # backwards, several times faster than fused attention
-        self.heads = Heads(self.model.config.text_config.hidden_size).to(self.device)
+        self.heads = Heads(self.model.config.text_config.hidden_size, self.draws).to(self.device)
         self.collate = Collator(self.processor)
         self.modules = {"model": self.model, "heads": self.heads, "averaged": self.averaged}
         trained = {name: self.modules[name] for name in ("model", "heads")}
@@ -273,7 +275,7 @@ def probes(args: Args, tool: SegTool) -> list[Probe]:
     found = [Probe(task, np.zeros(task.target.shape, bool)) for task in tasks]
     for k, task in enumerate(tasks[: args.probe // 2]):
         rng = np.random.default_rng([args.seed, 2, k])
-        states = played(tool, task, task.meta["instances"], args.stop_iou, rng)
+        states = played(tool, task, args.stop_iou)
         if states:
             found.append(Probe(*states[rng.integers(len(states))]))
         found.append(Probe(task, cheap_mask(task.target.view(bool), task.meta["instances"], rng)))
@@ -324,7 +326,13 @@ def batches(args: Any, trainer: Trainer) -> Iterator[list[Lesson]]:
         prefetch_factor=4 if args.workers else None,
         collate_fn=list,
         multiprocessing_context="spawn" if args.workers else None,
+        worker_init_fn=_start_worker if args.workers else None,
     )
+
+
+def _start_worker(_: int) -> None:
+    """No process outlives the training, however that ends."""
+    start_worker()
 
 
 def train(args: Any, folder: RunFolder, trainer: Trainer, measured: Callable[[], dict[str, float]]) -> None:

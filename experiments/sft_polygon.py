@@ -61,7 +61,7 @@ class Args:
     """Scenes a step."""
     questions: int = 4
     """Questions about each scene."""
-    rate: float = 5e-4
+    rate: float = 8e-4
     seed: int = 0
     device: str | None = None
     """cuda where there is a GPU, otherwise cpu."""
@@ -101,6 +101,7 @@ class DrawingTrainer(Trainer):
     """Trains the model of a checkpoint in one stage, `draw`."""
 
     stages = ("draw",)
+    draws = True
 
     def fresh(self) -> tuple[Any, Any]:
         """The checkpoint's model, with tokens for polygons, and its processor."""

@@ -17,7 +17,6 @@ import numpy as np
 
 import agents
 from agents.base import Agent
-from agents.lessons import astray
 from search.rollout import (
     Episode,
     action_from_json,
@@ -209,3 +208,13 @@ class Statements(Sequence):
 def observed(one: Judged, task: Task) -> Observation:
     """What an agent sees of the mask, with one step left."""
     return Observation(task.id, task.image, one.pixels, task.instruction, 0, 1)
+
+
+def astray(task: Task, mask: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> Click:
+    """A click for another object of the scene, or anywhere."""
+    other = instances == rng.integers(1, instances.max() + 1)
+    click = annotator.next_click(other, mask) if rng.random() < 0.7 else None
+    if click is not None:
+        return click
+    x, y = int(rng.integers(task.width)), int(rng.integers(task.height))
+    return Click(x, y, bool(rng.random() < 0.5) if mask.any() else True)

@@ -15,7 +15,7 @@ from agents.base import Agent
 from segenv import metrics
 from segenv.mdp import SegMDP, SegState
 from segenv.seeds import seed_of
-from segenv.types import Action, Box, Click, Invalid, Stop, Task, ToolError, Undo
+from segenv.types import Action, Box, Click, Invalid, Polygons, Stop, Task, ToolError, Undo
 
 # asked with a state, the action and what followed; the action to take instead, or None
 Correct = Callable[[SegState, Action, SegState], Action | None]
@@ -255,26 +255,29 @@ def step_of(
 
 
 def action_to_json(action: Action) -> dict[str, Any]:
-    """An action as `{"type": "click" | "box" | "stop" | "undo" | "invalid", …}` with its fields; an invalid one keeps
-    its reason."""
-    values = {"reason": action.reason} if isinstance(action, Invalid) else dict(vars(action))
+    """An action as `{"type": "click" | "box" | "polygons" | "stop" | "undo" | "invalid", …}` with its fields, rings as
+    lists of [x, y]; an invalid one keeps its reason."""
+    values: dict[str, Any] = {"reason": action.reason} if isinstance(action, Invalid) else dict(vars(action))
+    if isinstance(action, Polygons):
+        values["rings"] = [ring.tolist() for ring in action.rings]
     return {"type": type(action).__name__.lower(), **values}
 
 
 def action_from_json(record: dict[str, Any]) -> Action:
-    """The click, box, stop or undo that `action_to_json` wrote; an invalid reply is no action to return to."""
+    """The click, box, polygons, stop or undo that `action_to_json` wrote; an invalid reply is no action to go back
+    to."""
     values = {key: value for key, value in record.items() if key != "type"}
     return _ACTIONS[record["type"]](**values)
 
 
-_ACTIONS: dict[str, type] = {kind.__name__.lower(): kind for kind in (Click, Box, Stop, Undo)}
+_ACTIONS: dict[str, type] = {kind.__name__.lower(): kind for kind in (Click, Box, Polygons, Stop, Undo)}
 
 
 def clicks_of(steps: Iterable[Step]) -> list[Click]:
     """The clicks that hold after `steps`: those carried out and not undone, in order."""
     history: list[Action] = []
     for action in (action_from_json(step.action) for step in steps if step.error is None):
-        if isinstance(action, (Click, Box)):
+        if isinstance(action, (Click, Box, Polygons)):
             history.append(action)
         elif isinstance(action, Undo):
             history.pop()

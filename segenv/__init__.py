@@ -13,6 +13,7 @@ for _id, _entry_point in {
     "segenv/HLMATPoint-v0": "segenv.envs.wrappers:HLMATPointEnv",
     "segenv/Refine-v0": "segenv.envs.refine:RefineEnv",
     "segenv/Filter-v0": "segenv.envs.filter:FilterEnv",
+    "segenv/Polygon-v0": "segenv.envs.polygon:PolygonEnv",
 }.items():
     # No max_episode_steps: the click budget is part of the state, and ends an episode as terminated.
     _register(id=_id, entry_point=_entry_point)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segenv import rewards
-from segenv.types import Action, Box, Click, Invalid, Prompt, Stop, Task, ToolError, Undo, frozen
+from segenv.geometry import polygons_to_mask
+from segenv.types import Action, Box, Click, Invalid, Polygons, Prompt, Stop, Task, ToolError, Undo, frozen
 
 if TYPE_CHECKING:
     from segenv.tools.base import SegTool
@@ -132,10 +133,16 @@ class SegMDP:
                     following[i] = replace(earlier, step=state.step + 1, error=None)
                 case Undo():
                     following[i] = replace(moved, error="nothing to undo: no click has been made")
+                case Polygons(rings, union):  # a whole mask, whatever was there before, and without the tool
+                    drawn = polygons_to_mask(rings, state.task.height, state.task.width, union)
+                    packed = frozen(np.packbits(drawn))
+                    following[i] = replace(moved, packed=packed, logits=None, score=float("nan"), undone=state)
                 case Invalid():
                     following[i] = replace(moved, error=action.reason)
                 case _:
-                    raise TypeError(f"action is {type(action).__name__}; expected Click, Box, Stop, Undo or Invalid")
+                    raise TypeError(
+                        f"action is {type(action).__name__}; expected Click, Box, Polygons, Stop, Undo or Invalid"
+                    )
         if prompted:
             for i, state in self._answer(prompted):
                 following[i] = state

@@ -2,17 +2,24 @@
 
 A reward is a function of (task, mask before, action, mask after, terminal): bool [H, W] masks, and whether the episode
 has ended. It reads the target; nothing that an agent sees does. Where target and mask are both empty, IoU is 1.
+
+`polygon` rewards a whole mask in one reply, and is a reward function of TRL's as it stands.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segenv.metrics import errors, iou
 from segenv.types import Action, Click, Invalid, Task
+
+if TYPE_CHECKING:
+    from segenv.codec.polygons import PolygonCodec
+    from segenv.polygon_rewards import PolygonReward
 
 Reward = Callable[[Task, np.ndarray, Action, np.ndarray, bool], float]
 
@@ -92,28 +99,35 @@ def terms(name: str | Reward) -> dict[str, Reward]:
         return {"reward": name}
     if name in REWARDS:
         return {name: REWARDS[name]}
-    weights: dict[str, float] = {}
-    for weight, term in _parsed(SUMS.get(name, name)):
-        weights[term] = weights.get(term, 0.0) + weight
-    return {term: _weighted(weight, get(term)) for term, weight in weights.items()}
+    weights = weights_of(SUMS.get(name, name), (*REWARDS, *SUMS), "iou_gain+0.1*format")
+    return {term: weighted(weight, get(term)) for term, weight in weights.items()}
 
 
-def _weighted(weight: float, reward: Reward) -> Reward:
+def weighted(weight: float, reward: Reward) -> Reward:
+    """So many times a reward."""
     return lambda *step: weight * reward(*step)
 
 
-def _parsed(text: str) -> list[tuple[float, str]]:
-    """Weight and name of each term of a sum."""
-    terms: list[tuple[float, str]] = []
+def weights_of(text: str, names: Iterable[str], example: str) -> dict[str, float]:
+    """The weight of each name in a sum of them, such as `example`; of one that comes twice, both together."""
+    weights: dict[str, float] = {}
     text, place = text.replace(" ", ""), 0
-    while place < len(text) or not terms:
+    while place < len(text) or not weights:
         term = _TERM.match(text, place)
-        known = term is not None and term[3] in (*REWARDS, *SUMS) and (place == 0 or term[1])
+        known = term is not None and term[3] in names and (place == 0 or term[1])
         if term is None or not known:
             raise ValueError(
                 f"reward {text!r} is not understood at {text[place:]!r}; expected names joined by + or -, each with an "
-                f"optional weight, such as iou_gain+0.1*format; names: {', '.join((*REWARDS, *SUMS))}"
+                f"optional weight, such as {example}; names: {', '.join(names)}"
             )
-        terms.append((float(term[1] + (term[2] or "1")), term[3]))
+        weights[term[3]] = weights.get(term[3], 0.0) + float(term[1] + (term[2] or "1"))
         place = term.end()
-    return terms
+    return weights
+
+
+def polygon(spec: str = "iou+0.1*centroid+0.1*format", codec: str | PolygonCodec = "rings") -> PolygonReward:
+    """The reward of a reply that outlines an object, by the names in `segenv.polygon_rewards`: for texts, for parsed
+    actions, and for TRL."""
+    from segenv.polygon_rewards import PolygonReward  # late, because it builds on this module
+
+    return PolygonReward(spec, codec)

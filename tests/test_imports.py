@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = [
     {"segenv.types", "segenv.seeds"},
     {"segenv.geometry", "segenv.metrics", "segenv.scanlines"},
-    {"segenv.annotator", "segenv.codec", "segenv.data", "segenv.render", "segenv.rewards", "segenv.tools"},
+    {"segenv.annotator", "segenv.codec", "segenv.data", "segenv.render", "segenv.rewards", "segenv.tools"}
+    | {"segenv.queries", "segenv.polygon_rewards"},
     {"segenv.mdp"},
     {"segenv.envs"},
     {"segenv.adapters"},

@@ -207,7 +207,7 @@ def test_labels_that_mean_nothing_are_refused_and_not_taken_for_background(task:
 
 def test_a_wrong_kind_of_action_is_refused_by_name(task: Task) -> None:
     mdp = mdp_of()
-    with pytest.raises(TypeError, match="action is tuple; expected Click, Box, Stop, Undo or Invalid"):
+    with pytest.raises(TypeError, match="action is tuple; expected Click, Box, Polygons, Stop, Undo or Invalid"):
         mdp.transition([mdp.initial(task)], [(3, 4)])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="1 states and 2 actions"):
         mdp.transition([mdp.initial(task)], [Stop(), Stop()])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 
@@ -120,7 +121,7 @@ def test_the_table_names_colour_shape_and_first_click_of_each_object(lessons):
 
 def test_played_states_are_what_the_tool_makes_of_their_clicks():
     task, tool = Synthetic("val").load(4), tools.make("disc")
-    states = played(tool, task, task.meta["instances"], 0.9, np.random.default_rng(0))
+    states = played(tool, task, 0.9)
     assert [len(clicks) for _, _, clicks in states] == list(range(1, len(states) + 1))
     mdp = SegMDP(tool)
     for _, mask, clicks in states:
@@ -225,6 +226,74 @@ def test_folding_the_norms_changes_nothing_but_that_training_has_none():
     assert not [part for part in tower.modules() if isinstance(part, torch.nn.BatchNorm2d)]
     assert torch.allclose(tower(pictures).last_hidden_state, expected, atol=1e-4)
     assert torch.allclose(tower.train()(pictures[:1]).last_hidden_state, expected[:1], atol=1e-4)
+
+
+def test_without_other_processes_the_training_makes_the_same_lessons(tmp_path):
+    args = _args(tmp_path, workers=0)
+    [first, second] = sft.batches(args, sft.Trainer(args))
+    source = sft.Source(args, "look")
+    expected = [[source[3 * step + k] for k in range(3)] for step in (0, 1)]  # 1.6 * 2 scenes
+    for made, wanted in zip([first, second], expected, strict=True):
+        assert [lesson.pictures.tolist() for lesson in made] == [lesson.pictures.tolist() for lesson in wanted]
+
+
+def test_a_model_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    trainer, out = sft.Trainer(_args(tmp_path)), tmp_path / "model"
+    trainer.export(out)
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    with torch.no_grad():
+        for parameter in trainer.averaged.parameters():
+            parameter += 1
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(trainer.processor), "save_pretrained", full)
+        with pytest.raises(RunError, match="disk is full.*--resume"):
+            trainer.export(out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+    trainer.export(out)
+    now = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert {name for name in now if now[name] != files[name]} == {"model.safetensors"} and now.keys() == files.keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_first_click_that_is_negative_is_not_in_the_object(tmp_path, monkeypatch):
+    args = _args(tmp_path)
+    trainer = sft.Trainer(args)
+    held_out = [probe for probe in sft.probes(args, tools.make("disc")) if not probe.mask.any()]
+    for positive, expected in ((True, 1.0), (False, 0.0)):
+        replies = []
+        for probe in held_out:
+            best = lesson_action(probe.task, probe.mask, (), 0.9)
+            assert isinstance(best, Click)
+            replies.append(SPEECH.format(replace(best, positive=positive), probe.task))
+        monkeypatch.setattr(sft.TransformersBackend, "generate", lambda *_, said=replies: said)
+        assert sft.measure(trainer, held_out)["first"] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"look_steps": -1}, "look_steps is -1; expected 0 or more"),
+        (dict.fromkeys((f"{stage}_steps" for stage in sft.STAGES), 0), "all stages have 0 steps"),
+        ({"lessons": 0}, "lessons is 0; expected 1 or more"),
+        ({"workers": -2}, "workers is -2; expected 0 or more"),
+        ({"seed": -1}, "seed is -1; expected 0 or more"),
+        ({"image_size": 100}, "image_size is 100; expected a multiple of 16"),
+        ({"width": 36, "heads": 8}, "width is 36; expected an even number for each of the 8 heads"),
+        ({"rate": float("nan")}, "rate is nan"),
+        ({"stop_iou": 90.0}, "stop_iou 90.0; expected .* above 0 up to 1"),
+        ({"probe": 10**9}, "synthetic:val has no more than"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used here"),
+        ({"tool": "chisel"}, "cannot set up tool 'chisel': .* expected one of sam"),
+    ],
+)
+def test_settings_without_sense_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(RunError, match=message):
+        sft.run(replace(_args(tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -38,10 +38,8 @@ from segenv.codec.grammars import LISTS, lowered
 from segenv.geometry import canonical, fit, mask_to_polygons, polygons_to_mask, simplify
 from segenv.types import Action, Box, Click, Invalid, Polygons
 
-PROMPT = """Outline exactly this object and nothing else: {instruction}
-
-Answer with {form}, and nothing else. {fill} If the object is not in the image, answer `{nothing}`.
-Numbers run over {range}, from the upper left corner of the image to the lower right one."""
+QUESTION = "Outline exactly this object and nothing else: {}"
+FORMS: dict[str, Sequence] = {"point": ["x", "y"], "box": ["x0", "y0", "x1", "y1"], "mask": [[["x", "y"], "…"], "…"]}
 
 # No pattern has repeats of the same characters next to each other, or an end that could fail behind a long repeat.
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
@@ -91,16 +89,30 @@ class PolygonCodec(Codec):
 
     def prompt(self, task: Scene) -> str:
         """What a model is told beside the picture: what to outline, how, and what was wrong with its last reply."""
-        form = f"a list of polygons, {self._expected()}"
-        text = PROMPT.format(
-            instruction=task.instruction or "the main object",
-            form=f"the number of vertices in a line `Vertices: n`, and {form}" if self.dialect.planned else form,
-            fill="Draw each part of the object by itself." if self.union else "A polygon inside another cuts a hole.",
-            range=self.points.range(task, point=False),
-            nothing=self._statement(Polygons(()), task).replace("\n", " "),
-        )
+        text = f"{QUESTION.format(task.instruction or 'the main object')}\n\n{self.ask('mask', task)}"
         error = getattr(task, "error", None)
         return f"{text}\nYour last reply was not carried out: {error}" if error else text
+
+    def ask(self, asked: str, task: Scene) -> str:
+        """How a `point`, a `box` or a `mask` must be written, and what its numbers mean; nothing for a `text`."""
+        if asked == "text":
+            return ""
+        if asked not in FORMS:
+            raise ValueError(f"asked is {asked!r}; expected one of text, {', '.join(FORMS)}")
+        form, rest = f"`{self._list(FORMS[asked])}`", ""
+        if asked == "mask":
+            form = f"a list of polygons, {form}"
+            if self.dialect.planned:
+                form = f"the number of vertices in a line `Vertices: n`, and {form}"
+            fill = "Draw each part of the object by itself." if self.union else "A polygon inside another cuts a hole."
+            nothing = self._statement(Polygons(()), task).replace("\n", " ")
+            rest = f" {fill} If the object is not in the image, answer `{nothing}`."
+        return f"Answer with {form}, and nothing else.{rest}\n{self.numbers(task)}"
+
+    def numbers(self, task: Scene) -> str:
+        """What numbers mean, in a sentence."""
+        across = self.points.range(task, point=False)
+        return f"Numbers run over {across}, from the upper left corner of the image to the lower right one."
 
     # --------------------------------------------------------------------------------------------------------- writing
 
@@ -221,7 +233,7 @@ class PolygonCodec(Codec):
 
     def _expected(self) -> str:
         """What would have been understood."""
-        return f"`{self._list([[['x', 'y'], '…'], '…'])}`"
+        return f"`{self._list(FORMS['mask'])}`"
 
 
 def _structure(found: re.Match[str]) -> tuple[np.ndarray, bool]:

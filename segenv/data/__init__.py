@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from segenv.data.base import MAX_PIXELS, DataError, Dataset
@@ -16,6 +17,7 @@ SPECS = {
     "grabcut": "grabcut:DIR (data_GT/ and boundary_GT/)",
     "berkeley": "berkeley:DIR (images/ and masks/)",
     "davis": "davis:DIR (img/ and gt/)",
+    "absent": "absent:DATA or absent:SHARE:DATA (any of these; a share of its tasks ask for what is not there)",
     "trajectories": "trajectories:FILE.json or trajectories:FILE.json@IMAGES (SegAgent's recorded clicks)",
 }
 
@@ -48,6 +50,13 @@ def make(spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_
             from segenv.data.coco import Coco
 
             return Coco(*_split_images(rest, spec), skip_bad, max_pixels)
+        case "absent":
+            from segenv.data.absent import Absent
+
+            share, colon, whole = rest.partition(":")
+            if colon and re.fullmatch(r"0?\.[0-9]+|1(\.0*)?", share):
+                return Absent(make(whole, skip_bad, max_pixels), float(share))
+            return Absent(make(rest, skip_bad, max_pixels))
         case "trajectories":
             from segenv.data.trajectories import Trajectories
 

@@ -72,6 +72,13 @@ class Dataset(Sequence[Task], ABC):
     def load(self, i: int) -> Task:
         """Task number `i`, 0 <= i < len. Raises `BadItem`, naming the item, the file and what to do."""
 
+    def lacks(self, i: int, instruction: str) -> bool:
+        """Whether nothing in the image of task `i` is known to fit an instruction: here, where the instructions of all
+        the image's tasks are known, and share no word with it but articles. Datasets that know more say more."""
+        sources = self.sources
+        own = [self.load(k).instruction for k, source in enumerate(sources) if source == sources[i]]
+        return all(own) and not any(_content(words) & _content(instruction) for words in own)
+
     @property
     @abstractmethod
     def fingerprint(self) -> str:
@@ -143,9 +150,16 @@ class _Selection(Dataset):
     def load(self, i: int) -> Task:
         return self._whole.load(self._positions[i])
 
+    def lacks(self, i: int, instruction: str) -> bool:
+        return self._whole.lacks(self._positions[i], instruction)
+
     @property
     def fingerprint(self) -> str:
         return digest([self._whole.fingerprint, *self.ids])
+
+
+def _content(words: str) -> set[str]:
+    return set(words.casefold().split()) - {"the", "a", "an"}
 
 
 def digest(parts: Iterable[object]) -> str:

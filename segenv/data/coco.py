@@ -114,6 +114,13 @@ class Coco(Dataset):
         }
         return Task(item, image, target, f"the {category}" if named else "", meta=meta)
 
+    def lacks(self, i: int, instruction: str) -> bool:
+        """Whether the class of "the <class>" is annotated nowhere in the image of task `i`."""
+        image = _class_in_image(self._annotations[i])[0]
+        present = {category for other, category in self._count if other == image}
+        names = {_key(number): record.get("name") for number, record in self._categories.items()}
+        return all(names.get(number) != instruction.removeprefix("the ") for number in present)
+
     def _id(self, i: int, entry: Any) -> str:
         if not isinstance(entry, dict) or "id" not in entry:
             return f"annotation-{i}"

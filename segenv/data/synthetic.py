@@ -137,6 +137,15 @@ class Synthetic(Dataset):
         }
         return Task(self.id(i), scene.image, scene.instances == chosen + 1, texts[chosen], meta=meta)
 
+    def lacks(self, i: int, instruction: str) -> bool:
+        """Whether no object of scene `i`, clutter included, has the colour and the shape that an instruction names;
+        False for one that names neither."""
+        scene, words = self.scene(i), set(instruction.split())
+        colours, shapes = words & set(COLOURS), words & {shape for level in DIFFICULTIES for shape in level.shapes}
+        return bool(colours or shapes) and not any(
+            {thing.colour} >= colours and {thing.shape} >= shapes for thing in (*scene.objects, *scene.clutter)
+        )
+
 
 class _Ids(Sequence):
     """The ids of a dataset, made on demand: the training split has a million."""
