@@ -89,7 +89,9 @@ def finetune(
     if not len(rows):
         raise ValueError("there are no rows to train on; give at least one")
     if out.exists():
-        return _same_plan(out / SUMMARY, plan)
+        summary = _same_plan(out / SUMMARY, plan)
+        shutil.rmtree(state, ignore_errors=True)  # of a kill between the last two steps
+        return summary
     if (state / SUMMARY).exists():
         _same_plan(state / SUMMARY, plan)
     state.mkdir(parents=True, exist_ok=True)

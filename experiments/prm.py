@@ -12,11 +12,14 @@ is measured on masks of held-out tasks, beside the tool's own estimate; `--agent
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -190,6 +193,8 @@ def learn(this: Run) -> None:
     from agents.mllm import checkpoint
     from agents.sft import SFTOptions, finetune
 
+    if (this.folder / "model").exists():
+        return  # a kill came between the last step and its mark
     args, trainer = this.args, this.args.trainer
     options = SFTOptions(
         steps=args.steps,
@@ -210,7 +215,31 @@ def learn(this: Run) -> None:
     pupil.backend.model = None  # it is loaded again for training; two copies of a large one may not fit
     rows = balanced(this.masks("train.jsonl"), args.rows, args.seed)
     lessons = Statements(rows, pupil, this.task(this.train))
-    finetune(checkpoint(args.agent), lessons, this.folder / "model", options, declare)
+    base, trained = checkpoint(args.agent), this.folder / "trained"
+    finetune(base, lessons, trained, options, declare)
+    keep(trained, this.folder / "model", base)
+
+
+def keep(trained: Path, out: Path, base: str | Path | None) -> None:
+    """Move a trained checkpoint to `out`, in float16 where `base` is stored so, as the embedded one is: what is judged
+    afterwards is what is kept."""
+    from transformers import AutoConfig
+
+    from agents.backends.transformers import load
+    from agents.sft import SUMMARY
+    from segenv.tools.sam import no_loading_bars
+
+    if base is None or AutoConfig.from_pretrained(base).dtype != torch.float16:
+        os.replace(trained, out)
+        return
+    beside = out.with_name(f"{out.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    with no_loading_bars():
+        for part in load(trained, "float16"):  # model and processor
+            part.save_pretrained(beside)
+    shutil.copy(trained / SUMMARY, beside)
+    os.replace(beside, out)
+    shutil.rmtree(trained)
 
 
 def judge(this: Run, k: int, model: str) -> None:

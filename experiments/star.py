@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -39,13 +40,12 @@ def main(argv: list[str] | None = None) -> int:
         if args.resume is None and args.out is None:
             name = "ablation" if args.ablation else "star"
             args = replace(args, out=time.strftime(f"runs/{name}-%Y%m%d-%H%M%S"))
-        if args.dry_run:
-            print(plan(prepare(args)))
-            return 0
         if args.ablation:
             from experiments import star_ablation
 
-            print(star_ablation.text(star_ablation.run(args)))
+            print(star_ablation.plan(args) if args.dry_run else star_ablation.text(star_ablation.run(args)))
+        elif args.dry_run:
+            print(plan(prepare(args)))
         else:
             print(star_report.text(run(args)))
     except (SegenvError, FileExistsError) as error:
@@ -56,12 +56,13 @@ def main(argv: list[str] | None = None) -> int:
             f"\ninterrupted; go on with: python -m experiments.star --resume {args.resume or args.out}", file=sys.stderr
         )
         return 130
-    print(f"report: {args.resume or args.out}/report.html")
+    if not args.dry_run:
+        print(f"report: {args.resume or args.out}/report.html")
     return 0
 
 
-def prepare(args: Args) -> Run:
-    """Settings that hold, data that can be read and an agent that can be trained; RunError says what is wrong."""
+def check(args: Args) -> None:
+    """Raise RunError where the settings cannot be run with."""
     counts = ("rounds", "limit", "rollout_tasks", "samples", "eval_limit", "round_steps", "max_steps", "batch_rows")
     for name in (*counts, "batch_size", "workers"):
         if getattr(args, name) < 1:
@@ -74,15 +75,19 @@ def prepare(args: Args) -> Run:
         raise RunError(
             "variant star judges the policy's own trajectories; --go-on-from correction needs --variant star+"
         )
-    out = args.resume or args.out
-    if out is None:
+    if args.resume is None and args.out is None:
         raise RunError("a run needs a folder: give out, or resume")
+
+
+def prepare(args: Args) -> Run:
+    """Settings that hold, data that can be read and an agent that can be trained; RunError says what is wrong."""
+    check(args)
     try:
         import agents.sft  # noqa: F401  # needs an extra, and is asked for only after the first stage
         from agents.mllm import checkpoint
 
         checkpoint(args.agent)
-        return Run(args, RunFolder(out), *split(args))
+        return Run(args, RunFolder(args.resume or args.out or ""), *split(args))
     except (ValueError, OSError, ImportError) as error:
         raise RunError(f"cannot set up data {args.data!r} and agent {args.agent!r}: {error}") from error
 
@@ -108,19 +113,31 @@ def plan(this: Run) -> str:
     return "\n".join([*lines, "nothing was written (--dry-run)"])
 
 
-def run(args: Args) -> dict[str, Any]:
-    """All stages, in the folder of `args`; returns what metrics.json holds."""
+@contextmanager
+def opened(args: Args) -> Iterator[Run]:
+    """The run of `args`, with its folder open to write to."""
     this = prepare(args)
     made_of = hashes(this)
     out = this.folder.path
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         this.folder = folder
         folder.keep_manifest(manifest(args.seed, protocol(this), made_of))
+        yield this
+
+
+def begin(args: Args) -> None:
+    """Round 0 alone: D_0, S_0 and what it does on the held-out tasks. `run` goes on from there."""
+    with opened(args) as this:
+        play_round(this, 0)
+
+
+def run(args: Args) -> dict[str, Any]:
+    """All stages, in the folder of `args`; returns what metrics.json holds."""
+    with opened(args) as this:
+        folder = this.folder
         played: list[list[Episode]] = []
         for n in range(args.rounds + 1):
-            for name, work in stages(args.variant, n):
-                stage(this, n, name, work)
-            played.append(list(episodes(folder, f"round{n}/evaluate.jsonl")))
+            played.append(play_round(this, n))
             if n and args.stop_on_plateau and _mean_iou(played[-1]) <= _mean_iou(played[-2]):
                 print(f"[round{n}] no better than the round before: the last round", file=sys.stderr)
                 break
@@ -136,6 +153,13 @@ def hashes(this: Run) -> dict[str, str | None]:
     player = player_of(this.setup(this.train, this.args.agent))
     found: dict[str, str | None] = {"data": this.train.fingerprint, "eval_data": this.held_out.fingerprint}
     return found | {"tool": player.tool.fingerprint, "agent": player.agent.settings["weights"]}
+
+
+def play_round(this: Run, n: int) -> list[Episode]:
+    """The stages of round n; returns the held-out episodes of S_n."""
+    for name, work in stages(this.args.variant, n):
+        stage(this, n, name, work)
+    return list(episodes(this.folder, f"round{n}/evaluate.jsonl"))
 
 
 def stage(this: Run, n: int, name: str, work: Any) -> None:
@@ -162,7 +186,7 @@ def results(this: Run, played: Sequence[Sequence[Episode]]) -> dict[str, Any]:
     skipped: Skipped = {}
     for path in sorted(this.folder.path.glob("round*/*.skipped.json")):
         skipped |= this.folder.read_json(str(path.relative_to(this.folder.path)))
-    policies = star_report.policies(played, this.args.max_steps, this.held_out_task, this.args.stop_iou)
+    policies = star_report.policies(played, this.args.max_steps, this.held_out_task, this.args.rules)
     return {"policies": policies, "lessons": lessons, "skipped": hide_home(skipped), "protocol": protocol(this)}
 
 

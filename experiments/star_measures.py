@@ -10,11 +10,12 @@ import numpy as np
 from experiments import summary
 from experiments.runs import finite
 from search.rollout import Episode
-from search.star import Row
+from search.star import Row, Rules, star_plus_rows
 from segenv import metrics
 from segenv.types import Task, object_of
 
 PAIRED = ("best_iou", "boundary_iou", "noc/85", "first_click_in_object", "stop_rate")  # beside the final IoU
+Decision = tuple[bool, bool]  # whether it was a stop, and whether a stop was due
 FAULTS = ("no_gain", "stopped_too_early", "went_on_too_long", "invalid_reply", "undo")
 
 PROTOCOL = {
@@ -22,13 +23,18 @@ PROTOCOL = {
     "gain": "paired difference of the final IoU to S_0; 95 % bootstrap over tasks, nothing of the spread over seeds",
     "gains": "paired differences to S_0 of the other measures that are means over episodes, with intervals as of gain",
     "first_click_in_object": "share of episodes whose first action is a positive click on a pixel of the object",
-    "stop_accuracy": "each reply of a held-out episode that is an action is a decision in the state before it: to stop "
-    "is right at IoU >= stop_iou, and to go on (any other action) is right below it; the share of decisions that are "
-    "right. An invalid reply decides nothing, and the last mask of an episode that the budget ends asks nothing. A "
-    "stop below stop_iou is wrong even where no click would have helped",
-    "stop_precision": "share of the stops that were made at IoU >= stop_iou; without a value where there was no stop",
-    "stop_recall": "share of the decisions at IoU >= stop_iou that were stops; without a value where no state with a "
-    "decision reached stop_iou: then each stop is wrong, and the accuracy is the share of decisions to go on",
+    "stop_accuracy": "each reply of a held-out episode that is an action is a decision in the state before it, to stop "
+    "or to go on (any other action); the share of decisions that are right. What is right is what the lesson would be "
+    "that star+ makes of that state, by the same rules: a stop is due at IoU >= stop_iou and, with no_gain stop, from "
+    "spent_iou on where neither the action nor the annotator's click, which is tried there, raises the IoU by more "
+    "than min_gain. A state of which no lesson is made asks nothing, nor does the last mask of an episode that the "
+    "budget ends, and an invalid reply decides nothing",
+    "stop_precision": "share of the stops that were due; without a value where there was no stop",
+    "stop_recall": "share of the decisions where a stop was due that were stops; without a value where none was due: "
+    "then each stop is wrong, and the accuracy is the share of decisions to go on",
+    "stop_accuracy_at_iou": "the same by the IoU alone: to stop is right at IoU >= stop_iou, and to go on is right "
+    "below it, even where no click would have helped",
+    "tries": "the annotator's clicks that are tried to judge stops are not gone on from; seconds hold their time",
     "stop_intervals": "95 % bootstrap over episodes of the ratio of sums, as the decisions of an episode depend on "
     "each other; resamples without a denominator are left out",
     "invalid_rate": "share of replies that the codec could not read as an action: 1 - parse_rate",
@@ -40,7 +46,10 @@ PROTOCOL = {
 
 
 def policies(
-    played: Sequence[Sequence[Episode]], max_steps: int, load: Callable[[str], Task], stop_iou: float = 0.9
+    played: Sequence[Sequence[Episode]],
+    max_steps: int,
+    load: Callable[[str], Task],
+    rules: Rules = Rules(),  # noqa: B008  # frozen
 ) -> list[dict[str, Any]]:
     """The measures of each policy S_0, S_1, … from its held-out episodes, given in the same order of tasks; ValueError
     where they are not. `load` gives the task of an id, and is asked once for each."""
@@ -50,13 +59,16 @@ def policies(
             f"the policies played {[len(order) for order in orders]} episodes, not the same tasks in the same order; "
             "differences are paired, so give the same episodes of each"
         )
-    inside = []  # [episodes, policies]
+    inside, decided = [], []  # [episodes, policies]
     for group in zip(*played, strict=True):
         task = load(group[0].task)
         inside.append([first_click_inside(episode, task) for episode in group])
+        decided.append([decisions(episode, task, rules) for episode in group])
     measured: list[dict[str, Any]] = []
     base: dict[str, np.ndarray] = {}
-    for n, (episodes, first) in enumerate(zip(played, np.array(inside).T, strict=True)):
+    for n, (episodes, first, choices) in enumerate(
+        zip(played, np.array(inside).T, zip(*decided, strict=True), strict=True)
+    ):
         numbers = summary.summarise([summary.outcome(episode) for episode in episodes], max_steps, {})
         del numbers["protocol"]
         each = {**_each(episodes, max_steps), "first_click_in_object": first}
@@ -77,8 +89,10 @@ def policies(
             "first_click_in_object": float(first.mean()),
             "invalid_rate": 1 - numbers["parse_rate"],
         }
-        stops, intervals = stopping(episodes, stop_iou)
-        numbers["intervals"] |= intervals
+        stops, intervals = stopping(choices)
+        alone, between = stopping([decisions_at(episode, rules.stop_iou) for episode in episodes])
+        stops["stop_accuracy_at_iou"] = alone["stop_accuracy"]
+        numbers["intervals"] |= {**intervals, "stop_accuracy_at_iou": between["stop_accuracy"]}
         measured.append(finite({"round": n, **numbers, **stops}))
     return measured
 
@@ -100,21 +114,37 @@ def first_click_inside(episode: Episode, task: Task) -> float:
     return float(action["type"] == "click" and action["positive"] and object_of(task.target)[action["y"], action["x"]])
 
 
-def stopping(episodes: Sequence[Episode], stop_iou: float) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """How well a policy knows when to stop, and the intervals of that; PROTOCOL says what is counted.
+def decisions(episode: Episode, task: Task, rules: Rules) -> list[Decision]:
+    """What was decided in the states of an episode, beside what `star_plus_rows` would teach in them."""
+    lessons = {row.step: row.action["type"] == "stop" for row in star_plus_rows(episode, task, rules)}
+    kinds = [step.action["type"] for step in episode.steps]
+    return [(kind == "stop", lessons[k]) for k, kind in enumerate(kinds) if kind != "invalid" and k in lessons]
 
-    `stop_counts` are decisions, those that were stops, those at IoU ≥ `stop_iou` (where a stop is due), and the stops
-    that were due. A share of nothing is NaN.
+
+def decisions_at(episode: Episode, stop_iou: float) -> list[Decision]:
+    """The same by the IoU of the mask that was shown alone."""
+    shown = [episode.start_iou, *episode.ious[:-1]]
+    kinds = [step.action["type"] for step in episode.steps]
+    return [(kind == "stop", iou >= stop_iou) for kind, iou in zip(kinds, shown, strict=True) if kind != "invalid"]
+
+
+def stopping(decided: Sequence[Sequence[Decision]]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """How well a policy knows when to stop, by the decisions of each episode, and the intervals of that; PROTOCOL says
+    what is counted.
+
+    `stop_counts` are decisions, those that were stops, those where a stop was due, and the stops that were due. A share
+    of nothing is NaN.
     """
-    counts = np.zeros((len(episodes), 4))  # [episodes; decisions, stops, due, stops that were due]
-    for count, episode in zip(counts, episodes, strict=True):
-        kinds = np.array([step.action["type"] for step in episode.steps])
-        decided, stops = kinds != "invalid", kinds == "stop"
-        due = decided & (np.array([episode.start_iou, *episode.ious[:-1]]) >= stop_iou)  # of the mask it was shown
-        count[:] = decided.sum(), stops.sum(), due.sum(), (stops & due).sum()
-    decisions, stops, due, both = counts.T
+    counts = np.array(
+        [
+            (len(each), sum(stop for stop, _ in each), sum(due for _, due in each), sum(s and due for s, due in each))
+            for each in decided
+        ],
+        float,
+    )
+    total, stops, due, both = counts.T
     shares = {
-        "stop_accuracy": (decisions - stops - due + 2 * both, decisions),
+        "stop_accuracy": (total - stops - due + 2 * both, total),
         "stop_precision": (both, stops),
         "stop_recall": (both, due),
     }

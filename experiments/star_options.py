@@ -56,6 +56,9 @@ class Args:
     """actions an episode may take"""
     limit: int = 400
     """training tasks that the annotator plays"""
+    expert: Literal["trajectory", "judged"] = "trajectory"
+    """D_0 has the annotator's clicks that gain, and stops from --stop-iou on; judged: also stops where none of its
+    later clicks gains, as --no-gain says for rollouts"""
     rollout_tasks: int = 400
     """training tasks that the policy plays in each round"""
     samples: int = 3
@@ -89,8 +92,9 @@ class Args:
     stop_iou: float = 0.9
     """from this IoU on the lesson is to stop"""
     keep_iou: float = 0.7
-    """what a whole trajectory must reach (variant star), and a mask that the annotator's click does not help, for
-    the lesson to be a stop (--no-gain stop)"""
+    """what a whole trajectory must reach (variant star)"""
+    spent_iou: float = 0.3
+    """what a mask must reach that the annotator's click does not help, for the lesson to be a stop (--no-gain stop)"""
     dedup: Literal["rows", "sequences", "none"] = "rows"
     """drop lessons that repeat state and action, or rollouts that repeat all clicks: easy tasks shall not crowd out
     others"""
@@ -121,7 +125,7 @@ class Args:
     @property
     def rules(self) -> Rules:
         """What counts as a good action."""
-        return Rules(self.min_gain, self.zero_gain, self.no_gain, self.stop_iou, self.keep_iou)
+        return Rules(self.min_gain, self.zero_gain, self.no_gain, self.stop_iou, self.keep_iou, self.spent_iou)
 
     @property
     def start_steps(self) -> int:

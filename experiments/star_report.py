@@ -35,6 +35,7 @@ MEASURES = (  # (key in metrics.json, name, digits, what is better)
     ("stop_accuracy", "stop accuracy", 3, "higher"),
     ("stop_precision", "stops that were due (precision)", 3, "higher"),
     ("stop_recall", "due stops that were made (recall)", 3, "higher"),
+    ("stop_accuracy_at_iou", "stop accuracy by IoU alone", 3, "higher"),
     ("invalid_rate", "invalid replies", 3, "lower"),
 )
 FRAME = 224  # pixels of the longer side of a step's picture

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from search.rollout import Episode, decode_mask
 from search.star import Row
 from segenv import data as datasets
 from segenv.data.base import Dataset
-from segenv.mdp import SegMDP
+from segenv.mdp import Observation
 from segenv.seeds import seed_of
 from segenv.types import Task
 
@@ -141,7 +141,11 @@ def expert(this: Run, _: int) -> None:
     """D_0: the annotator plays the training tasks through the tool."""
     play_into(this, "round0/expert.jsonl", this.setup(this.train, "annotator"), this.train_places)
     played = episodes(this.folder, "round0/expert.jsonl")
-    write_rows(this, 0, [row for episode in played for row in star.expert_rows(episode, this.args.rules)])
+    write_rows(
+        this,
+        0,
+        [row for episode in played for row in star.expert_rows(episode, this.args.rules, this.args.expert == "judged")],
+    )
 
 
 def practise(this: Run, n: int) -> None:
@@ -213,8 +217,10 @@ def learn(this: Run, n: int) -> None:
 
 
 def evaluate(this: Run, n: int) -> None:
-    """S_n on the held-out tasks, greedy."""
-    play_into(this, f"round{n}/evaluate.jsonl", this.setup(this.held_out, this.policy(n)), this.eval_places)
+    """S_n on the held-out tasks, greedy. Where an action is bad, the annotator's is tried in that state, and not gone
+    on from: the report asks whether a stop was right there."""
+    setup = this.setup(this.held_out, this.policy(n), rules=this.args.rules)
+    play_into(this, f"round{n}/evaluate.jsonl", setup, this.eval_places)
 
 
 def stages(variant: str, n: int) -> list[tuple[str, Any]]:
@@ -259,15 +265,14 @@ def read_rows(this: Run, n: int) -> list[Row]:
 
 
 class Conversations(Sequence):
-    """Rows as the pupil would meet them, rendered when they are asked for: the picture of that state, its prompt, and
-    the reply to learn.
+    """Rows as the pupil met their states, rendered when they are asked for: the picture, the prompt, with what was
+    wrong with the reply before where the codec tells that, and the reply to learn.
 
     The reply states the IoU of the mask before the action, which is what makes the policy its own process reward model.
     """
 
     def __init__(self, this: Run, rows: Sequence[Row], pupil: Any) -> None:
-        self.rows, self.pupil = rows, pupil
-        self.rules = SegMDP(tool=None, max_steps=this.args.max_steps)  # type: ignore[arg-type]  # no transition is asked
+        self.rows, self.pupil, self.max_steps = rows, pupil, this.args.max_steps
         self.task = lru_cache(maxsize=TASKS_KEPT)(this.task)
 
     def __len__(self) -> int:
@@ -275,7 +280,8 @@ class Conversations(Sequence):
 
     def __getitem__(self, k):
         row = self.rows[k]
-        mask = decode_mask(row.mask, row.height, row.width)
-        observation = self.rules.observation(self.rules.initial(replace(self.task(row.task), initial_mask=mask)))
+        task, mask = self.task(row.task), decode_mask(row.mask, row.height, row.width)
+        left = self.max_steps - row.step
+        observation = Observation(row.task, task.image, mask, task.instruction, row.step, left, row.error)
         reply = self.pupil.codec.format(star.action_of(row), observation, iou=row.iou)
         return {"image": self.pupil.picture(observation), "prompt": self.pupil.prompt(observation), "reply": reply}

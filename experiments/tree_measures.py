@@ -1,9 +1,7 @@
-"""What tree searches are measured by, and the tables that say so."""
+"""What tree searches are measured by, and what comes out of it in sentences."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,7 +37,8 @@ PROTOCOL = {
     "equal share of each batch, and vary between runs",
     "budget": "hard limits for each task; a search that is cut returns the best-valued mask so far",
     "curves": "mean IoU of the best-valued mask so far, once so much has been spent",
-    "steps": "greedy search cut after t steps: its last mask, and the best-valued of its masks up to there",
+    "steps": "greedy search without a budget cut after t steps: its last mask, and the best-valued of its masks up to "
+    "there; their paired difference, and that of the best-valued mask to K = 1's",
     "intervals": "95 % percentile bootstrap over tasks, 2000 resamples, seed 0; nothing of the spread over seeds",
 }
 
@@ -93,6 +92,11 @@ class Condition:
         return Condition(str(new), self.depth)
 
 
+def labelled(value: str) -> str:
+    """A value source by name, and what sets the oracle apart."""
+    return f"{value} (reads the target)" if value == "oracle" else value
+
+
 def record(condition: Condition, tree: Tree) -> Record:
     """What is kept of a finished search: measures against the target, costs, and how both came about."""
     target = tree.task.target
@@ -132,8 +136,8 @@ def summarise(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int
     return {
         "tasks": len(next(iter(tasks))),
         "conditions": rows,
-        "steps": [row for condition in results for row in _steps(condition, results[condition], steps)],
-        "findings": findings(results),
+        "steps": _steps(results, steps),
+        "findings": findings(results, steps),
         "protocol": dict(protocol),
     }
 
@@ -188,27 +192,41 @@ def _place(rows: Sequence[dict[str, Any]]) -> None:
             row["place"] = [1 + sum(other["miou"] > row["miou"] for other in group), len(group)]
 
 
-def _steps(condition: Condition, records: Sequence[Record], steps: Sequence[int]) -> list[dict[str, Any]]:
-    """Greedy search without a budget, cut after each number of steps (the paper's Table 2)."""
-    if condition.parsed.algorithm != "greedy" or condition.parsed.terms.limits.given() or not steps:
-        return []
+def _steps(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int]) -> list[dict[str, Any]]:
+    """Greedy searches without a budget, cut after each number of steps (the paper's Table 2)."""
     rows = []
-    for step in sorted(step for step in steps if step <= condition.depth):
-        walks = [record["walk"][: step + 1] for record in records]
-        last = np.array([walk[-1][0] for walk in walks])
+    for condition, step in ((one, step) for one in results if _stepwise(one) for step in sorted(steps)):
+        if step > condition.depth:
+            continue
+        last = after(results[condition], step)
         row: dict[str, Any] = {"k": condition.k, "value": condition.parsed.value, "step": step}
         row |= {"last": float(last.mean()), "last_interval": list(metrics.bootstrap(last))}
         if condition.parsed.value != "none":
-            # the first of the best: as the search chooses, fewer steps where values are equal
-            chosen = np.array([max(walk, key=lambda mask: mask[1])[0] for walk in walks])
+            chosen, single = after(results[condition], step, chosen=True), condition.like(k=1)
             row |= {"chosen": float(chosen.mean()), "chosen_interval": list(metrics.bootstrap(chosen))}
             row["gain"] = list(metrics.bootstrap_difference(chosen, last))
+            if condition.k > 1 and single in results:
+                other = after(results[single], step, chosen=True)
+                row["over_one"] = list(metrics.bootstrap_difference(chosen, other))
         rows.append(row)
     return rows
 
 
-def findings(results: Mapping[Condition, Sequence[Record]]) -> list[str]:
-    """What the differences say, in sentences: selection, K, and each algorithm against greedy at equal cost."""
+def _stepwise(condition: Condition) -> bool:
+    return condition.parsed.algorithm == "greedy" and not condition.parsed.terms.limits.given()
+
+
+def after(records: Sequence[Record], step: int, chosen: bool = False) -> np.ndarray:
+    """The IoU that a greedy search has after `step` steps, float64 [tasks]: that of its last mask, or of the one that
+    it would return, which is the first of the best-valued."""
+    walks = [record["walk"][: step + 1] for record in records]
+    masks = [max(walk, key=lambda mask: mask[1]) if chosen else walk[-1] for walk in walks]
+    return np.array([iou for iou, _ in masks], np.float64)
+
+
+def findings(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int] = ()) -> list[str]:
+    """What the differences say, in sentences: selection, K, and each algorithm against greedy at equal cost; and what
+    becomes of the mask at more steps, with values and without."""
     lines = []
     ious = {condition: column(records, "iou") for condition, records in results.items()}
     for one in ious:
@@ -223,9 +241,29 @@ def findings(results: Mapping[Condition, Sequence[Record]]) -> list[str]:
                 lines.append(f"{what} ({where}): {_difference(ious[one], ious[base])}")
         elif greedy in ious and one.parsed.terms.limits.given():
             words = f"{one.name} against greedy, K = {one.k} ({where}): {_difference(ious[one], ious[greedy])}"
-            if float((ious[one] - ious[greedy]).mean()) < 0:
-                words += _why(results[one], results[greedy])
+            _, low, high = metrics.bootstrap_difference(ious[one], ious[greedy])
+            if low <= 0:
+                words += _why(results[one], results[greedy], loses=high < 0)
             lines.append(words)
+    return lines + _falls(results, steps)
+
+
+def _falls(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int]) -> list[str]:
+    """How the mask changes from the step at which the policy's own is best to each later one."""
+    runs = [one for one in results if _stepwise(one) and not one.privileged]
+    plain = next((one for one in runs if one.parsed.value == "none"), None)
+    if plain is None or not steps:
+        return []
+    start = max(sorted(steps), key=lambda step: after(results[plain], step).mean())
+    lines = []
+    for step in sorted(step for step in steps if step > start):
+        changes = []
+        for one in runs:
+            valued = one.parsed.value != "none"
+            first, second = (after(results[one], number, valued) for number in (step, start))
+            what = f"best by {one.parsed.value}, K = {one.k}" if valued else "last mask"
+            changes.append(f"{what} {_difference(first, second)}")
+        lines.append(f"from step {start}, where the last mask is best, to step {step}: " + "; ".join(changes))
     return lines
 
 
@@ -235,142 +273,16 @@ def _difference(first: np.ndarray, second: np.ndarray) -> str:
     return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]{sure}"
 
 
-def _why(own: Sequence[Record], greedy: Sequence[Record]) -> str:
-    """Where an algorithm loses: what its trees hold, and what was chosen of it."""
+def _why(own: Sequence[Record], greedy: Sequence[Record], loses: bool) -> str:
+    """Why an algorithm is not ahead: what its trees hold, and what was chosen of it."""
     held = float((column(own, "in_tree") - column(greedy, "in_tree")).mean())
     missed = [float((column(records, "in_tree") - column(records, "iou")).mean()) for records in (own, greedy)]
     steps = [float(column(records, "steps").mean()) for records in (own, greedy)]
     deep = [float(column(records, "deepest").mean()) for records in (own, greedy)]
     cause = "by what its trees hold" if held < missed[1] - missed[0] else "by what it chooses of them"
+    verdict = f"It loses mainly {cause}" if loses else "It is not ahead"
     return (
-        f". It loses mainly {cause}: the best mask in its trees is {held:+.4f} to greedy's, and {missed[0]:.4f} of IoU "
+        f". {verdict}: the best mask in its trees is {held:+.4f} to greedy's, and {missed[0]:.4f} of IoU "
         f"is in them and not chosen (greedy: {missed[1]:.4f}). Its masks lie {steps[0]:.1f} clicks deep, of "
         f"{deep[0]:.1f} reached (greedy: {steps[1]:.1f} of {deep[1]:.1f})"
     )
-
-
-# -------------------------------------------------------------------------------------------------------------- tables
-
-HEADERS: tuple[str, ...] = (
-    "search",
-    "value",
-    "K",
-    "depth",
-    "budget",
-    "mIoU",
-    "interval",
-    "to K = 1",
-    "interval",
-    "to last mask",
-)
-HEADERS += ("interval", "best in tree", "regret to oracle", "interval", "place", *COSTS.values())
-
-
-def table(numbers: Mapping) -> list[list[str]]:
-    """The rows of the comparison as text, under `HEADERS`: the oracle's last, as they compete with none."""
-    rows = sorted(numbers["conditions"], key=lambda row: (row["privileged"], row["depth"], row["budget"], row["value"]))
-    return [
-        [
-            row["algorithm"],
-            labelled(row["value"]),
-            str(row["k"]),
-            str(row["depth"]),
-            row["budget"],
-            f"{row['miou']:.4f}",
-            _between(row["interval"], ".4f"),
-            *_signed(row["gain"]),
-            *_signed(row["over_last"]),
-            f"{row['in_tree']:.4f}",
-            *_signed(row["regret"]),
-            "" if row["place"] is None else f"{row['place'][0]} of {row['place'][1]}",
-            *(f"{row['spent'][axis]:.{2 if axis == 'seconds' else 1}f}" for axis in AXES),
-        ]
-        for row in rows
-    ]
-
-
-STEP_HEADERS = (
-    "steps",
-    "K",
-    "value",
-    "last mask",
-    "interval",
-    "best-valued so far",
-    "interval",
-    "difference",
-    "interval",
-)
-
-
-def steps_table(numbers: Mapping) -> list[list[str]]:
-    """Greedy search by number of steps, under `STEP_HEADERS`."""
-    rows = []
-    for row in sorted(
-        numbers["steps"], key=lambda row: (row["value"] == "oracle", row["k"], row["value"], row["step"])
-    ):
-        cells = [str(row["step"]), str(row["k"]), labelled(row["value"]), f"{row['last']:.4f}"]
-        cells.append(_between(row["last_interval"], ".4f"))
-        if "chosen" in row:
-            cells += [f"{row['chosen']:.4f}", _between(row["chosen_interval"], ".4f"), *_signed(row["gain"])]
-        rows.append(cells + [""] * (len(STEP_HEADERS) - len(cells)))
-    return rows
-
-
-def labelled(value: str) -> str:
-    """A value source by name, and what sets the oracle apart."""
-    return f"{value} (reads the target)" if value == "oracle" else value
-
-
-def _between(interval: Sequence[float], form: str) -> str:
-    return f"{interval[0]:{form}} – {interval[1]:{form}}"
-
-
-def _signed(difference: Sequence[float] | None) -> list[str]:
-    return ["", ""] if difference is None else [f"{difference[0]:+.4f}", _between(difference[1:], "+.4f")]
-
-
-def text(numbers: Mapping) -> str:
-    """The tables and findings for a terminal."""
-    parts = [f"{numbers['tasks']} tasks, each searched under {len(numbers['conditions'])} conditions"]
-    parts.append(aligned(HEADERS, table(numbers)))
-    if numbers["steps"]:
-        parts.append("greedy search by steps\n" + aligned(STEP_HEADERS, steps_table(numbers)))
-    return "\n\n".join([*parts, "\n".join(numbers["findings"])]).rstrip()
-
-
-def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in columns of spaces."""
-    widths = [max(map(len, cells)) for cells in zip(headers, *rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (headers, *rows))
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def markdown(numbers: Mapping) -> str:
-    """The tables and findings in Markdown."""
-    tables = [(HEADERS, table(numbers)), (STEP_HEADERS, steps_table(numbers))]
-    blocks = []
-    for headers, rows in tables:
-        if rows:
-            lines = [headers, ["---"] * len(headers), *rows]
-            blocks.append("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
-    blocks.append("\n".join(f"- {finding}" for finding in numbers["findings"]))
-    return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-def comma_separated(numbers: Mapping) -> str:
-    """The comparison as CSV: numbers with all their digits, one row a condition."""
-    buffer = io.StringIO()
-    names = ["search", "algorithm", "k", "depth", "value", "budget", "privileged", "miou", "miou_low", "miou_high"]
-    pairs = ("gain", "over_last", "regret")
-    names += [f"{key}{end}" for key in pairs for end in ("", "_low", "_high")]
-    names += ["in_tree", "place", "steps", "deepest", "nodes", *AXES]
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
-    for row in numbers["conditions"]:
-        cells = {key: row[key] for key in names if key in row and key not in (*pairs, "place")}
-        cells |= {"miou_low": row["interval"][0], "miou_high": row["interval"][1], **row["spent"]}
-        for key in pairs:
-            given = row[key] or ["", "", ""]
-            cells |= dict(zip((key, f"{key}_low", f"{key}_high"), given, strict=True))
-        writer.writerow(cells | {"place": row["place"][0] if row["place"] else ""})
-    return buffer.getvalue()

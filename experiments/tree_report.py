@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from experiments import tree_measures
+from experiments import tree_tables
 from experiments.report import data_uri, describe, figure_and_axes, png, write_html
 from experiments.runs import RunFolder, write_atomic
-from experiments.tree_measures import COSTS, HEADERS, STEP_HEADERS, Condition, Record, column, labelled
+from experiments.tree_measures import COSTS, Condition, Record, column, labelled
 from search.budget import AXES
 from search.rollout import action_to_json, decode_mask, encode_mask
 from search.tree import Tree
@@ -32,21 +32,26 @@ def write(
     load: Callable[[str], Task],
 ) -> None:
     """Tables, plots and report.html. `load` gives the task of an id."""
-    write_atomic(folder / "table.txt", tree_measures.text(numbers) + "\n")
-    write_atomic(folder / "table.md", tree_measures.markdown(numbers))
-    write_atomic(folder / "table.csv", tree_measures.comma_separated(numbers))
+    write_atomic(folder / "table.txt", tree_tables.text(numbers) + "\n")
+    write_atomic(folder / "table.md", tree_tables.markdown(numbers))
+    write_atomic(folder / "table.csv", tree_tables.comma_separated(numbers))
     plots = draw(results, numbers)
     for name, content in plots.items():
         write_atomic(folder / "plots" / f"{name}.png", content)
     protocol = numbers["protocol"]
+    compared, place = tree_tables.table(numbers), tree_tables.HEADERS.index("budget")
     write_html(
         folder / "report.html",
         "tree_search.html",
         title=f"Tree search over {protocol['agent']} with {protocol['tool']} on {protocol['data']}",
         numbers=numbers,
         tables=[
-            {"name": "At equal budgets", "headers": HEADERS, "rows": tree_measures.table(numbers)},
-            {"name": "Greedy search by steps", "headers": STEP_HEADERS, "rows": tree_measures.steps_table(numbers)},
+            {"name": name, "headers": headers, "rows": rows}
+            for name, headers, rows in (
+                ("At equal budgets", tree_tables.HEADERS, [row for row in compared if row[place] != "none"]),
+                ("Greedy search by steps", tree_tables.STEP_HEADERS, tree_tables.steps_table(numbers)),
+                ("Without a budget", tree_tables.HEADERS, [row for row in compared if row[place] == "none"]),
+            )
         ],
         plots={name: data_uri(content, "image/png") for name, content in plots.items()},
         manifest=about,
@@ -139,23 +144,24 @@ def curve(records: Sequence[Record], axis: str, grid: np.ndarray) -> np.ndarray:
 
 
 def plot_steps(rows: Sequence[Mapping]) -> bytes:
-    """Greedy search by steps: the last mask (dotted) and the best-valued so far, for each K and value source."""
+    """Greedy search by steps: the best-valued mask so far, for each value source and K, and the last mask (dotted). At
+    K = 1 the last mask is the policy's own whatever the values, and is drawn once."""
     figure, axes = figure_and_axes()
+    plain = any(row["value"] == "none" for row in rows)
     for value, k in dict.fromkeys((row["value"], row["k"]) for row in rows):
         part = [row for row in rows if (row["value"], row["k"]) == (value, k)]
-        steps = [row["step"] for row in part]
-        privileged = value == "oracle"
-        (line,) = axes.plot(steps, [row["last"] for row in part], ":", marker=".")
-        if value == "none":
-            line.set_label(f"last mask, K = {k}")
-            continue
-        chosen = np.array([[row["chosen"], *row["chosen_interval"]] for row in part])
-        label = f"best by {labelled(value)}, K = {k}"
-        axes.plot(steps, chosen[:, 0], "--" if privileged else "-", marker="o", color=line.get_color(), label=label)
-        if not privileged:
-            axes.fill_between(steps, chosen[:, 1], chosen[:, 2], alpha=0.12, color=line.get_color(), linewidth=0)
-    axes.set(xlabel="steps (dotted: the last mask of the same search)", ylabel="mean IoU", xticks=steps)
-    axes.legend(frameon=False, fontsize=8)
+        steps, privileged = [row["step"] for row in part], value == "oracle"
+        colour = None
+        if value != "none":
+            label = f"best by {labelled(value)}, K = {k}"
+            chosen, style = [row["chosen"] for row in part], "--" if privileged else "-"
+            (line,) = axes.plot(steps, chosen, style, marker="o", label=label)
+            colour = line.get_color()
+        if value == "none" or not privileged and (k > 1 or not plain):
+            label = f"last mask, K = {k}" + (f", by {value}" if value != "none" else "")
+            axes.plot(steps, [row["last"] for row in part], ":", marker=".", color=colour or "#3b434b", label=label)
+    axes.set(xlabel="steps", ylabel="mean IoU", xticks=sorted({row["step"] for row in rows}))
+    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return png(figure)
 
 

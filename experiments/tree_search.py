@@ -21,7 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments import tree_measures, tree_report
+from experiments import tree_measures, tree_report, tree_tables
 from experiments.runs import RunError, RunFolder, hide_home, manifest, parse_args
 from experiments.tree_measures import Condition, Record
 from search import spec, values
@@ -254,7 +254,7 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    print(tree_measures.text(numbers))
+    print(tree_tables.text(numbers))
     print(f"report: {args.resume or args.out}/report.html")
     return 0
 

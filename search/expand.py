@@ -236,7 +236,7 @@ class Expander:
             for child in sorted({id(d.child): d.child for d in family if d.child}.values(), key=lambda n: n.order):
                 if not child.index:
                     tree.add(child)
-            for draw in family:
+            for draw in sorted(family, key=lambda draw: draw.text):  # sums of floats depend on the order
                 assert draw.child is not None
                 draw.child.weight += weight_of(draw)
                 node.said |= {draw.text}
@@ -267,16 +267,12 @@ def weight_of(draw: Draw) -> float:
 
 
 def written(agent: Agent, texts: Sequence[str]) -> list[tuple[int, float | None]]:
-    """Tokens and log-probability of each reply that the agent has just given: none and None for an agent that is no
-    language model. A backend that keeps no account of its last call has its texts read by its tokenizer."""
+    """Tokens and log-probability of each reply that the agent has just given, as its `backend.replies` tells them; none
+    and None for an agent without a backend, which is no language model."""
     backend = getattr(agent, "backend", None)
     if backend is None:
         return [(0, None)] * len(texts)
-    told = getattr(backend, "replies", None)
-    if told is not None:
-        return [(reply.tokens, reply.log_probability) for reply in told]
-    ids = backend.processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    return [(min(len(row), backend.max_new_tokens), None) for row in ids]
+    return [(reply.tokens, reply.log_probability) for reply in backend.replies]
 
 
 def _seed(draw: Draw) -> int:

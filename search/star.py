@@ -33,8 +33,7 @@ class Rules:
     "correct" (the default: a click without effect is a wasted one), "keep" or "drop". All else is bad: a loss, a reply
     that is no action, a stop too early, an undo. Where the annotator's own click would not raise the IoU by more than
     `min_gain` either, `no_gain` says what is right: "stop" (the default: a tool is at its end before a mask is perfect)
-    at `keep_iou` or above, and no lesson below; or "click" all the same. The annotator's trajectories know more of the
-    future: there the rule is that none of the later clicks raises the IoU. A whole trajectory is good if it ends at
+    at `spent_iou` or above, and no lesson below; or "click" all the same. A whole trajectory is good if it ends at
     `keep_iou` or above.
     """
 
@@ -43,6 +42,7 @@ class Rules:
     no_gain: Literal["stop", "click"] = "stop"
     stop_iou: float = 0.9
     keep_iou: float = 0.7
+    spent_iou: float = 0.3
 
     def verdict(self, kind: str, before: float, after: float) -> str:
         """ "keep", "correct" or "drop" for an action of type `kind` that led from one IoU to another."""
@@ -57,7 +57,7 @@ class Rules:
 
     def spent(self, before: float, best: float) -> bool:
         """Whether to stop at one IoU because the annotator's clicks lead no further than to another."""
-        return self.no_gain == "stop" and before >= self.keep_iou and best - before <= self.min_gain
+        return self.no_gain == "stop" and before >= self.spent_iou and best - before <= self.min_gain
 
     def better(self, task: Task, mask: Any, clicks: Sequence[Click], iou: float) -> Action:
         """What the annotator does about `mask` (bool [H, W], its IoU `iou`): its next click, or a stop from `stop_iou`
@@ -83,7 +83,7 @@ class Row:
 
     `iou` is the mask's, before the action, and `iou_after` what was played in that state led to; its reply was `text`.
     For a corrected row that is the policy's action, not the one taught. `mask` is in COCO's run lengths, [height,
-    width].
+    width]. `error` is the state's: why the action before was not carried out, which a prompt may tell.
     """
 
     task: str
@@ -97,6 +97,7 @@ class Row:
     provenance: str
     iou_after: float
     text: str
+    error: str | None = None
 
     @property
     def gain(self) -> float:
@@ -108,12 +109,17 @@ class Row:
         return dataclasses.asdict(self)
 
 
-def expert_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
+def expert_rows(episode: Episode, rules: Rules = Rules(), judged: bool = False) -> list[Row]:  # noqa: B008  # frozen
     """The annotator's trajectory as lessons: its clicks with ΔIoU > `min_gain` until the mask reaches `stop_iou`, and
-    then a stop, or until its later clicks lead no further."""
+    then a stop.
+
+    `judged`: a stop also where none of its later clicks leads further, by the rules of `no_gain`. The paper's
+    trajectories say nothing there; what StaR+ finds out by trying is then told to S_0 and to the control as well.
+    """
     rows: list[Row] = []
     for k, (step, row) in enumerate(_visited(episode, "expert")):
-        if row.iou >= rules.stop_iou or rules.spent(row.iou, max(episode.ious[k:])):
+        spent = judged and rules.spent(row.iou, max(episode.ious[k:]))
+        if row.iou >= rules.stop_iou or spent:
             return [*rows, dataclasses.replace(row, action=action_to_json(Stop()))]
         if step.action["type"] == "stop" or row.gain > rules.min_gain:
             rows.append(row)
@@ -159,7 +165,7 @@ def star_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa: B
 
 def _visited(episode: Episode, provenance: str) -> Iterator[tuple[Step, Row]]:
     """What was done in each state of an episode, as rows that teach just that."""
-    mask, iou = episode.start_mask, episode.start_iou
+    mask, iou, error = episode.start_mask, episode.start_iou, None
     for k, step in enumerate(episode.steps):
         yield (
             step,
@@ -175,16 +181,17 @@ def _visited(episode: Episode, provenance: str) -> Iterator[tuple[Step, Row]]:
                 provenance=provenance,
                 iou_after=step.iou,
                 text=step.text,
+                error=error,
             ),
         )
-        mask, iou = step.mask, step.iou
+        mask, iou, error = step.mask, step.iou, step.error
 
 
 def distinct(rows: Iterable[Row]) -> list[Row]:
     """Rows without those that teach the same action in the same state as an earlier one."""
     kept: dict[tuple, Row] = {}
     for row in rows:
-        kept.setdefault((row.task, row.mask, tuple(sorted(row.action.items()))), row)
+        kept.setdefault((row.task, row.mask, row.error, tuple(sorted(row.action.items()))), row)
     return list(kept.values())
 
 

@@ -127,7 +127,6 @@ class Tree:
 
     def __post_init__(self) -> None:
         self.nodes.append(self.root)
-        self._best = self.root
 
     def add(self, child: Node) -> None:
         """Hang `child`, whose parent is in the tree, below it."""
@@ -135,14 +134,12 @@ class Tree:
         child.index = len(self.nodes)
         child.parent.children.append(child)
         self.nodes.append(child)
-        if merit(child) < merit(self._best):
-            self._best = child
 
     @property
     def best(self) -> Node:
         """The node whose mask the search returns: the best-valued of all, the root and the last one included; without
         values, where it ended."""
-        return self._best if self.root.value == self.root.value else self.last or self.root
+        return best(self.nodes) if self.root.value == self.root.value else self.last or self.root
 
 
 def order_of(action: Action) -> tuple[Any, ...]:

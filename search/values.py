@@ -2,9 +2,9 @@
 
 | name | value |
 |---|---|
-| `prm` | the IoU that the policy's own model would state (`search.prm`): SegAgent's process reward model |
+| `prm` | the IoU that a language model would state (`search.prm`): a process reward model; `judge` says which one |
 | `prm-mean` | the expectation of that IoU over the probabilities of its digits |
-| `prm:NAME_OR_PATH`, `prm-mean:…` | the same, of another checkpoint |
+| `prm:NAME_OR_PATH`, `prm-mean:…` | the same, of a checkpoint that is named |
 | `tool` | the IoU that the tool predicts for its own mask |
 | `oracle` | the true IoU: it reads the target, so it is a ceiling and no result |
 
@@ -25,6 +25,7 @@ from segenv import metrics
 from segenv.mdp import SegMDP, SegState
 
 NAMES = ("prm", "prm-mean", "tool", "oracle")
+EMBEDDED = "tiny-prm"  # the folder of the embedded process reward model, among the weights of the agents
 
 
 class ValueSource(ABC):
@@ -111,9 +112,20 @@ def make(spec: str, mdp: SegMDP, agent: Agent) -> ValueSource:
     """The value source that `spec` names, for searches of `mdp` by `agent`. Raises ValueError for an unknown name."""
     name, _, path = spec.partition(":")
     if name in ("prm", "prm-mean"):
-        return StatedValue(mdp, agents.make(f"mllm:{path}") if path else agent, name == "prm-mean", spec)
+        stating = agents.make(f"mllm:{path}") if path else judge(agent)
+        return StatedValue(mdp, stating, name == "prm-mean", spec)
     if spec == "tool":
         return ToolValue()
     if spec == "oracle":
         return OracleValue()
     raise ValueError(f"unknown value {spec!r}; expected one of {', '.join(NAMES)}, or prm:NAME_OR_PATH")
+
+
+def judge(agent: Agent) -> Agent:
+    """Whose statements `prm` takes in searches of `agent`: those of the policy's own model, as SegAgent does; and where
+    a process reward model is embedded, its own for the embedded policy `mllm`, and for agents that state nothing."""
+    from agents import mllm
+
+    if not (mllm.WEIGHTS / EMBEDDED / "config.json").is_file():
+        return agent
+    return agents.make(f"mllm:{EMBEDDED}") if agent.spec == "mllm" or not isinstance(agent, mllm.MllmAgent) else agent

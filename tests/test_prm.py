@@ -18,7 +18,7 @@ from made_data import save
 
 import agents
 from agents import tiny
-from agents.backends.transformers import chat, encode
+from agents.backends.transformers import chat, encode, load
 from agents.mllm import MllmAgent
 from agents.sft import SFTOptions, finetune
 from experiments import prm
@@ -326,6 +326,20 @@ def test_a_run_trains_and_measures_and_goes_on_after_a_kill(photos: str, base: P
     for one in (numbers, again):
         one["training"].pop("seconds")
     assert again == numbers
+
+
+def test_a_trained_model_is_kept_in_the_precision_of_its_base(base: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half"
+    for part in load(base, "float16"):
+        part.save_pretrained(half)
+    whole, trained = load(base)[0].state_dict(), tmp_path / "trained"
+    for k, (origin, dtype) in enumerate([(base, torch.float32), (half, torch.float16), (None, torch.float32)]):
+        shutil.copytree(base, trained)
+        (trained / "sft.json").write_text("{}")
+        prm.keep(trained, tmp_path / f"kept {k}", origin)
+        kept = load(tmp_path / f"kept {k}")[0].state_dict()
+        assert all(torch.equal(kept[name], whole[name].to(dtype)) for name in whole)
+        assert (tmp_path / f"kept {k}" / "sft.json").exists() and not trained.exists()
 
 
 def test_what_cannot_be_run_is_said(photos: str, base: Path, tmp_path: Path, capsys) -> None:

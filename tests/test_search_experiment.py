@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import agents
-from experiments import tree_measures, tree_report, tree_search
+from experiments import tree_measures, tree_report, tree_search, tree_tables
 from experiments.runs import RunError, RunFolder
 from experiments.tree_measures import Condition
 from experiments.tree_search import Args
@@ -100,7 +100,7 @@ def test_the_oracle_has_no_place_and_is_the_ceiling(finished) -> None:
     oracle = [row for row in numbers["conditions"] if row["value"] == "oracle"]
     assert len(oracle) == 6 and all(row["privileged"] and row["place"] is None for row in oracle)
     assert all(row["miou"] == pytest.approx(row["in_tree"]) for row in oracle)
-    for line in [*tree_measures.table(numbers), *tree_measures.steps_table(numbers)]:
+    for line in [*tree_tables.table(numbers), *tree_tables.steps_table(numbers)]:
         assert "oracle" not in line and ("oracle" in " ".join(line)) == ("oracle (reads the target)" in line)
 
 
@@ -131,7 +131,7 @@ def test_greedy_cut_after_t_steps_is_greedy_of_t_steps() -> None:
 
     for text in ("greedy:k=1,value=oracle", "greedy:k=3,value=oracle"):
         whole = search(text, 5)
-        rows = tree_measures._steps(Condition(text, 5), whole, (1, 2, 5, 9))
+        rows = tree_measures._steps({Condition(text, 5): whole}, (1, 2, 5, 9))
         assert [row["step"] for row in rows] == [1, 2, 5]
         for row in rows:
             short = search(text, row["step"])
@@ -183,8 +183,48 @@ def test_the_numbers_are_those_worked_out_by_hand() -> None:
     # mcts's trees hold .05 more, and .35 of IoU is not chosen there, .20 in greedy's
     assert "-0.1000" in numbers["findings"][2] and "mainly by what it chooses of them" in numbers["findings"][2]
     assert "+0.0500 to greedy's, and 0.3500 of IoU is in them and not chosen (greedy: 0.2000)" in numbers["findings"][2]
-    (row,) = [line for line in tree_measures.table(numbers) if line[0] == "mcts"]
+    (row,) = [line for line in tree_tables.table(numbers) if line[0] == "mcts"]
     assert row[:6] == ["mcts", "tool", "3", "3", "6 replies", "0.4500"] and "2 of 3" in row
+
+
+def test_what_more_steps_do_is_told_with_values_and_without() -> None:
+    """By hand: the last mask is best after one step and falls by .2 to the third; the best-valued one rises."""
+
+    def walks(*masks: list[list[float]]) -> list[dict]:
+        return [{**record, "walk": walk} for record, walk in zip(made([0.5] * len(masks)), masks, strict=True)]
+
+    plain = [[[0.0, 0.0], [0.6, 0.5], [0.5, 0.8], [0.4, 0.7]], [[0.0, 0.0], [0.4, 0.3], [0.4, 0.3], [0.2, 0.9]]]
+    three = [[[0.0, 0.0], [0.7, 0.5], [0.8, 0.9], [0.4, 0.7]], [[0.0, 0.0], [0.5, 0.5], [0.6, 0.6], [0.9, 0.9]]]
+    results = {
+        Condition("greedy:k=1,value=none", 3): walks(*plain),
+        Condition("greedy:k=1,value=tool", 3): walks(*plain),
+        Condition("greedy:k=3,value=tool", 3): walks(*three),
+        Condition("greedy:k=3,value=oracle", 3): walks(*three),
+    }
+    numbers = tree_measures.summarise(results, (1, 3), {})
+    by = {(row["value"], row["k"], row["step"]): row for row in numbers["steps"]}
+    assert by["none", 1, 1]["last"] == pytest.approx(0.5) and by["none", 1, 3]["last"] == pytest.approx(0.3)
+    assert by["tool", 1, 3]["chosen"] == pytest.approx(0.35) and by["tool", 1, 3]["gain"][0] == pytest.approx(0.05)
+    assert by["tool", 3, 3]["chosen"] == pytest.approx(0.85) and by["tool", 3, 3]["over_one"][0] == pytest.approx(0.5)
+    assert "over_one" not in by["tool", 1, 3] and "over_one" not in by["oracle", 3, 3], "there is no oracle at K = 1"
+    *_, told = numbers["findings"]
+    begun, *changes = told.replace("step 3: ", "step 3; ").split("; ")
+    assert begun == "from step 1, where the last mask is best, to step 3"
+    falls = [change for change in changes if change != "the interval holds 0"]
+    assert [fall.split(" [")[0] for fall in falls] == [
+        *("last mask -0.2000", "best by tool, K = 1 -0.1500", "best by tool, K = 3 +0.2500"),
+    ]
+
+
+def test_an_algorithm_that_is_level_with_greedy_says_why() -> None:
+    results = {
+        Condition("greedy:k=3,value=tool,policy_calls=6", 3): made([0.4, 0.5], in_tree=[0.6, 0.6]),
+        Condition("mcts:k=3,value=tool,policy_calls=6", 3): made([0.6, 0.3], in_tree=[0.6, 0.6]),
+        Condition("beam:k=3,value=tool,policy_calls=6", 3): made([0.5, 0.6], in_tree=[0.6, 0.6]),
+    }
+    mcts, beam = tree_measures.findings(results)
+    assert "the interval holds 0. It is not ahead: the best mask in its trees is +0.0000 to greedy's" in mcts
+    assert beam.endswith("+0.1000 [+0.1000, +0.1000]"), "what is ahead needs no excuse"
 
 
 def test_conditions_on_unlike_tasks_are_not_compared() -> None:
@@ -228,7 +268,8 @@ def test_no_word_of_a_reply_becomes_part_of_the_page(task, tmp_path, finished) -
     assert "<script>alert" not in page and "<img src=x" not in page and page.count("<script") == 2
 
 
-def test_what_cannot_be_run_is_refused_before_it_begins(tmp_path, capsys) -> None:
+def test_what_cannot_be_run_is_refused_before_it_begins(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(pytest.importorskip("agents.mllm"), "WEIGHTS", tmp_path)  # where none are embedded
     flags = ["--data", "synthetic:val", "--tool", "disc", "--agent", "random", "--out", str(tmp_path / "run")]
     assert tree_search.main([*flags, "--values", "prm"]) == 1
     assert "is what a language model states" in capsys.readouterr().err

@@ -214,6 +214,13 @@ def test_the_prior_is_the_probability_of_the_replies_where_it_is_told() -> None:
     assert tree.budget.spent.tokens == 16
 
 
+def test_of_equal_masks_the_policy_prefers_one() -> None:
+    """a comes first in every other order; b was said twice."""
+    tree = grow("greedy:k=3", {"": "bba"}, {"": 0.0, "a": 0.5, "b": 0.5}, max_steps=1)
+    name = names(tree)
+    assert (name[tree.best], name[tree.last]) == ("b", "b") and len(tree.nodes) == 3
+
+
 def test_the_last_mask_can_be_the_best_and_is_valued() -> None:
     """The published scorer never values the last mask."""
     tree = grow("greedy:k=1", {"": "a", "a": "b", "ab": "c"}, {"": 0.1, "a": 0.2, "ab": 0.3, "abc": 0.9})

@@ -4,6 +4,7 @@ the state that its actions lead to."""
 from __future__ import annotations
 
 from types import SimpleNamespace
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -34,16 +35,21 @@ searches = st.sampled_from(SPECS)
 
 
 class Wanderer(Agent):
-    """Clicks, boxes, stops, undoes and says nonsense, as its seed tells. It has a tokenizer: a token is a letter."""
+    """Clicks, boxes, stops, undoes and says nonsense, as its seed tells. A token is a letter, and each text has a
+    probability of its own."""
 
     spec = "wanderer"
-    backend = SimpleNamespace(
-        max_new_tokens=40,
-        processor=SimpleNamespace(tokenizer=lambda texts, **_: {"input_ids": [list(text) for text in texts]}),
-    )
 
     def __init__(self) -> None:
         super().__init__(PIXELS)
+        self.backend = SimpleNamespace(max_new_tokens=40, replies=[])
+
+    def _timed(self, answer, items, seeds):
+        texts = super()._timed(answer, items, seeds)
+        chances = [-crc32(text.encode()) / 2**30 for text in texts]
+        told = zip(texts, chances, strict=True)
+        self.backend.replies = [SimpleNamespace(tokens=len(text), log_probability=chance) for text, chance in told]
+        return texts
 
     def _act(self, observations, seeds):
         return [self.say(seen, np.random.default_rng(seed)) for seen, seed in zip(observations, seeds, strict=True)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import disc_task
@@ -15,11 +18,12 @@ from search.budget import Limits
 from search.planner import Terms
 from search.prm import IouReader
 from search.rollout import Episode
-from segenv import metrics, tools
+from segenv import data, metrics, tools
 from segenv.mdp import SegMDP
 from segenv.types import Click
 
 TASKS = [disc_task(20 + 3 * i, 30 - 2 * i, 12 + i, 9 + i, 5 + i, f"disc {i}") for i in range(3)]
+WEIGHTS = Path(agents.__file__).parent / "weights" / values.EMBEDDED
 
 
 def test_a_spec_says_algorithm_value_budget_and_terms() -> None:
@@ -73,7 +77,7 @@ def test_the_tool_values_what_it_made(task) -> None:
     assert values.make("tool", mdp, agents.make("random")).values([start, clicked]).tolist() == [0.0, clicked.score]
 
 
-def test_values_that_are_not_to_be_had_are_refused(task) -> None:
+def test_values_that_are_not_to_be_had_are_refused(task, no_weights) -> None:
     mdp, agent = SegMDP(tools.make("disc")), agents.make("random")
     states = mdp.transition([mdp.initial(task)], [Click(40, 20)])
     with pytest.raises(ValueError, match="this tool predicts no IoU of its masks; take value=prm, or oracle"):
@@ -85,6 +89,12 @@ def test_values_that_are_not_to_be_had_are_refused(task) -> None:
     oracle = values.make("oracle", mdp, agent)
     assert oracle.privileged and oracle.settings == {"value": "oracle", "privileged": True}
     assert oracle.values(states).tolist() == [metrics.iou(task.target, states[0].mask)]
+
+
+@pytest.fixture
+def no_weights(monkeypatch, tmp_path) -> None:
+    """No process reward model is embedded."""
+    monkeypatch.setattr(pytest.importorskip("agents.mllm"), "WEIGHTS", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +117,40 @@ def test_the_stated_iou_is_the_value(writer) -> None:
         assert one.settings["weights"] == writer.backend.fingerprint
     other = values.make("prm:untrained", mdp, agents.make("random"))
     assert other.name == "prm:untrained" and other.values(states).shape == (3,)
+
+
+def test_prm_is_the_embedded_model_or_else_the_policy_itself(writer, monkeypatch, tmp_path) -> None:
+    from agents import mllm, tiny
+
+    mdp, small = SegMDP(tools.make("disc:radius=3")), {"image_size": 32, "width": 32, "text_layers": 1}
+    folders = {name: tiny.save(tmp_path / name, k, **small) for k, name in enumerate(("tiny-mllm", "tiny-prm", "own"))}
+    monkeypatch.setattr(mllm, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(mllm, "EMBEDDED", folders["tiny-mllm"])
+    policy, own = agents.make("mllm"), agents.make(f"mllm:{folders['own']}")
+
+    def reads(spec: str, agent: agents.Agent) -> tuple[str, str]:
+        settings = values.make(spec, mdp, agent).settings
+        return settings["agent"], settings["weights"]
+
+    embedded = ("mllm:tiny-prm", agents.make(f"mllm:{folders['tiny-prm']}").backend.fingerprint)
+    assert reads("prm", policy) == reads("prm-mean", policy) == reads("prm", agents.make("random")) == embedded
+    assert reads("prm:tiny-mllm", policy) == ("mllm:tiny-mllm", policy.backend.fingerprint)
+    assert reads("prm", own) == (own.spec, own.backend.fingerprint) and reads("prm", writer)[0] == "mllm:untrained"
+    folders["tiny-prm"].rename(tmp_path / "gone")
+    assert reads("prm", policy) == ("mllm", policy.backend.fingerprint)
+
+
+@pytest.mark.skipif(not (WEIGHTS / "config.json").is_file(), reason="no process reward model is embedded")
+def test_the_embedded_judge_tells_good_masks_from_bad_ones() -> None:
+    assert (WEIGHTS / "README.md").is_file() and sum(file.stat().st_size for file in WEIGHTS.iterdir()) <= 10_000_000
+    mdp, tasks = SegMDP(tools.make("disc")), list(data.make("synthetic:test")[:30])
+    source = values.make("prm", mdp, agents.make("random"))
+    kinds = ([task.target for task in tasks], [task.target & False for task in tasks], [~task.target for task in tasks])
+    good, empty, wrong = (
+        source.values([mdp.initial(replace(task, initial_mask=mask)) for task, mask in zip(tasks, masks, strict=True)])
+        for masks in kinds
+    )
+    assert good.mean() > 0.4 + max(empty.mean(), wrong.mean())
 
 
 def test_a_language_model_searches_within_its_tokens_in_any_batch(writer) -> None:
@@ -138,7 +182,7 @@ def test_an_evaluation_searches_in_every_executor(tmp_path) -> None:
         assert episode.final_iou == episode.best_iou, "the oracle ends where its episode was best"
 
 
-def test_an_evaluation_with_a_bad_search_ends_before_it_begins(tmp_path, capsys) -> None:
+def test_an_evaluation_with_a_bad_search_ends_before_it_begins(tmp_path, capsys, no_weights) -> None:
     flags = ["--data", "synthetic:val", "--tool", "disc", "--agent", "random", "--out", str(tmp_path / "run")]
     assert evaluate.main([*flags, "--search", "greedy:value=prm"]) == 1
     assert "is what a language model states" in capsys.readouterr().err and not (tmp_path / "run").exists()

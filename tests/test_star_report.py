@@ -32,12 +32,31 @@ def test_decisions_to_stop_are_judged_by_the_mask_that_was_shown():
     knows = made_episode(task, [(CLICK, part(12)), (CLICK, part(28)), (CLICK, part(29)), (STOP, part(29))])
     steps: list = [(CLICK, part(12)), (INVALID, part(12)), (STOP, part(12))]
     hasty = made_episode(task, steps)
-    values, intervals = star_measures.stopping([knows, hasty], stop_iou=0.9)
+    values, intervals = star_measures.stopping([star_measures.decisions_at(each, 0.9) for each in (knows, hasty)])
     assert values["stop_counts"] == {"decisions": 6, "stops": 2, "due": 2, "right_stops": 1}
     assert values["stop_accuracy"] == pytest.approx(4 / 6)  # wrong: to click at 28/30, to stop at 12/30
     assert values["stop_precision"] == values["stop_recall"] == 0.5
     assert intervals["stop_accuracy"] == [0.5, 0.75]  # of one episode twice
     assert intervals["stop_precision"] == [0, 1] and intervals["stop_recall"] == [0.5, 0.5]
+
+
+def test_to_stop_is_right_where_the_lesson_is_to_stop():
+    """From 12/30 the annotator's click, which was tried, leads to less: the tool is at its end there."""
+    task, rules = made_task(), star.Rules(spent_iou=0.3)
+    tried = {"action": {"type": "click", "x": 20, "y": 20, "positive": True}, "iou": 0.35}
+    steps: list = [(CLICK, part(12)), (STOP, part(12))]
+    spent, missed = (made_episode(task, [*steps[:1], last]) for last in (steps[1], (MISS, part(9))))
+    spent, missed = (
+        replace(each, steps=(each.steps[0], replace(each.steps[1], other=tried))) for each in (spent, missed)
+    )
+    assert star_measures.decisions(spent, task, rules) == [(False, False), (True, True)]
+    assert star_measures.decisions(missed, task, rules) == [(False, False), (False, True)]
+    numbers = star_measures.policies([[spent, replace(missed, sample=1)]], 3, lambda _: task, rules)[0]
+    assert (numbers["stop_accuracy"], numbers["stop_precision"], numbers["stop_recall"]) == (3 / 4, 1, 1 / 2)
+    assert numbers["stop_accuracy_at_iou"] == 3 / 4 and numbers["stop_counts"]["due"] == 2  # another three of the four
+    assert star_measures.decisions(spent, task, star.Rules(spent_iou=0.5)) == [(False, False)]  # no lesson in the other
+    eager = star.Rules(spent_iou=0.3, no_gain="click")
+    assert star_measures.decisions(spent, task, eager) == [(False, False), (True, False)]
 
 
 def test_where_no_state_reached_the_stopping_iou_there_is_no_recall():
@@ -54,7 +73,7 @@ def test_where_no_state_reached_the_stopping_iou_there_is_no_recall():
 
 @given(st.lists(PLAYED, min_size=1, max_size=5), st.sampled_from(["correct", "keep", "drop"]))
 def test_what_the_filter_keeps_was_decided_rightly(played, zero_gain):
-    """The report and the filter agree, as they judge by the same IoU; and shares are of all actions."""
+    """The report and the filter agree, as they judge by the same rules; and shares are of all actions."""
     task, rules = made_task(), star.Rules(zero_gain=zero_gain)
     made = [made_episode(task, [(action, part(width)) for action, width in steps]) for steps in played]
     episodes = [replace(episode, sample=k) for k, episode in enumerate(made)]
@@ -62,7 +81,10 @@ def test_what_the_filter_keeps_was_decided_rightly(played, zero_gain):
     fates = star_measures.acceptance(rows, episodes)
     assert fates["accepted"] + fates["corrected"] + fates["dropped"] == pytest.approx(1)
     assert sum(fates["faults"].values()) == pytest.approx(fates["corrected"])
-    counts = star_measures.stopping(episodes, rules.stop_iou)[0]["stop_counts"]
+    decided = [star_measures.decisions(episode, task, rules) for episode in episodes]
+    by_iou = [star_measures.decisions_at(episode, rules.stop_iou) for episode in episodes]
+    assert zero_gain == "drop" or decided == by_iou  # no click of the annotator's was tried
+    counts = star_measures.stopping(decided)[0]["stop_counts"]
     right = counts["decisions"] - counts["stops"] - counts["due"] + 2 * counts["right_stops"]
     assert round(fates["accepted"] * fates["actions"]) <= right
 
@@ -120,10 +142,10 @@ def story(rounds: int) -> tuple[dict, list[list[Episode]], dict[str, Task]]:
         lessons.append({"round": n, "rows": len(rows), **star_measures.acceptance(rows, episodes)})
     asked = {"variant": "star+", "agent": "mllm", "data": "made", "tool": "disc", "max_steps": 3, "seed": 0}
     numbers = {
-        "policies": star_measures.policies(played, 3, tasks.__getitem__, 0.9),
+        "policies": star_measures.policies(played, 3, tasks.__getitem__),
         "lessons": lessons,
         "skipped": {},
-        "protocol": {**asked, "stop_iou": 0.9, **star_report.PROTOCOL},
+        "protocol": {**asked, **vars(star.Rules()), **star_report.PROTOCOL},
     }
     return numbers, played, tasks
 

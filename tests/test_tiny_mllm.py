@@ -147,6 +147,28 @@ def test_the_count_of_tokens_and_seconds_grows(backend, images):
     assert backend.seconds > 0
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.7])
+def test_a_reply_has_the_probability_that_one_pass_over_it_gives(backend, images, temperature, monkeypatch):
+    """Whatever temperature drew it; with its end, where it came to one before the limit of tokens."""
+    model, generate, written = backend.model, backend.model.generate, []
+    monkeypatch.setattr(model, "generate", lambda **how: written.append(generate(**how)) or written[-1])
+    backend.generate(images, PROMPTS, [5, 6, 7, 8], temperature)
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [int(written.pop()[1, -6])])  # its third token
+    backend.generate(images, PROMPTS, [5, 6, 7, 8], temperature)
+    assert len(backend.replies) == 4 and backend.replies[1].tokens <= 2
+    assert temperature == 0 or max(reply.tokens for reply in backend.replies) == 8
+    asked = [chat(backend.processor, prompt)[0] for prompt in PROMPTS]
+    pictures = [resized(image, (32, 32)) for image in images]
+    longest = encode(backend.processor, asked, pictures)["input_ids"].shape[1]
+    for k, reply in enumerate(backend.replies):
+        taken = written[0][k, longest:][: reply.tokens + 1]
+        alone = encode(backend.processor, asked[k : k + 1], pictures[k : k + 1])
+        row = torch.cat([alone["input_ids"][0], taken])[None]
+        with torch.no_grad():
+            scores = model(row, pixel_values=alone["pixel_values"]).logits[0, -len(taken) - 1 : -1].log_softmax(-1)
+        assert reply.log_probability == pytest.approx(float(scores.gather(1, taken[:, None]).sum()), abs=1e-4)
+
+
 def test_the_fingerprint_follows_the_weights(pair):
     one, other = TransformersBackend(pair), TransformersBackend(tiny.build(seed=2, **SMALL))
     assert one.fingerprint == TransformersBackend(tiny.build(seed=1, **SMALL)).fingerprint != other.fingerprint

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ class TransformersBackend:
     `source` is a name or folder for transformers, or a (model, processor) pair. `device` is None for a GPU where
     there is one; `dtype` is a torch name, None for the checkpoint's own on a GPU and float32 on a CPU. `image_size`
     is what images are shrunk to before they are sent: the longest side in pixels, or an exact (height, width); None
-    sends them as they are. `seconds`, and `tokens` by "prompt" and "reply", count what was spent.
+    sends them as they are. `seconds`, and `tokens` by "prompt" and "reply", count what was spent; `replies` holds a
+    `Reply` for each text of the last `generate`.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class TransformersBackend:
         self.batch_size = batch_size
         self.seconds = 0.0
         self.tokens = {"prompt": 0, "reply": 0}
+        self.replies: list[Reply] = []
 
     @cached_property
     def fingerprint(self) -> str:
@@ -87,6 +90,7 @@ class TransformersBackend:
         if temperature < 0:
             raise ValueError(f"temperature is {temperature}; expected 0 (the likeliest token) or more")
         began = time.perf_counter()
+        self.replies = []
         texts: list[str] = []
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
@@ -101,11 +105,15 @@ class TransformersBackend:
     ) -> list[str]:
         chats = [chat(self.processor, prompt)[0] for prompt in prompts]
         inputs = encode(self.processor, chats, images).to(self.device, self.model.dtype)
-        draws = LogitsProcessorList([SeededSample(seeds, temperature, self.max_new_tokens)] if temperature else [])
-        written = self.model.generate(**inputs, generation_config=self._plain_greedy(), logits_processor=draws)
+        listener = LogProbabilities()  # comes first: what the model says, and not what is made of it
+        sample = [SeededSample(seeds, temperature, self.max_new_tokens)] if temperature else []
+        processors = LogitsProcessorList([listener, *sample])
+        written = self.model.generate(**inputs, generation_config=self._plain_greedy(), logits_processor=processors)
         replies = [self._until_end(row) for row in written[:, inputs["input_ids"].shape[1] :].tolist()]
         self.tokens["prompt"] += int(inputs["attention_mask"].sum())
         self.tokens["reply"] += sum(map(len, replies))
+        taken = listener.taken(written)
+        self.replies += [Reply(len(ids), sum(row[: len(ids) + 1])) for ids, row in zip(replies, taken, strict=True)]
         # special tokens stay: in several families they are the grammar of points and boxes
         return self.processor.batch_decode(replies, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
@@ -131,6 +139,38 @@ class TransformersBackend:
     def _until_end(self, ids: list[int]) -> list[int]:
         ends = set(self._ends())
         return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a reply took: its tokens without the end, and its natural log-probability with the end (where it came to
+    one), under the model's own distribution whatever the temperature."""
+
+    tokens: int
+    log_probability: float
+
+
+class LogProbabilities(LogitsProcessor):
+    """Changes no score, and remembers the log-probability of each token that is taken."""
+
+    def __init__(self) -> None:
+        self.steps: list[torch.Tensor] = []  # of each token but the last: [rows, 1]
+        self.scores: torch.Tensor | None = None  # of the next one: [rows, vocabulary]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """`scores` are float [rows, vocabulary]."""
+        self._take(input_ids)
+        self.scores = scores.float().log_softmax(-1)
+        return scores
+
+    def taken(self, written: torch.Tensor) -> list[list[float]]:
+        """Those of each row's new tokens, padding included; `written` is what `generate` gave, [rows, all tokens]."""
+        self._take(written)
+        return torch.cat(self.steps, 1).tolist()
+
+    def _take(self, ids: torch.Tensor) -> None:
+        if self.scores is not None:
+            self.steps.append(self.scores.gather(1, ids[:, -1:]))
 
 
 class SeededSample(LogitsProcessor):
