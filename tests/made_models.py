@@ -224,3 +224,45 @@ def save(family: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.fl
     model.to(dtype).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+def save_detector(family: str, folder: Path, seed: int = 0) -> Path:
+    """Write a random zero-shot object detection checkpoint, "grounding-dino" or "owlvit", that reads images of about 64
+    pixels, and text a letter or digit a token."""
+    letters = [chr(code) for code in range(ord("a"), ord("z") + 1)] + list("0123456789")
+    torch.manual_seed(seed)
+    if family == "grounding-dino":
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", ",", "-"]
+        words: Any = [*special, *letters, *(f"##{letter}" for letter in letters)]
+        sight = {"image_size": 64, "embed_dim": 8, "depths": [1] * 4, "num_heads": [1, 1, 2, 2], "window_size": 4}
+        text = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+        parts: dict[str, Any] = {"encoder_layers": 1, "encoder_ffn_dim": 32, "encoder_attention_heads": 2}
+        parts |= {"decoder_layers": 2, "decoder_ffn_dim": 32, "decoder_attention_heads": 2, "num_queries": 12}
+        config: Any = transformers.GroundingDinoConfig(
+            backbone_config={"model_type": "swin", "out_indices": [2, 3, 4], **sight},
+            text_config={"model_type": "bert", "num_attention_heads": 2, **text},
+            d_model=32,
+            **parts,
+        )
+        pictures: Any = transformers.GroundingDinoImageProcessorPil(size={"shortest_edge": 64, "longest_edge": 96})
+        words = transformers.BertTokenizer(vocab={word: i for i, word in enumerate(words)})
+        processor: Any = transformers.GroundingDinoProcessor(pictures, words)
+        model: Any = transformers.GroundingDinoForObjectDetection(config)
+    else:
+        listed = ["<|endoftext|>", "<|startoftext|>", "!", *letters, *(f"{letter}</w>" for letter in letters)]
+        vocab = {word: i for i, word in enumerate(listed)}
+        words = transformers.CLIPTokenizer(vocab=vocab, merges=[], pad_token="!", model_max_length=16)
+        side = {"height": 64, "width": 64}
+        pictures = transformers.OwlViTImageProcessorPil(size=side, crop_size=side)
+        processor = transformers.OwlViTProcessor(pictures, words)
+        sizes = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        ends = {"bos_token_id": 1, "eos_token_id": 0, "pad_token_id": 2}
+        config = transformers.OwlViTConfig(
+            text_config={"vocab_size": len(listed), "hidden_size": 16, "max_position_embeddings": 16, **ends, **sizes},
+            vision_config={"hidden_size": 32, "image_size": 64, "patch_size": 16, **sizes},
+            projection_dim=16,
+        )
+        model = transformers.OwlViTForObjectDetection(config)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
