@@ -15,6 +15,7 @@ from conftest import disc_task
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segenv import metrics
 from segenv.tools import EncodingCache, SegTool, make
 from segenv.types import Box, Click, Prompt, ToolError, frozen
 
@@ -269,3 +270,14 @@ def test_the_simple_tools_load_no_torch():
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_grabcut_finds_the_object_in_a_box_without_a_click():
+    y, x = np.mgrid[:80, :100]
+    target = (x - 50) ** 2 + (y - 40) ** 2 < 20**2
+    rng = np.random.default_rng(0)
+    image = np.where(target[..., None], (200, 60, 40), (30, 60, 120)) + rng.normal(0, 8, (80, 100, 3))
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    tool = make("grabcut")
+    [found] = tool.predict(tool.encode([image]), [Prompt(box=Box(25, 15, 75, 65))])
+    assert metrics.iou(target, found.mask) > 0.9

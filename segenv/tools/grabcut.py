@@ -22,7 +22,7 @@ class GrabCutTool(SegTool):
     Works on the image scaled to at most `size` px. A cut starts from the current mask (without one: from the box), and
     near clicks from the nearest click: within `reach` / sqrt(number of clicks) of it, a pixel is probably of its kind.
     The discs have `seed_radius`, but at most 0.4 times the distance to the nearest click of the other kind. Both are in
-    image diagonals. Of the result, the parts stay that hold a positive click or overlap the current mask; nothing
+    image diagonals. Of the result, the parts stay that hold a positive click or overlap the mask that the cut started from; nothing
     outside the box stays. No logits and no score. OpenCV's random numbers, which start the colour models, are seeded
     before each cut, so that the same input gives the same mask.
     """
@@ -75,7 +75,7 @@ class GrabCutTool(SegTool):
         if box is not None and not current.any():
             start = np.zeros((h, w), np.uint8)
             start[box] = 1
-        found = self._parts(self._cut(image, self._labels(start, places, box)), places, current)
+        found = self._parts(self._cut(image, self._labels(start, places, box)), places, start)
         mask = found.astype(bool)
         if (h, w) != (height, width):
             mask = cv2.resize(found * 255, (width, height), interpolation=cv2.INTER_LINEAR) > 127
@@ -111,11 +111,11 @@ class GrabCutTool(SegTool):
             cv2.grabCut(image, labels, (0, 0, 0, 0), *models, self.iterations, cv2.GC_INIT_WITH_MASK)  # no rectangle
         return labels & 1
 
-    def _parts(self, found: np.ndarray, places: list[Place], current: np.ndarray) -> np.ndarray:
-        """`found` without the parts that neither hold a positive click nor overlap the current mask."""
+    def _parts(self, found: np.ndarray, places: list[Place], start: np.ndarray) -> np.ndarray:
+        """`found` without the parts that neither hold a positive click nor overlap the mask that the cut started from."""
         count, parts = cv2.connectedComponents(found)
         stays = np.zeros(count, np.uint8)
-        stays[parts[current > 0]] = 1
+        stays[parts[start > 0]] = 1
         for (x, y), positive in places:
             if positive:
                 stays[parts[y, x]] = 1
