@@ -174,7 +174,7 @@ def _arm(args: Args, folder: RunFolder, seed: int, arm: str) -> Args:
     begun = (path / "config.yaml").exists()
     where: dict[str, Any] = {"resume": str(path) if begun else None, "out": None if begun else str(path)}
     same: dict[str, Any] = {"ablation": False, "expert": "trajectory", "executor": "serial", "stop_on_plateau": False}
-    return replace(args, seed=seed, **same, **where, **ARMS[arm])
+    return replace(args, **{**same, **where, **ARMS[arm], "seed": seed})
 
 
 def _in_parallel(args: Args, runs: Sequence[Args]) -> None:

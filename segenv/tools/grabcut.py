@@ -22,9 +22,9 @@ class GrabCutTool(SegTool):
     Works on the image scaled to at most `size` px. A cut starts from the current mask (without one: from the box), and
     near clicks from the nearest click: within `reach` / sqrt(number of clicks) of it, a pixel is probably of its kind.
     The discs have `seed_radius`, but at most 0.4 times the distance to the nearest click of the other kind. Both are in
-    image diagonals. Of the result, the parts stay that hold a positive click or overlap the mask that the cut started from; nothing
-    outside the box stays. No logits and no score. OpenCV's random numbers, which start the colour models, are seeded
-    before each cut, so that the same input gives the same mask.
+    image diagonals. Of the result, the parts stay that hold a positive click or overlap what the cut started from;
+    nothing outside the box stays. No logits and no score. OpenCV's random numbers, which start the colour models, are
+    seeded before each cut, so that the same input gives the same mask.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class GrabCutTool(SegTool):
         return labels & 1
 
     def _parts(self, found: np.ndarray, places: list[Place], start: np.ndarray) -> np.ndarray:
-        """`found` without the parts that neither hold a positive click nor overlap the mask that the cut started from."""
+        """`found` without the parts that neither hold a positive click nor overlap what the cut started from."""
         count, parts = cv2.connectedComponents(found)
         stays = np.zeros(count, np.uint8)
         stays[parts[start > 0]] = 1
