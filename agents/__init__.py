@@ -6,6 +6,7 @@
 | `random`, `random:p=0.8` | uniform clicks on the image, positive with probability p |
 | `mllm` | the embedded tiny multimodal model (untrained, with a warning, where no weights are embedded) |
 | `mllm:untrained` | the tiny model with fresh weights |
+| `mllm:tiny-mllm`, … | an embedded checkpoint, by the bare name of its folder in agents/weights |
 | `mllm:NAME_OR_PATH` | any image-text-to-text checkpoint that transformers loads |
 | `mllm:NAME_OR_PATH#448`, `…#336x448` | the same, sent images whose longest side (height x width) is that in pixels |
 """

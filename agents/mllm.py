@@ -9,26 +9,31 @@ from typing import Any
 
 import numpy as np
 
-from agents.backends.transformers import TransformersBackend
+from agents.backends.transformers import Source, TransformersBackend
 from agents.base import Agent
 from segenv import codec as codecs
 from segenv import render
 from segenv.codec import Codec
+from segenv.codec.polygons import PolygonCodec
 from segenv.mdp import Observation
 
-EMBEDDED = Path(__file__).parent / "weights" / "tiny-mllm"
+WEIGHTS = Path(__file__).parent / "weights"
+EMBEDDED = WEIGHTS / "tiny-mllm"
 UNTRAINED = "untrained"  # the tiny model with fresh weights
 PROMPTS = ("codec", "instruction")
+MAX_NEW_TOKENS = 64  # of a reply, where nothing else is said
+OUTLINE_TOKENS = 512  # the same where the codec writes outlines: room for some 40 vertices
 
 
 class MllmAgent(Agent):
     """Prompts an image-text-to-text checkpoint with `picture` and `prompt`, and returns what it writes.
 
-    `path` is a name or folder for transformers, "untrained" for the tiny model with fresh weights of `seed`, or None
-    for the embedded tiny model; `NAME_OR_PATH#448` and `NAME_OR_PATH#336x448` also give the `image_size`. What a
-    fine-tuned checkpoint was taught belongs to it: `codec`, `prompt` and `image_size` are taken from the `segenv` entry
-    of its configuration unless they are given, and are `segagent`, "codec" and None (images are sent as they are) where
-    it declares nothing.
+    `path` is a name or folder for transformers, the bare name of a folder in agents/weights, "untrained" for the tiny
+    model with fresh weights of `seed`, None for the embedded tiny model, or a (model, processor) pair;
+    `NAME_OR_PATH#448` and `NAME_OR_PATH#336x448` also give the `image_size`. What a fine-tuned checkpoint was taught
+    belongs to it: `codec`, `prompt`, `image_size` and `max_new_tokens` are taken from the `segenv` entry of its
+    configuration unless they are given, and are `segagent`, "codec", None (images are sent as they are) and 64 (512
+    where the codec writes outlines) where it declares nothing.
 
     `prompt` is "codec" (the codec's whole prompt) or "instruction" (the task's instruction alone). `act` samples at
     `temperature`, where 0 takes the likeliest tokens; `propose` samples at `proposal_temperature`. `options` go to
@@ -37,13 +42,14 @@ class MllmAgent(Agent):
 
     def __init__(
         self,
-        path: str | Path | None = None,
+        path: str | Path | tuple[Any, Any] | None = None,
         codec: Codec | None = None,
         seed: int = 0,
         temperature: float = 0.0,
         proposal_temperature: float = 1.0,
         prompt: str | None = None,
         image_size: int | Sequence[int] | None = None,
+        max_new_tokens: int | None = None,
         **options: Any,
     ) -> None:
         if path is None and not (EMBEDDED / "config.json").is_file():
@@ -51,11 +57,18 @@ class MllmAgent(Agent):
                 f"no weights are embedded in {EMBEDDED}: the agent 'mllm' is an untrained tiny model", stacklevel=3
             )
             path = UNTRAINED
-        self.spec = "mllm" if path is None else f"mllm:{path}"
-        path, sent = parse(str(path or ""))
-        self.backend = TransformersBackend(_untrained(seed) if path == UNTRAINED else path or EMBEDDED, **options)
+        source: Source
+        if isinstance(path, tuple):
+            self.spec, source, sent = "mllm:a model in memory", path, None
+        else:
+            self.spec = "mllm" if path is None else f"mllm:{path}"
+            name, sent = parse(str(path or ""))
+            source = _untrained(seed) if name == UNTRAINED else name or EMBEDDED
+        self.backend = TransformersBackend(source, **options)
         declared = getattr(self.backend.model.config, "segenv", None) or {}
         super().__init__(codec or codecs.get(declared.get("codec", "segagent")))
+        usual = OUTLINE_TOKENS if isinstance(self.codec, PolygonCodec) else MAX_NEW_TOKENS
+        self.backend.max_new_tokens = max_new_tokens or declared.get("max_new_tokens", usual)
         self.prompt_style = prompt or declared.get("prompt", "codec")
         if self.prompt_style not in PROMPTS:
             raise ValueError(
@@ -114,12 +127,14 @@ def checkpoint(spec: str) -> Path | str | None:
 
 
 def parse(rest: str) -> tuple[str | None, int | tuple[int, int] | None]:
-    """What follows `mllm:` as name or folder and the size that images are sent at: `PATH#448` is the longest side,
-    `PATH#336x448` height and width."""
+    """What follows `mllm:` as name or folder (an embedded checkpoint's bare name as its folder) and the size that
+    images are sent at: `PATH#448` is the longest side, `PATH#336x448` height and width."""
     path, _, size = rest.partition("#")
     sides = [int(side) for side in size.split("x") if side.isdecimal() and int(side)]
     if size and (not 1 <= len(sides) <= 2 or len(sides) != size.count("x") + 1):
         raise ValueError(f"agent 'mllm:{rest}': {size!r} is no size of images; expected pixels such as 448 or 336x448")
+    if path and Path(path).name == path and (WEIGHTS / path / "config.json").is_file():
+        path = str(WEIGHTS / path)
     return path or None, None if not sides else sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 

@@ -3,13 +3,15 @@
     python -m experiments.compare runs/sam runs/grabcut
 
 prints, for each number of clicks, the mean IoU of both, the mean of the differences with its 95 % bootstrap interval
-over episodes, and the seconds per click of both. Runs of unlike protocols (other data, other budget) are refused.
+over episodes, and the seconds per click of both. Of two runs with `--task polygon` it prints the measures of their
+replies so, also by size and topology of the object. Runs of unlike protocols (other data, other budget) are refused.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,15 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments import polygons
+from experiments.polygons_measures import MEANS, SIZES, TOPOLOGIES, VALUES, Record, by_task, having
 from experiments.runs import RunError, RunFolder
 from experiments.summary import Outcome, curves, outcome
 from search.rollout import Episode
 from segenv import metrics
 from segenv.types import SegenvError
 
-SAME = ("data", "limit", "max_steps", "start")  # what two runs must share for their episodes to be pairs
+SAME = ("task", "data", "limit", "max_steps", "start", "asked")  # what two runs must share, to be of the same episodes
 SHOWN = (1, 3, 5, 7, 10, 20)
 
 
@@ -51,6 +55,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             f"the runs read other data under the name {numbers[0]['protocol']['data']!r}; "
             "compare runs of the same episodes"
         )
+    if numbers[0]["protocol"].get("task") == "polygon":
+        return _answers((first, second), numbers)
     played = [_outcomes(path) for path in (first, second)]
     shared = sorted(played[0].keys() & played[1].keys())
     if len(shared) < max(len(played[0]), len(played[1])):
@@ -69,8 +75,38 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     return {"names": names, "episodes": len(shared), "iou_at": at, "seconds_per_click": per_click}
 
 
+def _answers(paths: Sequence[Path], numbers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The paired comparison of replies: `measures` of all tasks, gIoU by size and by topology, and of drawn replies."""
+    runs = [polygons.read(RunFolder(path)) for path in paths]
+    shared = set.intersection(*({one.task for one in records} for records in runs))
+    if not shared:
+        raise RunError("the runs share no task")
+    greedy, drawn = (
+        [[one for one in records if one.task in shared and bool(one.sample) is some] for records in runs]
+        for some in (False, True)
+    )
+    rows = {name: _row(greedy, name) for name in MEANS}
+    if all(drawn):
+        rows["sampled giou"] = _row(drawn, "giou")
+    for field in ("size", "topology"):
+        for name in (*SIZES, *TOPOLOGIES):
+            parts = [[one for one in records if getattr(one, field) == name] for records in greedy]
+            if all(parts):
+                rows[f"giou, {name}"] = _row(parts, "giou")
+    names = [_name(item["protocol"]) for item in numbers]
+    return {"names": names, "episodes": len(shared), "measures": rows}
+
+
+def _row(runs: Sequence[Sequence[Record]], name: str) -> dict[str, Any]:
+    """A measure of two runs' replies to the same tasks."""
+    a, b = (by_task(sorted(having(records, name), key=lambda one: one.task), VALUES[name]) for records in runs)
+    difference, low, high = metrics.bootstrap_difference(a, b)
+    means = [float(values.mean()) if len(values) else float("nan") for values in (a, b)]
+    return {"tasks": len(a), "first": means[0], "second": means[1], "difference": difference, "interval": [low, high]}
+
+
 def _name(protocol: dict[str, Any]) -> str:
-    parts = [protocol[key] for key in ("tool", "agent", "codec")]
+    parts = [protocol[key] for key in ("tool", "agent", "codec") if key in protocol]
     return " / ".join(parts if protocol.get("search", "none") == "none" else [*parts, protocol["search"]])
 
 
@@ -92,15 +128,18 @@ def _outcomes(path: Path) -> dict[tuple[str, int], Outcome]:
 
 def text(result: dict[str, Any]) -> str:
     """The comparison for a terminal."""
+    width = 22 if "measures" in result else 8
     lines = [
         f"first: {result['names'][0]}, second: {result['names'][1]}, {result['episodes']} paired episodes",
-        f"{'':<8}{'first':>9}{'second':>9}{'difference':>12}   95 % interval",
+        f"{'':<{width}}{'first':>9}{'second':>9}{'difference':>12}   95 % interval",
     ]
-    for k, row in result["iou_at"].items():
+    rows = result.get("measures") or {f"IoU@{k}": row for k, row in result["iou_at"].items()}
+    for name, row in rows.items():
         low, high = row["interval"]
-        name = f"IoU@{k}"
         cells = f"{row['first']:>9.4f}{row['second']:>9.4f}{row['difference']:>+12.4f}"
-        lines.append(f"{name:<8}{cells}   {low:+.4f} to {high:+.4f}")
+        lines.append(f"{name:<{width}}{cells}   {low:+.4f} to {high:+.4f}")
+    if "measures" in result:
+        return "\n".join(lines)
     first, second = result["seconds_per_click"]
     lines.append(f"ms per click of the tool (encode + decode): {1000 * first:.1f} and {1000 * second:.1f}")
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from tqdm import tqdm
 
-from experiments import filtering, report, summary
+from experiments import filtering, polygons, polygons_report, report, summary
 from experiments.runs import RunError, RunFolder, hide_home, manifest, parse_args
 from experiments.summary import Outcome
 from search.executors import Player, Setup, Skipped, play
@@ -30,8 +30,9 @@ FREE = frozenset({"executor", "workers", "report_episodes"})  # settings that ch
 class Args:
     """Flags of the command line; specs as in the README's tables."""
 
-    task: Literal["segment", "filter"] = "segment"
-    """filter: the agent judges given masks, see experiments.filtering"""
+    task: Literal["segment", "filter", "polygon"] = "segment"
+    """filter: the agent judges given masks, see experiments.filtering; polygon: it writes a whole outline in one reply,
+    see experiments.polygons"""
     data: str = "synthetic:val"
     """what to segment: synthetic[:SPLIT], index:DIR, folder:DIR, coco:ANNOTATIONS@IMAGES, …"""
     tool: str = "sam"
@@ -65,6 +66,7 @@ class Args:
     report_episodes: int = 24
     """episodes that report.html shows: worst, best and random ones"""
     filter: filtering.Options = field(default_factory=filtering.Options)
+    polygon: polygons.Options = field(default_factory=polygons.Options)
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
@@ -74,6 +76,8 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         raise RunError(
             f"max_steps {args.max_steps}, batch_size {args.batch_size} and limit {args.limit} must be 1 or more"
         )
+    if args.task == "polygon":
+        return polygons.run(args, quiet)
     player = _player(args)
     if args.task == "filter":
         return filtering.run(args, player, quiet)
@@ -204,7 +208,8 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    print(filtering.text(numbers) if args.task == "filter" else report.text(numbers))
+    text = {"segment": report.text, "filter": filtering.text, "polygon": polygons_report.text}[args.task]
+    print(text(numbers))
     print(f"report: {args.resume or args.out}/report.html")
     return 0
 
