@@ -1,0 +1,276 @@
+"""Arms of GSPO beside each other: each is a run of `experiments.gspo` in each seed, on the same held-out tasks.
+
+An arm is one more entry in `TABLES`: its name, what it is, and which settings it has of its own. Gains are over the
+policy of the start and over the table's first arm, paired over tasks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import gspo, gspo_report, report
+from experiments.gspo import ANSWERS, Args
+from experiments.polygons_measures import Record, by_task
+from experiments.runs import RunError, RunFolder, hide_home, manifest, plain, write_atomic
+from segenv import metrics
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A line of a table; `own` are fields of `Args`, `train` of its `GSPOOptions`."""
+
+    name: str
+    about: str
+    own: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+TABLES: dict[str, tuple[Arm, ...]] = {
+    "sft": (
+        Arm("+ GSPO", "reinforcement from the start's policy", {"method": "gspo"}),
+        Arm("+ SFT", "as many steps and replies of supervised fine-tuning", {"method": "sft"}),
+    ),
+    "rewards": (
+        Arm("iou + centroid + format", "the paper's, with our weights", {"reward": "iou+0.1*centroid+0.1*format"}),
+        Arm("iou", "IoU alone", {"reward": "iou"}),
+        Arm("iou + centroid", "without the format", {"reward": "iou+0.1*centroid"}),
+        Arm("iou + format", "without the centroid", {"reward": "iou+0.1*format"}),
+        Arm("boundary_f", "boundary F in place of IoU", {"reward": "boundary_f+0.1*format"}),
+        Arm("chamfer", "distance of outlines in place of IoU", {"reward": "chamfer+0.1*format"}),
+    ),
+    "algorithms": (
+        Arm("GSPO", "sequence ratios", {}, {"algorithm": "gspo"}),
+        Arm("LUSPO", "sequence ratios, weighted by length", {}, {"algorithm": "luspo"}),
+        Arm("GRPO", "token ratios", {}, {"algorithm": "grpo"}),
+    ),
+}
+OWN = ("method", "reward", "agent")  # what arms have of their own, whatever the flags say
+
+
+def arms(args: Args) -> tuple[Arm, ...]:
+    """The arms of the table that is asked for."""
+    if args.ablation != "length":
+        return TABLES[args.ablation]
+    if not args.checkpoints:
+        raise RunError("--ablation length starts from several checkpoints; give --checkpoints mllm:A mllm:B mllm:C")
+    names = [Path(spec.partition(":")[2]).name for spec in args.checkpoints]
+    if len(set(names)) < len(names) or not all(names):
+        raise RunError(f"--checkpoints {' '.join(args.checkpoints)}: the folders' names must differ")
+    return tuple(Arm(name, spec, {"agent": spec}) for name, spec in zip(names, args.checkpoints, strict=True))
+
+
+def run(args: Args) -> dict[str, Any]:
+    """All arms in all seeds, in the folder of `args`; returns what ablation.json holds."""
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds):
+        raise RunError(f"seeds are {args.seeds}; expected one or more different ones")
+    chosen, out = arms(args), args.resume or args.out
+    if gspo.processes() > 1:
+        raise RunError("an ablation trains in one process; start it without accelerate launch")
+    assert out is not None  # main gives one
+    with RunFolder.resume(out, args, gspo.FREE) if args.resume else RunFolder.create(out, args) as folder:
+        folder.keep_manifest(manifest(args.seeds[0], _protocol(args, chosen), {}))
+        for seed in args.seeds:
+            for arm in chosen:
+                made = _arm(args, folder, seed, arm)
+                path = Path(made.resume or made.out or "")
+                if RunFolder(path).done("gspo"):
+                    continue
+                print(f"[{path}]", file=sys.stderr)
+                if "agent" not in arm.own:
+                    _share(_folder(folder, args.seeds[0], chosen[0]), path)
+                gspo.run(made)
+        numbers = results(args, folder, chosen)
+        folder.write_json("ablation.json", numbers)
+        numbers = folder.read_json("ablation.json")
+        write(folder, numbers, _lengths(args, folder, chosen))
+        folder.finish("ablation")
+        return numbers
+
+
+def _folder(folder: RunFolder, seed: int, arm: Arm) -> Path:
+    return folder / f"seed{seed}" / "-".join(filter(str.isalnum, arm.name.replace("_", " ").split()))
+
+
+def _arm(args: Args, folder: RunFolder, seed: int, arm: Arm) -> Args:
+    """The settings of one run."""
+    path = _folder(folder, seed, arm)
+    begun = (path / "config.yaml").exists()
+    where: dict[str, Any] = {"resume": str(path) if begun else None, "out": None if begun else str(path)}
+    train = replace(args.train, **{**arm.train, "seed": seed})
+    return replace(args, **{**arm.own, **where, "train": train, "ablation": "none", "seeds": (), "checkpoints": ()})
+
+
+def _share(source: Path, target: Path) -> None:
+    """All arms begin with the same policy: what it replied is copied, before a run begins."""
+    if source == target or target.exists():
+        return
+    temporary = target.with_name(f".{target.name}.copy")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    with RunFolder(temporary).appending(ANSWERS) as file:
+        for one in RunFolder(source).records(ANSWERS):
+            if one["step"] == 0:
+                file.add(one)
+    temporary.rename(target)
+
+
+def results(args: Args, folder: RunFolder, chosen: Sequence[Arm]) -> dict[str, Any]:
+    """The content of ablation.json; pooled numbers average each task over seeds first."""
+    found = {arm.name: [gspo.replies(RunFolder(_folder(folder, seed, arm))) for seed in args.seeds] for arm in chosen}
+    lines, last = [], args.train.steps
+    for arm in chosen:
+        line: dict[str, Any] = {"arm": arm.name, "about": arm.about}
+        for mode, drawn in gspo_report.MODES:
+            before = [_ious(of_seed[0], drawn) for of_seed in found[arm.name]]
+            after = [_ious(of_seed[last], drawn) for of_seed in found[arm.name]]
+            first = [_ious(of_seed[last], drawn) for of_seed in found[chosen[0].name]]
+            records = [one for of_seed in found[arm.name] for one in _sorted(of_seed[last], drawn)]
+            line[mode] = {
+                "before": float(np.mean(before)),
+                "after": float(np.mean(after)),
+                "after_by_seed": [float(values.mean()) for values in after],
+                "gain": _gain(np.mean(after, 0), np.mean(before, 0)),
+                "gain_by_seed": [_gain(*pair) for pair in zip(after, before, strict=True)],
+                "over_first": _gain(np.mean(after, 0), np.mean(first, 0)),
+                "over_first_by_seed": [_gain(*pair) for pair in zip(after, first, strict=True)],
+                "valid": float(np.mean([one.error is None for one in records])),
+                "tokens": float(np.mean([one.tokens for one in records])),
+            }
+        lines.append(line)
+    tasks = len({one.task for one in found[chosen[0].name][0][0]})
+    return {"arms": lines, "held_out_tasks": tasks, "protocol": _protocol(args, chosen)}
+
+
+def _ious(records: Sequence[Record], drawn: bool) -> np.ndarray:
+    """Of each task, [tasks]."""
+    return by_task(_sorted(records, drawn), lambda one: one.iou)
+
+
+def _sorted(records: Sequence[Record], drawn: bool) -> list[Record]:
+    return sorted((one for one in records if bool(one.sample) is drawn), key=lambda one: (one.task, one.sample))
+
+
+def _gain(values: np.ndarray, reference: np.ndarray) -> list[float]:
+    """Paired difference of means, and its interval."""
+    return [float(number) for number in metrics.bootstrap_difference(values, reference)]
+
+
+def _protocol(args: Args, chosen: Sequence[Arm]) -> dict[str, Any]:
+    settings = plain(args)
+    kept = {key: settings[key] for key in settings if key not in gspo.FREE | {"out", "resume"}}
+    return hide_home(
+        {
+            "arms": {arm.name: {**arm.own, **arm.train} for arm in chosen},
+            "intervals": "95 % bootstrap over held-out tasks, paired; pooled ones average each task over seeds first",
+            "between seeds": "the order of tasks and the drawn replies differ; the policy of the start and the "
+            "held-out tasks are the same",
+            **kept,
+        }
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def table(numbers: Mapping[str, Any]) -> list[list[str]]:
+    """The cells: arm, seed, and for greedy and drawn replies gIoU, gain and gain over the first arm; valid, tokens."""
+    rows = []
+    start = numbers["arms"][0]
+    rows.append(
+        ["start", "", *_spread((f"{start[mode]['before']:.4f}", "", "") for mode, _ in gspo_report.MODES), "", ""]
+    )
+    for place, line in enumerate(numbers["arms"]):
+        for k, seed in enumerate(["all", *numbers["protocol"]["seeds"]]):
+            cells = []
+            for mode, _ in gspo_report.MODES:
+                own = line[mode]
+                after = own["after_by_seed"][k - 1] if k else own["after"]
+                gains = [own[f"{key}_by_seed"][k - 1] if k else own[key] for key in ("gain", "over_first")]
+                cells.append((f"{after:.4f}", _cell(gains[0]), _cell(gains[1]) if place else ""))
+            ends = [f"{line['sampled']['valid']:.4f}", f"{line['sampled']['tokens']:.1f}"] if not k else ["", ""]
+            rows.append(["" if k else line["arm"], str(seed), *_spread(cells), *ends])
+    return rows
+
+
+def _spread(cells: Any) -> list[str]:
+    return [cell for group in cells for cell in group]
+
+
+def _cell(gain: Sequence[float]) -> str:
+    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*gain)
+
+
+def header(numbers: Mapping[str, Any]) -> list[str]:
+    """The names of the columns."""
+    first = numbers["arms"][0]["arm"]
+    names = [(f"{mode} gIoU", "gain", f"over {first}") for mode, _ in gspo_report.MODES]
+    return ["", "seed", *_spread(names), "valid", "tokens"]
+
+
+def text(numbers: Mapping[str, Any]) -> str:
+    """The table for a terminal."""
+    from experiments.polygons_report import columns
+
+    head = f"{numbers['held_out_tasks']} held-out tasks, {numbers['protocol']['train']['steps']} steps"
+    return "\n".join([head, columns([header(numbers), *table(numbers)])])
+
+
+def _lengths(args: Args, folder: RunFolder, chosen: Sequence[Arm]) -> dict[str, list[tuple[int, float]]]:
+    """Mean length of drawn replies over steps, of each arm that was reinforced, in the first seed."""
+    found = {}
+    for arm in chosen:
+        log = (RunFolder(_folder(folder, args.seeds[0], arm)).read_json("policy/gspo.json") or {"log": []})["log"]
+        if log:
+            found[arm.name] = [(entry["step"], entry["completions/mean_length"]) for entry in log]
+    return found
+
+
+def plot_lengths(lengths: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
+    """How the length of replies drifts, as a PNG."""
+    figure, axes = report.figure_and_axes()
+    for name, points in lengths.items():
+        steps, values = np.array(points).T
+        axes.plot(steps, values, linewidth=1.6, label=name)
+    axes.set(xlabel="steps", ylabel="tokens of a drawn reply", ylim=(0, None))
+    axes.legend(frameon=False)
+    return report.png(figure)
+
+
+def plot_gains(numbers: Mapping[str, Any]) -> bytes:
+    """Gains over the start with intervals: greedy and drawn, all seeds together, as a PNG."""
+    figure, axes = report.figure_and_axes()
+    lines = numbers["arms"][::-1]
+    for k, (mode, _) in enumerate(gspo_report.MODES):
+        middle, low, high = np.array([line[mode]["gain"] for line in lines]).T
+        places = np.arange(len(lines)) - 0.16 * k
+        axes.errorbar(middle, places, xerr=[middle - low, high - middle], fmt="o", capsize=3, color=f"C{k}", label=mode)
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set(yticks=range(len(lines)), yticklabels=[line["arm"] for line in lines], xlabel="gain of held-out gIoU")
+    axes.legend(frameon=False)
+    return report.png(figure)
+
+
+def write(folder: RunFolder, numbers: Mapping[str, Any], lengths: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """ablation.md, the plots and report.html."""
+    rows = [header(numbers), *table(numbers)]
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    write_atomic(folder / "ablation.md", "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n")
+    pictures = {"gains": plot_gains(numbers)} | ({"lengths": plot_lengths(lengths)} if lengths else {})
+    for name, content in pictures.items():
+        write_atomic(folder / "plots" / f"{name}.png", content)
+    report.write_html(
+        folder / "report.html",
+        "gspo_ablation.html",
+        title=f"GSPO ablation ({numbers['protocol']['ablation']}) from {numbers['protocol']['agent']}",
+        numbers=numbers,
+        header=rows[0],
+        rows=rows[1:],
+        plots={name: report.data_uri(content, "image/png") for name, content in pictures.items()},
+    )
