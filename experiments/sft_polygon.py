@@ -28,7 +28,8 @@ from agents.mllm import EMBEDDED
 from agents.outlines import TOKENS, Outlines
 from experiments.polygons_measures import record
 from experiments.runs import RunError, RunFolder, manifest
-from experiments.sft import FREE, Trainer, train
+from experiments.sft import FREE
+from experiments.sft_trainer import Trainer, train
 from segenv import queries
 from segenv.codec import polygons
 from segenv.data.synthetic import Synthetic
@@ -122,15 +123,6 @@ class DrawingTrainer(Trainer):
         """The lessons."""
         size = self.model.config.segenv["image_size"][0]
         return Source(self.args, size, size // self.processor.patch_size)
-
-    def stage(self, step: int) -> tuple[str, int, int]:
-        """The only stage."""
-        return "draw", 0, self.total
-
-    @property
-    def total(self) -> int:
-        """All steps."""
-        return self.args.draw_steps
 
     def measure(self, tasks: Sequence[Task]) -> dict[str, float]:
         """How the averaged model outlines held-out tasks, greedily."""
