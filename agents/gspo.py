@@ -44,12 +44,12 @@ from agents.sft import (
     LossBar,
     SFTOptions,
     _adapters,
-    _identity,
     _last_state,
     _load,
     _same_plan,
     _stored_in_bfloat16,
     _write_json,
+    identity,
 )
 from segenv import queries
 from segenv.tools.sam import no_loading_bars
@@ -135,21 +135,19 @@ def optimise(
     do not fit together, and FileExistsError where `out` or its state comes from another base or other options.
     """
     out, state = Path(out), Path(f"{out}.training")
-    plan = {"base": _identity(base), "rows": len(rows), "reward": _name(reward), "declare": dict(declare or {})}
+    plan = {"base": identity(base), "rows": len(rows), "reward": _name(reward), "declare": dict(declare or {})}
     plan = json.loads(json.dumps({**plan, **asdict(options)}))  # as it will be read
     if not len(rows):
         raise ValueError("there are no rows to train on; give at least one")
     arguments = _arguments(state, options)
     check(arguments, options.algorithm)
-    if out.exists():
-        return _same_plan(out / SUMMARY, plan)
     everyone = arguments.distributed_state
+    if out.exists():
+        if everyone.is_main_process:
+            shutil.rmtree(state, ignore_errors=True)  # of a kill between the last two steps
+        return _same_plan(out / SUMMARY, plan)
     if everyone.is_main_process:
-        if (state / SUMMARY).exists():
-            _same_plan(state / SUMMARY, plan)
-        state.mkdir(parents=True, exist_ok=True)
-        _write_json(state / SUMMARY, {"plan": plan})
-        _last_state(state)  # removes what is half written, before the others look
+        _begin(state, plan)
     everyone.wait_for_everyone()
 
     began = time.perf_counter()
@@ -180,6 +178,16 @@ def optimise(
     del model, trainer
     gc.collect()  # the trainer refers to itself
     return json.loads((out / SUMMARY).read_text())
+
+
+def _begin(state: Path, plan: dict[str, Any]) -> None:
+    """Make the folder of a training's state, or see that the one that is there is of the same training; before the
+    other processes look, what is half written is removed."""
+    if (state / SUMMARY).exists():
+        _same_plan(state / SUMMARY, plan)
+    state.mkdir(parents=True, exist_ok=True)
+    _write_json(state / SUMMARY, {"plan": plan})
+    _last_state(state)
 
 
 def check(arguments: GRPOConfig, algorithm: str) -> None:

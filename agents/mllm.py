@@ -127,13 +127,14 @@ def checkpoint(spec: str) -> Path | str | None:
 
 
 def parse(rest: str) -> tuple[str | None, int | tuple[int, int] | None]:
-    """What follows `mllm:` as name or folder (an embedded checkpoint's bare name as its folder) and the size that
-    images are sent at: `PATH#448` is the longest side, `PATH#336x448` height and width."""
+    """What follows `mllm:` as name or folder (an embedded checkpoint's bare name as its folder, unless there is one of
+    that name here) and the size that images are sent at: `PATH#448` is the longest side, `PATH#336x448` height and
+    width."""
     path, _, size = rest.partition("#")
     sides = [int(side) for side in size.split("x") if side.isdecimal() and int(side)]
     if size and (not 1 <= len(sides) <= 2 or len(sides) != size.count("x") + 1):
         raise ValueError(f"agent 'mllm:{rest}': {size!r} is no size of images; expected pixels such as 448 or 336x448")
-    if path and Path(path).name == path and (WEIGHTS / path / "config.json").is_file():
+    if path and Path(path).name == path and not Path(path).exists() and (WEIGHTS / path / "config.json").is_file():
         path = str(WEIGHTS / path)
     return path or None, None if not sides else sides[0] if len(sides) == 1 else (sides[0], sides[1])
 

@@ -82,7 +82,9 @@ class Outlines(Lessons):
             reply = queries.reply(query, self.dialect)
         covered = self._shares(task.target)
         shares = np.stack([covered, covered, np.zeros_like(covered)])
-        return Question(0, query.prompt, reply, shares, self._first(task), 0.0, self._fine(task))
+        begins = wanted == "mask" and self.order in ("canonical", "reversed")
+        first = self._first(task) if begins else -1
+        return Question(0, query.prompt, reply, shares, first, 0.0, self._fine(task))
 
     def _fine(self, task: Task) -> np.ndarray:
         """The target's share of the squares of each patch, float32 [N, FINE²]."""
@@ -112,7 +114,7 @@ def drawn(
     if rings:
         rings = fit(rings, lambda found: sum(map(len, found)) <= max(4, vertices))
     if order == "reversed":
-        rings = [ring[::-1] for ring in rings]
+        rings = [np.roll(ring[::-1], 1, axis=0) for ring in rings]  # from the same vertex
     elif order != "canonical":
         rng = rng or np.random.default_rng(0)
         rings = [

@@ -84,7 +84,7 @@ def finetune(
     no rows, and FileExistsError where `out` or its state comes from another base or other options.
     """
     out, state = Path(out), Path(f"{out}.training")
-    plan = {"base": _identity(base), "rows": len(rows), "declare": dict(declare or {}), **asdict(options)}
+    plan = {"base": identity(base), "rows": len(rows), "declare": dict(declare or {}), **asdict(options)}
     plan = json.loads(json.dumps(plan))  # as it will be read
     if not len(rows):
         raise ValueError("there are no rows to train on; give at least one")
@@ -193,7 +193,7 @@ class ReplyCollator:
         return {**inputs, "labels": labels}
 
 
-def _identity(base: str | Path | None) -> str | None:
+def identity(base: str | Path | None) -> str | None:
     """What stands for a checkpoint in a plan: its name, or for a folder a hash of its files, so that it may be moved or
     reached by another path, but not change."""
     if base is None or not Path(base).is_dir():

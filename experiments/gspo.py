@@ -5,10 +5,10 @@
     accelerate launch --multi_gpu --num_processes 2 -m experiments.gspo …          # on CPUs too (gloo); see below
     python -m experiments.gspo --ablation sft                                      # SFT, + GSPO, + as much more SFT
 
-Stages, each finished by a `DONE`: held-out tasks before, training (with a probe of the same tasks every so often),
-and all held-out tasks after; greedy replies and drawn ones. `--method sft` is the control: as many steps and replies,
-learned from the right outlines. Departures from the paper: weights of the reward, group size and learning rate are
-ours, as none is published. Without `--multi_gpu`, `accelerate launch` starts one process on a machine without GPUs,
+Stages: held-out tasks before, training (with a probe of the same tasks every so often; it is finished when `policy` is
+there), and all held-out tasks after; greedy replies and drawn ones. `--method sft` is the control: as many steps and
+replies, learned from the right outlines. Departures from the paper: weights of the reward, group size and learning rate
+are ours, as none is published. Without `--multi_gpu`, `accelerate launch` starts one process on a machine without GPUs,
 whatever `--num_processes` says.
 """
 
@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import tyro
+import yaml
 
 from agents.gspo import GSPOOptions
 from experiments.polygons_measures import Record
@@ -32,7 +33,7 @@ from experiments.runs import RunError, RunFolder, disk_errors, hide_home, manife
 from experiments.star_stages import split
 from segenv.data.base import Dataset
 from segenv.seeds import seed_of
-from segenv.types import SegenvError, Task, object_of
+from segenv.types import SegenvError, Task, ignored_of, object_of
 
 FREE = frozenset({"panel"})
 ANSWERS = "answers.jsonl"
@@ -57,8 +58,8 @@ class Args:
     train: Annotated[GSPOOptions, tyro.conf.arg(name="")] = field(default_factory=GSPOOptions)
     sft_learning_rate: float = 2e-4
     """of the control"""
-    budget: int = 128
-    """tokens of the outlines that the control learns from"""
+    budget: int = 104
+    """tokens of the outlines that the control learns from: as many as the embedded checkpoint was taught"""
     limit: int = 100_000
     """training tasks"""
     eval_limit: int = 500
@@ -75,8 +76,6 @@ class Args:
     """held-out tasks in the picture of start, middle and end"""
     threads: int = 1
     """of each process"""
-    skip_bad: bool = False
-    """pass over bad items"""
     ablation: Literal["none", "sft", "rewards", "algorithms", "length"] = "none"
     """a table of arms, each a run of its own in each of --seeds: against more SFT; parts of the reward; GSPO, LUSPO and
     GRPO; or the length of replies from each of --checkpoints"""
@@ -88,6 +87,8 @@ class Args:
     """folder of a new run; by default runs/gspo-DATE"""
     resume: str | None = None
     """folder of a run to go on with; its settings hold"""
+
+    skip_bad: ClassVar[bool] = False  # a bad item ends the run: training asks for tasks in an order of its own
 
 
 @dataclass
@@ -130,8 +131,16 @@ class Questions(Sequence):
         row = {"image": self.agent.backend.sent(query.picture), "prompt": query.prompt}
         if self.this.args.method == "sft":
             return {**row, "reply": queries.reply(query, codec, self.this.args.budget, self.length)}
-        rle = coco.encode(np.asfortranarray(object_of(task.target), np.uint8))
-        return {**row, "target": {"size": [task.height, task.width], "counts": rle["counts"].decode("ascii")}}
+
+        def counts(mask: np.ndarray) -> str:
+            return coco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode("ascii")
+
+        ignored = ignored_of(task.target)
+        return {
+            **row,
+            "target": {"size": [task.height, task.width], "counts": counts(object_of(task.target))},
+            "ignored": None if ignored is None else counts(ignored),
+        }
 
 
 # -------------------------------------------------------------------------------------------------------------- command
@@ -199,6 +208,12 @@ def prepare(args: Args) -> Run:
         if not isinstance(agent.codec, PolygonCodec):
             raise RunError(f"agent {args.agent!r} speaks {agent.codec.name!r}; give a --codec of {', '.join(DIALECTS)}")
         rewards.polygon(args.reward, agent.codec)
+        declared = (getattr(agent.backend.model.config, "segenv", None) or {}).get("max_new_tokens", 0)
+        if declared > args.train.max_tokens:
+            raise RunError(
+                f"agent {args.agent!r} was taught replies of up to {declared} tokens, and would be cut off at "
+                f"{args.train.max_tokens}; give --max-tokens {declared} or more"
+            )
         return Run(args, RunFolder(out), agent, *split(args))  # type: ignore[arg-type]  # it has the fields that count
     except (ValueError, OSError, ImportError) as error:
         raise RunError(f"cannot set up data {args.data!r} and agent {args.agent!r}: {error}") from error
@@ -206,17 +221,17 @@ def prepare(args: Args) -> Run:
 
 def run(args: Args) -> dict[str, Any] | None:
     """All stages, in the folder of `args`; returns what metrics.json holds (None in other processes than the first)."""
-    from accelerate import PartialState
-
-    this = prepare(args)
     import torch
+    from accelerate import PartialState
 
     several = processes() > 1
     if several and args.method == "sft":
         raise RunError("--method sft trains in one process; start it without accelerate launch")
-    # the first process measures while the others wait
+    # the first process measures while the others wait; each has a device of its own before it loads anything
     everyone = PartialState(cpu=not torch.cuda.is_available(), **({"timeout": timedelta(hours=12)} if several else {}))
+    this = prepare(args)
     if not everyone.is_main_process:
+        this.agent.backend.model = None
         everyone.wait_for_everyone()
         learn(this)
         return None
@@ -278,20 +293,18 @@ def learn(this: Run) -> None:
     }
     base, out = checkpoint(args.agent), this.folder / "policy"
     agent.backend.model = None  # it is loaded again for training; two copies of a large one may not fit
-    if args.method == "sft":
-        from agents.sft import finetune
-
-        finetune(base, Questions(this, control(args).batch_size * args.train.steps), out, control(args), declare)
-        return
     from agents.gspo import optimise
+    from agents.sft import finetune
     from experiments.gspo_probe import Probe
     from segenv import rewards
 
     try:
-        optimise(
-            base, Questions(this), rewards.polygon(args.reward, agent.codec), out, args.train, declare, [Probe(this)]
-        )
-    except ValueError as error:
+        if args.method == "sft":
+            finetune(base, Questions(this, control(args).batch_size * args.train.steps), out, control(args), declare)
+        else:
+            reward = rewards.polygon(args.reward, agent.codec)
+            optimise(base, Questions(this), reward, out, args.train, declare, [Probe(this)])
+    except (ValueError, yaml.YAMLError) as error:
         raise RunError(str(error)) from error
 
 
@@ -311,6 +324,7 @@ def control(args: Args) -> Any:
         bf16=train.bf16,
         gradient_checkpointing=train.gradient_checkpointing,
         save_steps=train.save_steps,
+        extra=(("lr_scheduler_type", "constant_with_warmup"),),  # as GSPO's
     )
 
 

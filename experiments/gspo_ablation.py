@@ -6,6 +6,7 @@ policy of the start and over the table's first arm, paired over tasks.
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from agents.mllm import checkpoint
+from agents.sft import identity
 from experiments import gspo, gspo_report, report
 from experiments.gspo import ANSWERS, Args
 from experiments.polygons_measures import Record, by_task
@@ -60,10 +63,13 @@ def arms(args: Args) -> tuple[Arm, ...]:
         return TABLES[args.ablation]
     if not args.checkpoints:
         raise RunError("--ablation length starts from several checkpoints; give --checkpoints mllm:A mllm:B mllm:C")
-    names = [Path(spec.partition(":")[2]).name for spec in args.checkpoints]
-    if len(set(names)) < len(names) or not all(names):
+    paths = [Path(spec.partition(":")[2]) for spec in args.checkpoints]
+    names = [path.parent.name if path.name == "model" else path.name for path in paths]
+    found = tuple(Arm(name, spec, {"agent": spec}) for name, spec in zip(names, args.checkpoints, strict=True))
+    folders = {_folder(RunFolder("."), 0, arm).name for arm in found}
+    if len(folders) < len(found) or not all(names):
         raise RunError(f"--checkpoints {' '.join(args.checkpoints)}: the folders' names must differ")
-    return tuple(Arm(name, spec, {"agent": spec}) for name, spec in zip(names, args.checkpoints, strict=True))
+    return found
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -75,7 +81,9 @@ def run(args: Args) -> dict[str, Any]:
         raise RunError("an ablation trains in one process; start it without accelerate launch")
     assert out is not None  # main gives one
     with RunFolder.resume(out, args, gspo.FREE) if args.resume else RunFolder.create(out, args) as folder:
-        folder.keep_manifest(manifest(args.seeds[0], _protocol(args, chosen), {}))
+        starts = sorted({arm.own.get("agent", args.agent) for arm in chosen})
+        hashes = {spec: identity(checkpoint(spec)) for spec in starts}
+        folder.keep_manifest(manifest(args.seeds[0], _protocol(args, chosen), hashes))
         for seed in args.seeds:
             for arm in chosen:
                 made = _arm(args, folder, seed, arm)
@@ -95,7 +103,7 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def _folder(folder: RunFolder, seed: int, arm: Arm) -> Path:
-    return folder / f"seed{seed}" / "-".join(filter(str.isalnum, arm.name.replace("_", " ").split()))
+    return folder / f"seed{seed}" / "-".join(re.findall("[A-Za-z0-9]+", arm.name))
 
 
 def _arm(args: Args, folder: RunFolder, seed: int, arm: Arm) -> Args:
@@ -169,8 +177,10 @@ def _protocol(args: Args, chosen: Sequence[Arm]) -> dict[str, Any]:
         {
             "arms": {arm.name: {**arm.own, **arm.train} for arm in chosen},
             "intervals": "95 % bootstrap over held-out tasks, paired; pooled ones average each task over seeds first",
-            "between seeds": "the order of tasks and the drawn replies differ; the policy of the start and the "
-            "held-out tasks are the same",
+            "between seeds": "the order of tasks and the replies drawn in training differ; the policy of the start, "
+            "the held-out tasks and the seeds of their drawn replies are the same",
+            "+ SFT": "learns outlines by name within --budget tokens, not the mixture that the start was taught, "
+            "without dense losses; at a constant rate of its own, --sft-learning-rate",
             **kept,
         }
     )

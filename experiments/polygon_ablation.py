@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import agents
 from agents.mllm import EMBEDDED
+from agents.sft import identity
 from experiments import sft_polygon
 from experiments.polygons import Record, answers, measures
 from experiments.report import data_uri, figure_and_axes, png, write_html
@@ -29,6 +30,7 @@ from segenv.data.synthetic import Synthetic
 from segenv.types import SegenvError
 
 FREE = frozenset({"workers", "threads"})
+GROUP = 50  # replies at a time, fixed, as a model's last bits depend on it
 ARMS: dict[str, dict[str, dict[str, Any]]] = {  # the first of each is what the others are compared with
     "order": {name: {"order": name} for name in ("canonical", "reversed", "random-start", "random")},
     "vertices": {"middle": {"vertices": 12}, "sparse": {"vertices": 5}, "dense": {"vertices": 40}},
@@ -66,7 +68,7 @@ def run(args: Args) -> dict[str, Any]:
     out = args.resume or args.out or f"runs/polygon-{args.vary}"
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         data = Synthetic("val")[: args.tasks]
-        folder.keep_manifest(manifest(args.seed, {}, {"data": data.fingerprint}))
+        folder.keep_manifest(manifest(args.seed, {}, {"data": data.fingerprint, "base": identity(args.base)}))
         records = {arm: _arm(args, folder, arm, own, data) for arm, own in ARMS[args.vary].items()}
         numbers = results(args, records)
         folder.write_json("ablation.json", numbers)
@@ -97,8 +99,9 @@ def _arm(args: Args, folder: RunFolder, arm: str, own: dict[str, Any], data: Any
     if len(have) < len(data):
         agent = agents.make(f"mllm:{path / 'model'}")
         with folder.appending(replies) as file:
-            for start in range(len(have), len(data), 50):
-                for one in answers(agent, list(data[start : start + 50]), [0] * len(data[start : start + 50])):
+            for start in range(len(have) // GROUP * GROUP, len(data), GROUP):
+                tasks = list(data[start : start + GROUP])
+                for one in answers(agent, tasks, [0] * len(tasks))[max(0, len(have) - start) :]:
                     file.add(asdict(one))
                     have.append(one)
     return have
@@ -198,6 +201,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SegenvError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; go on with --resume DIR", file=sys.stderr)
+        return 130
     print(text(numbers))
     return 0
 

@@ -299,7 +299,7 @@ def _build(kind: Any, loaded: Any, file: Path) -> Any:
         if nested is not None and value is not None:
             value = _build(nested, value, file)
         elif isinstance(value, list) and tuple in (typing.get_origin(option) or option for option in options):
-            value = tuple(value)
+            value = tuple(tuple(one) if isinstance(one, list) else one for one in value)
         elif isinstance(value, str) and Path in options:
             value = Path(value)
         values[name] = value

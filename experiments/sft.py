@@ -252,6 +252,9 @@ def main(argv: list[str] | None = None) -> int:
     except SegenvError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; go on with --resume DIR", file=sys.stderr)
+        return 130
     print(f"wrote {model}; it is what `--agent mllm:{model}` takes")
     return 0
 

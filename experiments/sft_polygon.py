@@ -24,8 +24,9 @@ from torch.utils.data import Dataset
 from agents import tiny
 from agents.backends.transformers import TransformersBackend, load
 from agents.lessons import Lesson, Plan
-from agents.mllm import EMBEDDED
+from agents.mllm import EMBEDDED, parse
 from agents.outlines import TOKENS, Outlines
+from agents.sft import identity
 from experiments.polygons_measures import record
 from experiments.runs import RunError, RunFolder, manifest
 from experiments.sft import FREE
@@ -48,7 +49,7 @@ class Args:
     resume: str | None = None
     """folder of a run to go on with; its settings hold, but numbers of steps may be given anew"""
     base: str = str(EMBEDDED)
-    """Folder of the checkpoint to start from; by default the embedded click policy."""
+    """Folder of the checkpoint to start from, or the name of an embedded one; by default the embedded click policy."""
     codec: str = "rings"
     """How outlines are written: rings, simpleseg or simpleseg:contour=edges."""
     vertices: int = 12
@@ -93,7 +94,7 @@ class Source(Dataset):
                 args.order,
                 image_size=self.image_size,
                 grid=self.grid,
-                seed=args.seed + 2,  # other scenes than the click policy has seen
+                seed=args.seed + 2,
             )
         return self.lessons[i]
 
@@ -106,7 +107,7 @@ class DrawingTrainer(Trainer):
 
     def fresh(self) -> tuple[Any, Any]:
         """The checkpoint's model, with tokens for polygons, and its processor."""
-        model, processor = load(self.args.base, "float32")
+        model, processor = load(parse(self.args.base)[0] or EMBEDDED, "float32")
         if getattr(model.config.vision_config, "model_type", None) != tiny.tower.TowerConfig.model_type:
             raise RunError(f"base {self.args.base!r} is no tiny model; for other checkpoints train with agents.sft")
         new = [token for token in TOKENS if token not in processor.tokenizer.get_vocab()]
@@ -150,15 +151,18 @@ def run(args: Args) -> Path:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     check(args)
+    try:
+        trainer = DrawingTrainer(args)
+    except (OSError, ValueError, AttributeError, KeyError) as error:
+        raise RunError(f"cannot start from --base {args.base!r}: {error}") from error
     out = args.resume or args.out or "runs/polygon"
     free = FREE | {"draw_steps"}
     with RunFolder.resume(out, args, free) if args.resume else RunFolder.create(out, args) as folder:
-        trainer = DrawingTrainer(args)
         if (folder / "state.safetensors").exists():
             trainer.load(folder.path)
         if trainer.step > trainer.total:
             raise RunError(f"the run is at step {trainer.step}, beyond the {trainer.total} that were asked for")
-        hashes: dict[str, str | None] = {"data": Synthetic("train").fingerprint}
+        hashes: dict[str, str | None] = {"data": Synthetic("train").fingerprint, "base": identity(args.base)}
         folder.keep_manifest(manifest(args.seed, {}, hashes))
         held_out = Synthetic("val")
         tasks = [held_out[len(held_out) - 1 - k] for k in range(args.probe)]

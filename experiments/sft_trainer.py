@@ -1,5 +1,5 @@
-"""The training of the embedded models: stages of lessons that other processes make beside it, cut at any moment and gone
-on with."""
+"""The training of the embedded models: stages of lessons that other processes make beside it; it can be cut at any
+moment and gone on with."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Args:
     dry_run: bool = False
     """load everything, print what would be done, and write nothing"""
     ablation: bool = False
-    """one table of S_0, control, star, star+ and continue, for --ablation-seeds seeds from --seed on"""
+    """one table of S_0, control, judged control, star, star+ and continue, for --ablation-seeds seeds from --seed on"""
     ablation_seeds: int = 3
     executor: Literal["serial", "process", "ray"] = "serial"
     workers: int = 2

@@ -263,7 +263,8 @@ def _falls(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int]) 
             first, second = (after(results[one], number, valued) for number in (step, start))
             what = f"best by {one.parsed.value}, K = {one.k}" if valued else "last mask"
             changes.append(f"{what} {_difference(first, second)}")
-        lines.append(f"from step {start}, where the last mask is best, to step {step}: " + "; ".join(changes))
+        chosen = "where the last mask is best (chosen on these tasks, in favour of a fall)"
+        lines.append(f"from step {start}, {chosen}, to step {step}: " + "; ".join(changes))
     return lines
 
 

@@ -21,6 +21,7 @@ from search.budget import Budget, Cost, Limits
 from search.rollout import PARTS
 from search.tree import Ask, Node, Tree, near, order_of
 from search.values import ValueSource
+from segenv.codec.polygons import PolygonCodec
 from segenv.mdp import SegMDP, SegState
 from segenv.seeds import seed_of
 from segenv.types import Action, Box, Click, Task, ToolError
@@ -56,6 +57,8 @@ class Expander:
     def __init__(self, mdp: SegMDP, agent: Agent, source: ValueSource | None = None, near: float = 0.01) -> None:
         if near < 0:
             raise ValueError(f"near is {near}; expected a part of the image's longer side, such as 0.01")
+        if isinstance(agent.codec, PolygonCodec):
+            raise ValueError(f"agent {agent.spec!r} writes outlines, and a search is over clicks; give one that clicks")
         self.mdp = mdp
         self.agent = agent
         self.source = source

@@ -32,7 +32,7 @@ from segenv import metrics, queries, rewards
 from segenv.codec.polygons import PolygonCodec
 from segenv.geometry import PackedMask, mask_to_polygons, polygons_to_mask
 from segenv.scanlines import runs
-from segenv.types import Box, Click, Invalid, Polygons, Task, ignored_of, object_of
+from segenv.types import IGNORE, Box, Click, Invalid, Polygons, Task, ignored_of, object_of
 
 Answer = Polygons | Box | Click | str | Invalid
 
@@ -188,10 +188,16 @@ def goal_of(task: Task, asked: str = "mask") -> Goal:
 
 
 @lru_cache(maxsize=256)
-def _column_goal(counts: str | bytes, height: int, width: int, asked: str, instruction: str) -> Goal:
+def _column_goal(
+    counts: str | bytes, height: int, width: int, asked: str, instruction: str, ignored: str | bytes | None = None
+) -> Goal:
     from pycocotools import mask as coco
 
-    return Goal(coco.decode({"size": [height, width], "counts": counts}).astype(bool), asked, instruction)
+    target = coco.decode({"size": [height, width], "counts": counts}).astype(bool)
+    if ignored is not None:
+        left = coco.decode({"size": [height, width], "counts": ignored}).astype(bool)
+        target = np.where(left, IGNORE, np.where(target, 255, 0)).astype(np.uint8)
+    return Goal(target, asked, instruction)
 
 
 class PolygonReward:
@@ -199,7 +205,8 @@ class PolygonReward:
 
     It is a reward function of TRL's (`GRPOTrainer(reward_funcs=...)`) for any model. The dataset needs the column
     `target`, the object as COCO's compressed run lengths `{"size": [height, width], "counts": str}`; with a column
-    `asked` (`mask`, `box`, `point` or `text`) it may mix questions, and those for a text need `instruction` too.
+    `asked` (`mask`, `box`, `point` or `text`) it may mix questions, and those for a text need `instruction` too. Where
+    some pixels count neither as object nor as background, a column `ignored` holds their counts, or None.
     Completions are texts, or conversations whose last message counts.
     """
 
@@ -230,8 +237,10 @@ class PolygonReward:
         asked = columns.get("asked") or ["mask"] * len(completions)
         words = columns.get("instruction") or [""] * len(completions)
         scores = []
-        for completion, rle, kind, instruction in zip(completions, columns["target"], asked, words, strict=True):
-            goal = _column_goal(rle["counts"], *rle["size"], kind, instruction if kind == "text" else "")
+        ignored = columns.get("ignored") or [None] * len(completions)
+        rows = zip(completions, columns["target"], asked, words, ignored, strict=True)
+        for completion, rle, kind, instruction, left in rows:
+            goal = _column_goal(rle["counts"], *rle["size"], kind, instruction if kind == "text" else "", left)
             answer = self._read(_text(completion), goal)
             scores.append(self._summed(goal.parts(answer, list(self.weights))))
         if scores and callable(log := columns.get("log_metric")):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "segenv/tools/weights/tiny-sam/README.md"]
+CARDS = [*ROOT.glob("segenv/tools/weights/*/README.md"), *ROOT.glob("agents/weights/*/README.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(CARDS)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -24,3 +25,12 @@ def test_every_command_and_file_named_exists(page):
         assert module in ("venv", "pytest") or (ROOT / (module.replace(".", "/") + ".py")).is_file(), module
     for name in re.findall(r"`((?:segenv|agents|search|experiments|tests)/[\w./-]+)`", text):
         assert name.endswith("-v0") or (ROOT / name).exists(), name
+
+
+def test_every_embedded_checkpoint_has_a_card_and_is_small():
+    rooms = ("segenv/tools/weights", "agents/weights")
+    folders = [path.parent for room in rooms for path in ROOT.glob(f"{room}/*/model.safetensors")]
+    assert {folder.name for folder in folders} >= {"tiny-sam", "tiny-mllm", "tiny-polygon"}
+    for folder in folders:
+        assert (folder / "README.md").is_file(), folder
+        assert (folder / "model.safetensors").stat().st_size < 10e6, folder

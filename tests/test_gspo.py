@@ -108,7 +108,7 @@ def test_the_judge_scores_replies_and_logs_what_they_are():
     right = row["reply"]
     replies = [right, "I see a disc", right[: right.rindex("[") - 1]]
     ids = [[0] * 20, [0] * 4, [0] * 10]
-    judge = Judge(REWARD, replace(QUICK, length_penalty=0.4))
+    judge = Judge(REWARD, replace(QUICK, length_penalty=0.4, max_tokens=40))
     columns = {"target": [row["target"]] * 3, "log_metric": logged.__setitem__}
     found = judge([[{"role": "assistant", "content": reply}] for reply in replies], ids, **columns)
     task = disc_task(32, 32, 8, 8, 6)
@@ -189,6 +189,18 @@ def test_the_command_measures_before_on_the_way_and_after(taught, tmp_path):
     assert (out / "answers.jsonl").read_bytes() == before
     with pytest.raises(RunError, match="would change results: reward"):
         gspo.run(replace(arguments(taught, out), resume=str(out), reward="iou"))
+
+
+def test_arms_have_folders_of_their_own(tmp_path):
+    folder = gspo_ablation.RunFolder(tmp_path)
+    for arms in gspo_ablation.TABLES.values():
+        paths = {gspo_ablation._folder(folder, 0, arm) for arm in arms}
+        assert len(paths) == len(arms) and all(path.name for path in paths)
+    specs = tuple(f"mllm:runs/vertices/{name}/model" for name in ("sparse", "middle-12", "dense.40"))
+    found = gspo_ablation.arms(gspo.Args(ablation="length", checkpoints=specs))
+    assert [arm.name for arm in found] == ["sparse", "middle-12", "dense.40"]
+    with pytest.raises(RunError, match="names must differ"):
+        gspo_ablation.arms(gspo.Args(ablation="length", checkpoints=("mllm:a/x-y", "mllm:b/x.y")))
 
 
 def test_settings_that_cannot_work_are_refused_before_anything_is_written(taught, tmp_path):

@@ -210,3 +210,20 @@ def test_a_dataset_without_targets_is_told(task: Task) -> None:
 
 def test_trl_names_it_by_its_spec() -> None:
     assert rewards.polygon().__name__ == "iou+0.1*centroid+0.1*format"
+
+
+def test_ignored_pixels_count_in_a_column_as_in_a_task() -> None:
+    labels = np.zeros((40, 40), np.uint8)
+    labels[5:25, 5:25] = 255
+    labels[25:30, 5:25] = 128
+    task = Task("ignored", np.zeros((40, 40, 3), np.uint8), labels, "it")
+    reward = rewards.polygon("iou")
+    drawn = np.zeros((40, 40), bool)
+    drawn[5:30, 5:20] = True
+    text = reward.codec.format(reward.codec.outline(drawn, ratio=0), task)
+    columns = {"target": [polygons_to_rle(mask_to_polygons(labels == 255), 40, 40)]}
+    left = polygons_to_rle(mask_to_polygons(labels == 128), 40, 40)["counts"]
+    [told] = reward([text], **columns, ignored=[left])
+    [untold] = reward([text], **columns)
+    assert told == pytest.approx(reward.score(text, task)["iou"])
+    assert told > untold

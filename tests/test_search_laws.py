@@ -324,3 +324,8 @@ def test_a_node_is_asked_once_a_round() -> None:
 
     with pytest.raises(ValueError, match="asked twice about one node"):
         list(plan(mdp_of(), Wanderer(), TASKS[:1], twice, Judge()))
+
+
+def test_a_policy_that_writes_outlines_is_refused() -> None:
+    with pytest.raises(ValueError, match="writes outlines, and a search is over clicks"):
+        grow("greedy:k=2,value=tool", agent=agents.make("random", "rings"))

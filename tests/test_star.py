@@ -340,7 +340,7 @@ def learned_from(out, n) -> dict:
 def test_the_ablation_plays_every_arm_on_the_same_tasks_and_goes_on_after_a_kill(tmp_path):
     pytest.importorskip("trl")
     from agents.mllm import EMBEDDED
-    from agents.sft import _identity
+    from agents.sft import identity
 
     trained = ["mllm" if flag == "mllm:untrained" else flag for flag in FLAGS]  # star keeps nothing of invalid replies
     trained[trained.index("--sft-steps") + 1] = "0"
@@ -372,7 +372,7 @@ def test_the_ablation_plays_every_arm_on_the_same_tasks_and_goes_on_after_a_kill
         assert learned_from(arms["star+"], 1)["rows"] == len(star.distinct(first + rows["star+", 1]))
         assert {row.provenance for row in rows["star", 1]} == {"policy"}
         for arm, base in (("star+", EMBEDDED), ("continue", arms["continue"] / "round1" / "policy")):
-            assert learned_from(arms[arm], 2)["base"] == _identity(base)
+            assert learned_from(arms[arm], 2)["base"] == identity(base)
     table = list(csv.DictReader((out / "ablation.csv").open()))
     assert [row["seed"] for row in table] == ["all", "0", "1"] * 7
     for row, line in zip(table[::3], numbers["policies"], strict=True):
