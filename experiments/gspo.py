@@ -202,7 +202,7 @@ def prepare(args: Args) -> Run:
         torch.set_num_threads(args.threads)
         checkpoint(args.agent)
         speaks = None if args.codec is None else codecs.get(args.codec)
-        agent = agents.make(
+        agent: Any = agents.make(
             args.agent, speaks, seed=args.train.seed, max_new_tokens=args.train.max_tokens, batch_size=args.eval_batch
         )
         if not isinstance(agent.codec, PolygonCodec):
