@@ -209,7 +209,7 @@ def test_what_more_steps_do_is_told_with_values_and_without() -> None:
     assert "over_one" not in by["tool", 1, 3] and "over_one" not in by["oracle", 3, 3], "there is no oracle at K = 1"
     *_, told = numbers["findings"]
     begun, *changes = told.replace("step 3: ", "step 3; ").split("; ")
-    assert begun == "from step 1, where the last mask is best, to step 3"
+    assert begun == "from step 1, where the last mask is best (chosen on these tasks, in favour of a fall), to step 3"
     falls = [change for change in changes if change != "the interval holds 0"]
     assert [fall.split(" [")[0] for fall in falls] == [
         *("last mask -0.2000", "best by tool, K = 1 -0.1500", "best by tool, K = 3 +0.2500"),
