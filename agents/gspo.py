@@ -35,21 +35,22 @@ import torch
 import yaml
 from datasets import Dataset
 from PIL import Image
-from transformers import PreTrainedModel, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import ProgressCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from agents.backends.transformers import resized
 from agents.sft import (
     LossBar,
+    ResumesWhole,
     SFTOptions,
-    _adapters,
-    _last_state,
-    _load,
-    _same_plan,
-    _stored_in_bfloat16,
-    _write_json,
+    adapters,
     identity,
+    last_state,
+    load_base,
+    same_plan,
+    stored_in_bfloat16,
+    write_json,
 )
 from segenv import queries
 from segenv.tools.sam import no_loading_bars
@@ -145,7 +146,7 @@ def optimise(
     if out.exists():
         if everyone.is_main_process:
             shutil.rmtree(state, ignore_errors=True)  # of a kill between the last two steps
-        return _same_plan(out / SUMMARY, plan)
+        return same_plan(out / SUMMARY, plan)
     if everyone.is_main_process:
         _begin(state, plan)
     everyone.wait_for_everyone()
@@ -159,18 +160,18 @@ def optimise(
         args=arguments,
         train_dataset=_schedule(rows, processor, declared.get("image_size"), options),
         processing_class=processor,
-        peft_config=_adapters(SFTOptions(lora=options.lora)),
+        peft_config=adapters(SFTOptions(lora=options.lora)),
         callbacks=list(callbacks),
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(RewardBar)
-    last = _last_state(state)
+    last = last_state(state)
     with no_loading_bars():
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     if everyone.is_main_process:
         trained = trainer.accelerator.unwrap_model(trainer.model)
         trained = trained.merge_and_unload() if options.lora else trained
-        trained = trained.to(torch.bfloat16) if options.bf16 and _stored_in_bfloat16(base) else trained
+        trained = trained.to(torch.bfloat16) if options.bf16 and stored_in_bfloat16(base) else trained
         trained.config.segenv = declared
         _write(trained, processor, trainer.state, plan, time.perf_counter() - began, out, state)
         del trained
@@ -184,10 +185,10 @@ def _begin(state: Path, plan: dict[str, Any]) -> None:
     """Make the folder of a training's state, or see that the one that is there is of the same training; before the
     other processes look, what is half written is removed."""
     if (state / SUMMARY).exists():
-        _same_plan(state / SUMMARY, plan)
+        same_plan(state / SUMMARY, plan)
     state.mkdir(parents=True, exist_ok=True)
-    _write_json(state / SUMMARY, {"plan": plan})
-    _last_state(state)
+    write_json(state / SUMMARY, {"plan": plan})
+    last_state(state)
 
 
 def check(arguments: GRPOConfig, algorithm: str) -> None:
@@ -206,7 +207,7 @@ def check(arguments: GRPOConfig, algorithm: str) -> None:
 def start(base: str | Path | None, options: GSPOOptions) -> tuple[Any, Any]:
     """The model to train and its processor. Batch norms of an untrained tiny model are folded, as in all that are
     published: the policy that is trained must be the one that writes."""
-    model, processor = _load(base, SFTOptions(seed=options.seed, lora=options.lora, bf16=options.bf16))
+    model, processor = load_base(base, SFTOptions(seed=options.seed, lora=options.lora, bf16=options.bf16))
     if base is None:
         from agents.tower import fold
 
@@ -216,7 +217,7 @@ def start(base: str | Path | None, options: GSPOOptions) -> tuple[Any, Any]:
     return model, processor
 
 
-class PolicyTrainer(GRPOTrainer):
+class PolicyTrainer(ResumesWhole, GRPOTrainer):
     """`GRPOTrainer` that goes on exactly where a kill cut it."""
 
     def _prepare_inputs(self, generation_batch):
@@ -225,14 +226,6 @@ class PolicyTrainer(GRPOTrainer):
         if self._buffered_inputs is None:
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
         return super()._prepare_inputs(generation_batch)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """Resume whole models through `from_pretrained` (see `agents.sft.ReplyTrainer`)."""
-        if isinstance(self.model, PreTrainedModel):
-            written = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
-            self.model.load_state_dict(written.state_dict())
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 class Judge:
@@ -358,6 +351,6 @@ def _write(
     with no_loading_bars():
         model.save_pretrained(written)
     processor.save_pretrained(written)
-    _write_json(written / SUMMARY, summary)
+    write_json(written / SUMMARY, summary)
     os.replace(written, out)
     shutil.rmtree(state)

@@ -19,7 +19,7 @@ from segenv import queries
 from segenv.codec import polygons
 from segenv.data.synthetic import Scene, expressions
 from segenv.geometry import fit
-from segenv.types import Polygons, Task, object_of
+from segenv.types import Task, object_of
 
 # What is asked, with its chance. The rest, ABSENT, are masks of objects that are not there.
 MIXTURE = {("text", "mask"): 0.72, ("box", "mask"): 0.08, ("point", "mask"): 0.08, ("text", "box"): 0.08}
@@ -121,8 +121,7 @@ def drawn(
             np.roll(ring, int(rng.integers(len(ring))), axis=0) if order == "random-start" else rng.permutation(ring)
             for ring in rings
         ]
-    clipped = tuple(np.clip(ring, 0, (task.width, task.height)) for ring in rings)
-    return codec.format(Polygons(clipped, codec.union), task)
+    return codec.drawn(rings, task)
 
 
 def missing(scene: Scene) -> list[str]:

@@ -21,7 +21,7 @@ import torch
 import yaml
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -89,16 +89,16 @@ def finetune(
     if not len(rows):
         raise ValueError("there are no rows to train on; give at least one")
     if out.exists():
-        summary = _same_plan(out / SUMMARY, plan)
+        summary = same_plan(out / SUMMARY, plan)
         shutil.rmtree(state, ignore_errors=True)  # of a kill between the last two steps
         return summary
     if (state / SUMMARY).exists():
-        _same_plan(state / SUMMARY, plan)
+        same_plan(state / SUMMARY, plan)
     state.mkdir(parents=True, exist_ok=True)
-    _write_json(state / SUMMARY, {"plan": plan})
+    write_json(state / SUMMARY, {"plan": plan})
 
     began = time.perf_counter()
-    model, processor = _load(base, options)
+    model, processor = load_base(base, options)
     if not torch.cuda.is_available():
         model.set_attn_implementation("eager")  # on a CPU, fused attention is the slower one backwards
     declared = {**(getattr(model.config, "segenv", None) or {}), **(declare or {})}
@@ -109,16 +109,16 @@ def finetune(
         train_dataset=Dataset.from_dict({"row": list(range(len(rows)))}),  # places in `rows`; the collator fetches them
         data_collator=collate,
         processing_class=processor,
-        peft_config=_adapters(options),
+        peft_config=adapters(options),
     )
     trainer.remove_callback(ProgressCallback)
     trainer.add_callback(LossBar)
-    last = _last_state(state)
+    last = last_state(state)
     with no_loading_bars():
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
     trained: Any = trainer.model
     trained = trained.merge_and_unload() if options.lora else trained
-    trained = trained.to(torch.bfloat16) if options.bf16 and _stored_in_bfloat16(base) else trained
+    trained = trained.to(torch.bfloat16) if options.bf16 and stored_in_bfloat16(base) else trained
     trained.config.segenv = declared
     summary = _finish(trained, processor, trainer.state, plan, time.perf_counter() - began, out, state)
     del model, trained, trainer
@@ -141,7 +141,20 @@ class LossBar(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
 
 
-class ReplyTrainer(SFTTrainer):
+class ResumesWhole(Trainer):
+    """A trainer that goes on from a checkpoint of a whole model through `from_pretrained`: several families are written
+    under other names than their parameters have, and the trainer's own loading warns of the missing names and goes on
+    with the weights of the start."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        if isinstance(self.model, PreTrainedModel):
+            written = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            self.model.load_state_dict(written.state_dict())
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+
+class ReplyTrainer(ResumesWhole, SFTTrainer):
     """`SFTTrainer` that makes logits of the replies alone: most of a batch is prompt and image, which carry no loss."""
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -156,16 +169,6 @@ class ReplyTrainer(SFTTrainer):
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        """Resume whole models through `from_pretrained`: several families are written under other names than their
-        parameters have, and the trainer's own loading warns of the missing names and goes on with the weights of the
-        start."""
-        if isinstance(self.model, PreTrainedModel):
-            written = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
-            self.model.load_state_dict(written.state_dict())
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 class ReplyCollator:
@@ -207,7 +210,7 @@ def identity(base: str | Path | None) -> str | None:
     return digest.hexdigest()
 
 
-def _load(base: str | Path | None, options: SFTOptions) -> tuple[Any, Any]:
+def load_base(base: str | Path | None, options: SFTOptions) -> tuple[Any, Any]:
     if base is None:
         from agents import tiny
 
@@ -215,11 +218,11 @@ def _load(base: str | Path | None, options: SFTOptions) -> tuple[Any, Any]:
     return load(base, "bfloat16" if options.bf16 and options.lora else "float32")
 
 
-def _stored_in_bfloat16(base: str | Path | None) -> bool:
+def stored_in_bfloat16(base: str | Path | None) -> bool:
     return base is not None and AutoConfig.from_pretrained(base).dtype in (torch.bfloat16, "bfloat16")
 
 
-def _adapters(options: SFTOptions) -> Any:
+def adapters(options: SFTOptions) -> Any:
     if not options.lora:
         return None
     from peft import LoraConfig
@@ -265,7 +268,7 @@ def _arguments(state: Path, options: SFTOptions) -> SFTConfig:
     return arguments
 
 
-def _last_state(state: Path) -> Path | None:
+def last_state(state: Path) -> Path | None:
     """The newest complete checkpoint of the trainer; half-written ones are removed."""
     complete = {}
     for folder in state.glob("checkpoint-*"):
@@ -295,13 +298,13 @@ def _finish(
     with no_loading_bars():
         model.save_pretrained(written)
     processor.save_pretrained(written)
-    _write_json(written / SUMMARY, summary)
+    write_json(written / SUMMARY, summary)
     os.replace(written, out)
     shutil.rmtree(state)
     return summary
 
 
-def _same_plan(file: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def same_plan(file: Path, plan: dict[str, Any]) -> dict[str, Any]:
     found = json.loads(file.read_text()) if file.is_file() else {}
     if found.get("plan") != plan:
         raise FileExistsError(
@@ -310,7 +313,7 @@ def _same_plan(file: Path, plan: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps(content, indent=1))
     os.replace(partial, path)

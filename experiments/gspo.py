@@ -23,7 +23,6 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 import tyro
 import yaml
 
@@ -122,24 +121,19 @@ class Questions(Sequence):
         return len(self.places)
 
     def __getitem__(self, k):
-        from pycocotools import mask as coco
-
         from segenv import queries
+        from segenv.data.recorded import encode
 
         task, codec = self.this.data[self.places[k]], self.agent.codec
         query = queries.query(task, codec, style=self.agent.prompt_style)
         row = {"image": self.agent.backend.sent(query.picture), "prompt": query.prompt}
         if self.this.args.method == "sft":
             return {**row, "reply": queries.reply(query, codec, self.this.args.budget, self.length)}
-
-        def counts(mask: np.ndarray) -> str:
-            return coco.encode(np.asfortranarray(mask, np.uint8))["counts"].decode("ascii")
-
         ignored = ignored_of(task.target)
         return {
             **row,
-            "target": {"size": [task.height, task.width], "counts": counts(object_of(task.target))},
-            "ignored": None if ignored is None else counts(ignored),
+            "target": {"size": [task.height, task.width], "counts": encode(object_of(task.target))},
+            "ignored": None if ignored is None else encode(ignored),
         }
 
 

@@ -226,10 +226,8 @@ def header(numbers: Mapping[str, Any]) -> list[str]:
 
 def text(numbers: Mapping[str, Any]) -> str:
     """The table for a terminal."""
-    from experiments.polygons_report import columns
-
     head = f"{numbers['held_out_tasks']} held-out tasks, {numbers['protocol']['train']['steps']} steps"
-    return "\n".join([head, columns([header(numbers), *table(numbers)])])
+    return "\n".join([head, report.columns([header(numbers), *table(numbers)])])
 
 
 def _lengths(args: Args, folder: RunFolder, chosen: Sequence[Arm]) -> dict[str, list[tuple[int, float]]]:

@@ -23,7 +23,7 @@ from agents.mllm import EMBEDDED
 from agents.sft import identity
 from experiments import sft_polygon
 from experiments.polygons import Record, answers, measures
-from experiments.report import data_uri, figure_and_axes, png, write_html
+from experiments.report import columns, data_uri, figure_and_axes, markdown, png, write_html
 from experiments.runs import RunError, RunFolder, manifest, parse_args, write_atomic
 from segenv import metrics
 from segenv.data.synthetic import Synthetic
@@ -155,10 +155,8 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
 
 def text(numbers: dict[str, Any]) -> str:
     """The table for a terminal."""
-    rows = [list(HEADER), *cells(numbers)]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(HEADER))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([f"{numbers['protocol']['data']}; {numbers['protocol']['steps']}", *lines])
+    head = f"{numbers['protocol']['data']}; {numbers['protocol']['steps']}"
+    return "\n".join([head, columns([HEADER, *cells(numbers)], numbers=False)])
 
 
 def _write(folder: RunFolder, numbers: dict[str, Any]) -> None:
@@ -167,8 +165,7 @@ def _write(folder: RunFolder, numbers: dict[str, Any]) -> None:
     buffer = io.StringIO()
     csv.writer(buffer).writerows([HEADER, *rows])
     write_atomic(folder / "ablation.csv", buffer.getvalue())
-    lines = [HEADER, ["---"] * len(HEADER), *rows]
-    write_atomic(folder / "ablation.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    write_atomic(folder / "ablation.md", markdown(HEADER, rows))
     picture = plot(numbers["arms"])
     write_atomic(folder / "plots" / "ablation.png", picture)
     write_html(

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from experiments.polygons import Outliner, answers, codec_of
 from experiments.polygons_measures import NONE, TOPOLOGIES, Record
-from experiments.polygons_report import columns
+from experiments.report import columns
 from experiments.runs import RunError, finite
 from segenv import codec as codecs
 from segenv import data as datasets

@@ -83,24 +83,11 @@ def text(numbers: Mapping[str, Any]) -> str:
         lines.append((line + (f"{row['sampled']:>9}" if sampled else "")).rstrip())
     lines.append(f"token quantiles: {_quantiles(numbers)}")
     header = ["", "tasks", "gIoU", *(name for _, name, _ in COLUMNS[1:])]
-    return "\n".join([*lines, columns([header, *groups(numbers)])])
+    return "\n".join([*lines, report.columns([header, *groups(numbers)])])
 
 
 def _quantiles(numbers: Mapping[str, Any]) -> str:
     return ", ".join(f"{share} % {value:g}" for share, value in numbers["token_quantiles"].items())
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text in columns, the first to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if k else cell.ljust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 # ---------------------------------------------------------------------------------------------------------------- plots

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.report import data_uri, figure_and_axes, png, write_html
+from experiments.report import columns, data_uri, figure_and_axes, png, write_html
 from experiments.runs import RunFolder, write_atomic
 from search.judged import SOURCES, Judged
 from segenv import render
@@ -57,15 +57,7 @@ def table(readings: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
 def text_table(readings: Mapping[str, Mapping[str, Any]], indent: str = "  ") -> str:
     """The same for a terminal."""
     rows = [["", "masks", *(name for _, name, _, _ in COLUMNS)], *table(readings)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if k == 0 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(indent + line.rstrip() for line in lines)
+    return "\n".join(indent + line for line in columns(rows).splitlines())
 
 
 def text(numbers: Mapping[str, Any]) -> str:

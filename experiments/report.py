@@ -133,6 +133,25 @@ def text(numbers: dict[str, Any]) -> str:
 # ---------------------------------------------------------------------------------------------------------------- plots
 
 
+def columns(rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
+    """Rows of cells as text in columns: to the left, or with `numbers` all but the first to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if k and numbers else cell.ljust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def plot_curves(named: dict[str, np.ndarray]) -> bytes:
     """Mean IoU over actions with its 95 % band, as a PNG; `named` are [episodes, steps] each."""
     figure, axes = figure_and_axes()

@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments import star_report
 from experiments.runs import RunError, RunFolder, disk_errors, hide_home, manifest, parse_args, plain
-from experiments.star_options import FREE, Args, TrainerOptions
+from experiments.star_options import FREE, Args, TrainerOptions, settled
 from experiments.star_stages import Run, episodes, player_of, read_rows, split, stages
 from search.executors import Skipped
 from search.rollout import Episode
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = Args()
     try:
-        args = parse_args(Args, argv, __doc__)
+        args = settled(parse_args(Args, argv, __doc__))
         if args.resume is None and args.out is None:
             name = "ablation" if args.ablation else "star"
             args = replace(args, out=time.strftime(f"runs/{name}-%Y%m%d-%H%M%S"))
@@ -81,7 +81,7 @@ def check(args: Args) -> None:
 
 def prepare(args: Args) -> Run:
     """Settings that hold, data that can be read and an agent that can be trained; RunError says what is wrong."""
-    check(args)
+    check(args := settled(args))
     try:
         import agents.sft  # noqa: F401  # needs an extra, and is asked for only after the first stage
         from agents.mllm import checkpoint
@@ -116,7 +116,7 @@ def plan(this: Run) -> str:
 @contextmanager
 def opened(args: Args) -> Iterator[Run]:
     """The run of `args`, with its folder open to write to."""
-    this = prepare(args)
+    this = prepare(args := settled(args))
     made_of = hashes(this)
     out = this.folder.path
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:

@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from experiments import star
-from experiments.report import data_uri, figure_and_axes, png, write_html
+from experiments.report import columns, data_uri, figure_and_axes, markdown, png, write_html
 from experiments.runs import RunError, RunFolder, disk_errors, hide_home, manifest, plain, write_atomic
-from experiments.star_options import FREE, Args
+from experiments.star_options import FREE, Args, settled
 from experiments.star_stages import Run, episodes, player_of, stages
 from search.executors import WorkerError, start_worker
 from search.rollout import Episode
@@ -95,7 +95,7 @@ def prepare(args: Args) -> Run:
 
 def run(args: Args) -> dict[str, Any]:
     """All arms in all seeds; returns what ablation.json holds."""
-    this = prepare(args)
+    this = prepare(args := settled(args))
     out = this.folder.path
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         folder.keep_manifest(manifest(args.seed, star.protocol(this), star.hashes(this)))
@@ -120,7 +120,7 @@ def run(args: Args) -> dict[str, Any]:
 
 def plan(args: Args) -> str:
     """What the ablation would do, for a dry run; tool and agent are loaded to see that they can be."""
-    this = prepare(args)
+    this = prepare(args := settled(args))
     player_of(this.setup(this.train, args.agent))
     seeds = range(args.seed, args.seed + args.ablation_seeds)
     starts = 1 if _one_start(args) else len(seeds)
@@ -338,11 +338,8 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
 
 def text(numbers: dict[str, Any]) -> str:
     """The table for a terminal."""
-    rows = [list(HEADER), *cells(numbers)]
-    widths = [max(len(row[k]) for row in rows) for k in range(len(HEADER))]
     head = f"{numbers['protocol']['held_out_tasks']} held-out tasks; gains are paired, with 95 % intervals"
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([head, *lines])
+    return "\n".join([head, columns([HEADER, *cells(numbers)], numbers=False)])
 
 
 def write(folder: RunFolder, numbers: dict[str, Any]) -> None:
@@ -353,8 +350,7 @@ def write(folder: RunFolder, numbers: dict[str, Any]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomic(folder / "ablation.csv", buffer.getvalue())
-    lines = [HEADER, ["---"] * len(HEADER), *cells(numbers)]
-    write_atomic(folder / "ablation.md", "".join(f"| {' | '.join(line)} |\n" for line in lines))
+    write_atomic(folder / "ablation.md", markdown(HEADER, cells(numbers)))
     picture = plot(numbers)
     write_atomic(folder / "plots" / "ablation.png", picture)
     write_html(

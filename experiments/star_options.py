@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from search.star import Rules
 
@@ -37,7 +37,8 @@ class Args:
     data: str = "synthetic:train"
     """training tasks; without --eval-data, a hash of the images' names sets 30 % of them apart for evaluation"""
     eval_data: str | None = None
-    """held-out tasks; synthetic:val for synthetic data"""
+    """held-out tasks; for synthetic data synthetic:val, and in an ablation synthetic:test, as the rules of a round were
+    chosen on the former"""
     tool: str = "sam"
     """what makes masks of clicks"""
     agent: str = "mllm"
@@ -68,8 +69,8 @@ class Args:
     go_on_from: Literal["policy", "correction"] = "policy"
     """after a bad action, a rollout goes on from what the policy did, so that it learns to recover, or from the
     correction"""
-    eval_limit: int = 400
-    """held-out tasks"""
+    eval_limit: int | None = None
+    """held-out tasks; 400, and in an ablation, whose differences are small, 800"""
     sft_steps: int | None = None
     """optimiser steps from the agent to S_0; by default 0 (S_0 is the agent) for the embedded model on synthetic data,
     which it has learned from, and 600 otherwise"""
@@ -110,7 +111,8 @@ class Args:
     ablation: bool = False
     """one table of S_0, control, judged control, star, star+ and continue, for --ablation-seeds seeds from --seed on"""
     ablation_seeds: int = 3
-    executor: Literal["serial", "process", "ray"] = "serial"
+    executor: Literal["serial", "process", "ray"] | None = None
+    """what runs episodes, serial by default, or the runs of an ablation, process by default; no number depends on it"""
     workers: int = 2
     """of the executor; an ablation trains so many policies at once"""
     batch_size: int = 32
@@ -136,3 +138,14 @@ class Args:
 
         learned = self.agent == "mllm" and self.data.startswith("synthetic") and checkpoint(self.agent) is not None
         return 0 if learned else S_0_STEPS
+
+
+def settled(args: Args) -> Args:
+    """`args` with what was left open, and depends on whether it is an ablation, filled in."""
+    defaults: dict[str, Any] = {
+        "eval_limit": 800 if args.ablation else 400,
+        "executor": "process" if args.ablation else "serial",
+    }
+    if args.data.startswith("synthetic"):
+        defaults["eval_data"] = "synthetic:test" if args.ablation else "synthetic:val"
+    return replace(args, **{name: value for name, value in defaults.items() if getattr(args, name) is None})

@@ -116,7 +116,7 @@ def play_into(this: Run, name: str, setup: Setup, places: Sequence[int]) -> None
     missing = {p for p in places if any((data.ids[p], sample) not in have for sample in range(setup.samples))}
     player, skipped = player_of(setup), Skipped()
     with this.folder.appending(name) as file, _bar(len(places) * setup.samples, len(have), name) as bar:
-        for episode in play(player, places, this.args.executor, this.args.workers, skipped, missing):
+        for episode in play(player, places, this.args.executor or "serial", this.args.workers, skipped, missing):
             if (episode.task, episode.sample) not in have:
                 file.add(episode.to_json())
                 bar.update()

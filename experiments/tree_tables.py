@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
+from experiments.report import columns
 from experiments.tree_measures import COSTS, labelled
 from search.budget import AXES
 
@@ -88,17 +89,10 @@ def _signed(difference: Sequence[float] | None) -> list[str]:
 def text(numbers: Mapping) -> str:
     """The tables and findings for a terminal."""
     parts = [f"{numbers['tasks']} tasks, each searched under {len(numbers['conditions'])} conditions"]
-    parts.append(aligned(HEADERS, table(numbers)))
+    parts.append(columns([HEADERS, *table(numbers)], numbers=False))
     if numbers["steps"]:
-        parts.append("greedy search by steps\n" + aligned(STEP_HEADERS, steps_table(numbers)))
+        parts.append("greedy search by steps\n" + columns([STEP_HEADERS, *steps_table(numbers)], numbers=False))
     return "\n\n".join([*parts, "\n".join(numbers["findings"])]).rstrip()
-
-
-def aligned(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in columns of spaces."""
-    widths = [max(map(len, cells)) for cells in zip(headers, *rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (headers, *rows))
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def markdown(numbers: Mapping) -> str:

@@ -13,6 +13,7 @@ from pycocotools import mask as coco
 
 from agents.base import Agent
 from segenv import metrics
+from segenv.data.recorded import encode as encode_mask
 from segenv.mdp import SegMDP, SegState
 from segenv.seeds import seed_of
 from segenv.types import Action, Box, Click, Invalid, Polygons, Stop, Task, ToolError, Undo
@@ -282,11 +283,6 @@ def clicks_of(steps: Iterable[Step]) -> list[Click]:
         elif isinstance(action, Undo):
             history.pop()
     return [action for action in history if isinstance(action, Click)]
-
-
-def encode_mask(mask: np.ndarray) -> str:
-    """A bool [H, W] mask as COCO's compressed run lengths (column-major), in ASCII."""
-    return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
 
 
 def decode_mask(counts: str, height: int, width: int) -> np.ndarray:

@@ -436,6 +436,17 @@ def test_a_dry_run_of_the_ablation_counts_all_of_it(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_ablation_measures_on_tasks_that_no_rule_was_chosen_on():
+    from experiments.star_options import Args, settled
+
+    alone, many = settled(Args()), settled(Args(ablation=True))
+    assert (alone.eval_data, alone.eval_limit, alone.executor) == ("synthetic:val", 400, "serial")
+    assert (many.eval_data, many.eval_limit, many.executor) == ("synthetic:test", 800, "process")
+    given = Args(ablation=True, data="index:DIR", eval_limit=3, executor="serial")
+    assert settled(given) == given
+    assert settled(many) == many
+
+
 def test_what_arms_share_is_one_file_with_two_names(tmp_path):
     from experiments.star_ablation import _share
 

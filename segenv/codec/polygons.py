@@ -132,12 +132,13 @@ class PolygonCodec(Codec):
     def reply(self, mask: np.ndarray, task: Scene, budget: int, length: Callable[[str], int] = len) -> str:
         """The reply that draws a mask in the finest outline, in canonical order, whose `length` is within `budget`:
         characters, or tokens where `length` counts those. Raises ValueError where not even a rectangle fits."""
+        rings = fit(self.outline(mask, ratio=0).rings, lambda rings: length(self.drawn(rings, task)) <= budget)
+        return self.drawn(rings, task)
 
-        def text(rings: Sequence[np.ndarray]) -> str:
-            clipped = (np.clip(ring, 0, (task.width, task.height)) for ring in rings)
-            return self.format(Polygons(tuple(clipped), self.union), task)
-
-        return text(fit(self.outline(mask, ratio=0).rings, lambda rings: length(text(rings)) <= budget))
+    def drawn(self, rings: Sequence[np.ndarray], task: Scene) -> str:
+        """The reply that draws rings as they are, but for vertices outside the image, which are moved to its edge."""
+        clipped = (np.clip(ring, 0, (task.width, task.height)) for ring in rings)
+        return self.format(Polygons(tuple(clipped), self.union), task)
 
     def _statement(self, action: Action, task: Scene) -> str:
         match action:
