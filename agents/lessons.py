@@ -76,11 +76,13 @@ class Lesson:
 @dataclass(frozen=True)
 class Plan:
     """What a lesson holds: questions about the empty mask (one picture, `first` objects named), states of `trajectory`
-    played through the tool, and `cheap` masks. `easy` is the part of scenes from the easiest class."""
+    played through the tool, `cheap` masks, and for `crossed` of all these masks a question about another object.
+    `easy` is the part of scenes from the easiest class."""
 
     first: int = 4
     trajectory: int = 0
     cheap: int = 0
+    crossed: int = 0
     easy: float = 1 / 3
 
 
@@ -125,9 +127,14 @@ class Lessons:
             questions = [
                 self._question(0, tasks[k % len(tasks)], empty) for k in range(min(self.plan.first, len(tasks)))
             ]
-        for task, mask, clicks in self._states(tasks, scene.instances, rng):
-            questions.append(self._question(len(masks), task, mask, clicks))
-            masks.append(mask)
+        states = list(self._states(tasks, scene.instances, rng))
+        masks += [mask for _, mask, _ in states]
+        questions += [self._question(1 + k, *state) for k, state in enumerate(states)]
+        for k in rng.permutation(len(states))[: self.plan.crossed]:
+            task, mask, _ = states[k]
+            others = [other for other in tasks if other is not task]
+            if others:
+                questions.append(self._question(1 + int(k), others[rng.integers(len(others))], mask))
         pictures = [resized(render.overlay(scene.image, mask), (self.image_size,) * 2) for mask in masks]
         patches, objects = self._labels(scene)
         shares = np.stack([self._shares(mask) for mask in masks])

@@ -25,9 +25,10 @@ from torch.utils.data import Dataset
 from agents import tiny
 from agents.backends.transformers import TransformersBackend
 from agents.lessons import Lesson, Lessons, Plan, cheap_mask, lesson_action, played
+from agents.sft import identity
 from agents.tower import TowerConfig
 from experiments.runs import RunError, RunFolder, manifest, parse_args
-from experiments.sft_trainer import Trainer, train
+from experiments.sft_trainer import Trainer, tiny_checkpoint, train
 from segenv import codec, metrics, render, tools
 from segenv.data.synthetic import Synthetic
 from segenv.tools.base import SegTool
@@ -53,6 +54,7 @@ PLANS = {
     "click": Plan(first=4),
     "state": Plan(first=4, trajectory=5, easy=0.2),
 }
+ANY = Plan(first=2, trajectory=4, cheap=4, crossed=4)  # of the stage `state` where masks are of any kind
 SIZES = ("image_size", "width", "vision_layers", "text_layers", "heads")
 LEAST = {  # what numbers may be at least
     **dict.fromkeys((*(f"{stage}_steps" for stage in STAGES), "cooldown", "vision_layers", "seed", "workers"), 0),
@@ -71,8 +73,13 @@ class Args:
     """folder of a new run; by default runs/sft"""
     resume: str | None = None
     """folder of a run to go on with; its settings hold, but numbers of steps may be given anew"""
+    base: str | None = None
+    """folder of a tiny checkpoint to start from, or the name of an embedded one; by default from scratch"""
     tool: str = "sam"
     """What makes the masks of trajectories."""
+    states: Literal["annotator", "any"] = "annotator"
+    """whose masks the last stage shows: those of the annotator's trajectories, or beside them wrong ones and those of
+    other objects, for a model that is to judge masks"""
     look_steps: int = 2_500
     easy_steps: int = 800
     click_steps: int = 8_700
@@ -111,7 +118,8 @@ class Source(Dataset):
     def __getitem__(self, i: int) -> Lesson:
         if self.lessons is None:
             cv2.setNumThreads(1)
-            args, plan = self.args, PLANS[self.stage]
+            args = self.args
+            plan = ANY if self.stage == "state" and args.states == "any" else PLANS[self.stage]
             tool = tools.make(args.tool) if plan.trajectory else None
             grid = args.image_size // TowerConfig().patch_size
             self.lessons = Lessons(plan, tool, args.image_size, grid, args.stop_iou, args.seed)
@@ -119,12 +127,20 @@ class Source(Dataset):
 
 
 class ClickTrainer(Trainer):
-    """Trains a tiny model from scratch."""
+    """Trains a tiny model from scratch, or a tiny checkpoint further."""
 
     stages = STAGES
 
     def fresh(self) -> tuple[Any, Any]:
         """The model to start from, and its processor."""
+        if self.args.base is not None:
+            model, processor = tiny_checkpoint(self.args.base)
+            if list(model.config.segenv["image_size"]) != [self.args.image_size] * 2:
+                raise RunError(
+                    f"base {self.args.base!r} sees images of {model.config.segenv['image_size']}, and image_size is "
+                    f"{self.args.image_size}; give the size of the base"
+                )
+            return model, processor
         return tiny.build(self.args.seed, **{name: getattr(self.args, name) for name in SIZES})
 
     def source(self, stage: str) -> Dataset:
@@ -222,6 +238,7 @@ def run(args: Args) -> Path:
         if trainer.step > trainer.total:
             raise RunError(f"the run is at step {trainer.step}, beyond the {trainer.total} that were asked for")
         hashes: dict[str, str | None] = {"data": Synthetic("train").fingerprint, "tool": tool.fingerprint}
+        hashes |= {"base": identity(args.base)} if args.base else {}
         folder.keep_manifest(manifest(args.seed, {}, hashes))
         held_out = probes(args, tool)
         train(args, folder, trainer, lambda: measure(trainer, held_out))

@@ -22,15 +22,15 @@ import torch
 from torch.utils.data import Dataset
 
 from agents import tiny
-from agents.backends.transformers import TransformersBackend, load
+from agents.backends.transformers import TransformersBackend
 from agents.lessons import Lesson, Plan
-from agents.mllm import EMBEDDED, parse
+from agents.mllm import EMBEDDED
 from agents.outlines import TOKENS, Outlines
 from agents.sft import identity
 from experiments.polygons_measures import record
 from experiments.runs import RunError, RunFolder, manifest
 from experiments.sft import FREE
-from experiments.sft_trainer import Trainer, train
+from experiments.sft_trainer import Trainer, tiny_checkpoint, train
 from segenv import queries
 from segenv.codec import polygons
 from segenv.data.synthetic import Synthetic
@@ -107,9 +107,7 @@ class DrawingTrainer(Trainer):
 
     def fresh(self) -> tuple[Any, Any]:
         """The checkpoint's model, with tokens for polygons, and its processor."""
-        model, processor = load(parse(self.args.base)[0] or EMBEDDED, "float32")
-        if getattr(model.config.vision_config, "model_type", None) != tiny.tower.TowerConfig.model_type:
-            raise RunError(f"base {self.args.base!r} is no tiny model; for other checkpoints train with agents.sft")
+        model, processor = tiny_checkpoint(self.args.base)
         new = [token for token in TOKENS if token not in processor.tokenizer.get_vocab()]
         tiny.extend(model, processor, new)
         model.config.segenv = {
@@ -153,7 +151,7 @@ def run(args: Args) -> Path:
     check(args)
     try:
         trainer = DrawingTrainer(args)
-    except (OSError, ValueError, AttributeError, KeyError) as error:
+    except (AttributeError, KeyError) as error:
         raise RunError(f"cannot start from --base {args.base!r}: {error}") from error
     out = args.resume or args.out or "runs/polygon"
     free = FREE | {"draw_steps"}

@@ -18,10 +18,12 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from agents.backends.transformers import load
 from agents.lessons import Lesson
+from agents.mllm import EMBEDDED, parse
 from agents.pretraining import Collator, Heads, look, read, reply_loss
-from agents.tower import fold
-from experiments.runs import RunFolder, disk_errors
+from agents.tower import TowerConfig, fold
+from experiments.runs import RunError, RunFolder, disk_errors
 from search.executors import start_worker
 
 VISION_RATE = 2.0  # the learning rate of the vision tower, in units of the rest's
@@ -156,6 +158,17 @@ class Trainer:
         for file in beside.iterdir():  # a folder cannot take another's place; of its files, the weights alone change
             os.replace(file, folder / file.name)
         beside.rmdir()
+
+
+def tiny_checkpoint(base: str) -> tuple[Any, Any]:
+    """The model in float32 and the processor of a tiny checkpoint, given by its folder or embedded name."""
+    try:
+        model, processor = load(parse(base)[0] or EMBEDDED, "float32")
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot start from --base {base!r}: {error}") from error
+    if getattr(model.config.vision_config, "model_type", None) != TowerConfig.model_type:
+        raise RunError(f"base {base!r} is no tiny model; for other checkpoints train with agents.sft")
+    return model, processor
 
 
 def batches(args: Any, trainer: Trainer) -> Iterator[list[Lesson]]:

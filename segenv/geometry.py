@@ -155,17 +155,42 @@ def simplify(polygons: Rings, tolerance: float = 0.0, ratio: float = 0.0) -> lis
 
 
 def fit(polygons: Rings, fits: Callable[[list[np.ndarray]], bool]) -> list[np.ndarray]:
-    """The finest simplification that `fits` a budget, in canonical order: by the least tolerance, to a 64th of a pixel,
-    at which `fits` says yes. For a budget of vertices that is `lambda rings: sum(map(len, rings)) <= 200`; for one of
-    tokens, count those of the text that says the rings. Raises ValueError where not even one rectangle fits.
+    """The best simplification that `fits` a budget, in canonical order: by the least tolerance, to a 64th of a pixel,
+    at which `fits` says yes, without the smallest rings where others need their vertices more (by IoU with the
+    polygons). For a budget of vertices that is `lambda rings: sum(map(len, rings)) <= 200`; for one of tokens, count
+    those of the text that says the rings. Raises ValueError where not even one rectangle fits.
     """
-    rings = canonical(polygons)
+    rings = [ring for ring in canonical(polygons) if len(ring)]
     if fits(rings):
         return rings
-    low, high = 0, 64 + int(64 * max((np.ptp(ring, axis=0).sum() for ring in rings), default=0))
+    points = np.concatenate(rings) if rings else np.zeros((1, 2))
+    corner = np.floor(points.min(0))
+    width, height = np.ceil(points.max(0) - corner).astype(int)
+    aim = PackedMask(polygons_to_mask([ring - corner for ring in rings], height, width))
+
+    def likeness(found: Rings) -> float:
+        return polygon_iou([ring - corner for ring in found], aim)
+
+    largest_first = sorted(range(len(rings)), key=lambda k: -abs(_area(rings[k])))
+    best, most = None, -1.0
+    for number in range(len(rings), 0, -1):
+        kept = [rings[k] for k in sorted(largest_first[:number])]
+        if best is not None and likeness(kept) <= most:
+            break  # what is left out by now is more than all that was lost
+        found = _finest(kept, fits)
+        if found is not None and (alike := likeness(found)) > most:
+            best, most = found, alike
+    if best is None:
+        raise ValueError("the budget has no room for the coarsest outline, that of one ring; allow more")
+    return best
+
+
+def _finest(rings: list[np.ndarray], fits: Callable[[list[np.ndarray]], bool]) -> list[np.ndarray] | None:
+    """All rings by the least tolerance that fits, or None."""
+    low, high = -1, 64 + int(64 * max(np.ptp(ring, axis=0).sum() for ring in rings))
     best = canonical(simplify(rings, high / 64))
     if not fits(best):
-        raise ValueError(f"the budget has no room for the coarsest outline, {sum(map(len, best))} vertices; allow more")
+        return None
     while high - low > 1:
         middle = (low + high) // 2
         tried = canonical(simplify(rings, middle / 64))

@@ -379,8 +379,25 @@ def test_a_larger_budget_gives_a_better_outline():
         fitted = fit(rings, lambda some, budget=budget: sum(map(len, some)) <= budget)
         ious.append(polygon_iou(fitted, mask))
     assert ious == sorted(ious) and ious[2] > 0.9 and ious[-1] == 1
-    with pytest.raises(ValueError, match="no room for the coarsest outline, 4 vertices"):
+    with pytest.raises(ValueError, match="no room for the coarsest outline"):
         fit(rings, lambda some: not some)
+
+
+def test_a_hole_takes_no_vertices_that_the_outline_needs_more():
+    mask = polygons_to_mask([star(np.random.default_rng(4), 200, 60, 80)], 200, 200)
+    holed = mask.copy()
+    holed[97:104, 97:104] = False
+    wide = mask.copy()
+    wide[85:115, 85:115] = False
+
+    def within(mask, budget):
+        return fit(mask_to_polygons(mask), lambda some: sum(map(len, some)) <= budget)
+
+    assert same(within(holed, 12), within(mask, 12)), "all of them go to the outline"
+    assert len(within(wide, 16)) == 2 and len(within(wide, 5)) == 1
+    assert polygon_iou(within(wide, 16), wide) > polygon_iou(within(mask, 16), wide) + 0.05
+    with pytest.raises(ValueError, match="no room"):
+        fit([], lambda some: False)
 
 
 @pytest.mark.slow
