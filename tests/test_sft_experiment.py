@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from agents import tiny
 from agents.backends.transformers import chat, encode
@@ -28,6 +29,7 @@ from agents.lessons import (
 )
 from agents.mllm import MllmAgent
 from agents.pretraining import IGNORED, Collator, look, pixels, read, reply_loss
+from agents.sft import identity
 from agents.tower import fold
 from experiments import sft, sft_trainer
 from experiments.runs import RunError
@@ -38,7 +40,7 @@ from segenv.types import Click, Stop
 
 torch.set_num_threads(1)
 SMALL = {"image_size": 64, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
-MIXED = Plan(first=2, trajectory=2, cheap=2)
+MIXED = Plan(first=2, trajectory=2, cheap=2, crossed=2)
 SPEECH = codec.get("segagent")
 
 
@@ -73,6 +75,14 @@ def test_replies_state_the_true_iou_and_what_the_patches_show(lessons, i):
             assert question.iou >= lessons.stop_iou and question.click == -1
         else:
             assert (missing if "Positive" in question.reply else extra)[question.click] > 0
+
+
+def test_a_mask_is_asked_about_for_its_own_object_and_for_another(lessons):
+    for lesson in (lessons[i] for i in range(6)):
+        own, crossed = lesson.questions[:-2], lesson.questions[-2:]
+        for question in crossed:
+            (same,) = [q for q in own if q.picture == question.picture]
+            assert question.picture > 0 and not np.array_equal(question.shares[0], same.shares[0])
 
 
 @given(st.integers(0, 500), st.integers(0, 7))
@@ -212,6 +222,27 @@ def test_a_step_moves_the_weights_and_going_on_equals_never_having_stopped(tmp_p
     assert all(torch.equal(p, fresh.parameters[name]) for name, p in whole.parameters.items())
     means = zip(whole.averaged.parameters(), fresh.averaged.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in means)
+
+
+def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
+    _train(_args(tmp_path), 2).export(tmp_path / "base")
+    few = {"look_steps": 0, "easy_steps": 0, "click_steps": 0, "state_steps": 2, "base": str(tmp_path / "base")}
+    args = _args(tmp_path / "run", states="any", workers=0, seed=1, **few)
+    fresh = sft.ClickTrainer(args)
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    words = next(name for name in before if name.endswith("embed_tokens.weight"))
+    assert torch.equal(fresh.model.get_input_embeddings().weight.half(), before[words])
+    (first, _) = sft_trainer.batches(args, fresh)
+    assert all(len(lesson.pictures) > 4 for lesson in first), "cheap masks beside those of trajectories"
+    model = sft.run(args)
+    now = load_file(model / "model.safetensors")
+    assert now.keys() == before.keys() and not torch.equal(now[words], before[words])
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["hashes"]["base"] == identity(args.base)
+    with pytest.raises(RunError, match="sees images of .64, 64., and image_size is 128; give the size"):
+        sft.run(replace(args, out=str(tmp_path / "other"), image_size=128))
+    with pytest.raises(RunError, match="cannot start from --base 'nowhere'"):
+        sft.run(replace(args, out=str(tmp_path / "nowhere"), base="nowhere"))
 
 
 @torch.no_grad()
