@@ -34,7 +34,7 @@ from segenv.data.base import Dataset
 from segenv.seeds import seed_of
 from segenv.types import SegenvError, Task, ignored_of, object_of
 
-FREE = frozenset({"panel"})
+FREE = frozenset({"panel", "workers"})
 ANSWERS = "answers.jsonl"
 
 
@@ -82,6 +82,8 @@ class Args:
     """of an ablation"""
     checkpoints: tuple[str, ...] = ()
     """agents that --ablation length starts from, such as models taught sparse, middle and dense outlines"""
+    workers: int = 2
+    """arms of an ablation that are trained at once; no number depends on it"""
     out: str | None = None
     """folder of a new run; by default runs/gspo-DATE"""
     resume: str | None = None
@@ -178,7 +180,17 @@ def processes() -> int:
 
 def prepare(args: Args) -> Run:
     """Settings that hold, data that can be read and a model that can be trained; RunError says what is wrong."""
-    for name in ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "budget", "threads"):
+    for name in (
+        "limit",
+        "eval_limit",
+        "probe",
+        "probe_steps",
+        "samples",
+        "eval_batch",
+        "budget",
+        "threads",
+        "workers",
+    ):
         if getattr(args, name) < 1:
             raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
     out = args.resume or args.out

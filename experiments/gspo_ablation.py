@@ -22,6 +22,7 @@ from experiments import gspo, gspo_report, report
 from experiments.gspo import ANSWERS, Args
 from experiments.polygons_measures import Record, by_task
 from experiments.runs import RunError, RunFolder, hide_home, manifest, plain, write_atomic
+from search.executors import side_by_side
 from segenv import metrics
 
 
@@ -84,16 +85,12 @@ def run(args: Args) -> dict[str, Any]:
         starts = sorted({arm.own.get("agent", args.agent) for arm in chosen})
         hashes = {spec: identity(checkpoint(spec)) for spec in starts}
         folder.keep_manifest(manifest(args.seeds[0], _protocol(args, chosen), hashes))
-        for seed in args.seeds:
-            for arm in chosen:
-                made = _arm(args, folder, seed, arm)
-                path = Path(made.resume or made.out or "")
-                if RunFolder(path).done("gspo"):
-                    continue
-                print(f"[{path}]", file=sys.stderr)
-                if "agent" not in arm.own:
-                    _share(_folder(folder, args.seeds[0], chosen[0]), path)
-                gspo.run(made)
+        made = [_arm(args, folder, seed, arm) for seed in args.seeds for arm in chosen]
+        waiting = [one for one in made if not RunFolder(one.resume or one.out or "").done("gspo")]
+        for one in waiting:
+            if one.agent == args.agent and one.resume is None:
+                _share(_start(args, folder), Path(one.out or ""))
+        side_by_side(_make, waiting, args.workers)
         numbers = results(args, folder, chosen)
         folder.write_json("ablation.json", numbers)
         numbers = folder.read_json("ablation.json")
@@ -115,17 +112,29 @@ def _arm(args: Args, folder: RunFolder, seed: int, arm: Arm) -> Args:
     return replace(args, **{**arm.own, **where, "train": train, "ablation": "none", "seeds": (), "checkpoints": ()})
 
 
-def _share(source: Path, target: Path) -> None:
-    """All arms begin with the same policy: what it replied is copied, before a run begins."""
-    if source == target or target.exists():
-        return
+def _make(args: Args) -> None:
+    print(f"[{args.resume or args.out}]", file=sys.stderr)
+    gspo.run(args)
+
+
+def _start(args: Args, folder: RunFolder) -> RunFolder:
+    """What the policy that all arms begin with replies: asked for once, and gone on with where that was cut."""
+    start = RunFolder(folder / "start")
+    if not start.done("before"):
+        start.path.mkdir(exist_ok=True)
+        this = gspo.prepare(replace(args, out=str(start.path), resume=None))
+        gspo.measure(this, this.agent, 0, this.eval_places)
+        start.finish("before")
+    return start
+
+
+def _share(start: RunFolder, target: Path) -> None:
+    """Give the replies of the start to a run that has not begun."""
     temporary = target.with_name(f".{target.name}.copy")
     shutil.rmtree(temporary, ignore_errors=True)
+    shutil.rmtree(target, ignore_errors=True)  # it holds no more than such replies
     temporary.mkdir(parents=True)
-    with RunFolder(temporary).appending(ANSWERS) as file:
-        for one in RunFolder(source).records(ANSWERS):
-            if one["step"] == 0:
-                file.add(one)
+    shutil.copy(start / ANSWERS, temporary)
     temporary.rename(target)
 
 

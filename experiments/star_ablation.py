@@ -15,10 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from experiments.report import columns, data_uri, figure_and_axes, markdown, png
 from experiments.runs import RunError, RunFolder, disk_errors, hide_home, manifest, plain, write_atomic
 from experiments.star_options import FREE, Args, settled
 from experiments.star_stages import Run, episodes, player_of, stages
-from search.executors import WorkerError, start_worker
+from search.executors import side_by_side
 from search.rollout import Episode
 from segenv import metrics
 
@@ -180,24 +177,7 @@ def _arm(args: Args, folder: RunFolder, seed: int, arm: str) -> Args:
 def _in_parallel(args: Args, runs: Sequence[Args]) -> None:
     """Make runs that are not finished, `workers` at a time; each goes on where it was cut."""
     waiting = [each for each in runs if not RunFolder(each.resume or each.out or "").done("star")]
-    if args.executor == "serial" or args.workers < 2:
-        for each in waiting:
-            _make(each)
-        return
-    pool = ProcessPoolExecutor(args.workers, get_context("spawn"), start_worker)
-    try:
-        for future in [pool.submit(_make, each) for each in waiting]:
-            future.result()
-        pool.shutdown()
-    except BrokenProcessPool as error:
-        raise WorkerError(
-            f"one of {args.workers} trainings died (killed, or out of memory?); go on with --resume DIR, with fewer "
-            "--workers if memory was short"
-        ) from error
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in active_children():
-            child.terminate()
+    side_by_side(_make, waiting, 1 if args.executor == "serial" else args.workers)
 
 
 def _make(args: Args, what: Callable[[Args], Any] = star.run) -> None:

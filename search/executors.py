@@ -218,3 +218,26 @@ def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator
     finally:
         if ours:
             ray.shutdown()
+
+
+def side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:
+    """Do independent jobs, `workers` at a time in processes of their own, or one after the other in this one. A job
+    that fails ends the others."""
+    if workers < 2 or len(jobs) < 2:
+        for job in jobs:
+            work(job)
+        return
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
+    try:
+        for future in [pool.submit(work, job) for job in jobs]:
+            future.result()
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        raise WorkerError(
+            f"one of {workers} workers died (killed, or out of memory?); go on with --resume DIR, with fewer --workers "
+            "if memory was short"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.terminate()

@@ -231,6 +231,11 @@ def test_the_ablation_compares_with_as_much_more_supervision(taught, tmp_path):
     assert plans[0]["prompts"] * plans[0]["group"] // plans[0]["updates"] == plans[1]["batch_size"]
     assert plans[0]["steps"] == plans[1]["steps"] and plans[0]["base"] == plans[1]["base"]
     assert gspo_ablation.run(replace(args, resume=args.out)) == numbers
+    alone = gspo_ablation.run(replace(args, out=str(tmp_path / "alone"), seeds=(0,), workers=1))
+    for line, own in zip(numbers["arms"], alone["arms"], strict=True):  # side by side or one after the other
+        assert [own[mode]["after"] for mode in ("greedy", "sampled")] == [
+            line[mode]["after_by_seed"][0] for mode in ("greedy", "sampled")
+        ]
 
 
 @pytest.mark.slow
