@@ -33,7 +33,7 @@ TOKENS = ("],[", "]],[[", "[[[", "]]]", "], [0.", "]], [[0.", "[[[0.", ", 0.", "
 class Outlines(Lessons):
     """Lesson i is a function of i, the seed and the plan (which says how many questions a scene is asked).
 
-    `codec` is a polygon codec's spec; outlines are the finest of at most `vertices` vertices; `order` is how those of a
+    `codec` is a polygon codec's spec; outlines are the best of at most `vertices` vertices; `order` is how those of a
     ring stand, of `ORDERS`.
     """
 
@@ -107,12 +107,12 @@ def drawn(
     order: str = "canonical",
     rng: np.random.Generator | None = None,
 ) -> str:
-    """The reply that draws a task's target in the finest outline of at most `vertices` vertices (one rectangle where
+    """The reply that draws a task's target in the best outline of at most `vertices` vertices (one rectangle where
     that is too few), these in `order`: counterclockwise on the screen from the topmost one, the other way round, from a
     random one, or shuffled."""
     rings = list(codec.outline(object_of(task.target), ratio=0).rings)
     if rings:
-        rings = fit(rings, lambda found: sum(map(len, found)) <= max(4, vertices))
+        rings = fit(rings, lambda found: sum(map(len, found)) <= max(4, vertices), codec.union)
     if order == "reversed":
         rings = [np.roll(ring[::-1], 1, axis=0) for ring in rings]  # from the same vertex
     elif order != "canonical":

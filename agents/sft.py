@@ -211,6 +211,7 @@ def identity(base: str | Path | None) -> str | None:
 
 
 def load_base(base: str | Path | None, options: SFTOptions) -> tuple[Any, Any]:
+    """The model to train and its processor; without a base an untrained tiny one."""
     if base is None:
         from agents import tiny
 
@@ -219,10 +220,12 @@ def load_base(base: str | Path | None, options: SFTOptions) -> tuple[Any, Any]:
 
 
 def stored_in_bfloat16(base: str | Path | None) -> bool:
+    """Whether a checkpoint's weights are kept in bfloat16."""
     return base is not None and AutoConfig.from_pretrained(base).dtype in (torch.bfloat16, "bfloat16")
 
 
 def adapters(options: SFTOptions) -> Any:
+    """The adapters that the options ask for, None where all weights are trained."""
     if not options.lora:
         return None
     from peft import LoraConfig
@@ -305,6 +308,7 @@ def _finish(
 
 
 def same_plan(file: Path, plan: dict[str, Any]) -> dict[str, Any]:
+    """The summary of the finished training in `file`; FileExistsError where that had another plan."""
     found = json.loads(file.read_text()) if file.is_file() else {}
     if found.get("plan") != plan:
         raise FileExistsError(
@@ -314,6 +318,7 @@ def same_plan(file: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
     partial = path.with_suffix(".tmp")
     partial.write_text(json.dumps(content, indent=1))
     os.replace(partial, path)

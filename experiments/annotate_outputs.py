@@ -59,7 +59,9 @@ class Outlines:
             return text(rings)
         corner = (task.width, task.height)
         try:  # the coarsest outline is a rectangle, whose corners may lie off the image
-            found = fit(rings, lambda t: self.length(text([np.clip(ring, 0, corner) for ring in t])) <= limit)
+            found = fit(
+                rings, lambda t: self.length(text([np.clip(ring, 0, corner) for ring in t])) <= limit, codec.union
+            )
         except ValueError:
             return None
         return text([np.clip(ring, 0, corner) for ring in found])

@@ -35,6 +35,7 @@ from segenv.seeds import seed_of
 from segenv.types import SegenvError, Task, ignored_of, object_of
 
 FREE = frozenset({"panel", "workers"})
+COUNTS = ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "budget", "threads")  # from 1 on
 ANSWERS = "answers.jsonl"
 
 
@@ -82,8 +83,9 @@ class Args:
     """of an ablation"""
     checkpoints: tuple[str, ...] = ()
     """agents that --ablation length starts from, such as models taught sparse, middle and dense outlines"""
-    workers: int = 2
-    """arms of an ablation that are trained at once; no number depends on it"""
+    workers: int = 0
+    """arms of an ablation that are trained at once, by default one on a GPU and otherwise two; no number depends on
+    it"""
     out: str | None = None
     """folder of a new run; by default runs/gspo-DATE"""
     resume: str | None = None
@@ -180,17 +182,7 @@ def processes() -> int:
 
 def prepare(args: Args) -> Run:
     """Settings that hold, data that can be read and a model that can be trained; RunError says what is wrong."""
-    for name in (
-        "limit",
-        "eval_limit",
-        "probe",
-        "probe_steps",
-        "samples",
-        "eval_batch",
-        "budget",
-        "threads",
-        "workers",
-    ):
+    for name in COUNTS:
         if getattr(args, name) < 1:
             raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
     out = args.resume or args.out

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from agents.mllm import checkpoint
 from agents.sft import identity
@@ -88,9 +89,9 @@ def run(args: Args) -> dict[str, Any]:
         made = [_arm(args, folder, seed, arm) for seed in args.seeds for arm in chosen]
         waiting = [one for one in made if not RunFolder(one.resume or one.out or "").done("gspo")]
         for one in waiting:
-            if one.agent == args.agent and one.resume is None:
+            if one.agent == args.agent and one.resume is None and checkpoint(args.agent) is not None:
                 _share(_start(args, folder), Path(one.out or ""))
-        side_by_side(_make, waiting, args.workers)
+        side_by_side(_make, waiting, args.workers or (1 if torch.cuda.is_available() else 2))
         numbers = results(args, folder, chosen)
         folder.write_json("ablation.json", numbers)
         numbers = folder.read_json("ablation.json")
@@ -277,8 +278,7 @@ def plot_gains(numbers: Mapping[str, Any]) -> bytes:
 def write(folder: RunFolder, numbers: Mapping[str, Any], lengths: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """ablation.md, the plots and report.html."""
     rows = [header(numbers), *table(numbers)]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    write_atomic(folder / "ablation.md", "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]) + "\n")
+    write_atomic(folder / "ablation.md", report.markdown(rows[0], rows[1:]))
     pictures = {"gains": plot_gains(numbers)} | ({"lengths": plot_lengths(lengths)} if lengths else {})
     for name, content in pictures.items():
         write_atomic(folder / "plots" / f"{name}.png", content)

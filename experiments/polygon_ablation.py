@@ -156,7 +156,7 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
 def text(numbers: dict[str, Any]) -> str:
     """The table for a terminal."""
     head = f"{numbers['protocol']['data']}; {numbers['protocol']['steps']}"
-    return "\n".join([head, columns([HEADER, *cells(numbers)], numbers=False)])
+    return "\n".join([head, columns([HEADER, *cells(numbers)], right=False)])
 
 
 def _write(folder: RunFolder, numbers: dict[str, Any]) -> None:

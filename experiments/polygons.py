@@ -63,7 +63,7 @@ class Options:
 
 
 class Outliner(Agent):
-    """Writes the finest outline of the target whose length is within a budget; nothing where not even a rectangle
+    """Writes the best outline of the target whose length is within a budget; nothing where not even a rectangle
     fits. Privileged: what it reaches is the most that any model can with this codec and budget."""
 
     privileged = True

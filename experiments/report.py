@@ -130,15 +130,15 @@ def text(numbers: dict[str, Any]) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- plots
+# --------------------------------------------------------------------------------------------------------------- tables
 
 
-def columns(rows: Sequence[Sequence[str]], numbers: bool = True) -> str:
-    """Rows of cells as text in columns: to the left, or with `numbers` all but the first to the right."""
+def columns(rows: Sequence[Sequence[str]], right: bool = True) -> str:
+    """Rows of cells as text in columns: the first to the left, the others to the right, or to the left too."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(
-            cell.rjust(width) if k and numbers else cell.ljust(width)
+            cell.rjust(width) if k and right else cell.ljust(width)
             for k, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
@@ -150,6 +150,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------- plots
 
 
 def plot_curves(named: dict[str, np.ndarray]) -> bytes:

@@ -1,11 +1,13 @@
 """Train the embedded tiny MLLM S_0 from scratch on the annotator's trajectories over procedural scenes.
 
     python -m experiments.sft --tool sam --out runs/sft          # then --resume runs/sft after a stop
+    python -m experiments.sft --base tiny-mllm --states any --look-steps 0 --easy-steps 0 --click-steps 0 --seed 1
 
 Four stages, each on fresh scenes of `synthetic:train`: `look` (the vision tower alone learns what patches show), `easy`
 (first clicks, mostly in scenes of two or three objects), `click` (first clicks everywhere) and `state` (masks of whole
 trajectories through the tool; correct, or stop). The loss is on the reply alone, plus dense losses on patches whose
-heads are dropped at the end. Departures from SegAgent: no pretrained model, the instruction alone as prompt, and text
+heads are dropped at the end. The second line trains the embedded model further, on masks of any kind: what the process
+reward model is made from. Departures from SegAgent: no pretrained model, the instruction alone as prompt, and text
 before image.
 """
 
@@ -25,6 +27,7 @@ from torch.utils.data import Dataset
 from agents import tiny
 from agents.backends.transformers import TransformersBackend
 from agents.lessons import Lesson, Lessons, Plan, cheap_mask, lesson_action, played
+from agents.mllm import parse
 from agents.sft import identity
 from agents.tower import TowerConfig
 from experiments.runs import RunError, RunFolder, manifest, parse_args
@@ -47,6 +50,7 @@ FREE = frozenset(  # may change on the way
         "device",
     }
 )
+SPEECH = "segagent"  # the codec of the replies
 STAGES = ("look", "easy", "click", "state")
 PLANS = {
     "look": Plan(first=0, cheap=1),
@@ -74,7 +78,8 @@ class Args:
     resume: str | None = None
     """folder of a run to go on with; its settings hold, but numbers of steps may be given anew"""
     base: str | None = None
-    """folder of a tiny checkpoint to start from, or the name of an embedded one; by default from scratch"""
+    """folder of a tiny checkpoint to start from, or the name of an embedded one, whose sizes hold; by default from
+    scratch. Give another --seed than it was trained with, or the stages show the same scenes again"""
     tool: str = "sam"
     """What makes the masks of trajectories."""
     states: Literal["annotator", "any"] = "annotator"
@@ -134,12 +139,13 @@ class ClickTrainer(Trainer):
     def fresh(self) -> tuple[Any, Any]:
         """The model to start from, and its processor."""
         if self.args.base is not None:
-            model, processor = tiny_checkpoint(self.args.base)
-            if list(model.config.segenv["image_size"]) != [self.args.image_size] * 2:
+            model, processor, side = tiny_checkpoint(self.args.base)
+            if side != self.args.image_size:
                 raise RunError(
-                    f"base {self.args.base!r} sees images of {model.config.segenv['image_size']}, and image_size is "
-                    f"{self.args.image_size}; give the size of the base"
+                    f"base {self.args.base!r} sees images of {side} pixels, and image_size is {self.args.image_size}; "
+                    "give the size of the base"
                 )
+            model.config.segenv = {"codec": SPEECH, "prompt": "instruction", "image_size": [side, side]}
             return model, processor
         return tiny.build(self.args.seed, **{name: getattr(self.args, name) for name in SIZES})
 
@@ -178,7 +184,7 @@ def measure(trainer: Trainer, held_out: Sequence[Probe]) -> dict[str, float]:
     backend = TransformersBackend((trainer.averaged, trainer.processor), trainer.device.type, image_size=side)
     pictures = [render.overlay(probe.task.image, probe.mask) for probe in held_out]
     replies = backend.generate(pictures, [probe.task.instruction for probe in held_out], [0] * len(held_out))
-    speech = codec.get("segagent")
+    speech = codec.get(SPEECH)
     found: dict[str, list[float]] = {}
     for probe, text in zip(held_out, replies, strict=True):
         task, action = probe.task, speech.parse(text, probe.task)
@@ -231,14 +237,15 @@ def run(args: Args) -> Path:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     out = args.resume or args.out or "runs/sft"
+    trainer = ClickTrainer(args)
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
-        trainer = ClickTrainer(args)
         if (folder / "state.safetensors").exists():
             trainer.load(folder.path)
         if trainer.step > trainer.total:
             raise RunError(f"the run is at step {trainer.step}, beyond the {trainer.total} that were asked for")
         hashes: dict[str, str | None] = {"data": Synthetic("train").fingerprint, "tool": tool.fingerprint}
-        hashes |= {"base": identity(args.base)} if args.base else {}
+        if args.base is not None:
+            hashes["base"] = identity(parse(args.base)[0])
         folder.keep_manifest(manifest(args.seed, {}, hashes))
         held_out = probes(args, tool)
         train(args, folder, trainer, lambda: measure(trainer, held_out))

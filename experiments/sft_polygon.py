@@ -4,7 +4,7 @@
 
 starts from the embedded click policy, which knows where things are, gives its tokenizer one token for each frequent run
 of brackets, and trains on fresh scenes of `synthetic:train`: outlines by name, by box or by point, boxes by name, and
-empty lists for what is not there. Every outline is the finest of at most `--vertices` vertices. Departures from
+empty lists for what is not there. Every outline is the best of at most `--vertices` vertices. Departures from
 SimpleSeg: that bound in place of a ratio of the outline's length, and dense losses on the image's tokens beside that of
 the reply.
 """
@@ -24,7 +24,7 @@ from torch.utils.data import Dataset
 from agents import tiny
 from agents.backends.transformers import TransformersBackend
 from agents.lessons import Lesson, Plan
-from agents.mllm import EMBEDDED
+from agents.mllm import EMBEDDED, parse
 from agents.outlines import TOKENS, Outlines
 from agents.sft import identity
 from experiments.polygons_measures import record
@@ -53,7 +53,7 @@ class Args:
     codec: str = "rings"
     """How outlines are written: rings, simpleseg or simpleseg:contour=edges."""
     vertices: int = 12
-    """Vertices of an outline, at most; it is the finest that has no more."""
+    """Vertices of an outline, at most; it is the best that has no more."""
     order: Literal["canonical", "reversed", "random-start", "random"] = "canonical"
     """How the vertices of a ring stand."""
     draw_steps: int = 9_000
@@ -107,13 +107,13 @@ class DrawingTrainer(Trainer):
 
     def fresh(self) -> tuple[Any, Any]:
         """The checkpoint's model, with tokens for polygons, and its processor."""
-        model, processor = tiny_checkpoint(self.args.base)
+        model, processor, side = tiny_checkpoint(self.args.base)
         new = [token for token in TOKENS if token not in processor.tokenizer.get_vocab()]
         tiny.extend(model, processor, new)
         model.config.segenv = {
             "codec": self.args.codec,
             "prompt": "instruction",
-            "image_size": model.config.segenv["image_size"],
+            "image_size": [side, side],
             "max_new_tokens": VERTEX_TOKENS * (self.args.vertices + 8),  # some more than it was taught
         }
         return model, processor
@@ -149,10 +149,7 @@ def run(args: Args) -> Path:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     check(args)
-    try:
-        trainer = DrawingTrainer(args)
-    except (AttributeError, KeyError) as error:
-        raise RunError(f"cannot start from --base {args.base!r}: {error}") from error
+    trainer = DrawingTrainer(args)
     out = args.resume or args.out or "runs/polygon"
     free = FREE | {"draw_steps"}
     with RunFolder.resume(out, args, free) if args.resume else RunFolder.create(out, args) as folder:
@@ -160,7 +157,7 @@ def run(args: Args) -> Path:
             trainer.load(folder.path)
         if trainer.step > trainer.total:
             raise RunError(f"the run is at step {trainer.step}, beyond the {trainer.total} that were asked for")
-        hashes: dict[str, str | None] = {"data": Synthetic("train").fingerprint, "base": identity(args.base)}
+        hashes: dict[str, str | None] = {"data": Synthetic("train").fingerprint, "base": identity(parse(args.base)[0])}
         folder.keep_manifest(manifest(args.seed, {}, hashes))
         held_out = Synthetic("val")
         tasks = [held_out[len(held_out) - 1 - k] for k in range(args.probe)]

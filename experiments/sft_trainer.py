@@ -160,15 +160,17 @@ class Trainer:
         beside.rmdir()
 
 
-def tiny_checkpoint(base: str) -> tuple[Any, Any]:
-    """The model in float32 and the processor of a tiny checkpoint, given by its folder or embedded name."""
+def tiny_checkpoint(base: str) -> tuple[Any, Any, int]:
+    """The model in float32 and the processor of a tiny checkpoint, given by its folder or embedded name, and the side
+    of the images that it sees."""
     try:
         model, processor = load(parse(base)[0] or EMBEDDED, "float32")
-    except (OSError, ValueError) as error:
+        kind, side = model.config.vision_config.model_type, int(model.config.segenv["image_size"][0])
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise RunError(f"cannot start from --base {base!r}: {error}") from error
-    if getattr(model.config.vision_config, "model_type", None) != TowerConfig.model_type:
+    if kind != TowerConfig.model_type:
         raise RunError(f"base {base!r} is no tiny model; for other checkpoints train with agents.sft")
-    return model, processor
+    return model, processor, side
 
 
 def batches(args: Any, trainer: Trainer) -> Iterator[list[Lesson]]:

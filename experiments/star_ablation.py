@@ -82,7 +82,7 @@ POLICIES = (
 
 
 def prepare(args: Args) -> Run:
-    """What `star.prepare` gives for any arm; RunError where one of them cannot be run."""
+    """What `star.prepare` gives for any arm, of settled `args`; RunError where one of them cannot be run."""
     if args.ablation_seeds < 1:
         raise RunError(f"ablation_seeds is {args.ablation_seeds}; expected 1 or more")
     for own in ARMS.values():
@@ -92,7 +92,7 @@ def prepare(args: Args) -> Run:
 
 def run(args: Args) -> dict[str, Any]:
     """All arms in all seeds; returns what ablation.json holds."""
-    this = prepare(args := settled(args))
+    this = prepare(args := settled(replace(args, ablation=True)))
     out = this.folder.path
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         folder.keep_manifest(manifest(args.seed, star.protocol(this), star.hashes(this)))
@@ -117,7 +117,7 @@ def run(args: Args) -> dict[str, Any]:
 
 def plan(args: Args) -> str:
     """What the ablation would do, for a dry run; tool and agent are loaded to see that they can be."""
-    this = prepare(args := settled(args))
+    this = prepare(args := settled(replace(args, ablation=True)))
     player_of(this.setup(this.train, args.agent))
     seeds = range(args.seed, args.seed + args.ablation_seeds)
     starts = 1 if _one_start(args) else len(seeds)
@@ -319,7 +319,7 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
 def text(numbers: dict[str, Any]) -> str:
     """The table for a terminal."""
     head = f"{numbers['protocol']['held_out_tasks']} held-out tasks; gains are paired, with 95 % intervals"
-    return "\n".join([head, columns([HEADER, *cells(numbers)], numbers=False)])
+    return "\n".join([head, columns([HEADER, *cells(numbers)], right=False)])
 
 
 def write(folder: RunFolder, numbers: dict[str, Any]) -> None:

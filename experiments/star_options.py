@@ -112,7 +112,8 @@ class Args:
     """one table of S_0, control, judged control, star, star+ and continue, for --ablation-seeds seeds from --seed on"""
     ablation_seeds: int = 3
     executor: Literal["serial", "process", "ray"] | None = None
-    """what runs episodes, serial by default, or the runs of an ablation, process by default; no number depends on it"""
+    """what runs episodes, serial by default, or the runs of an ablation, process by default where there is no GPU; no
+    number depends on it"""
     workers: int = 2
     """of the executor; an ablation trains so many policies at once"""
     batch_size: int = 32
@@ -141,11 +142,15 @@ class Args:
 
 
 def settled(args: Args) -> Args:
-    """`args` with what was left open, and depends on whether it is an ablation, filled in."""
-    defaults: dict[str, Any] = {
-        "eval_limit": 800 if args.ablation else 400,
-        "executor": "process" if args.ablation else "serial",
-    }
+    """`args` with what was left open, and depends on whether it is an ablation, filled in; a run that goes on has its
+    own settings."""
+    if args.resume is not None:
+        return args
+    import torch
+
+    alone = not args.ablation or torch.cuda.is_available()  # a GPU is filled by one training
+    defaults: dict[str, Any] = {"executor": "serial" if alone else "process"}
+    defaults["eval_limit"] = 800 if args.ablation else 400
     if args.data.startswith("synthetic"):
         defaults["eval_data"] = "synthetic:test" if args.ablation else "synthetic:val"
     return replace(args, **{name: value for name, value in defaults.items() if getattr(args, name) is None})

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
+from experiments import report
 from experiments.report import columns
 from experiments.tree_measures import COSTS, labelled
 from search.budget import AXES
@@ -89,20 +90,16 @@ def _signed(difference: Sequence[float] | None) -> list[str]:
 def text(numbers: Mapping) -> str:
     """The tables and findings for a terminal."""
     parts = [f"{numbers['tasks']} tasks, each searched under {len(numbers['conditions'])} conditions"]
-    parts.append(columns([HEADERS, *table(numbers)], numbers=False))
+    parts.append(columns([HEADERS, *table(numbers)], right=False))
     if numbers["steps"]:
-        parts.append("greedy search by steps\n" + columns([STEP_HEADERS, *steps_table(numbers)], numbers=False))
+        parts.append("greedy search by steps\n" + columns([STEP_HEADERS, *steps_table(numbers)], right=False))
     return "\n\n".join([*parts, "\n".join(numbers["findings"])]).rstrip()
 
 
 def markdown(numbers: Mapping) -> str:
     """The tables and findings in Markdown."""
     tables = [(HEADERS, table(numbers)), (STEP_HEADERS, steps_table(numbers))]
-    blocks = []
-    for headers, rows in tables:
-        if rows:
-            lines = [headers, ["---"] * len(headers), *rows]
-            blocks.append("\n".join("| " + " | ".join(cells) + " |" for cells in lines))
+    blocks = [report.markdown(headers, rows).rstrip() for headers, rows in tables if rows]
     blocks.append("\n".join(f"- {finding}" for finding in numbers["findings"]))
     return "\n\n".join(filter(None, blocks)) + "\n"
 

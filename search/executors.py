@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Container, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
@@ -221,15 +221,17 @@ def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator
 
 
 def side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:
-    """Do independent jobs, `workers` at a time in processes of their own, or one after the other in this one. A job
-    that fails ends the others."""
+    """Do independent jobs, `workers` at a time in processes of their own, or one after the other in this one. Where one
+    fails, the others are ended."""
+    others = set(multiprocessing.active_children())
     if workers < 2 or len(jobs) < 2:
         for job in jobs:
             work(job)
         return
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     try:
-        for future in [pool.submit(work, job) for job in jobs]:
+        done, _ = wait([pool.submit(work, job) for job in jobs], return_when=FIRST_EXCEPTION)
+        for future in done:
             future.result()
         pool.shutdown()
     except BrokenProcessPool as error:
@@ -239,5 +241,5 @@ def side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) 
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in multiprocessing.active_children():
+        for child in set(multiprocessing.active_children()) - others:
             child.terminate()

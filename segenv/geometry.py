@@ -154,32 +154,33 @@ def simplify(polygons: Rings, tolerance: float = 0.0, ratio: float = 0.0) -> lis
     return [ring.astype(np.float64) for ring in kept]
 
 
-def fit(polygons: Rings, fits: Callable[[list[np.ndarray]], bool]) -> list[np.ndarray]:
+def fit(polygons: Rings, fits: Callable[[list[np.ndarray]], bool], union: bool = False) -> list[np.ndarray]:
     """The best simplification that `fits` a budget, in canonical order: by the least tolerance, to a 64th of a pixel,
     at which `fits` says yes, without the smallest rings where others need their vertices more (by IoU with the
-    polygons). For a budget of vertices that is `lambda rings: sum(map(len, rings)) <= 200`; for one of tokens, count
-    those of the text that says the rings. Raises ValueError where not even one rectangle fits.
+    polygons, read as `union` says). For a budget of vertices that is `lambda rings: sum(map(len, rings)) <= 200`; for
+    one of tokens, count those of the text that says the rings. Raises ValueError where not even one rectangle fits.
     """
-    rings = [ring for ring in canonical(polygons) if len(ring)]
+    rings = canonical(polygons)
     if fits(rings):
         return rings
     points = np.concatenate(rings) if rings else np.zeros((1, 2))
     corner = np.floor(points.min(0))
     width, height = np.ceil(points.max(0) - corner).astype(int)
-    aim = PackedMask(polygons_to_mask([ring - corner for ring in rings], height, width))
+    aim = PackedMask(polygons_to_mask([ring - corner for ring in rings], height, width, union))
 
     def likeness(found: Rings) -> float:
-        return polygon_iou([ring - corner for ring in found], aim)
+        return polygon_iou([ring - corner for ring in found], aim, union)
 
     largest_first = sorted(range(len(rings)), key=lambda k: -abs(_area(rings[k])))
-    best, most = None, -1.0
-    for number in range(len(rings), 0, -1):
+    number, best, most = len(rings), None, -1.0
+    while number:
         kept = [rings[k] for k in sorted(largest_first[:number])]
         if best is not None and likeness(kept) <= most:
             break  # what is left out by now is more than all that was lost
         found = _finest(kept, fits)
         if found is not None and (alike := likeness(found)) > most:
             best, most = found, alike
+        number = min(number - 1, len(found or kept))  # rings that vanish at this tolerance may as well go first
     if best is None:
         raise ValueError("the budget has no room for the coarsest outline, that of one ring; allow more")
     return best

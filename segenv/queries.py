@@ -136,7 +136,7 @@ def _check_object(task: Task, lacking: str) -> None:
 
 
 def reply(asked: Query, codec: PolygonCodec, budget: int | None = None, length: Callable[[str], int] = len) -> str:
-    """The reply that answers a query; a mask in the finest outline whose `length` is within `budget`, where one is
+    """The reply that answers a query; a mask in the best outline whose `length` is within `budget`, where one is
     given."""
     if isinstance(asked.answer, str):
         return asked.answer

@@ -400,6 +400,14 @@ def test_a_hole_takes_no_vertices_that_the_outline_needs_more():
         fit([], lambda some: False)
 
 
+def test_an_outline_of_many_parts_is_fitted_in_few_trials():
+    mask = np.random.default_rng(0).random((120, 120)) < 0.3
+    mask[30:90, 30:90] = True
+    rings, tried = mask_to_polygons(mask), []
+    fit(rings, lambda some: tried.append(some) or sum(map(len, some)) <= 60)
+    assert len(rings) > 500 and len(tried) < len(rings)
+
+
 @pytest.mark.slow
 def test_polygon_iou_is_faster_than_pycocotools():
     from experiments import benchmark_geometry

@@ -233,16 +233,20 @@ def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
     words = next(name for name in before if name.endswith("embed_tokens.weight"))
     assert torch.equal(fresh.model.get_input_embeddings().weight.half(), before[words])
     (first, _) = sft_trainer.batches(args, fresh)
-    assert all(len(lesson.pictures) > 4 for lesson in first), "cheap masks beside those of trajectories"
+    asked = [[question.picture for question in lesson.questions] for lesson in first]
+    assert any(len(set(some) - {0}) < sum(map(bool, some)) for some in asked), "masks are asked about for other objects"
+    assert max(len(lesson.pictures) for lesson in first) > 1 + sft.PLANS["state"].trajectory, "there are cheap masks"
     model = sft.run(args)
     now = load_file(model / "model.safetensors")
     assert now.keys() == before.keys() and not torch.equal(now[words], before[words])
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["hashes"]["base"] == identity(args.base)
-    with pytest.raises(RunError, match="sees images of .64, 64., and image_size is 128; give the size"):
+    assert fresh.model.config.segenv["codec"] == "segagent"
+    with pytest.raises(RunError, match="sees images of 64 pixels, and image_size is 128; give the size"):
         sft.run(replace(args, out=str(tmp_path / "other"), image_size=128))
     with pytest.raises(RunError, match="cannot start from --base 'nowhere'"):
-        sft.run(replace(args, out=str(tmp_path / "nowhere"), base="nowhere"))
+        sft.run(replace(args, out=str(tmp_path / "other"), base="nowhere"))
+    assert not (tmp_path / "other").exists(), "what cannot begin leaves no folder"
 
 
 @torch.no_grad()

@@ -445,6 +445,8 @@ def test_an_ablation_measures_on_tasks_that_no_rule_was_chosen_on():
     given = Args(ablation=True, data="index:DIR", eval_limit=3, executor="serial")
     assert settled(given) == given
     assert settled(many) == many
+    going_on = Args(ablation=True, resume="runs/of-an-older-version")
+    assert settled(going_on) == going_on, "a run that goes on keeps what it had"
 
 
 def test_what_arms_share_is_one_file_with_two_names(tmp_path):

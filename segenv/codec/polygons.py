@@ -130,10 +130,10 @@ class PolygonCodec(Codec):
         return Polygons(tuple(np.clip(ring, 0, (width, height)) for ring in rings), self.union)
 
     def reply(self, mask: np.ndarray, task: Scene, budget: int, length: Callable[[str], int] = len) -> str:
-        """The reply that draws a mask in the finest outline, in canonical order, whose `length` is within `budget`:
+        """The reply that draws a mask in the best outline, in canonical order, whose `length` is within `budget`:
         characters, or tokens where `length` counts those. Raises ValueError where not even a rectangle fits."""
-        rings = fit(self.outline(mask, ratio=0).rings, lambda rings: length(self.drawn(rings, task)) <= budget)
-        return self.drawn(rings, task)
+        whole = self.outline(mask, ratio=0).rings
+        return self.drawn(fit(whole, lambda rings: length(self.drawn(rings, task)) <= budget, self.union), task)
 
     def drawn(self, rings: Sequence[np.ndarray], task: Scene) -> str:
         """The reply that draws rings as they are, but for vertices outside the image, which are moved to its edge."""
