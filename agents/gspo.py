@@ -74,7 +74,7 @@ class GSPOOptions:
 
     algorithm: Literal["gspo", "luspo", "grpo"] = "gspo"
     """see the table of `agents.gspo`"""
-    steps: int = 400
+    steps: int = 240
     """of the optimiser"""
     prompts: int = 8
     """questions that are answered before an update"""

@@ -64,9 +64,9 @@ class Args:
     """training tasks"""
     eval_limit: int = 500
     """held-out tasks, before and after"""
-    probe: int = 100
+    probe: int = 60
     """held-out tasks, the first of those, on the way"""
-    probe_steps: int = 40
+    probe_steps: int = 80
     """how often they are measured; whole rounds"""
     samples: int = 1
     """replies drawn for each held-out task, beside the greedy one"""
