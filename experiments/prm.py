@@ -2,6 +2,7 @@
 
     python -m experiments.prm --out runs/prm                                        # procedural scenes, embedded models
     python -m experiments.prm --eval-data synthetic:val index:DIR --out runs/prm    # photos beside them
+    python -m experiments.prm --agent mllm:tiny-prm --steps 0 --out runs/prm        # measured as it is, not trained
     python -m experiments.prm --resume runs/prm                                     # after a stop, of whatever kind
 
 Annotator, policy, noisy annotator and random points lead to masks of training tasks through the tool. Balanced over
@@ -18,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ from segenv.seeds import seed_of
 from segenv.types import SegenvError, Task
 
 FREE = frozenset({"report_masks"})  # settings that change no result
-MODELS = ("before", "after")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Args:
     rows: int = 6400
     """masks to learn from, at most"""
     steps: int = 400
-    """optimiser steps"""
+    """optimiser steps; 0 measures the model as it is"""
     batch_rows: int = 32
     """rows an optimiser step"""
     learning_rate: float = 3e-4
@@ -105,6 +105,11 @@ class Run:
     train: Dataset
     held_out: list[Dataset]
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """What is measured, by name."""
+        return ("before", "after") if self.args.steps else ("as it is",)
+
     @cached_property
     def mdp(self) -> SegMDP:
         """The rules and the tool."""
@@ -116,8 +121,8 @@ class Run:
         return Rules(stop_iou=self.args.stop_iou)
 
     def agent(self, name: str = "before", **options: Any) -> Any:
-        """The model before or after its training."""
-        spec = self.args.agent if name == "before" else f"mllm:{self.folder / 'model'}"
+        """The model, before or after its training."""
+        spec = f"mllm:{self.folder / 'model'}" if name == "after" else self.args.agent
         return agents.make(spec, self.args.codec, seed=self.args.seed, **options)
 
     def task(self, data: Dataset) -> Callable[[str], Task]:
@@ -152,8 +157,9 @@ def splits(args: Args) -> tuple[Dataset, list[Dataset]]:
 def prepare(args: Args) -> Run:
     """Settings that hold, and data that can be read; RunError says what is wrong."""
     for name in ("max_steps", "limit", "eval_limit", "rows", "steps", "batch_rows", "batch_size"):
-        if getattr(args, name) < 1:
-            raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
+        least = 0 if name == "steps" else 1
+        if getattr(args, name) < least:
+            raise RunError(f"{name} is {getattr(args, name)}; expected {least} or more")
     out = args.resume or args.out
     if out is None:
         raise RunError("a run needs a folder: give out, or resume")
@@ -268,13 +274,16 @@ def _bar(total: int, done: int, unit: str, name: str) -> tqdm:
 
 def stages(this: Run) -> list[tuple[str, Callable[[], None]]]:
     """What is done, in order, by name."""
-    numbered = list(enumerate(this.held_out))
-    gathered: list[tuple[str, Callable[[], None]]] = [
-        ("gather/train", lambda: collect(this, this.train, "train.jsonl")),
-        *((f"gather/eval{k}", lambda k=k, data=data: collect(this, data, f"eval{k}.jsonl")) for k, data in numbered),
-    ]
-    judged = [(f"judge/{name}{k}", lambda k=k, name=name: judge(this, k, name)) for name in MODELS for k, _ in numbered]
-    return [*gathered, ("train", lambda: learn(this)), *judged]
+    gathered: list[tuple[str, Callable[[], None]]] = []
+    judged: list[tuple[str, Callable[[], None]]] = []
+    for k, data in enumerate(this.held_out):
+        gathered.append((f"gather/eval{k}", partial(collect, this, data, f"eval{k}.jsonl")))
+    for name in this.models:
+        judged += [(f"judge/{name}{k}", partial(judge, this, k, name)) for k in range(len(this.held_out))]
+    if not this.args.steps:
+        return [*gathered, *judged]
+    first = ("gather/train", partial(collect, this, this.train, "train.jsonl"))
+    return [first, *gathered, ("train", partial(learn, this)), *judged]
 
 
 # -------------------------------------------------------------------------------------------------------------- results
@@ -284,24 +293,28 @@ def results(this: Run) -> dict[str, Any]:
     """The content of metrics.json: what was learned from, and for each held-out dataset how good each reading is, on
     all masks, on as many of each tenth of IoU, and by source, and how both models act."""
     args, codec = this.args, this.agent().codec
-    rows = balanced(this.masks("train.jsonl"), args.rows, args.seed)
+    found = {}
+    for k, data in enumerate(this.held_out):
+        masks, said = (
+            this.masks(f"eval{k}.jsonl"),
+            {model: this.folder.read_json(f"{model}{k}.json") for model in this.models},
+        )
+        read = {f"{model}, {way}": said[model][way] for model in this.models for way in READINGS}
+        acts = {model: acting(masks, said[model], codec, this.task(data)) for model in this.models}
+        found[args.eval_data[k]] = {**measured(masks, read, args.seed), "replies": acts}
+    return {"data": found, "training": training(this) if args.steps else None, "protocol": protocol(this)}
+
+
+def training(this: Run) -> dict[str, Any]:
+    """What was learned from, and how that went."""
+    rows = balanced(this.masks("train.jsonl"), this.args.rows, this.args.seed)
     summary = this.folder.read_json("model/sft.json")
-    training = {
+    return {
         "rows": len(rows),
         "sources": {source: sum(one.source == source for one in rows) for source in SOURCES},
         "iou": histogram([one.iou for one in rows]),
         **{name: summary[name] for name in ("steps", "seconds", "loss", "log")},
     }
-    found = {}
-    for k, data in enumerate(this.held_out):
-        masks, said = (
-            this.masks(f"eval{k}.jsonl"),
-            {model: this.folder.read_json(f"{model}{k}.json") for model in MODELS},
-        )
-        read = {f"{model}, {way}": said[model][way] for model in MODELS for way in READINGS}
-        acts = {model: acting(masks, said[model], codec, this.task(data)) for model in MODELS}
-        found[args.eval_data[k]] = {**measured(masks, read, args.seed), "replies": acts}
-    return {"data": found, "training": training, "protocol": protocol(this)}
 
 
 def protocol(this: Run) -> dict[str, Any]:
@@ -334,7 +347,9 @@ def run(args: Args) -> dict[str, Any]:
             print(f"[{name}] {time.perf_counter() - began:.1f} s", file=sys.stderr)
         folder.write_json("metrics.json", results(this))
         shown = [
-            prm_report.Shown(spec, this.masks(f"eval{k}.jsonl"), folder.read_json(f"after{k}.json"), this.task(data))
+            prm_report.Shown(
+                spec, this.masks(f"eval{k}.jsonl"), folder.read_json(f"{this.models[-1]}{k}.json"), this.task(data)
+            )
             for k, (spec, data) in enumerate(zip(args.eval_data, this.held_out, strict=True))
         ]
         prm_report.write(folder, folder.read_json("metrics.json"), about, shown, args.report_masks)

@@ -63,7 +63,9 @@ def text_table(readings: Mapping[str, Mapping[str, Any]], indent: str = "  ") ->
 def text(numbers: Mapping[str, Any]) -> str:
     """The summary of a PRM's training for a terminal."""
     training = numbers["training"]
-    lines = [f"{training['rows']} masks learned from, {training['steps']} steps, {training['seconds']:.0f} s"]
+    lines = []
+    if training:
+        lines = [f"{training['rows']} masks learned from, {training['steps']} steps, {training['seconds']:.0f} s"]
     for data, found in numbers["data"].items():
         for part in ("all", "balanced"):
             if part in found["readings"]:
@@ -128,9 +130,10 @@ def write(
         section = section_of(folder, one, found["readings"], f"{k}_", limit, "mean")
         section["notes"] = [f"{model}: {_acts(acts)}" for model, acts in found["replies"].items() if acts["replies"]]
         sections.append(section)
-    training = numbers["training"]
-    lead = f"{numbers['protocol']['agent']} learned from {training['rows']} masks in {training['steps']} steps."
-    page(folder, f"What {numbers['protocol']['agent']} says of masks", lead, sections, numbers["protocol"], about)
+    training, agent = numbers["training"], numbers["protocol"]["agent"]
+    learned = training and f"{agent} learned from {training['rows']} masks in {training['steps']} steps."
+    lead = learned or f"{agent} as it is."
+    page(folder, f"What {agent} says of masks", lead, sections, numbers["protocol"], about)
 
 
 def section_of(

@@ -287,6 +287,16 @@ def photos(tmp_path_factory) -> str:
     return f"folder:{folder}"
 
 
+def test_a_model_is_measured_as_it_is(base: Path, tmp_path: Path, capsys) -> None:
+    options = ["--agent", f"mllm:{base}", "--tool", "disc:radius=8", "--limit", "2", "--eval-limit", "2"]
+    options += ["--steps", "0", "--replies", "4", "--max-steps", "2", "--report-masks", "2"]
+    assert prm.main([*options, "--out", str(tmp_path / "run")]) == 0
+    told, numbers = capsys.readouterr().out, RunFolder(tmp_path / "run").read_json("metrics.json")
+    assert "as it is, mean" in told and "learned" not in told and numbers["training"] is None
+    assert list(numbers["data"]["synthetic:val"]["readings"]["all"]) == ["as it is, greedy", "as it is, mean"]
+    assert not (tmp_path / "run" / "train.jsonl").exists() and (tmp_path / "run" / "report.html").exists()
+
+
 @pytest.mark.slow
 def test_a_run_trains_and_measures_and_goes_on_after_a_kill(photos: str, base: Path, tmp_path: Path, capsys) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -345,7 +355,7 @@ def test_a_trained_model_is_kept_in_the_precision_of_its_base(base: Path, tmp_pa
 def test_what_cannot_be_run_is_said(photos: str, base: Path, tmp_path: Path, capsys) -> None:
     for options, message in (
         (["--agent", "annotator"], "has no weights to train"),
-        (["--agent", f"mllm:{base}", "--steps", "0"], "steps is 0; expected 1 or more"),
+        (["--agent", f"mllm:{base}", "--steps", "-1"], "steps is -1; expected 0 or more"),
         (
             ["--agent", f"mllm:{base}", "--eval-data", "synthetic:train#easy", "--data", "synthetic:train#easy:"],
             "synthetic",
