@@ -36,8 +36,8 @@ class MllmAgent(Agent):
     where the codec writes outlines) where it declares nothing.
 
     `prompt` is "codec" (the codec's whole prompt) or "instruction" (the task's instruction alone). `act` samples at
-    `temperature`, where 0 takes the likeliest tokens; `propose` samples at `proposal_temperature` (0.5: for the
-    embedded pair as good as 0.8 on 200 tasks of `synthetic:test`, and better than 1). `options` go to
+    `temperature`, where 0 takes the likeliest tokens; `propose` samples at `proposal_temperature` (0.5: on 200
+    tasks of `synthetic:test` it served a search of the embedded policy as well as 0.8). `options` go to
     `TransformersBackend`.
     """
 
