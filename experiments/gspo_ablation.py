@@ -149,7 +149,9 @@ def results(args: Args, folder: RunFolder, chosen: Sequence[Arm]) -> dict[str, A
             before = [_ious(of_seed[0], drawn) for of_seed in found[arm.name]]
             after = [_ious(of_seed[last], drawn) for of_seed in found[arm.name]]
             first = [_ious(of_seed[last], drawn) for of_seed in found[chosen[0].name]]
-            records = [one for of_seed in found[arm.name] for one in _sorted(of_seed[last], drawn)]
+            records = [_sorted(of_seed[last], drawn) for of_seed in found[arm.name]]
+            valid = [float(np.mean([one.error is None for one in of_seed])) for of_seed in records]
+            tokens = [float(np.mean([one.tokens for one in of_seed])) for of_seed in records]
             line[mode] = {
                 "before": float(np.mean(before)),
                 "after": float(np.mean(after)),
@@ -158,8 +160,10 @@ def results(args: Args, folder: RunFolder, chosen: Sequence[Arm]) -> dict[str, A
                 "gain_by_seed": [_gain(*pair) for pair in zip(after, before, strict=True)],
                 "over_first": _gain(np.mean(after, 0), np.mean(first, 0)),
                 "over_first_by_seed": [_gain(*pair) for pair in zip(after, first, strict=True)],
-                "valid": float(np.mean([one.error is None for one in records])),
-                "tokens": float(np.mean([one.tokens for one in records])),
+                "valid": float(np.mean(valid)),
+                "valid_by_seed": valid,
+                "tokens": float(np.mean(tokens)),
+                "tokens_by_seed": tokens,
             }
         lines.append(line)
     tasks = len({one.task for one in found[chosen[0].name][0][0]})
@@ -204,17 +208,19 @@ def table(numbers: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     start = numbers["arms"][0]
     rows.append(
-        ["start", "", *_spread((f"{start[mode]['before']:.4f}", "", "") for mode, _ in gspo_report.MODES), "", ""]
+        ["start", "", *_spread((f"{start[mode]['before']:.3f}", "", "") for mode, _ in gspo_report.MODES), "", ""]
     )
     for place, line in enumerate(numbers["arms"]):
         for k, seed in enumerate(["all", *numbers["protocol"]["seeds"]]):
+
+            def of(mode: str, key: str, line: Any = line, k: int = k) -> Any:
+                return line[mode][f"{key}_by_seed"][k - 1] if k else line[mode][key]
+
             cells = []
             for mode, _ in gspo_report.MODES:
-                own = line[mode]
-                after = own["after_by_seed"][k - 1] if k else own["after"]
-                gains = [own[f"{key}_by_seed"][k - 1] if k else own[key] for key in ("gain", "over_first")]
-                cells.append((f"{after:.4f}", _cell(gains[0]), _cell(gains[1]) if place else ""))
-            ends = [f"{line['sampled']['valid']:.4f}", f"{line['sampled']['tokens']:.1f}"] if not k else ["", ""]
+                over = _cell(of(mode, "over_first")) if place else ""
+                cells.append((f"{of(mode, 'after'):.3f}", _cell(of(mode, "gain")), over))
+            ends = [f"{of('sampled', 'valid'):.3f}", f"{of('sampled', 'tokens'):.1f}"]
             rows.append(["" if k else line["arm"], str(seed), *_spread(cells), *ends])
     return rows
 
@@ -224,7 +230,7 @@ def _spread(cells: Any) -> list[str]:
 
 
 def _cell(gain: Sequence[float]) -> str:
-    return "{:+.4f} [{:+.4f}, {:+.4f}]".format(*gain)
+    return "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain)
 
 
 def header(numbers: Mapping[str, Any]) -> list[str]:
