@@ -185,6 +185,8 @@ def prepare(args: Args) -> Run:
     for name in COUNTS:
         if getattr(args, name) < 1:
             raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
+    if args.workers < 0:
+        raise RunError(f"workers is {args.workers}; expected 0 (by itself) or more")
     out = args.resume or args.out
     if out is None:
         raise RunError("a run needs a folder: give out, or resume")

@@ -237,7 +237,7 @@ def header(numbers: Mapping[str, Any]) -> list[str]:
     """The names of the columns."""
     first = numbers["arms"][0]["arm"]
     names = [(f"{mode} gIoU", "gain", f"over {first}") for mode, _ in gspo_report.MODES]
-    return ["", "seed", *_spread(names), "valid", "tokens"]
+    return ["", "seed", *_spread(names), "valid, sampled", "tokens"]
 
 
 def text(numbers: Mapping[str, Any]) -> str:

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import torch
+import yaml
 from torch.utils.data import Dataset
 
 from agents import tiny
@@ -255,12 +256,15 @@ def run(args: Args) -> Path:
 
 
 def mode(argv: Sequence[str]) -> str:
-    """The `--mode` of a command line; each has flags of its own."""
+    """The `--mode` of a command line, or of the run that it goes on with; each has flags of its own."""
+    given = {}
     for k, word in enumerate(argv):
         name, _, value = word.partition("=")
-        if name == "--mode":
-            return value or "".join(argv[k + 1 : k + 2])
-    return "clicks"
+        given[name] = value or "".join(argv[k + 1 : k + 2])
+    config = Path(given.get("--resume", "")) / "config.yaml"
+    if "--mode" in given or not given.get("--resume") or not config.is_file():
+        return given.get("--mode", "clicks")
+    return str((yaml.safe_load(config.read_text()) or {}).get("mode", "clicks"))
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -65,7 +65,7 @@ def check(args: Args) -> None:
     """Raise RunError where the settings cannot be run with."""
     counts = ("rounds", "limit", "rollout_tasks", "samples", "eval_limit", "round_steps", "max_steps", "batch_rows")
     for name in (*counts, "batch_size", "workers"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
     if args.sft_steps is not None and args.sft_steps < 0:
         raise RunError(f"sft_steps is {args.sft_steps}; expected 0 or more")

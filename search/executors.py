@@ -241,5 +241,8 @@ def side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) 
         ) from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - others:
+        ended = set(multiprocessing.active_children()) - others
+        for child in ended:
             child.terminate()
+        for child in ended:  # what they wrote to is free again
+            child.join(10)

@@ -180,7 +180,8 @@ def fit(polygons: Rings, fits: Callable[[list[np.ndarray]], bool], union: bool =
         found = _finest(kept, fits)
         if found is not None and (alike := likeness(found)) > most:
             best, most = found, alike
-        number = min(number - 1, len(found or kept))  # rings that vanish at this tolerance may as well go first
+        # rings that vanish at this tolerance may as well go first, but not too many at once
+        number = min(number - 1, max(len(found or kept), number - number // 8))
     if best is None:
         raise ValueError("the budget has no room for the coarsest outline, that of one ring; allow more")
     return best

@@ -400,6 +400,17 @@ def test_a_hole_takes_no_vertices_that_the_outline_needs_more():
         fit([], lambda some: False)
 
 
+def test_of_many_parts_as_many_are_kept_as_serve_best():
+    mask = np.zeros((90, 150), bool)
+    for k in range(15):
+        y, x = 30 * (k // 5), 30 * (k % 5)
+        mask[y + 2 : y + 22 + k % 3, x + 2 : x + 20 + k % 5] = True
+    rings = mask_to_polygons(mask)
+    for budget, least in ((16, 4), (32, 8), (48, 12)):
+        kept = fit(rings, lambda some, budget=budget: sum(map(len, some)) <= budget)
+        assert len(kept) == least, "four vertices each"
+
+
 def test_an_outline_of_many_parts_is_fitted_in_few_trials():
     mask = np.random.default_rng(0).random((120, 120)) < 0.3
     mask[30:90, 30:90] = True

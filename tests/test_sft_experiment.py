@@ -224,6 +224,14 @@ def test_a_step_moves_the_weights_and_going_on_equals_never_having_stopped(tmp_p
     assert all(torch.equal(a, b) for a, b in means)
 
 
+def test_a_run_goes_on_in_its_own_mode(tmp_path):
+    (tmp_path / "config.yaml").write_text("mode: polygon\n")
+    assert sft.mode(["--resume", str(tmp_path), "--draw-steps", "9"]) == "polygon"
+    assert sft.mode([f"--resume={tmp_path}", "--mode", "clicks"]) == "clicks"
+    assert sft.mode(["--mode=polygon"]) == "polygon"
+    assert sft.mode(["--resume", str(tmp_path / "missing")]) == sft.mode(["--out", "polygon"]) == "clicks"
+
+
 def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
     _train(_args(tmp_path), 2).export(tmp_path / "base")
     few = {"look_steps": 0, "easy_steps": 0, "click_steps": 0, "state_steps": 2, "base": str(tmp_path / "base")}
