@@ -70,9 +70,10 @@ class Heads(nn.Module):
         )
         target = shares[:, 0] / shares[:, 0].sum(1, keepdim=True).clamp_min(1e-6)  # 0 where the object is not there
         named = _cross(logits[..., 0], target).mean()
-        clicked = F.cross_entropy(logits[..., 3], clicks, ignore_index=-1)
         where = clicks >= 0
-        hit = (logits[where, :, 3].argmax(1) == clicks[where]).float().mean()
+        number = where.sum().clamp_min(1)  # a batch may hold no click: of stops, or of outlines that begin anywhere
+        clicked = F.cross_entropy(logits[..., 3], clicks, ignore_index=-1, reduction="sum") / number
+        hit = (logits[where, :, 3].argmax(1) == clicks[where]).sum() / number
         on = (shares[:, 0].gather(1, logits[..., 0].argmax(1)[:, None]) > 0.3).float().mean()
         measured = {"named": named, "click_patch": hit, "named_patch": on}
         total = named + clicked + 2 * part.sum()

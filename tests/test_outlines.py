@@ -12,6 +12,7 @@ import torch
 from agents import make, tiny
 from agents.lessons import Plan
 from agents.outlines import ORDERS, TOKENS, Outlines, drawn, missing
+from agents.pretraining import Collator, Heads
 from experiments import polygon_ablation, sft, sft_polygon
 from experiments.polygon_ablation import ARMS
 from experiments.runs import RunError
@@ -77,6 +78,18 @@ def test_lessons_depend_on_their_number_and_every_answer_is_right():
                 kinds["absent"] += 1
                 assert covered.sum() == 0 and question.click == -1
     assert min(kinds.values()) > 0
+
+
+def test_outlines_that_begin_anywhere_have_a_loss_too():
+    lessons = Outlines(Plan(first=2), "rings", 8, "random", image_size=32, grid=2, seed=1)
+    _, processor = tiny.build(seed=1, image_size=32, width=32, vision_layers=1, text_layers=1, heads=2)
+    batch = Collator(processor)([lessons[0], lessons[1]])
+    assert (batch["clicks"] == -1).all()
+    heads, tokens = Heads(32, fine=True), torch.randn(4, 4, 32, requires_grad=True)
+    loss, measured = heads.told_loss(tokens, batch)
+    loss.backward()
+    assert loss.isfinite() and tokens.grad is not None and tokens.grad.isfinite().all()
+    assert all(np.isfinite(value) for value in measured.values()) and measured["click_patch"] == 0
 
 
 def test_what_is_missing_is_nowhere_in_the_scene():
