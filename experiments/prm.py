@@ -1,6 +1,7 @@
 """Train the process reward model: the agent's own model learns to state the IoU of the mask, and stays a policy.
 
-    python -m experiments.prm --out runs/prm                                        # procedural scenes, embedded models
+    python -m experiments.prm --out runs/prm                                        # the embedded one, trained further
+    python -m experiments.prm --agent mllm --out runs/prm                           # from a policy
     python -m experiments.prm --eval-data synthetic:val index:DIR --out runs/prm    # photos beside them
     python -m experiments.prm --agent mllm:tiny-prm --steps 0 --out runs/prm        # measured as it is, not trained
     python -m experiments.prm --resume runs/prm                                     # after a stop, of whatever kind
@@ -57,8 +58,8 @@ class Args:
     them apart"""
     tool: str = "sam"
     """what makes masks of clicks"""
-    agent: str = "mllm"
-    """the model to train: mllm, mllm:NAME_OR_PATH"""
+    agent: str = "mllm:tiny-prm"
+    """the model to train: mllm:NAME_OR_PATH, mllm for the embedded policy, by default the embedded reward model"""
     codec: str | None = None
     """how it writes; by default its own"""
     max_steps: int = 5
