@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = Args()
     try:
-        args = settled(parse_args(Args, argv, __doc__))
+        args = parse_args(Args, argv, __doc__)
         if args.resume is None and args.out is None:
             name = "ablation" if args.ablation else "star"
             args = replace(args, out=time.strftime(f"runs/{name}-%Y%m%d-%H%M%S"))

@@ -7,7 +7,6 @@ import io
 from collections.abc import Mapping, Sequence
 
 from experiments import report
-from experiments.report import columns
 from experiments.tree_measures import COSTS, labelled
 from search.budget import AXES
 
@@ -90,9 +89,9 @@ def _signed(difference: Sequence[float] | None) -> list[str]:
 def text(numbers: Mapping) -> str:
     """The tables and findings for a terminal."""
     parts = [f"{numbers['tasks']} tasks, each searched under {len(numbers['conditions'])} conditions"]
-    parts.append(columns([HEADERS, *table(numbers)], right=False))
+    parts.append(report.columns([HEADERS, *table(numbers)], right=False))
     if numbers["steps"]:
-        parts.append("greedy search by steps\n" + columns([STEP_HEADERS, *steps_table(numbers)], right=False))
+        parts.append("greedy search by steps\n" + report.columns([STEP_HEADERS, *steps_table(numbers)], right=False))
     return "\n\n".join([*parts, "\n".join(numbers["findings"])]).rstrip()
 
 

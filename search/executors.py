@@ -223,11 +223,11 @@ def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator
 def side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:
     """Do independent jobs, `workers` at a time in processes of their own, or one after the other in this one. Where one
     fails, the others are ended."""
-    others = set(multiprocessing.active_children())
     if workers < 2 or len(jobs) < 2:
         for job in jobs:
             work(job)
         return
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     try:
         done, _ = wait([pool.submit(work, job) for job in jobs], return_when=FIRST_EXCEPTION)
