@@ -132,8 +132,9 @@ def optimise(
     Rows are asked for when they are answered, one after the other in an order that the seed decides; they are seen
     again once all were. `declare` and what happens after a kill are as in `agents.sft.finetune`. Under `accelerate
     launch` or `torchrun` every process calls it, and the first one writes. Returns what it writes into `out/gspo.json`:
-    steps, seconds and `log`, the trainer's measures of each round. Raises ValueError for no rows and for options that
-    do not fit together, and FileExistsError where `out` or its state comes from another base or other options.
+    steps, processes, seconds and `log`, the trainer's measures of each round. Raises ValueError for no rows and for
+    options that do not fit together, and FileExistsError where `out` or its state comes from another base or other
+    options.
     """
     out, state = Path(out), Path(f"{out}.training")
     plan = {"base": identity(base), "rows": len(rows), "reward": _name(reward), "declare": dict(declare or {})}
@@ -173,7 +174,8 @@ def optimise(
         trained = trained.merge_and_unload() if options.lora else trained
         trained = trained.to(torch.bfloat16) if options.bf16 and stored_in_bfloat16(base) else trained
         trained.config.segenv = declared
-        _write(trained, processor, trainer.state, plan, time.perf_counter() - began, out, state)
+        spent = {"processes": everyone.num_processes, "seconds": round(time.perf_counter() - began, 3)}
+        _write(trained, processor, trainer.state, {"plan": plan, **spent}, out, state)
         del trained
     everyone.wait_for_everyone()
     del model, trainer
@@ -341,12 +343,10 @@ def _name(reward: Reward) -> str:
     return getattr(reward, "__name__", type(reward).__name__)
 
 
-def _write(
-    model: Any, processor: Any, progress: Any, plan: dict[str, Any], seconds: float, out: Path, state: Path
-) -> None:
+def _write(model: Any, processor: Any, progress: Any, about: dict[str, Any], out: Path, state: Path) -> None:
     """Write the checkpoint beside `out`, and move it there in one step: a folder `out` is always complete."""
     log = [entry for entry in progress.log_history if "reward" in entry]
-    summary = {"plan": plan, "steps": progress.global_step, "seconds": round(seconds, 3), "log": log}
+    summary = {**about, "steps": progress.global_step, "log": log}
     written = state / "model"
     with no_loading_bars():
         model.save_pretrained(written)

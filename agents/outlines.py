@@ -18,7 +18,7 @@ from agents.lessons import COLOUR_NAMES, FINE, SHAPE_NAMES, Lesson, Lessons, Pla
 from segenv import queries
 from segenv.codec import polygons
 from segenv.data.synthetic import Scene, expressions
-from segenv.geometry import fit
+from segenv.geometry import fit, simplify
 from segenv.types import Task, object_of
 
 # What is asked, with its chance. The rest, ABSENT, are masks of objects that are not there.
@@ -33,8 +33,8 @@ TOKENS = ("],[", "]],[[", "[[[", "]]]", "], [0.", "]], [[0.", "[[[0.", ", 0.", "
 class Outlines(Lessons):
     """Lesson i is a function of i, the seed and the plan (which says how many questions a scene is asked).
 
-    `codec` is a polygon codec's spec; outlines are the best of at most `vertices` vertices; `order` is how those of a
-    ring stand, of `ORDERS`.
+    `codec` is a polygon codec's spec; outlines are as `drawn` makes them, of at most `vertices` vertices and simpler by
+    `tolerance`; `order` is how those of a ring stand, of `ORDERS`.
     """
 
     def __init__(
@@ -43,12 +43,14 @@ class Outlines(Lessons):
         codec: str = "rings",
         vertices: int = 12,
         order: str = "canonical",
+        tolerance: float = 0.02,
         **how: Any,
     ) -> None:
         super().__init__(plan, **how)
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}; expected one of {', '.join(ORDERS)}")
         self.dialect, self.vertices, self.order = polygons.get(codec), vertices, order
+        self.tolerance = tolerance
 
     def __getitem__(self, i: int) -> Lesson:
         rng = np.random.default_rng([self.seed, i])
@@ -77,7 +79,7 @@ class Outlines(Lessons):
             given, wanted = list(MIXTURE)[int(rng.choice(len(weights), p=weights / weights.sum()))]
         query = queries.query(task, self.dialect, given, wanted, style="instruction")
         if wanted == "mask":
-            reply = drawn(task, self.dialect, self.vertices, self.order, rng)
+            reply = drawn(task, self.dialect, self.vertices, self.order, rng, self.tolerance)
         else:
             reply = queries.reply(query, self.dialect)
         covered = self._shares(task.target)
@@ -106,12 +108,15 @@ def drawn(
     vertices: int,
     order: str = "canonical",
     rng: np.random.Generator | None = None,
+    tolerance: float = 0.0,
 ) -> str:
     """The reply that draws a task's target in the best outline of at most `vertices` vertices (one rectangle where
-    that is too few), these in `order`: counterclockwise on the screen from the topmost one, the other way round, from a
-    random one, or shuffled."""
+    that is too few), and of no more than it needs to be within `tolerance` of the image's longer side: corners, then,
+    not the steps of a slanted edge. They stand in `order`: counterclockwise on the screen from the topmost one, the
+    other way round, from a random one, or shuffled."""
     rings = list(codec.outline(object_of(task.target), ratio=0).rings)
     if rings:
+        rings = simplify(rings, tolerance * max(task.height, task.width))
         rings = fit(rings, lambda found: sum(map(len, found)) <= max(4, vertices), codec.union)
     if order == "reversed":
         rings = [np.roll(ring[::-1], 1, axis=0) for ring in rings]  # from the same vertex

@@ -2,19 +2,19 @@
 
     python -m experiments.gspo --agent mllm:tiny-polygon --out runs/gspo           # procedural scenes, from SFT
     python -m experiments.gspo --resume runs/gspo                                  # after a stop, of whatever kind
-    accelerate launch --multi_gpu --num_processes 2 -m experiments.gspo …          # on CPUs too (gloo); see below
+    accelerate launch --num_processes 2 -m experiments.gspo …                      # on CPUs too (gloo)
     python -m experiments.gspo --ablation sft                                      # SFT, + GSPO, + as much more SFT
 
 Stages: held-out tasks before, training (with a probe of the same tasks every so often; it is finished when `policy` is
 there), and all held-out tasks after; greedy replies and drawn ones. `--method sft` is the control: as many steps and
 replies, learned from the right outlines. Departures from the paper: weights of the reward, group size and learning rate
-are ours, as none is published. Without `--multi_gpu`, `accelerate launch` starts one process on a machine without GPUs,
-whatever `--num_processes` says.
+are ours, as none is published.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -35,8 +35,9 @@ from segenv.seeds import seed_of
 from segenv.types import SegenvError, Task, ignored_of, object_of
 
 FREE = frozenset({"panel", "workers"})
-COUNTS = ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "budget", "threads")  # from 1 on
+COUNTS = ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "budget", "threads", "start_steps")
 ANSWERS = "answers.jsonl"
+LAUNCHER = re.compile(r"^(launch|accelerate\.commands\.launch)$|(accelerate-launch|accelerate/commands/launch\.py)$")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,9 @@ class Args:
     seeds: tuple[int, ...] = (0, 1, 2)
     """of an ablation"""
     checkpoints: tuple[str, ...] = ()
-    """agents that --ablation length starts from, such as models taught sparse, middle and dense outlines"""
+    """agents that --ablation length starts from; without any, three are taught sparse, middle and dense outlines"""
+    start_steps: int = 1_500
+    """of each of those three"""
     workers: int = 0
     """arms of an ablation that are trained at once, by default one on a GPU and otherwise two; no number depends on
     it"""
@@ -148,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     args = Args()
     try:
+        as_launched()
         args = parse_args(Args, argv, __doc__)
         if args.resume is None and args.out is None:
             if processes() > 1:
@@ -178,6 +182,29 @@ def main(argv: list[str] | None = None) -> int:
 def processes() -> int:
     """How many processes train together, as `accelerate launch` and `torchrun` tell it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def as_launched() -> None:
+    """Become the processes that `accelerate launch --num_processes N` was asked for. Without GPUs it starts one,
+    whatever N says, unless it is told `--multi_gpu`, which on CPUs means gloo: so this process goes on as the same
+    command with that flag."""
+    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "WORLD_SIZE" in os.environ:
+        return  # not launched, or launched in full
+    import psutil
+    import torch
+    from accelerate.commands.launch import launch_command_parser
+
+    words = psutil.Process(os.getppid()).cmdline()
+    begin = next((k + 1 for k, word in enumerate(words) if LAUNCHER.search(word)), None)
+    if begin is None or torch.cuda.is_available():
+        return
+    flags = words[begin:]
+    asked = launch_command_parser().parse_args(flags)
+    if asked.cpu:
+        flags.remove("--cpu")  # it cannot stand beside the other
+    if (asked.num_processes or 1) > 1:
+        print(f"accelerate started 1 process of {asked.num_processes}: again, with --multi_gpu", file=sys.stderr)
+        os.execv(sys.executable, [sys.executable, *words[1:begin], "--multi_gpu", *flags])
 
 
 def prepare(args: Args) -> Run:

@@ -6,6 +6,7 @@ policy of the start and over the table's first arm, paired over tasks.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -19,7 +20,7 @@ import torch
 
 from agents.mllm import checkpoint
 from agents.sft import identity
-from experiments import gspo, gspo_report, report
+from experiments import gspo, gspo_report, polygon_ablation, report
 from experiments.gspo import ANSWERS, Args
 from experiments.polygons_measures import Record, by_task
 from experiments.runs import RunError, RunFolder, hide_home, manifest, plain, write_atomic
@@ -56,33 +57,48 @@ TABLES: dict[str, tuple[Arm, ...]] = {
         Arm("GRPO", "token ratios", {}, {"algorithm": "grpo"}),
     ),
 }
+VERTICES = tuple(polygon_ablation.ARMS["vertices"])  # names of the arms
+STARTS = "starts"
 OWN = ("method", "reward", "agent")  # what arms have of their own, whatever the flags say
 
 
-def arms(args: Args) -> tuple[Arm, ...]:
-    """The arms of the table that is asked for."""
+def arms(args: Args, out: str | Path = "") -> tuple[Arm, ...]:
+    """The arms of the table that is asked for; `out` is the run's folder, in which models of `taught` lie."""
     if args.ablation != "length":
         return TABLES[args.ablation]
-    if not args.checkpoints:
-        raise RunError("--ablation length starts from several checkpoints; give --checkpoints mllm:A mllm:B mllm:C")
-    paths = [Path(spec.partition(":")[2]) for spec in args.checkpoints]
+    specs = args.checkpoints or tuple(f"mllm:{Path(out, STARTS, name, 'model')}" for name in VERTICES)
+    paths = [Path(spec.partition(":")[2]) for spec in specs]
     names = [path.parent.name if path.name == "model" else path.name for path in paths]
-    found = tuple(Arm(name, spec, {"agent": spec}) for name, spec in zip(names, args.checkpoints, strict=True))
+    found = tuple(Arm(name, spec, {"agent": spec}) for name, spec in zip(names, specs, strict=True))
     folders = {_folder(RunFolder("."), 0, arm).name for arm in found}
     if len(folders) < len(found) or not all(names):
         raise RunError(f"--checkpoints {' '.join(args.checkpoints)}: the folders' names must differ")
     return found
 
 
+def taught(args: Args, out: Path) -> None:
+    """The models that --ablation length starts from where no --checkpoints are given: taught sparse, middle and dense
+    outlines for --start-steps each, in the folder `out`."""
+    if not RunFolder(out).done("ablation"):
+        where: dict[str, Any] = {"resume": str(out)} if (out / "config.yaml").exists() else {"out": str(out)}
+        tasks = min(args.eval_limit, polygon_ablation.Args.tasks)
+        polygon_ablation.run(
+            polygon_ablation.Args(vary="vertices", steps=args.start_steps, tasks=tasks, threads=args.threads, **where)
+        )
+
+
 def run(args: Args) -> dict[str, Any]:
     """All arms in all seeds, in the folder of `args`; returns what ablation.json holds."""
     if not args.seeds or len(set(args.seeds)) < len(args.seeds):
         raise RunError(f"seeds are {args.seeds}; expected one or more different ones")
-    chosen, out = arms(args), args.resume or args.out
+    out = args.resume or args.out
     if gspo.processes() > 1:
         raise RunError("an ablation trains in one process; start it without accelerate launch")
     assert out is not None  # main gives one
+    chosen = arms(args, out)
     with RunFolder.resume(out, args, gspo.FREE) if args.resume else RunFolder.create(out, args) as folder:
+        if args.ablation == "length" and not args.checkpoints:
+            taught(args, folder / STARTS)
         starts = sorted({arm.own.get("agent", args.agent) for arm in chosen})
         hashes = {spec: identity(checkpoint(spec)) for spec in starts}
         folder.keep_manifest(manifest(args.seeds[0], _protocol(args, chosen), hashes))
@@ -110,6 +126,10 @@ def _arm(args: Args, folder: RunFolder, seed: int, arm: Arm) -> Args:
     begun = (path / "config.yaml").exists()
     where: dict[str, Any] = {"resume": str(path) if begun else None, "out": None if begun else str(path)}
     train = replace(args.train, **{**arm.train, "seed": seed})
+    config = Path(arm.own.get("agent", "").partition(":")[2], "config.json")
+    if config.is_file():  # each of --ablation length may write as much as it was taught
+        declared = json.loads(config.read_text()).get("segenv", {}).get("max_new_tokens", 0)
+        train = replace(train, max_tokens=max(train.max_tokens, declared))
     return replace(args, **{**arm.own, **where, "train": train, "ablation": "none", "seeds": (), "checkpoints": ()})
 
 

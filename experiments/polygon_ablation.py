@@ -33,7 +33,11 @@ FREE = frozenset({"workers", "threads"})
 GROUP = 50  # replies at a time, fixed, as a model's last bits depend on it
 ARMS: dict[str, dict[str, dict[str, Any]]] = {  # the first of each is what the others are compared with
     "order": {name: {"order": name} for name in ("canonical", "reversed", "random-start", "random")},
-    "vertices": {"middle": {"vertices": 12}, "sparse": {"vertices": 5}, "dense": {"vertices": 40}},
+    "vertices": {
+        "middle": {"vertices": 12},
+        "sparse": {"vertices": 5},
+        "dense": {"vertices": 40, "tolerance": 0.0},
+    },
     "codec": {name: {"codec": name} for name in ("simpleseg", "simpleseg:contour=edges", "rings")},
 }
 
@@ -51,6 +55,8 @@ class Args:
     base: str = str(EMBEDDED)
     """Folder of the checkpoint that every arm starts from: a tiny model, by default the embedded click policy."""
     steps: int = 1_500
+    tolerance: float = sft_polygon.Args.tolerance
+    """Of the outlines; dense ones have none."""
     lessons: int = 8
     """Scenes a step."""
     tasks: int = 500
@@ -87,6 +93,7 @@ def _arm(args: Args, folder: RunFolder, arm: str, own: dict[str, Any], data: Any
             base=args.base,
             draw_steps=args.steps,
             cooldown=args.steps // 2,
+            tolerance=args.tolerance,
             lessons=args.lessons,
             seed=args.seed,
             workers=args.workers,

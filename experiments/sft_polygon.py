@@ -4,9 +4,9 @@
 
 starts from the embedded click policy, which knows where things are, gives its tokenizer one token for each frequent run
 of brackets, and trains on fresh scenes of `synthetic:train`: outlines by name, by box or by point, boxes by name, and
-empty lists for what is not there. Every outline is the best of at most `--vertices` vertices. Departures from
-SimpleSeg: that bound in place of a ratio of the outline's length, and dense losses on the image's tokens beside that of
-the reply.
+empty lists for what is not there. Every outline has the vertices that it needs to be within `--tolerance`, at most
+`--vertices`. Departures from SimpleSeg: these in place of a ratio of the outline's length, and dense losses on the
+image's tokens beside that of the reply.
 """
 
 from __future__ import annotations
@@ -53,7 +53,10 @@ class Args:
     codec: str = "rings"
     """How outlines are written: rings, simpleseg or simpleseg:contour=edges."""
     vertices: int = 12
-    """Vertices of an outline, at most; it is the best that has no more."""
+    """Vertices of an outline, at most."""
+    tolerance: float = 0.02
+    """How far from the object's outline the drawn one may be, in parts of the image's longer side: the more, the fewer
+    vertices."""
     order: Literal["canonical", "reversed", "random-start", "random"] = "canonical"
     """How the vertices of a ring stand."""
     draw_steps: int = 9_000
@@ -92,6 +95,7 @@ class Source(Dataset):
                 args.codec,
                 args.vertices,
                 args.order,
+                args.tolerance,
                 image_size=self.image_size,
                 grid=self.grid,
                 seed=args.seed + 2,
@@ -175,5 +179,7 @@ def check(args: Args) -> None:
     for name, bound in least.items():
         if getattr(args, name) < bound:
             raise RunError(f"{name} is {getattr(args, name)}; expected {bound} or more")
+    if not 0 <= args.tolerance < 1:
+        raise RunError(f"tolerance is {args.tolerance}; expected a part of the image's side, from 0 to below 1")
     if args.codec not in polygons.DIALECTS:
         raise RunError(f"codec {args.codec!r} writes no polygons; expected one of {', '.join(polygons.DIALECTS)}")

@@ -23,6 +23,7 @@ from agents import tiny, tower
 from agents.gspo import GSPOOptions, Judge, optimise
 from agents.sft import SFTOptions, finetune
 from experiments import gspo, gspo_ablation
+from experiments.polygon_ablation import ARMS
 from experiments.runs import RunError
 from segenv import codec, rewards
 
@@ -210,8 +211,8 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(taught
         gspo.run(replace(arguments(taught, tmp_path / "run"), agent="annotator"))
     with pytest.raises(RunError, match="reward 'iuo' is not understood"):
         gspo.run(replace(arguments(taught, tmp_path / "run"), reward="iuo"))
-    with pytest.raises(RunError, match="give --checkpoints"):
-        gspo_ablation.run(replace(arguments(taught, tmp_path / "run"), ablation="length"))
+    with pytest.raises(RunError, match="start_steps is 0"):
+        gspo.run(replace(arguments(taught, tmp_path / "run"), start_steps=0))
     assert not list(tmp_path.iterdir())
 
 
@@ -239,9 +240,25 @@ def test_the_ablation_compares_with_as_much_more_supervision(taught, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_drift_of_length_from_models_that_it_teaches_itself(taught, tmp_path):
+    args = arguments(taught, tmp_path / "run", ablation="length", seeds=(0,), start_steps=1, eval_limit=2, probe=2)
+    numbers = gspo_ablation.run(args)
+    starts = tmp_path / "run" / "starts"
+    assert [line["arm"] for line in numbers["arms"]] == list(gspo_ablation.VERTICES)
+    assert all((starts / name / "model" / "model.safetensors").is_file() for name in gspo_ablation.VERTICES)
+    most = [
+        json.loads((tmp_path / "run" / "seed0" / name / "policy" / "gspo.json").read_text())["plan"]["max_tokens"]
+        for name in gspo_ablation.VERTICES
+    ]
+    assert most == [max(args.train.max_tokens, 8 * (own["vertices"] + 8)) for own in ARMS["vertices"].values()]
+    assert (tmp_path / "run" / "plots" / "lengths.png").is_file()
+    assert gspo_ablation.run(replace(args, resume=args.out)) == numbers
+
+
+@pytest.mark.slow
 def test_two_processes_on_the_cpu_and_a_kill(taught, tmp_path):
     """`accelerate launch` trains in two processes; killed and resumed, it ends with the same weights."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
     flags = ["--agent", f"mllm:{taught}", "--data", "synthetic:train#easy", "--eval-data", "synthetic:val#easy"]
     numbers = {"steps": 12, "prompts": 2, "group": 4, "updates": 2, "max-tokens": 64, "save-steps": 2, "limit": 16}
     numbers |= {"eval-limit": 4, "probe": 2, "probe-steps": 4, "learning-rate": 1e-3}
@@ -261,5 +278,6 @@ def test_two_processes_on_the_cpu_and_a_kill(taught, tmp_path):
     killed.wait()
     assert train("--resume", str(tmp_path / "killed")).wait(550) == 0
     assert same(weights(tmp_path / "whole" / "policy"), weights(tmp_path / "killed" / "policy"))
-    plan = json.loads((tmp_path / "whole" / "policy" / "gspo.json").read_text())
-    assert not same(weights(taught), weights(tmp_path / "whole" / "policy")) and plan["steps"] == 12
+    about = json.loads((tmp_path / "whole" / "policy" / "gspo.json").read_text())
+    assert not same(weights(taught), weights(tmp_path / "whole" / "policy"))
+    assert (about["steps"], about["processes"]) == (12, 2)
