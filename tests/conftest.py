@@ -44,6 +44,17 @@ def disc_task(height: int, width: int, x: int, y: int, radius: int, name: str = 
     return Task(name, image, target, "the bright disc")
 
 
+def star_ring(rng: np.random.Generator, size: float, radius: float, vertices: int = 200, roughness: float = 0.1):
+    """A hole-free outline, float64 [vertices, 2]."""
+    angles = np.sort(rng.uniform(0, 2 * np.pi, vertices))
+    radii = radius * (1 + 0.3 * np.sin(3 * angles) + roughness * rng.uniform(-1, 1, vertices))
+    return rng.uniform(0.4, 0.6, 2) * size + radii[:, None] * np.stack((np.cos(angles), np.sin(angles)), axis=1)
+
+
+def same_rings(first, second) -> bool:
+    return len(first) == len(second) and all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 @pytest.fixture
 def task() -> Task:
     """48 x 64 pixels with a disc of radius 12 px around (40, 20)."""
@@ -86,3 +97,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real photos at {folder}: this test needs them")
     return folder
+
+
+@pytest.fixture(scope="session")
+def grounding_dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small randomly initialised GroundingDINO on disk."""
+    import made_models
+
+    return made_models.save_detector("grounding-dino", tmp_path_factory.mktemp("grounding-dino"))

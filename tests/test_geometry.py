@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from conftest import same_rings, star_ring
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -19,7 +20,6 @@ from segenv.data.coco import segmentation_mask
 from segenv.geometry import (
     PackedMask,
     canonical,
-    fit,
     mask_to_polygons,
     polygon_iou,
     polygon_ious,
@@ -39,17 +39,6 @@ polygons = st.lists(rings, max_size=4)
 
 def coco_mask(ring: np.ndarray, height: int, width: int) -> np.ndarray:
     return coco.decode(coco.frPyObjects([np.ravel(ring).tolist()], height, width))[..., 0].astype(bool)
-
-
-def star(rng: np.random.Generator, size: float, radius: float, vertices: int = 200, roughness: float = 0.1):
-    """A hole-free outline, float64 [vertices, 2]."""
-    angles = np.sort(rng.uniform(0, 2 * np.pi, vertices))
-    radii = radius * (1 + 0.3 * np.sin(3 * angles) + roughness * rng.uniform(-1, 1, vertices))
-    return rng.uniform(0.4, 0.6, 2) * size + radii[:, None] * np.stack((np.cos(angles), np.sin(angles)), axis=1)
-
-
-def same(first, second) -> bool:
-    return len(first) == len(second) and all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 # --- there and back ---------------------------------------------------------------------------------------------------
@@ -113,8 +102,8 @@ def test_canonical_order_forgets_how_rings_were_written(mask, polygons, data):
             turned = np.roll(np.asarray(ring, float), data.draw(st.integers(0, 9)), axis=0)
             repeated = np.repeat(turned, data.draw(st.integers(1, 2)), axis=0)
             shuffled.append(repeated[:: data.draw(st.sampled_from([1, -1]))])
-        assert same(canonical(shuffled), canonical(given_))
-    assert same(canonical(mask_to_polygons(mask)), mask_to_polygons(mask)), "traced in canonical order"
+        assert same_rings(canonical(shuffled), canonical(given_))
+    assert same_rings(canonical(mask_to_polygons(mask)), mask_to_polygons(mask)), "traced in canonical order"
 
 
 def test_the_first_vertex_is_on_top_and_the_next_one_down_the_left_side():
@@ -160,7 +149,7 @@ def test_batches_that_take_many_turns_and_large_images(union):
     rng = np.random.default_rng(0)
     large = np.zeros((4000, 3000), bool)
     large[500:2500, 300:2000] = True
-    batch = [[star(rng, 3000, 900 if i % 50 == 0 else 60), star(rng, 3000, 50)] for i in range(200)]
+    batch = [[star_ring(rng, 3000, 900 if i % 50 == 0 else 60), star_ring(rng, 3000, 50)] for i in range(200)]
     packed = PackedMask(large)
     assert polygon_ious(batch, packed, union).tolist() == [polygon_iou(item, packed, union) for item in batch]
 
@@ -193,7 +182,7 @@ def test_ious_agree_with_cocos_for_polygons_without_holes(size):
     target = np.zeros((size, size), np.uint8)
     cv2.ellipse(target, (size // 2, size // 2), (size // 4, size // 5), 30, 0, 360, 1, -1)
     encoded = [coco.encode(np.asfortranarray(target))]
-    outlines = [star(rng, size, size * rng.uniform(0.03, 0.3), roughness=rng.uniform(0, 0.3)) for _ in range(60)]
+    outlines = [star_ring(rng, size, size * rng.uniform(0.03, 0.3), roughness=rng.uniform(0, 0.3)) for _ in range(60)]
     outlines += [ring for tolerance in (0.5, 1, 3) for ring in mask_to_polygons(target.astype(bool), tolerance)]
     drawn = coco.frPyObjects([ring.ravel() for ring in outlines], size, size)
     ious = polygon_ious([[ring] for ring in outlines], target)
@@ -217,10 +206,10 @@ def test_run_lengths_are_those_that_pycocotools_writes(mask):
     outlines = mask_to_polygons(mask)
     rle = geometry.polygons_to_rle(outlines, *mask.shape)
     assert rle["counts"] == coco.encode(np.asfortranarray(mask.view(np.uint8)))["counts"].decode()
-    assert same(geometry.rle_to_polygons(rle), outlines)
+    assert same_rings(geometry.rle_to_polygons(rle), outlines)
     ends = np.flatnonzero(np.diff(mask.T.ravel(), prepend=False))
     counts = np.diff(ends, prepend=0, append=mask.size).tolist()
-    assert same(geometry.rle_to_polygons({"size": list(mask.shape), "counts": counts}), outlines)
+    assert same_rings(geometry.rle_to_polygons({"size": list(mask.shape), "counts": counts}), outlines)
 
 
 @settings(max_examples=50)
@@ -310,11 +299,11 @@ def test_what_is_no_mask_says_so(mask):
 
 
 def test_masks_in_any_memory_order_and_read_only():
-    mask = polygons_to_mask([star(np.random.default_rng(5), 60, 20, 30)], 60, 50)
+    mask = polygons_to_mask([star_ring(np.random.default_rng(5), 60, 20, 30)], 60, 50)
     outlines = mask_to_polygons(mask)
     for same_mask in (np.asfortranarray(mask), np.repeat(mask, 2, axis=1)[:, ::2], mask[::-1][::-1], mask.copy()):
         same_mask.setflags(write=False)
-        assert same(mask_to_polygons(same_mask), outlines)
+        assert same_rings(mask_to_polygons(same_mask), outlines)
         assert polygon_iou(outlines, same_mask) == polygon_iou(outlines, same_mask.view(np.uint8)) == 1
 
 
@@ -324,99 +313,6 @@ def test_images_without_pixels():
         assert mask_to_polygons(empty) == []
         assert polygons_to_mask([[(0, 0), (0, 3), (3, 3)]], *shape).shape == shape
         assert polygon_iou([[(0, 0), (0, 3), (3, 3)]], empty) == 1
-
-
-# --- simpler outlines -------------------------------------------------------------------------------------------------
-
-
-@given(mask=masks, tolerance=st.floats(0.1, 5))
-def test_what_is_left_out_is_near_the_simpler_ring(mask, tolerance):
-    """Within twice the tolerance: OpenCV drops vertices in two passes."""
-    rings = mask_to_polygons(mask)
-    simple = simplify(rings, tolerance)
-    assert bool(simple) == bool(rings), "no object disappears"
-    assert sum(map(len, simple)) <= sum(map(len, rings))
-    for ring in rings if len(simple) == len(rings) else []:
-        reduced = [new for new in simple if {tuple(v) for v in new} <= {tuple(v) for v in ring}]
-        distances = [
-            max(-cv2.pointPolygonTest(new.astype(np.float32), tuple(vertex), True) for vertex in ring)
-            for new in reduced
-        ]
-        assert not reduced or min(distances) <= 2 * tolerance
-    assert same(mask_to_polygons(mask, tolerance), canonical(simple))
-
-
-def test_the_ratio_is_of_each_rings_length():
-    rng = np.random.default_rng(3)
-    large, small = star(rng, 640, 200, roughness=0.02), star(rng, 640, 20, roughness=0.02)
-    for ring in (large, small):
-        contour = ring.astype(np.float32)
-        expected = cv2.approxPolyDP(contour, 0.004 * cv2.arcLength(contour, True), True)[:, 0]
-        (simple,) = simplify([ring], ratio=0.004)
-        assert np.array_equal(simple, expected) and len(simple) < 100
-    assert same(
-        simplify([large, small], ratio=0.004), [*simplify([large], ratio=0.004), *simplify([small], ratio=0.004)]
-    )
-    with pytest.raises(ValueError, match="tolerance is -1"):
-        simplify([large], -1)
-
-
-@settings(max_examples=50)
-@given(mask=masks.filter(np.any), budget=st.integers(4, 60))
-def test_a_budget_of_vertices_is_kept_and_used(mask, budget):
-    rings = mask_to_polygons(mask)
-    fitted = fit(rings, lambda some: sum(map(len, some)) <= budget)
-    assert 3 <= sum(map(len, fitted)) <= budget
-    if sum(map(len, rings)) <= budget:
-        assert same(fitted, rings), "nothing is lost where all fits"
-
-
-def test_a_larger_budget_gives_a_better_outline():
-    mask = polygons_to_mask([star(np.random.default_rng(4), 200, 60, 80)], 200, 200)
-    rings = mask_to_polygons(mask)
-    ious = []
-    for budget in (4, 12, 40, 120, 1000):
-        fitted = fit(rings, lambda some, budget=budget: sum(map(len, some)) <= budget)
-        ious.append(polygon_iou(fitted, mask))
-    assert ious == sorted(ious) and ious[2] > 0.9 and ious[-1] == 1
-    with pytest.raises(ValueError, match="no room for the coarsest outline"):
-        fit(rings, lambda some: not some)
-
-
-def test_a_hole_takes_no_vertices_that_the_outline_needs_more():
-    mask = polygons_to_mask([star(np.random.default_rng(4), 200, 60, 80)], 200, 200)
-    holed = mask.copy()
-    holed[97:104, 97:104] = False
-    wide = mask.copy()
-    wide[85:115, 85:115] = False
-
-    def within(mask, budget):
-        return fit(mask_to_polygons(mask), lambda some: sum(map(len, some)) <= budget)
-
-    assert same(within(holed, 12), within(mask, 12)), "all of them go to the outline"
-    assert len(within(wide, 16)) == 2 and len(within(wide, 5)) == 1
-    assert polygon_iou(within(wide, 16), wide) > polygon_iou(within(mask, 16), wide) + 0.05
-    with pytest.raises(ValueError, match="no room"):
-        fit([], lambda some: False)
-
-
-def test_of_many_parts_as_many_are_kept_as_serve_best():
-    mask = np.zeros((90, 150), bool)
-    for k in range(15):
-        y, x = 30 * (k // 5), 30 * (k % 5)
-        mask[y + 2 : y + 22 + k % 3, x + 2 : x + 20 + k % 5] = True
-    rings = mask_to_polygons(mask)
-    for budget, least in ((16, 4), (32, 8), (48, 12)):
-        kept = fit(rings, lambda some, budget=budget: sum(map(len, some)) <= budget)
-        assert len(kept) == least, "four vertices each"
-
-
-def test_an_outline_of_many_parts_is_fitted_in_few_trials():
-    mask = np.random.default_rng(0).random((120, 120)) < 0.3
-    mask[30:90, 30:90] = True
-    rings, tried = mask_to_polygons(mask), []
-    fit(rings, lambda some: tried.append(some) or sum(map(len, some)) <= 60)
-    assert len(rings) > 500 and len(tried) < len(rings)
 
 
 @pytest.mark.slow
