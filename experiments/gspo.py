@@ -35,7 +35,7 @@ from segenv.seeds import seed_of
 from segenv.types import SegenvError, Task, ignored_of, object_of
 
 FREE = frozenset({"panel", "workers"})
-COUNTS = ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "budget", "threads", "start_steps")
+COUNTS = ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "vertices", "threads", "start_steps")
 ANSWERS = "answers.jsonl"
 LAUNCHER = re.compile(r"^(launch|accelerate\.commands\.launch)$|(accelerate-launch|accelerate/commands/launch\.py)$")
 
@@ -59,8 +59,10 @@ class Args:
     train: Annotated[GSPOOptions, tyro.conf.arg(name="")] = field(default_factory=GSPOOptions)
     sft_learning_rate: float = 2e-4
     """of the control"""
-    budget: int = 104
-    """tokens of the outlines that the control learns from: as many as the embedded checkpoint was taught"""
+    vertices: int = 12
+    """of the outlines that the control learns from, at most; as the embedded checkpoint was taught"""
+    tolerance: float = 0.02
+    """of these outlines, in parts of the image's longer side"""
     limit: int = 100_000
     """training tasks"""
     eval_limit: int = 500
@@ -121,21 +123,20 @@ class Questions(Sequence):
     def __init__(self, this: Run, count: int | None = None) -> None:
         self.this, self.agent = this, this.agent
         self.places = this.train_places[:count]
-        tokenizer = self.agent.backend.processor.tokenizer
-        self.length = lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, k):
+        from agents.outlines import drawn
         from segenv import queries
         from segenv.data.recorded import encode
 
-        task, codec = self.this.data[self.places[k]], self.agent.codec
+        args, task, codec = self.this.args, self.this.data[self.places[k]], self.agent.codec
         query = queries.query(task, codec, style=self.agent.prompt_style)
         row = {"image": self.agent.backend.sent(query.picture), "prompt": query.prompt}
-        if self.this.args.method == "sft":
-            return {**row, "reply": queries.reply(query, codec, self.this.args.budget, self.length)}
+        if args.method == "sft":
+            return {**row, "reply": drawn(task, codec, args.vertices, tolerance=args.tolerance)}
         ignored = ignored_of(task.target)
         return {
             **row,

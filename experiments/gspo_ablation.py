@@ -213,7 +213,7 @@ def _protocol(args: Args, chosen: Sequence[Arm]) -> dict[str, Any]:
             "intervals": "95 % bootstrap over held-out tasks, paired; pooled ones average each task over seeds first",
             "between seeds": "the order of tasks and the replies drawn in training differ; the policy of the start, "
             "the held-out tasks and the seeds of their drawn replies are the same",
-            "+ SFT": "learns outlines by name within --budget tokens, not the mixture that the start was taught, "
+            "+ SFT": "learns outlines by name, of --vertices and --tolerance, not the mixture of the start, "
             "without dense losses; at a constant rate of its own, --sft-learning-rate",
             **kept,
         }

@@ -157,7 +157,7 @@ def test_training_that_was_cut_ends_with_the_weights_of_training_that_was_not(ta
 
 
 def arguments(taught: Path, out: Path, **own) -> gspo.Args:
-    few = {"limit": 16, "eval_limit": 6, "probe": 3, "probe_steps": 2, "panel": 2, "eval_batch": 4, "budget": 64}
+    few = {"limit": 16, "eval_limit": 6, "probe": 3, "probe_steps": 2, "panel": 2, "eval_batch": 4, "vertices": 4}
     return gspo.Args(
         agent=f"mllm:{taught}",
         data="synthetic:train#easy",
