@@ -71,6 +71,8 @@ def run(args: Args) -> dict[str, Any]:
     """Train and measure every arm; returns what ablation.json holds."""
     if args.steps < 1 or args.tasks < 1:
         raise RunError(f"steps is {args.steps} and tasks {args.tasks}; expected 1 or more")
+    for own in ARMS[args.vary].values():
+        sft_polygon.check(settings(args, own))
     out = args.resume or args.out or f"runs/polygon-{args.vary}"
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         data = Synthetic("val")[: args.tasks]
@@ -83,25 +85,30 @@ def run(args: Args) -> dict[str, Any]:
         return folder.read_json("ablation.json")
 
 
+def settings(args: Args, own: dict[str, Any]) -> sft_polygon.Args:
+    """Of the training of an arm with `own` settings."""
+    shared = sft_polygon.Args(
+        base=args.base,
+        draw_steps=args.steps,
+        cooldown=args.steps // 2,
+        tolerance=args.tolerance,
+        lessons=args.lessons,
+        seed=args.seed,
+        workers=args.workers,
+        threads=args.threads,
+        measure_every=args.steps,
+    )
+    return replace(shared, **own)
+
+
 def _arm(args: Args, folder: RunFolder, arm: str, own: dict[str, Any], data: Any) -> list[Record]:
     """Train one arm, unless it is trained, and its greedy reply to each held-out task, unless it has replied."""
     name = arm.replace(":", "-")
     path, replies = folder / name, f"{name}.jsonl"
     print(f"[{path}]", file=sys.stderr)
     if not RunFolder(path).done("sft"):
-        settings = sft_polygon.Args(
-            base=args.base,
-            draw_steps=args.steps,
-            cooldown=args.steps // 2,
-            tolerance=args.tolerance,
-            lessons=args.lessons,
-            seed=args.seed,
-            workers=args.workers,
-            threads=args.threads,
-            measure_every=args.steps,
-        )
         where: dict[str, Any] = {"resume": str(path)} if (path / "config.yaml").exists() else {"out": str(path)}
-        sft_polygon.run(replace(settings, **own, **where))
+        sft_polygon.run(replace(settings(args, own), **where))
     have = [Record(**one) for one in folder.records(replies)]
     if len(have) < len(data):
         agent = agents.make(f"mllm:{path / 'model'}")

@@ -18,8 +18,8 @@ from experiments.polygon_ablation import ARMS
 from experiments.runs import RunError
 from segenv.codec import polygons
 from segenv.data.synthetic import Synthetic
-from segenv.geometry import canonical, polygon_iou
-from segenv.types import Box, Polygons
+from segenv.geometry import canonical, polygon_iou, polygons_to_mask
+from segenv.types import Box, Polygons, Task
 
 torch.set_num_threads(1)
 SMALL = {"image_size": 64, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
@@ -48,6 +48,20 @@ def test_drawn_replies_give_the_object_back_in_any_order_but_the_shuffled_one(co
             assert all(np.array_equal(a, b) for a, b in rings)
         if order == "reversed":
             assert all(np.array_equal(a[0], b[0]) for a, b in zip(read.rings, right.rings, strict=True))
+
+
+def test_outlines_have_the_corners_that_they_need_and_no_more():
+    """A slanted triangle has three vertices within a tolerance, and all that it may have without."""
+    ring = np.array([[10.3, 12.1], [40.7, 90.2], [88.4, 30.9]])
+    mask = polygons_to_mask([ring], 96, 128)
+    task, rings = Task("t", np.zeros((96, 128, 3), np.uint8), mask, "it"), polygons.get("rings")
+    counts = {
+        tolerance: len(rings.parse(drawn(task, rings, 12, tolerance=tolerance), task).rings[0])
+        for tolerance in (0.0, 0.02)
+    }
+    assert counts == {0.0: 12, 0.02: 3}
+    nothing = Task("n", task.image, np.zeros_like(mask), "it")
+    assert rings.parse(drawn(nothing, rings, 12, tolerance=0.02), nothing).rings == ()
 
 
 def test_lessons_depend_on_their_number_and_every_answer_is_right():
@@ -143,6 +157,9 @@ def test_the_command_knows_its_modes_and_refuses_what_cannot_be(base, tmp_path, 
     assert "expected 4 or more" in capsys.readouterr().err
     with pytest.raises(RunError, match="writes no polygons"):
         sft_polygon.run(_args(base, tmp_path / "b", codec="segagent"))
+    with pytest.raises(RunError, match="tolerance is 2"):
+        polygon_ablation.run(polygon_ablation.Args(out=str(tmp_path / "c"), base=base, tolerance=2))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("vary", ["order", "codec"])
