@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -136,32 +137,25 @@ def play(
 
 
 def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[tuple[list[Episode], Skipped]]:
-    others = set(multiprocessing.active_children())
-    # Spawned, as a process forked from one with threads may hang; the variables are read when a worker imports its
-    # libraries.
+    # Read by a worker when it imports its libraries.
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(dict.fromkeys(before, str(setup.threads)))
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     waiting, pending = iter(chunks), set[Future]()
+    advice = (
+        "the episodes that had come back are kept. Go on with --resume DIR, with fewer --workers or a smaller "
+        "--batch-size if memory was short"
+    )
     try:
-        while True:
-            while len(pending) < 2 * workers and (chunk := next(waiting, None)) is not None:
-                pending.add(pool.submit(_play_chunk, setup, chunk))
-            if not pending:
-                break
-            ready, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in ready:
-                yield future.result()
-        pool.shutdown()
-    except BrokenProcessPool as error:
-        raise WorkerError(
-            f"one of {workers} worker processes died (killed, or out of memory?); the episodes that had come back are "
-            "kept. Go on with --resume DIR, with fewer --workers or a smaller --batch-size if memory was short"
-        ) from error
+        with _pool(workers, advice) as pool:
+            while True:
+                while len(pending) < 2 * workers and (chunk := next(waiting, None)) is not None:
+                    pending.add(pool.submit(_play_chunk, setup, chunk))
+                if not pending:
+                    break
+                ready, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    yield future.result()
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in set(multiprocessing.active_children()) - others:
-            child.terminate()
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
@@ -227,18 +221,23 @@ def side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) 
         for job in jobs:
             work(job)
         return
-    others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
-    try:
+    with _pool(workers, "go on with --resume DIR, with fewer --workers if memory was short") as pool:
         done, _ = wait([pool.submit(work, job) for job in jobs], return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
+
+
+@contextmanager
+def _pool(workers: int, advice: str) -> Iterator[ProcessPoolExecutor]:
+    """Spawned processes, as one forked from a process with threads may hang; none outlives the `with` block. Where one
+    died, WorkerError says so, with `advice`."""
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
+    try:
+        yield pool
         pool.shutdown()
     except BrokenProcessPool as error:
-        raise WorkerError(
-            f"one of {workers} workers died (killed, or out of memory?); go on with --resume DIR, with fewer --workers "
-            "if memory was short"
-        ) from error
+        raise WorkerError(f"one of {workers} worker processes died (killed, or out of memory?); {advice}") from error
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         ended = set(multiprocessing.active_children()) - others
