@@ -76,7 +76,7 @@ class GSPOOptions:
     """see the table of `agents.gspo`"""
     steps: int = 240
     """of the optimiser"""
-    prompts: int = 8
+    prompts: int = 16
     """questions that are answered before an update"""
     group: int = 8
     """replies to each of them"""
@@ -86,7 +86,7 @@ class GSPOOptions:
     """how often all of these are made"""
     micro_batch_size: int = 0
     """replies at a time on one device; 0: all that it has of a step"""
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     """not published; this one is for the tiny model"""
     warmup: float = 0.02
     """part of all steps over which the learning rate rises; afterwards it stays"""

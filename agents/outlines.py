@@ -18,12 +18,13 @@ from agents.lessons import COLOUR_NAMES, FINE, SHAPE_NAMES, Lesson, Lessons, Pla
 from segenv import queries
 from segenv.codec import polygons
 from segenv.data.synthetic import Scene, expressions
-from segenv.geometry import fit, simplify
+from segenv.geometry import fit
 from segenv.types import Task, object_of
 
 # What is asked, with its chance. The rest, ABSENT, are masks of objects that are not there.
 MIXTURE = {("text", "mask"): 0.72, ("box", "mask"): 0.08, ("point", "mask"): 0.08, ("text", "box"): 0.08}
 ABSENT = 0.04
+VERTICES, RATIO = 12, 0.015  # of an outline: at most, and simplified by this part of each ring's length
 ORDERS = ("canonical", "reversed", "random-start", "random")
 
 # Frequent runs of brackets and digits of the polygon codecs as one token each: a vertex then takes eight.
@@ -33,24 +34,22 @@ TOKENS = ("],[", "]],[[", "[[[", "]]]", "], [0.", "]], [[0.", "[[[0.", ", 0.", "
 class Outlines(Lessons):
     """Lesson i is a function of i, the seed and the plan (which says how many questions a scene is asked).
 
-    `codec` is a polygon codec's spec; outlines are as `drawn` makes them, of at most `vertices` vertices and simpler by
-    `tolerance`; `order` is how those of a ring stand, of `ORDERS`.
+    `codec` is a polygon codec's spec; `vertices`, `ratio` and `order` are as for `drawn`.
     """
 
     def __init__(
         self,
         plan: Plan,
         codec: str = "rings",
-        vertices: int = 12,
+        vertices: int = VERTICES,
+        ratio: float = RATIO,
         order: str = "canonical",
-        tolerance: float = 0.02,
         **how: Any,
     ) -> None:
         super().__init__(plan, **how)
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}; expected one of {', '.join(ORDERS)}")
-        self.dialect, self.vertices, self.order = polygons.get(codec), vertices, order
-        self.tolerance = tolerance
+        self.dialect, self.vertices, self.ratio, self.order = polygons.get(codec), vertices, ratio, order
 
     def __getitem__(self, i: int) -> Lesson:
         rng = np.random.default_rng([self.seed, i])
@@ -79,7 +78,7 @@ class Outlines(Lessons):
             given, wanted = list(MIXTURE)[int(rng.choice(len(weights), p=weights / weights.sum()))]
         query = queries.query(task, self.dialect, given, wanted, style="instruction")
         if wanted == "mask":
-            reply = drawn(task, self.dialect, self.vertices, self.order, rng, self.tolerance)
+            reply = drawn(task, self.dialect, self.vertices, self.ratio, self.order, rng)
         else:
             reply = queries.reply(query, self.dialect)
         covered = self._shares(task.target)
@@ -105,18 +104,20 @@ class Outlines(Lessons):
 def drawn(
     task: Task,
     codec: polygons.PolygonCodec,
-    vertices: int,
+    vertices: int = VERTICES,
+    ratio: float = RATIO,
     order: str = "canonical",
     rng: np.random.Generator | None = None,
-    tolerance: float = 0.0,
 ) -> str:
-    """The reply that draws a task's target in the best outline of at most `vertices` vertices (one rectangle where
-    that is too few), and of no more than it needs to be within `tolerance` of the image's longer side: corners, then,
-    not the steps of a slanted edge. They stand in `order`: counterclockwise on the screen from the topmost one, the
-    other way round, from a random one, or shuffled."""
-    rings = list(codec.outline(object_of(task.target), ratio=0).rings)
+    """The reply that draws a task's target: simplified by `ratio` of each ring's length, so that the corners stay and
+    not the steps of a slanted edge; and where that still takes more than `vertices`, the best outline that does not
+    (one rectangle where that is too few).
+
+    `order` is that of a ring's vertices: counterclockwise on the screen from the topmost one (canonical), reversed,
+    from a random one, or shuffled.
+    """
+    rings = list(codec.outline(object_of(task.target), ratio=ratio).rings)
     if rings:
-        rings = simplify(rings, tolerance * max(task.height, task.width))
         rings = fit(rings, lambda found: sum(map(len, found)) <= max(4, vertices), codec.union)
     if order == "reversed":
         rings = [np.roll(ring[::-1], 1, axis=0) for ring in rings]  # from the same vertex

@@ -13,8 +13,6 @@ are ours, as none is published.
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +25,8 @@ import tyro
 import yaml
 
 from agents.gspo import GSPOOptions
+from agents.outlines import RATIO, VERTICES, drawn
+from experiments.launch import as_launched, processes
 from experiments.polygons_measures import Record
 from experiments.runs import RunError, RunFolder, disk_errors, hide_home, manifest, parse_args, plain
 from experiments.star_stages import split
@@ -35,9 +35,8 @@ from segenv.seeds import seed_of
 from segenv.types import SegenvError, Task, ignored_of, object_of
 
 FREE = frozenset({"panel", "workers"})
-COUNTS = ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "vertices", "threads", "start_steps")
+COUNTS = ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "threads", "start_steps")
 ANSWERS = "answers.jsonl"
-LAUNCHER = re.compile(r"^(launch|accelerate\.commands\.launch)$|(accelerate-launch|accelerate/commands/launch\.py)$")
 
 
 @dataclass(frozen=True)
@@ -59,10 +58,10 @@ class Args:
     train: Annotated[GSPOOptions, tyro.conf.arg(name="")] = field(default_factory=GSPOOptions)
     sft_learning_rate: float = 2e-4
     """of the control"""
-    vertices: int = 12
-    """of the outlines that the control learns from, at most; as the embedded checkpoint was taught"""
-    tolerance: float = 0.02
-    """of these outlines, in parts of the image's longer side"""
+    vertices: int = VERTICES
+    """of the outlines that the control learns from, at most; as in experiments.sft"""
+    ratio: float = RATIO
+    """by which these outlines are simplified; as in experiments.sft"""
     limit: int = 100_000
     """training tasks"""
     eval_limit: int = 500
@@ -81,11 +80,12 @@ class Args:
     """of each process"""
     ablation: Literal["none", "sft", "rewards", "algorithms", "length"] = "none"
     """a table of arms, each a run of its own in each of --seeds: against more SFT; parts of the reward; GSPO, LUSPO and
-    GRPO; or the length of replies from each of --checkpoints"""
+    GRPO; or the length of replies, from several starts"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """of an ablation"""
     checkpoints: tuple[str, ...] = ()
-    """agents that --ablation length starts from; without any, three are taught sparse, middle and dense outlines"""
+    """agents that --ablation length starts from; without any, from three that the embedded click policy becomes when it
+    is taught sparse, middle and dense outlines in rings"""
     start_steps: int = 1_500
     """of each of those three"""
     workers: int = 0
@@ -128,7 +128,6 @@ class Questions(Sequence):
         return len(self.places)
 
     def __getitem__(self, k):
-        from agents.outlines import drawn
         from segenv import queries
         from segenv.data.recorded import encode
 
@@ -136,7 +135,7 @@ class Questions(Sequence):
         query = queries.query(task, codec, style=self.agent.prompt_style)
         row = {"image": self.agent.backend.sent(query.picture), "prompt": query.prompt}
         if args.method == "sft":
-            return {**row, "reply": drawn(task, codec, args.vertices, tolerance=args.tolerance)}
+            return {**row, "reply": drawn(task, codec, args.vertices, args.ratio)}
         ignored = ignored_of(task.target)
         return {
             **row,
@@ -180,34 +179,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def processes() -> int:
-    """How many processes train together, as `accelerate launch` and `torchrun` tell it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def as_launched() -> None:
-    """Become the processes that `accelerate launch --num_processes N` was asked for. Without GPUs it starts one,
-    whatever N says, unless it is told `--multi_gpu`, which on CPUs means gloo: so this process goes on as the same
-    command with that flag."""
-    if "ACCELERATE_MIXED_PRECISION" not in os.environ or "WORLD_SIZE" in os.environ:
-        return  # not launched, or launched in full
-    import psutil
-    import torch
-    from accelerate.commands.launch import launch_command_parser
-
-    words = psutil.Process(os.getppid()).cmdline()
-    begin = next((k + 1 for k, word in enumerate(words) if LAUNCHER.search(word)), None)
-    if begin is None or torch.cuda.is_available():
-        return
-    flags = words[begin:]
-    asked = launch_command_parser().parse_args(flags)
-    if asked.cpu:
-        flags.remove("--cpu")  # it cannot stand beside the other
-    if (asked.num_processes or 1) > 1:
-        print(f"accelerate started 1 process of {asked.num_processes}: again, with --multi_gpu", file=sys.stderr)
-        os.execv(sys.executable, [sys.executable, *words[1:begin], "--multi_gpu", *flags])
-
-
 def prepare(args: Args) -> Run:
     """Settings that hold, data that can be read and a model that can be trained; RunError says what is wrong."""
     for name in COUNTS:
@@ -215,6 +186,8 @@ def prepare(args: Args) -> Run:
             raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
     if args.workers < 0:
         raise RunError(f"workers is {args.workers}; expected 0 (by itself) or more")
+    if args.vertices < 4 or not 0 <= args.ratio < 1:
+        raise RunError(f"vertices is {args.vertices} and ratio {args.ratio}; expected 4 or more, and from 0 to below 1")
     out = args.resume or args.out
     if out is None:
         raise RunError("a run needs a folder: give out, or resume")

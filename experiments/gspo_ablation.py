@@ -22,6 +22,7 @@ from agents.mllm import checkpoint
 from agents.sft import identity
 from experiments import gspo, gspo_report, polygon_ablation, report
 from experiments.gspo import ANSWERS, Args
+from experiments.launch import processes
 from experiments.polygons_measures import Record, by_task
 from experiments.runs import RunError, RunFolder, hide_home, manifest, plain, write_atomic
 from search.executors import side_by_side
@@ -59,32 +60,34 @@ TABLES: dict[str, tuple[Arm, ...]] = {
 }
 VERTICES = tuple(polygon_ablation.ARMS["vertices"])  # names of the arms
 STARTS = "starts"
-OWN = ("method", "reward", "agent")  # what arms have of their own, whatever the flags say
 
 
 def arms(args: Args, out: str | Path = "") -> tuple[Arm, ...]:
-    """The arms of the table that is asked for; `out` is the run's folder, in which models of `taught` lie."""
+    """The arms of the table that is asked for; `out` is the run's folder, in which the models of `teach` lie."""
     if args.ablation != "length":
         return TABLES[args.ablation]
-    specs = args.checkpoints or tuple(f"mllm:{Path(out, STARTS, name, 'model')}" for name in VERTICES)
-    paths = [Path(spec.partition(":")[2]) for spec in specs]
+    if not args.checkpoints:
+        if args.codec is not None:
+            raise RunError(f"--ablation length teaches rings; with --codec {args.codec}, give --checkpoints")
+        folder = Path(out).resolve() / STARTS
+        return tuple(
+            Arm(name, f"taught {name} outlines", {"agent": f"mllm:{folder / name}/model"}) for name in VERTICES
+        )
+    paths = [Path(spec.partition(":")[2]) for spec in args.checkpoints]
     names = [path.parent.name if path.name == "model" else path.name for path in paths]
-    found = tuple(Arm(name, spec, {"agent": spec}) for name, spec in zip(names, specs, strict=True))
+    found = tuple(Arm(name, spec, {"agent": spec}) for name, spec in zip(names, args.checkpoints, strict=True))
     folders = {_folder(RunFolder("."), 0, arm).name for arm in found}
     if len(folders) < len(found) or not all(names):
         raise RunError(f"--checkpoints {' '.join(args.checkpoints)}: the folders' names must differ")
     return found
 
 
-def taught(args: Args, out: Path) -> None:
-    """The models that --ablation length starts from where no --checkpoints are given: taught sparse, middle and dense
-    outlines for --start-steps each, in the folder `out`."""
+def teach(args: Args, out: Path) -> None:
+    """Make the models that --ablation length starts from where no --checkpoints are given, in the folder `out`."""
     if not RunFolder(out).done("ablation"):
         where: dict[str, Any] = {"resume": str(out)} if (out / "config.yaml").exists() else {"out": str(out)}
-        tasks = min(args.eval_limit, polygon_ablation.Args.tasks)
-        polygon_ablation.run(
-            polygon_ablation.Args(vary="vertices", steps=args.start_steps, tasks=tasks, threads=args.threads, **where)
-        )
+        steps, tasks, ratio = args.start_steps, args.eval_limit, args.ratio
+        polygon_ablation.run(polygon_ablation.Args("vertices", steps=steps, tasks=tasks, ratio=ratio, **where))
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -92,15 +95,15 @@ def run(args: Args) -> dict[str, Any]:
     if not args.seeds or len(set(args.seeds)) < len(args.seeds):
         raise RunError(f"seeds are {args.seeds}; expected one or more different ones")
     out = args.resume or args.out
-    if gspo.processes() > 1:
+    if processes() > 1:
         raise RunError("an ablation trains in one process; start it without accelerate launch")
     assert out is not None  # main gives one
     chosen = arms(args, out)
+    gspo.prepare(args)  # what is wrong is said before anything is written
     with RunFolder.resume(out, args, gspo.FREE) if args.resume else RunFolder.create(out, args) as folder:
         if args.ablation == "length" and not args.checkpoints:
-            taught(args, folder / STARTS)
-        starts = sorted({arm.own.get("agent", args.agent) for arm in chosen})
-        hashes = {spec: identity(checkpoint(spec)) for spec in starts}
+            teach(args, folder / STARTS)
+        hashes = {arm.name: identity(checkpoint(arm.own.get("agent", args.agent))) for arm in chosen}
         folder.keep_manifest(manifest(args.seeds[0], _protocol(args, chosen), hashes))
         made = [_arm(args, folder, seed, arm) for seed in args.seeds for arm in chosen]
         waiting = [one for one in made if not RunFolder(one.resume or one.out or "").done("gspo")]
@@ -125,12 +128,18 @@ def _arm(args: Args, folder: RunFolder, seed: int, arm: Arm) -> Args:
     path = _folder(folder, seed, arm)
     begun = (path / "config.yaml").exists()
     where: dict[str, Any] = {"resume": str(path) if begun else None, "out": None if begun else str(path)}
-    train = replace(args.train, **{**arm.train, "seed": seed})
-    config = Path(arm.own.get("agent", "").partition(":")[2], "config.json")
-    if config.is_file():  # each of --ablation length may write as much as it was taught
-        declared = json.loads(config.read_text()).get("segenv", {}).get("max_new_tokens", 0)
-        train = replace(train, max_tokens=max(train.max_tokens, declared))
+    train = replace(args.train, **{**_options(args, arm), "seed": seed})
     return replace(args, **{**arm.own, **where, "train": train, "ablation": "none", "seeds": (), "checkpoints": ()})
+
+
+def _options(args: Args, arm: Arm) -> dict[str, Any]:
+    """What an arm has of its own among the options of training; with a start of its own, it may write as much as that
+    was taught."""
+    base = checkpoint(arm.own["agent"]) if "agent" in arm.own else None
+    if base is None or not Path(base, "config.json").is_file():
+        return dict(arm.train)
+    declared = json.loads(Path(base, "config.json").read_text()).get("segenv") or {}
+    return {**arm.train, "max_tokens": max(args.train.max_tokens, declared.get("max_new_tokens", 0))}
 
 
 def _make(args: Args) -> None:
@@ -184,6 +193,7 @@ def results(args: Args, folder: RunFolder, chosen: Sequence[Arm]) -> dict[str, A
                 "valid_by_seed": valid,
                 "tokens": float(np.mean(tokens)),
                 "tokens_by_seed": tokens,
+                "tokens_before": float(np.mean([one.tokens for one in _sorted(found[arm.name][0][0], drawn)])),
             }
         lines.append(line)
     tasks = len({one.task for one in found[chosen[0].name][0][0]})
@@ -209,11 +219,11 @@ def _protocol(args: Args, chosen: Sequence[Arm]) -> dict[str, Any]:
     kept = {key: settings[key] for key in settings if key not in gspo.FREE | {"out", "resume"}}
     return hide_home(
         {
-            "arms": {arm.name: {**arm.own, **arm.train} for arm in chosen},
+            "arms": {arm.name: {**arm.own, **_options(args, arm)} for arm in chosen},
             "intervals": "95 % bootstrap over held-out tasks, paired; pooled ones average each task over seeds first",
             "between seeds": "the order of tasks and the replies drawn in training differ; the policy of the start, "
             "the held-out tasks and the seeds of their drawn replies are the same",
-            "+ SFT": "learns outlines by name, of --vertices and --tolerance, not the mixture of the start, "
+            "+ SFT": "learns outlines by name, of --vertices and --ratio, not the mixture of the start, "
             "without dense losses; at a constant rate of its own, --sft-learning-rate",
             **kept,
         }
@@ -225,12 +235,11 @@ def _protocol(args: Args, chosen: Sequence[Arm]) -> dict[str, Any]:
 
 def table(numbers: Mapping[str, Any]) -> list[list[str]]:
     """The cells: arm, seed, and for greedy and drawn replies gIoU, gain and gain over the first arm; valid, tokens."""
-    rows = []
-    start = numbers["arms"][0]
-    rows.append(
-        ["start", "", *_spread((f"{start[mode]['before']:.3f}", "", "") for mode, _ in gspo_report.MODES), "", ""]
-    )
+    own = numbers["protocol"]["ablation"] == "length"  # starts: gains over another arm would say nothing
+    rows = [] if own else [_start_row("start", numbers["arms"][0])]
     for place, line in enumerate(numbers["arms"]):
+        if own:
+            rows.append(_start_row(f"{line['arm']}, start", line))
         for k, seed in enumerate(["all", *numbers["protocol"]["seeds"]]):
 
             def of(mode: str, key: str, line: Any = line, k: int = k) -> Any:
@@ -238,11 +247,16 @@ def table(numbers: Mapping[str, Any]) -> list[list[str]]:
 
             cells = []
             for mode, _ in gspo_report.MODES:
-                over = _cell(of(mode, "over_first")) if place else ""
+                over = _cell(of(mode, "over_first")) if place and not own else ""
                 cells.append((f"{of(mode, 'after'):.3f}", _cell(of(mode, "gain")), over))
             ends = [f"{of('sampled', 'valid'):.3f}", f"{of('sampled', 'tokens'):.1f}"]
             rows.append(["" if k else line["arm"], str(seed), *_spread(cells), *ends])
     return rows
+
+
+def _start_row(name: str, line: Mapping[str, Any]) -> list[str]:
+    cells = [(f"{line[mode]['before']:.3f}", "", "") for mode, _ in gspo_report.MODES]
+    return [name, "", *_spread(cells), "", f"{line['sampled']['tokens_before']:.1f}"]
 
 
 def _spread(cells: Any) -> list[str]:
@@ -311,7 +325,7 @@ def write(folder: RunFolder, numbers: Mapping[str, Any], lengths: Mapping[str, S
     report.write_html(
         folder / "report.html",
         "gspo_ablation.html",
-        title=f"GSPO ablation ({numbers['protocol']['ablation']}) from {numbers['protocol']['agent']}",
+        title=f"GSPO ablation: {numbers['protocol']['ablation']}",
         numbers=numbers,
         header=rows[0],
         rows=rows[1:],

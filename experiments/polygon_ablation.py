@@ -4,8 +4,9 @@
 
 trains one model for each value of the choice, `--steps` steps from the same checkpoint over the same scenes, and lets
 each outline the same held-out tasks. `order` is how the vertices of a ring stand; `vertices` how many an outline has at
-most, and so how many tokens a reply; `codec` how parts and holes are written. Each training is a folder of its own in
-the run's, and goes on where it was cut with `--resume DIR`. The table's differences are paired with the first arm's.
+most (dense ones are not simplified before), and so how many tokens a reply; `codec` how parts and holes are written.
+Each training is a folder of its own in the run's, and goes on where it was cut with `--resume DIR`. The table's
+differences are paired with the first arm's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 import agents
 from agents.mllm import EMBEDDED
+from agents.outlines import RATIO
 from agents.sft import identity
 from experiments import sft_polygon
 from experiments.polygons import Record, answers, measures
@@ -36,7 +38,7 @@ ARMS: dict[str, dict[str, dict[str, Any]]] = {  # the first of each is what the 
     "vertices": {
         "middle": {"vertices": 12},
         "sparse": {"vertices": 5},
-        "dense": {"vertices": 40, "tolerance": 0.0},
+        "dense": {"vertices": 40, "ratio": 0.0},
     },
     "codec": {name: {"codec": name} for name in ("simpleseg", "simpleseg:contour=edges", "rings")},
 }
@@ -55,8 +57,8 @@ class Args:
     base: str = str(EMBEDDED)
     """Folder of the checkpoint that every arm starts from: a tiny model, by default the embedded click policy."""
     steps: int = 1_500
-    tolerance: float = sft_polygon.Args.tolerance
-    """Of the outlines; dense ones have none."""
+    ratio: float = RATIO
+    """As in experiments.sft; but 0 for dense outlines."""
     lessons: int = 8
     """Scenes a step."""
     tasks: int = 500
@@ -86,12 +88,12 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def settings(args: Args, own: dict[str, Any]) -> sft_polygon.Args:
-    """Of the training of an arm with `own` settings."""
+    """The settings of an arm's training."""
     shared = sft_polygon.Args(
         base=args.base,
         draw_steps=args.steps,
         cooldown=args.steps // 2,
-        tolerance=args.tolerance,
+        ratio=args.ratio,
         lessons=args.lessons,
         seed=args.seed,
         workers=args.workers,

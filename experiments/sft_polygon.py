@@ -4,9 +4,8 @@
 
 starts from the embedded click policy, which knows where things are, gives its tokenizer one token for each frequent run
 of brackets, and trains on fresh scenes of `synthetic:train`: outlines by name, by box or by point, boxes by name, and
-empty lists for what is not there. Every outline has the vertices that it needs to be within `--tolerance`, at most
-`--vertices`. Departures from SimpleSeg: these in place of a ratio of the outline's length, and dense losses on the
-image's tokens beside that of the reply.
+empty lists for what is not there. Outlines are simplified by a ratio of their length, as SimpleSeg's. Departures: they
+have at most `--vertices`, and beside the loss of the reply there are dense ones on the image's tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from agents import tiny
 from agents.backends.transformers import TransformersBackend
 from agents.lessons import Lesson, Plan
 from agents.mllm import EMBEDDED, parse
-from agents.outlines import TOKENS, Outlines
+from agents.outlines import RATIO, TOKENS, VERTICES, Outlines
 from agents.sft import identity
 from experiments.polygons_measures import record
 from experiments.runs import RunError, RunFolder, manifest
@@ -52,11 +51,10 @@ class Args:
     """Folder of the checkpoint to start from, or the name of an embedded one; by default the embedded click policy."""
     codec: str = "rings"
     """How outlines are written: rings, simpleseg or simpleseg:contour=edges."""
-    vertices: int = 12
+    vertices: int = VERTICES
     """Vertices of an outline, at most."""
-    tolerance: float = 0.02
-    """How far from the object's outline the drawn one may be, in parts of the image's longer side: the more, the fewer
-    vertices."""
+    ratio: float = RATIO
+    """Douglas and Peucker's tolerance in parts of a ring's length: the more, the fewer vertices."""
     order: Literal["canonical", "reversed", "random-start", "random"] = "canonical"
     """How the vertices of a ring stand."""
     draw_steps: int = 9_000
@@ -94,8 +92,8 @@ class Source(Dataset):
                 Plan(first=args.questions),
                 args.codec,
                 args.vertices,
+                args.ratio,
                 args.order,
-                args.tolerance,
                 image_size=self.image_size,
                 grid=self.grid,
                 seed=args.seed + 2,
@@ -179,7 +177,7 @@ def check(args: Args) -> None:
     for name, bound in least.items():
         if getattr(args, name) < bound:
             raise RunError(f"{name} is {getattr(args, name)}; expected {bound} or more")
-    if not 0 <= args.tolerance < 1:
-        raise RunError(f"tolerance is {args.tolerance}; expected a part of the image's side, from 0 to below 1")
+    if not 0 <= args.ratio < 1:
+        raise RunError(f"ratio is {args.ratio}; expected a part of a ring's length, from 0 to below 1")
     if args.codec not in polygons.DIALECTS:
         raise RunError(f"codec {args.codec!r} writes no polygons; expected one of {', '.join(polygons.DIALECTS)}")

@@ -211,9 +211,24 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(taught
         gspo.run(replace(arguments(taught, tmp_path / "run"), agent="annotator"))
     with pytest.raises(RunError, match="reward 'iuo' is not understood"):
         gspo.run(replace(arguments(taught, tmp_path / "run"), reward="iuo"))
-    with pytest.raises(RunError, match="start_steps is 0"):
-        gspo.run(replace(arguments(taught, tmp_path / "run"), start_steps=0))
+    for own, message in (
+        ({"start_steps": 0}, "start_steps is 0"),
+        ({"ratio": -1.0}, "ratio -1.0; expected"),
+        ({"codec": "simpleseg"}, "with --codec simpleseg, give --checkpoints"),
+    ):
+        with pytest.raises(RunError, match=message):
+            gspo_ablation.run(replace(arguments(taught, tmp_path / "run"), ablation="length", **own))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_control_learns_outlines_of_as_many_vertices_as_it_is_told(taught, tmp_path):
+    counts = []
+    for vertices, ratio in ((12, 0.0), (12, 0.03), (4, 0.0)):
+        args = arguments(taught, tmp_path / "run", method="sft", vertices=vertices, ratio=ratio)
+        rows = gspo.Questions(gspo.prepare(args))
+        counts.append([int(rows[k]["reply"].split()[1]) for k in range(len(rows))])
+    assert len(counts[0]) >= 8 and max(counts[0]) == 12 and max(counts[2]) == 4
+    assert np.mean(counts[2]) < np.mean(counts[1]) < np.mean(counts[0]) - 1
 
 
 @pytest.mark.slow
@@ -240,7 +255,7 @@ def test_the_ablation_compares_with_as_much_more_supervision(taught, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_drift_of_length_from_models_that_it_teaches_itself(taught, tmp_path):
+def test_the_drift_of_length_from_models_that_it_teaches_itself(taught, tmp_path, monkeypatch):
     args = arguments(taught, tmp_path / "run", ablation="length", seeds=(0,), start_steps=1, eval_limit=2, probe=2)
     numbers = gspo_ablation.run(args)
     starts = tmp_path / "run" / "starts"
@@ -252,13 +267,15 @@ def test_the_drift_of_length_from_models_that_it_teaches_itself(taught, tmp_path
     ]
     assert most == [max(args.train.max_tokens, 8 * (own["vertices"] + 8)) for own in ARMS["vertices"].values()]
     assert (tmp_path / "run" / "plots" / "lengths.png").is_file()
-    assert gspo_ablation.run(replace(args, resume=args.out)) == numbers
+    monkeypatch.chdir(tmp_path)
+    assert gspo_ablation.run(replace(args, out=None, resume="run")) == numbers, "the same by another name"
+    assert [row[0] for row in gspo_ablation.table(numbers)[:3]] == ["middle, start", "middle", ""]
 
 
 @pytest.mark.slow
 def test_two_processes_on_the_cpu_and_a_kill(taught, tmp_path):
     """`accelerate launch` trains in two processes; killed and resumed, it ends with the same weights."""
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2"]
+    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "2"]
     flags = ["--agent", f"mllm:{taught}", "--data", "synthetic:train#easy", "--eval-data", "synthetic:val#easy"]
     numbers = {"steps": 12, "prompts": 2, "group": 4, "updates": 2, "max-tokens": 64, "save-steps": 2, "limit": 16}
     numbers |= {"eval-limit": 4, "probe": 2, "probe-steps": 4, "learning-rate": 1e-3}

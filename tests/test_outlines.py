@@ -36,11 +36,11 @@ def test_drawn_replies_give_the_object_back_in_any_order_but_the_shuffled_one(co
     dialect, rng = polygons.get(codec), np.random.default_rng(0)
     for i in range(12):
         task = Synthetic("val")[i]
-        read = dialect.parse(drawn(task, dialect, 40, order, rng), task)
+        read = dialect.parse(drawn(task, dialect, 40, 0, order, rng), task)
         assert isinstance(read, Polygons) and not read.truncated and sum(map(len, read.rings)) <= 40
         iou = polygon_iou(read.rings, task.target, read.union)
         assert iou > 0.7 or order == "random"
-        right = dialect.parse(drawn(task, dialect, 40), task)
+        right = dialect.parse(drawn(task, dialect, 40, 0), task)
         if order == "random":
             assert [set(map(tuple, ring)) for ring in read.rings] == [set(map(tuple, ring)) for ring in right.rings]
         else:
@@ -51,17 +51,19 @@ def test_drawn_replies_give_the_object_back_in_any_order_but_the_shuffled_one(co
 
 
 def test_outlines_have_the_corners_that_they_need_and_no_more():
-    """A slanted triangle has three vertices within a tolerance, and all that it may have without."""
-    ring = np.array([[10.3, 12.1], [40.7, 90.2], [88.4, 30.9]])
-    mask = polygons_to_mask([ring], 96, 128)
-    task, rings = Task("t", np.zeros((96, 128, 3), np.uint8), mask, "it"), polygons.get("rings")
-    counts = {
-        tolerance: len(rings.parse(drawn(task, rings, 12, tolerance=tolerance), task).rings[0])
-        for tolerance in (0.0, 0.02)
-    }
-    assert counts == {0.0: 12, 0.02: 3}
-    nothing = Task("n", task.image, np.zeros_like(mask), "it")
-    assert rings.parse(drawn(nothing, rings, 12, tolerance=0.02), nothing).rings == ()
+    """A slanted triangle has three vertices, a thin bar four; and all that they may have without a ratio."""
+    rings, shape = polygons.get("rings"), (96, 128)
+
+    def counts(*corners):
+        task = Task("t", np.zeros((*shape, 3), np.uint8), polygons_to_mask([np.array(corners)], *shape), "it")
+        found = [rings.parse(drawn(task, rings, 12, ratio), task).rings for ratio in (0.0, 0.015)]
+        assert polygon_iou(found[1], task.target) > 0.7
+        return [len(ring) for (ring,) in found]
+
+    assert counts((10.3, 12.1), (40.7, 90.2), (88.4, 30.9)) == [12, 3]
+    assert counts((10, 12), (88, 60), (83, 68), (5, 20)) == [12, 4]
+    nothing = Task("n", np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool), "it")
+    assert rings.parse(drawn(nothing, rings), nothing).rings == ()
 
 
 def test_lessons_depend_on_their_number_and_every_answer_is_right():
@@ -95,7 +97,7 @@ def test_lessons_depend_on_their_number_and_every_answer_is_right():
 
 
 def test_outlines_that_begin_anywhere_have_a_loss_too():
-    lessons = Outlines(Plan(first=2), "rings", 8, "random", image_size=32, grid=2, seed=1)
+    lessons = Outlines(Plan(first=2), "rings", 8, order="random", image_size=32, grid=2, seed=1)
     _, processor = tiny.build(seed=1, image_size=32, width=32, vision_layers=1, text_layers=1, heads=2)
     batch = Collator(processor)([lessons[0], lessons[1]])
     assert (batch["clicks"] == -1).all()
@@ -157,8 +159,8 @@ def test_the_command_knows_its_modes_and_refuses_what_cannot_be(base, tmp_path, 
     assert "expected 4 or more" in capsys.readouterr().err
     with pytest.raises(RunError, match="writes no polygons"):
         sft_polygon.run(_args(base, tmp_path / "b", codec="segagent"))
-    with pytest.raises(RunError, match="tolerance is 2"):
-        polygon_ablation.run(polygon_ablation.Args(out=str(tmp_path / "c"), base=base, tolerance=2))
+    with pytest.raises(RunError, match="ratio is 2"):
+        polygon_ablation.run(polygon_ablation.Args(out=str(tmp_path / "c"), base=base, ratio=2))
     assert not list(tmp_path.iterdir())
 
 
