@@ -290,16 +290,20 @@ def _schedule(rows: Sequence[Row], processor: Any, size: int | Sequence[int] | N
     return Dataset.from_dict({"row": order.tolist()}).with_transform(questions)
 
 
+def processes() -> int:
+    """How many processes train together, as `accelerate launch` and `torchrun` tell it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _arguments(state: Path, options: GSPOOptions) -> GRPOConfig:
     gpu = torch.cuda.is_available()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
     replies = options.prompts * options.group
-    own, odd = divmod(replies, options.updates * processes)
+    own, odd = divmod(replies, options.updates * processes())
     micro = options.micro_batch_size or own
     if odd or own % micro:
         raise ValueError(
             f"{options.prompts} prompts x {options.group} replies cannot be divided among {options.updates} updates on "
-            f"{processes} processes, {micro} replies at a time; expected a multiple of their product"
+            f"{processes()} processes, {micro} replies at a time; expected a multiple of their product"
         )
     warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)  # by TRL, peft
     chosen: dict[str, Any] = dict(

@@ -24,9 +24,9 @@ from typing import Annotated, Any, ClassVar, Literal
 import tyro
 import yaml
 
-from agents.gspo import GSPOOptions
+from agents.gspo import GSPOOptions, processes
 from agents.outlines import RATIO, VERTICES, drawn
-from experiments.launch import as_launched, processes
+from experiments.launch import as_launched
 from experiments.polygons_measures import Record
 from experiments.runs import RunError, RunFolder, disk_errors, hide_home, manifest, parse_args, plain
 from experiments.star_stages import split

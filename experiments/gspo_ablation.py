@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from agents.gspo import processes
 from agents.mllm import checkpoint
 from agents.sft import identity
 from experiments import gspo, gspo_report, polygon_ablation, report
 from experiments.gspo import ANSWERS, Args
-from experiments.launch import processes
 from experiments.polygons_measures import Record, by_task
 from experiments.runs import RunError, RunFolder, hide_home, manifest, plain, write_atomic
 from search.executors import side_by_side
@@ -58,8 +58,8 @@ TABLES: dict[str, tuple[Arm, ...]] = {
         Arm("GRPO", "token ratios", {}, {"algorithm": "grpo"}),
     ),
 }
-VERTICES = tuple(polygon_ablation.ARMS["vertices"])  # names of the arms
 STARTS = "starts"
+TAUGHT = polygon_ablation.ARMS["vertices"]  # how each of them is taught
 
 
 def arms(args: Args, out: str | Path = "") -> tuple[Arm, ...]:
@@ -70,9 +70,7 @@ def arms(args: Args, out: str | Path = "") -> tuple[Arm, ...]:
         if args.codec is not None:
             raise RunError(f"--ablation length teaches rings; with --codec {args.codec}, give --checkpoints")
         folder = Path(out).resolve() / STARTS
-        return tuple(
-            Arm(name, f"taught {name} outlines", {"agent": f"mllm:{folder / name}/model"}) for name in VERTICES
-        )
+        return tuple(Arm(name, f"taught {name} outlines", {"agent": f"mllm:{folder / name}/model"}) for name in TAUGHT)
     paths = [Path(spec.partition(":")[2]) for spec in args.checkpoints]
     names = [path.parent.name if path.name == "model" else path.name for path in paths]
     found = tuple(Arm(name, spec, {"agent": spec}) for name, spec in zip(names, args.checkpoints, strict=True))

@@ -1,4 +1,4 @@
-"""How a training finds out in how many processes it runs."""
+"""A training in as many processes as `accelerate launch` was asked for."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ import sys
 from experiments.runs import RunError
 
 LAUNCHER = re.compile(r"^(launch|accelerate\.commands\.launch)$|(accelerate-launch|accelerate/commands/launch\.py)$")
-
-
-def processes() -> int:
-    """How many processes train together, as `accelerate launch` and `torchrun` tell it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def as_launched() -> None:

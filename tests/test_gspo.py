@@ -23,7 +23,6 @@ from agents import tiny, tower
 from agents.gspo import GSPOOptions, Judge, optimise
 from agents.sft import SFTOptions, finetune
 from experiments import gspo, gspo_ablation
-from experiments.polygon_ablation import ARMS
 from experiments.runs import RunError
 from segenv import codec, rewards
 
@@ -259,13 +258,13 @@ def test_the_drift_of_length_from_models_that_it_teaches_itself(taught, tmp_path
     args = arguments(taught, tmp_path / "run", ablation="length", seeds=(0,), start_steps=1, eval_limit=2, probe=2)
     numbers = gspo_ablation.run(args)
     starts = tmp_path / "run" / "starts"
-    assert [line["arm"] for line in numbers["arms"]] == list(gspo_ablation.VERTICES)
-    assert all((starts / name / "model" / "model.safetensors").is_file() for name in gspo_ablation.VERTICES)
+    assert [line["arm"] for line in numbers["arms"]] == list(gspo_ablation.TAUGHT)
+    assert all((starts / name / "model" / "model.safetensors").is_file() for name in gspo_ablation.TAUGHT)
     most = [
         json.loads((tmp_path / "run" / "seed0" / name / "policy" / "gspo.json").read_text())["plan"]["max_tokens"]
-        for name in gspo_ablation.VERTICES
+        for name in gspo_ablation.TAUGHT
     ]
-    assert most == [max(args.train.max_tokens, 8 * (own["vertices"] + 8)) for own in ARMS["vertices"].values()]
+    assert most == [max(args.train.max_tokens, 8 * (own["vertices"] + 8)) for own in gspo_ablation.TAUGHT.values()]
     assert (tmp_path / "run" / "plots" / "lengths.png").is_file()
     monkeypatch.chdir(tmp_path)
     assert gspo_ablation.run(replace(args, out=None, resume="run")) == numbers, "the same by another name"
