@@ -140,7 +140,7 @@ def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> It
     # Read by a worker when it imports its libraries.
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(dict.fromkeys(before, str(setup.threads)))
-    waiting, pending = iter(chunks), set[Future]()
+    waiting, pending = iter(chunks), list[Future]()
     advice = (
         "the episodes that had come back are kept. Go on with --resume DIR, with fewer --workers or a smaller "
         "--batch-size if memory was short"
@@ -149,10 +149,12 @@ def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> It
         with _pool(workers, advice) as pool:
             while True:
                 while len(pending) < 2 * workers and (chunk := next(waiting, None)) is not None:
-                    pending.add(pool.submit(_play_chunk, setup, chunk))
+                    pending.append(pool.submit(_play_chunk, setup, chunk))
                 if not pending:
                     break
-                ready, pending = wait(pending, return_when=FIRST_COMPLETED)
+                done = wait(pending, return_when=FIRST_COMPLETED).done
+                ready = [future for future in pending if future in done]  # a set's order would be by chance
+                pending = [future for future in pending if future not in done]
                 for future in ready:
                     yield future.result()
     finally:
