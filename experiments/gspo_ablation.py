@@ -97,7 +97,8 @@ def run(args: Args) -> dict[str, Any]:
         raise RunError("an ablation trains in one process; start it without accelerate launch")
     assert out is not None  # main gives one
     chosen = arms(args, out)
-    gspo.prepare(args)  # what is wrong is said before anything is written
+    if not args.resume:
+        gspo.prepare(args)  # what is wrong is said before anything is written
     with RunFolder.resume(out, args, gspo.FREE) if args.resume else RunFolder.create(out, args) as folder:
         if args.ablation == "length" and not args.checkpoints:
             teach(args, folder / STARTS)
