@@ -4,7 +4,8 @@
 
 trains one model for each value of the choice, `--steps` steps from the same checkpoint over the same scenes, and lets
 each outline the same held-out tasks. `order` is how the vertices of a ring stand; `vertices` how many an outline has at
-most (dense ones are not simplified before), and so how many tokens a reply; `codec` how parts and holes are written.
+most (dense ones are not simplified before), and so how many tokens a reply; `codec` how parts and holes are written,
+which tells from a start that draws well already (`--base tiny-polygon`).
 Each training is a folder of its own in the run's, and goes on where it was cut with `--resume DIR`. The table's
 differences are paired with the first arm's.
 """
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import agents
-from agents.mllm import EMBEDDED
+from agents.mllm import EMBEDDED, parse
 from agents.outlines import RATIO
 from agents.sft import identity
 from experiments import sft_polygon
@@ -55,7 +56,8 @@ class Args:
     resume: str | None = None
     """folder of a run to go on with; its settings hold"""
     base: str = str(EMBEDDED)
-    """Folder of the checkpoint that every arm starts from: a tiny model, by default the embedded click policy."""
+    """Folder of the tiny checkpoint that every arm starts from, or the name of an embedded one; by default the embedded
+    click policy."""
     steps: int = 1_500
     ratio: float = RATIO
     """As in experiments.sft; but 0 for dense outlines."""
@@ -78,7 +80,7 @@ def run(args: Args) -> dict[str, Any]:
     out = args.resume or args.out or f"runs/polygon-{args.vary}"
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         data = Synthetic("val")[: args.tasks]
-        folder.keep_manifest(manifest(args.seed, {}, {"data": data.fingerprint, "base": identity(args.base)}))
+        folder.keep_manifest(manifest(args.seed, {}, {"data": data.fingerprint, "base": identity(parse(args.base)[0])}))
         records = {arm: _arm(args, folder, arm, own, data) for arm, own in ARMS[args.vary].items()}
         numbers = results(args, records)
         folder.write_json("ablation.json", numbers)
@@ -138,7 +140,7 @@ def results(args: Args, records: dict[str, list[Record]]) -> dict[str, Any]:
         arms[arm] = {"settings": ARMS[args.vary][arm], **measures(own), "gain": gains}
     protocol = {
         "data": f"synthetic:val, the first {args.tasks} tasks",
-        "steps": f"{args.steps} of {args.lessons} scenes from {Path(args.base).name}, the same in every arm",
+        "steps": f"{args.steps} steps of {args.lessons} scenes from {Path(args.base).name}, the same in every arm",
         "replies": "greedy",
         "gain": f"difference of gIoU to {next(iter(records))}, paired over tasks, with its 95 % bootstrap interval; "
         "nothing of the spread over training seeds",
@@ -182,7 +184,7 @@ def _write(folder: RunFolder, numbers: dict[str, Any]) -> None:
     csv.writer(buffer).writerows([HEADER, *rows])
     write_atomic(folder / "ablation.csv", buffer.getvalue())
     write_atomic(folder / "ablation.md", markdown(HEADER, rows))
-    picture = plot(numbers["arms"])
+    picture = plot_gains(numbers["arms"]) if numbers["vary"] == "codec" else plot(numbers["arms"])
     write_atomic(folder / "plots" / "ablation.png", picture)
     write_html(
         folder / "report.html",
@@ -204,6 +206,22 @@ def plot(arms: dict[str, Any]) -> bytes:
         axes.errorbar(tokens, middle, yerr=[[middle - low], [high - middle]], marker="o", capsize=3, label=arm)
     axes.set(xlabel="tokens of a reply, mean", ylabel="gIoU, greedy", ylim=(0, None))
     axes.legend(frameon=False)
+    return png(figure)
+
+
+def plot_gains(arms: dict[str, Any]) -> bytes:
+    """The paired gain of each later arm over the first, with its interval: of all tasks, and by topology."""
+    figure, axes = figure_and_axes()
+    first, *later = arms
+    kinds = list(arms[first]["gain"])
+    for k, arm in enumerate(later):
+        middle, low, high = zip(*(arms[arm]["gain"][kind] for kind in kinds), strict=True)
+        spread = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
+        places = [place + 0.16 * (k - (len(later) - 1) / 2) for place in range(len(kinds))]
+        axes.errorbar(places, middle, yerr=spread, fmt="o", capsize=3, color=f"C{k + 1}", label=arm)
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    axes.set(xticks=range(len(kinds)), xticklabels=kinds, ylabel=f"gain of gIoU over {first}, greedy")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(later))
     return png(figure)
 
 
