@@ -5,9 +5,8 @@
 trains one model for each value of the choice, `--steps` steps from the same checkpoint over the same scenes, and lets
 each outline the same held-out tasks. `order` is how the vertices of a ring stand; `vertices` how many an outline has at
 most (dense ones are not simplified before), and so how many tokens a reply; `codec` how parts and holes are written,
-which tells from a start that draws well already (`--base tiny-polygon`).
-Each training is a folder of its own in the run's, and goes on where it was cut with `--resume DIR`. The table's
-differences are paired with the first arm's.
+whose effect depends on how well the start draws already (`--base`). Each training is a folder of its own in the run's,
+and goes on where it was cut with `--resume DIR`. The table's differences are paired with the first arm's.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from experiments import sft_polygon
 from experiments.polygons import Record, answers, measures
 from experiments.report import columns, data_uri, figure_and_axes, markdown, png, write_html
 from experiments.runs import RunError, RunFolder, manifest, parse_args, write_atomic
+from experiments.sft_trainer import tiny_checkpoint
 from segenv import metrics
 from segenv.data.synthetic import Synthetic
 from segenv.types import SegenvError
@@ -77,6 +77,8 @@ def run(args: Args) -> dict[str, Any]:
         raise RunError(f"steps is {args.steps} and tasks {args.tasks}; expected 1 or more")
     for own in ARMS[args.vary].values():
         sft_polygon.check(settings(args, own))
+    if not args.resume:
+        tiny_checkpoint(args.base)  # what is wrong is said before anything is written
     out = args.resume or args.out or f"runs/polygon-{args.vary}"
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         data = Synthetic("val")[: args.tasks]

@@ -114,8 +114,7 @@ def play(
     whole.
 
     `serial` keeps the order and uses `player` itself; `process` and `ray` build players of their own in `workers`
-    processes, and yield groups in the order of their completion. Raises WorkerError where a worker dies; what was
-    yielded is done.
+    processes, and yield groups as they are completed. Raises WorkerError where a worker dies; what was yielded is done.
     """
     if executor not in EXECUTORS:
         raise ValueError(f"executor {executor!r} is unknown; expected one of {', '.join(EXECUTORS)}")
@@ -155,7 +154,7 @@ def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> It
                 done = wait(pending, return_when=FIRST_COMPLETED).done
                 ready = [future for future in pending if future in done]  # a set's order would be by chance
                 pending = [future for future in pending if future not in done]
-                for future in ready:
+                for future in sorted(ready, key=lambda one: one.exception() is not None):  # what is there comes first
                     yield future.result()
     finally:
         for name, value in before.items():

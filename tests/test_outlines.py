@@ -161,6 +161,9 @@ def test_the_command_knows_its_modes_and_refuses_what_cannot_be(base, tmp_path, 
         sft_polygon.run(_args(base, tmp_path / "b", codec="segagent"))
     with pytest.raises(RunError, match="ratio is 2"):
         polygon_ablation.run(polygon_ablation.Args(out=str(tmp_path / "c"), base=base, ratio=2))
+    for wrong in ("nothing-of-that-name", f"{base}#y"):
+        with pytest.raises(RunError, match="cannot start from --base"):
+            polygon_ablation.run(polygon_ablation.Args(out=str(tmp_path / "d"), base=wrong))
     assert not list(tmp_path.iterdir())
 
 
@@ -179,3 +182,4 @@ def test_an_ablation_compares_arms_on_the_same_tasks_and_goes_on(base, tmp_path,
     again = polygon_ablation.run(polygon_ablation.Args(**{**args.__dict__, "out": None, "resume": str(out)}))
     assert again == numbers and (out / name / "model" / "model.safetensors").stat().st_mtime_ns == weights
     assert {"ablation.csv", "ablation.md", "report.html"} <= {path.name for path in out.iterdir()}
+    assert ("gains by topology" in (out / "report.html").read_text()) is (vary == "codec")
