@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 import agents
 from agents.mllm import EMBEDDED, parse
 from agents.outlines import RATIO
@@ -217,9 +219,9 @@ def plot_gains(arms: dict[str, Any]) -> bytes:
     first, *later = arms
     kinds = list(arms[first]["gain"])
     for k, arm in enumerate(later):
-        middle, low, high = zip(*(arms[arm]["gain"][kind] for kind in kinds), strict=True)
-        spread = [[m - a for m, a in zip(middle, low, strict=True)], [b - m for m, b in zip(middle, high, strict=True)]]
-        places = [place + 0.16 * (k - (len(later) - 1) / 2) for place in range(len(kinds))]
+        middle, low, high = np.array([arms[arm]["gain"][kind] for kind in kinds]).T
+        places = np.arange(len(kinds)) + 0.16 * (k - (len(later) - 1) / 2)
+        spread = [middle - low, high - middle]
         axes.errorbar(places, middle, yerr=spread, fmt="o", capsize=3, color=f"C{k + 1}", label=arm)
     axes.axhline(0, color="0.4", linewidth=0.8)
     axes.set(xticks=range(len(kinds)), xticklabels=kinds, ylabel=f"gain of gIoU over {first}, greedy")
