@@ -69,8 +69,8 @@ def arms(args: Args, out: str | Path = "") -> tuple[Arm, ...]:
     if not args.checkpoints:
         if args.codec is not None:
             raise RunError(f"--ablation length teaches rings; with --codec {args.codec}, give --checkpoints")
-        folder = Path(out).resolve() / STARTS
-        return tuple(Arm(name, f"taught {name} outlines", {"agent": f"mllm:{folder / name}/model"}) for name in TAUGHT)
+        models = {name: polygon_ablation.model(Path(out).resolve() / STARTS, 0, name) for name in TAUGHT}
+        return tuple(Arm(name, f"taught {name} outlines", {"agent": f"mllm:{at}"}) for name, at in models.items())
     paths = [Path(spec.partition(":")[2]) for spec in args.checkpoints]
     names = [path.parent.name if path.name == "model" else path.name for path in paths]
     found = tuple(Arm(name, spec, {"agent": spec}) for name, spec in zip(names, args.checkpoints, strict=True))
@@ -83,9 +83,9 @@ def arms(args: Args, out: str | Path = "") -> tuple[Arm, ...]:
 def teach(args: Args, out: Path) -> None:
     """Make the models that --ablation length starts from where no --checkpoints are given, in the folder `out`."""
     if not RunFolder(out).done("ablation"):
-        where: dict[str, Any] = {"resume": str(out)} if (out / "config.yaml").exists() else {"out": str(out)}
-        steps, tasks, ratio = args.start_steps, args.eval_limit, args.ratio
-        polygon_ablation.run(polygon_ablation.Args("vertices", steps=steps, tasks=tasks, ratio=ratio, **where))
+        own: dict[str, Any] = {"resume": str(out)} if (out / "config.yaml").exists() else {"out": str(out)}
+        own.update(steps=args.start_steps, tasks=args.eval_limit, ratio=args.ratio, workers=args.workers)
+        polygon_ablation.run(polygon_ablation.Args("vertices", **own))
 
 
 def run(args: Args) -> dict[str, Any]:

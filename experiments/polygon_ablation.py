@@ -5,8 +5,9 @@
 trains one model for each value of the choice, `--steps` steps from the same checkpoint over the same scenes, and lets
 each outline the same held-out tasks. `order` is how the vertices of a ring stand; `vertices` how many an outline has at
 most (dense ones are not simplified before), and so how many tokens a reply; `codec` how parts and holes are written,
-whose effect depends on how well the start draws already (`--base`). Each training is a folder of its own in the run's,
-and goes on where it was cut with `--resume DIR`. The table's differences are paired with the first arm's.
+whose effect depends on how well the start draws already (`--base`). Each arm is trained in each of the `--seeds`, in a
+folder of its own in the run's, and goes on where it was cut with `--resume DIR`. The table's differences are paired
+with the first arm's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 import agents
 from agents.mllm import EMBEDDED, parse
@@ -27,15 +29,19 @@ from agents.outlines import RATIO
 from agents.sft import identity
 from experiments import sft_polygon
 from experiments.polygons import Record, answers, measures
+from experiments.polygons_measures import PARTS, TOPOLOGIES, by_task
 from experiments.report import columns, data_uri, figure_and_axes, markdown, png, write_html
 from experiments.runs import RunError, RunFolder, manifest, parse_args, write_atomic
 from experiments.sft_trainer import tiny_checkpoint
+from search.executors import side_by_side
 from segenv import metrics
 from segenv.data.synthetic import Synthetic
 from segenv.types import SegenvError
 
-FREE = frozenset({"workers", "threads"})
+FREE = frozenset({"workers", "lesson_workers", "threads"})
 GROUP = 50  # replies at a time, fixed, as a model's last bits depend on it
+REPLIES = "replies.jsonl"
+RINGS = "several parts or holes"  # objects that take more than one ring
 ARMS: dict[str, dict[str, dict[str, Any]]] = {  # the first of each is what the others are compared with
     "order": {name: {"order": name} for name in ("canonical", "reversed", "random-start", "random")},
     "vertices": {
@@ -67,9 +73,12 @@ class Args:
     """Scenes a step."""
     tasks: int = 500
     """Held-out tasks of synthetic:val."""
-    seed: int = 0
-    workers: int = 1
-    """Processes that make lessons; 0: the training makes them itself."""
+    seeds: tuple[int, ...] = (0,)
+    """Of the trainings: the weights that are new, and the lessons."""
+    workers: int = 0
+    """Arms that are trained at once, by default one on a GPU and otherwise two; no number depends on it."""
+    lesson_workers: int = 1
+    """Processes that make lessons for each; 0: the training makes them itself."""
     threads: int = 1
 
 
@@ -77,23 +86,29 @@ def run(args: Args) -> dict[str, Any]:
     """Train and measure every arm; returns what ablation.json holds."""
     if args.steps < 1 or args.tasks < 1:
         raise RunError(f"steps is {args.steps} and tasks {args.tasks}; expected 1 or more")
-    for own in ARMS[args.vary].values():
-        sft_polygon.check(settings(args, own))
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or args.workers < 0:
+        raise RunError(f"seeds are {args.seeds} and workers {args.workers}; expected different seeds, and 0 or more")
+    trainings = [(seed, arm) for seed in args.seeds for arm in ARMS[args.vary]]
+    for one in trainings:
+        sft_polygon.check(settings(args, *one))
     if not args.resume:
         tiny_checkpoint(args.base)  # what is wrong is said before anything is written
     out = args.resume or args.out or f"runs/polygon-{args.vary}"
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
-        data = Synthetic("val")[: args.tasks]
-        folder.keep_manifest(manifest(args.seed, {}, {"data": data.fingerprint, "base": identity(parse(args.base)[0])}))
-        records = {arm: _arm(args, folder, arm, own, data) for arm, own in ARMS[args.vary].items()}
-        numbers = results(args, records)
+        hashes = {"data": _data(args).fingerprint, "base": identity(parse(args.base)[0])}
+        folder.keep_manifest(manifest(args.seeds[0], {}, hashes))
+        jobs = [(args, folder.path, seed, arm) for seed, arm in trainings]
+        side_by_side(_make, jobs, args.workers or (1 if torch.cuda.is_available() else 2))
+        numbers = results(
+            args, {arm: [_replies(folder.path, seed, arm) for seed in args.seeds] for arm in ARMS[args.vary]}
+        )
         folder.write_json("ablation.json", numbers)
         _write(folder, numbers)
         folder.finish("ablation")
         return folder.read_json("ablation.json")
 
 
-def settings(args: Args, own: dict[str, Any]) -> sft_polygon.Args:
+def settings(args: Args, seed: int, arm: str) -> sft_polygon.Args:
     """The settings of an arm's training."""
     shared = sft_polygon.Args(
         base=args.base,
@@ -101,93 +116,125 @@ def settings(args: Args, own: dict[str, Any]) -> sft_polygon.Args:
         cooldown=args.steps // 2,
         ratio=args.ratio,
         lessons=args.lessons,
-        seed=args.seed,
-        workers=args.workers,
+        seed=seed,
+        workers=args.lesson_workers,
         threads=args.threads,
         measure_every=args.steps,
     )
-    return replace(shared, **own)
+    return replace(shared, **ARMS[args.vary][arm])
 
 
-def _arm(args: Args, folder: RunFolder, arm: str, own: dict[str, Any], data: Any) -> list[Record]:
-    """Train one arm, unless it is trained, and its greedy reply to each held-out task, unless it has replied."""
-    name = arm.replace(":", "-")
-    path, replies = folder / name, f"{name}.jsonl"
+def model(out: Path, seed: int, arm: str) -> Path:
+    """The folder of an arm's model in the run `out`, in the folder of its training."""
+    return out / f"seed{seed}" / arm.replace(":", "-") / "model"
+
+
+def _data(args: Args) -> Any:
+    return Synthetic("val")[: args.tasks]
+
+
+def _make(job: tuple[Args, Path, int, str]) -> None:
+    """Train one arm, unless it is trained, and let it reply to each held-out task, unless it has replied."""
+    args, out, seed, arm = job
+    path = model(out, seed, arm).parent
     print(f"[{path}]", file=sys.stderr)
-    if not RunFolder(path).done("sft"):
+    training = RunFolder(path)
+    if not training.done("sft"):
         where: dict[str, Any] = {"resume": str(path)} if (path / "config.yaml").exists() else {"out": str(path)}
-        sft_polygon.run(replace(settings(args, own), **where))
-    have = [Record(**one) for one in folder.records(replies)]
-    if len(have) < len(data):
+        sft_polygon.run(replace(settings(args, seed, arm), **where))
+    data, have = _data(args), len(_replies(out, seed, arm))
+    if have < len(data):
         agent = agents.make(f"mllm:{path / 'model'}")
-        with folder.appending(replies) as file:
-            for start in range(len(have) // GROUP * GROUP, len(data), GROUP):
+        with training.appending(REPLIES) as file:
+            for start in range(have // GROUP * GROUP, len(data), GROUP):
                 tasks = list(data[start : start + GROUP])
-                for one in answers(agent, tasks, [0] * len(tasks))[max(0, len(have) - start) :]:
+                for one in answers(agent, tasks, [0] * len(tasks))[max(0, have - start) :]:
                     file.add(asdict(one))
-                    have.append(one)
-    return have
 
 
-def results(args: Args, records: dict[str, list[Record]]) -> dict[str, Any]:
-    """The measures of each arm, and its paired differences with the first one: of all tasks, and by topology."""
-    first = next(iter(records.values()))
-    arms = {}
-    for arm, own in records.items():
-        groups = {"all": range(len(own))}
-        for kind in sorted({one.topology for one in own}):
-            groups[kind] = [k for k, one in enumerate(own) if one.topology == kind]  # type: ignore[assignment]
-        gains = {
-            kind: list(metrics.bootstrap_difference([own[k].iou for k in places], [first[k].iou for k in places]))
-            for kind, places in groups.items()
-        }
-        arms[arm] = {"settings": ARMS[args.vary][arm], **measures(own), "gain": gains}
+def _replies(out: Path, seed: int, arm: str) -> list[Record]:
+    return [Record(**one) for one in RunFolder(model(out, seed, arm).parent).records(REPLIES)]
+
+
+def results(args: Args, found: dict[str, list[list[Record]]]) -> dict[str, Any]:
+    """The measures of each arm, and its paired differences with the first one: of all tasks, and by topology. `found`
+    has the replies of each arm in each seed; each task is averaged over seeds first."""
+    first, arms = next(iter(found)), {}
+    for arm, by_seed in found.items():
+        together = [one for records in by_seed for one in records]
+        gains, kinds = {}, {}
+        for kind in _kinds(together):
+            parts = [[_kinds(records)[kind] for records in found[name]] for name in (arm, first)]
+            values = [np.array([by_task(part, lambda one: one.iou) for part in of_seed]) for of_seed in parts]
+            gains[kind] = {
+                "all": _gain(*(array.mean(0) for array in values)),
+                "by_seed": [_gain(*pair) for pair in zip(*values, strict=True)],
+            }
+            whole = measures(_kinds(together)[kind])
+            kinds[kind] = {key: whole[key] for key in ("tasks", *PARTS)}
+        arms[arm] = {"settings": ARMS[args.vary][arm], **measures(together), "by_kind": kinds, "gain": gains}
     protocol = {
         "data": f"synthetic:val, the first {args.tasks} tasks",
         "steps": f"{args.steps} steps of {args.lessons} scenes from {Path(args.base).name}, the same in every arm",
         "replies": "greedy",
-        "gain": f"difference of gIoU to {next(iter(records))}, paired over tasks, with its 95 % bootstrap interval; "
-        "nothing of the spread over training seeds",
-        "seed": args.seed,
+        "gain": f"difference of gIoU to {first}, paired over tasks, each averaged over the seeds first, with its 95 % "
+        "bootstrap interval; nothing of the spread over training seeds",
+        "seeds": list(args.seeds),
     }
     return {"vary": args.vary, "arms": arms, "protocol": protocol}
 
 
-HEADER = ("arm", "gIoU", "gain", "boundary F", "valid", "tokens", "vertices")
+def _kinds(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Which records a line of the table is about: all, those of each topology, and those with more than one ring."""
+    kinds = {kind: [one for one in records if one.topology == kind] for kind in TOPOLOGIES}
+    kinds[RINGS] = [one for one in records if one.topology in TOPOLOGIES[1:]]
+    return {"all": list(records), **{kind: part for kind, part in kinds.items() if part}}
+
+
+def _gain(values: np.ndarray, reference: np.ndarray) -> list[float]:
+    return list(metrics.bootstrap_difference(values, reference))
+
+
+def header(numbers: dict[str, Any]) -> list[str]:
+    """The names of the columns."""
+    seeds = numbers["protocol"]["seeds"]
+    by_seed = [f"gain, seed {seed}" for seed in seeds] if len(seeds) > 1 else []
+    return ["arm", "gIoU", "gain", *by_seed, "boundary F", "valid", "tokens", "vertices"]
 
 
 def cells(numbers: dict[str, Any]) -> list[list[str]]:
-    """The table as text, in the order of HEADER, with a line for each topology under its arm."""
+    """The table as text, in the order of `header`; where codecs vary, with a line for each topology under its arm."""
     lines = []
     for arm, own in numbers["arms"].items():
         first = arm == next(iter(numbers["arms"]))
-        gain = {
-            kind: "" if first else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*found) for kind, found in own["gain"].items()
-        }
-        rest = [f"{own[key]:.3f}" for key in ("boundary_f", "valid")] + [
-            f"{own[key]:.1f}" for key in ("tokens", "vertices")
-        ]
-        lines.append([arm, f"{own['giou']:.4f}", gain["all"], *rest])
+        lines.append([arm, *_line(numbers, own, own["gain"]["all"], first), f"{own['vertices']:.1f}"])
         if numbers["vary"] == "codec":
-            for kind, part in own["by_topology"].items():
-                few = [f"{part['boundary_f']:.3f}", f"{part['valid']:.3f}", f"{part['tokens']:.1f}", ""]
-                lines.append([f"  {kind} ({part['tasks']})", f"{part['giou']:.4f}", gain[kind], *few])
+            for kind, part in list(own["by_kind"].items())[1:]:  # all of them is the line above
+                name = f"  {kind} ({part['tasks']})"
+                lines.append([name, *_line(numbers, part, own["gain"][kind], first), ""])
     return lines
+
+
+def _line(numbers: dict[str, Any], part: dict[str, Any], gain: dict[str, Any], first: bool) -> list[str]:
+    seeds = numbers["protocol"]["seeds"]
+    gains = [gain["all"], *(gain["by_seed"] if len(seeds) > 1 else [])]
+    told = ["" if first else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*one) for one in gains]
+    return [f"{part['giou']:.4f}", *told, f"{part['boundary_f']:.3f}", f"{part['valid']:.3f}", f"{part['tokens']:.1f}"]
 
 
 def text(numbers: dict[str, Any]) -> str:
     """The table for a terminal."""
     head = f"{numbers['protocol']['data']}; {numbers['protocol']['steps']}"
-    return "\n".join([head, columns([HEADER, *cells(numbers)], right=False)])
+    return "\n".join([head, columns([header(numbers), *cells(numbers)], right=False)])
 
 
 def _write(folder: RunFolder, numbers: dict[str, Any]) -> None:
     """ablation.csv, ablation.md, the plot and report.html."""
-    rows = cells(numbers)
+    rows, names = cells(numbers), header(numbers)
     buffer = io.StringIO()
-    csv.writer(buffer).writerows([HEADER, *rows])
+    csv.writer(buffer).writerows([names, *rows])
     write_atomic(folder / "ablation.csv", buffer.getvalue())
-    write_atomic(folder / "ablation.md", markdown(HEADER, rows))
+    write_atomic(folder / "ablation.md", markdown(names, rows))
     picture = plot_gains(numbers["arms"]) if numbers["vary"] == "codec" else plot(numbers["arms"])
     write_atomic(folder / "plots" / "ablation.png", picture)
     write_html(
@@ -195,7 +242,7 @@ def _write(folder: RunFolder, numbers: dict[str, Any]) -> None:
         "polygon_ablation.html",
         title=f"Outlines: {numbers['vary']} varied",
         numbers=numbers,
-        header=HEADER,
+        header=names,
         rows=rows,
         plot=data_uri(picture, "image/png"),
     )
@@ -219,7 +266,7 @@ def plot_gains(arms: dict[str, Any]) -> bytes:
     first, *later = arms
     kinds = list(arms[first]["gain"])
     for k, arm in enumerate(later):
-        middle, low, high = np.array([arms[arm]["gain"][kind] for kind in kinds]).T
+        middle, low, high = np.array([arms[arm]["gain"][kind]["all"] for kind in kinds]).T
         places = np.arange(len(kinds)) + 0.16 * (k - (len(later) - 1) / 2)
         spread = [middle - low, high - middle]
         axes.errorbar(places, middle, yerr=spread, fmt="o", capsize=3, color=f"C{k + 1}", label=arm)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from agents import tiny, tower
 from agents.gspo import GSPOOptions, Judge, optimise
 from agents.sft import SFTOptions, finetune
-from experiments import gspo, gspo_ablation
+from experiments import gspo, gspo_ablation, polygon_ablation
 from experiments.runs import RunError
 from segenv import codec, rewards
 
@@ -261,7 +261,8 @@ def test_the_drift_of_length_from_models_that_it_teaches_itself(taught, tmp_path
     numbers = gspo_ablation.run(args)
     starts = tmp_path / "run" / "starts"
     assert [line["arm"] for line in numbers["arms"]] == list(gspo_ablation.TAUGHT)
-    assert all((starts / name / "model" / "model.safetensors").is_file() for name in gspo_ablation.TAUGHT)
+    models = [polygon_ablation.model(starts, 0, name) for name in gspo_ablation.TAUGHT]
+    assert all((path / "model.safetensors").is_file() for path in models)
     most = [
         json.loads((tmp_path / "run" / "seed0" / name / "policy" / "gspo.json").read_text())["plan"]["max_tokens"]
         for name in gspo_ablation.TAUGHT

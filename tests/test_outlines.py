@@ -4,6 +4,7 @@ where they were cut."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from agents.outlines import ORDERS, TOKENS, Outlines, drawn, missing
 from agents.pretraining import Collator, Heads
 from experiments import polygon_ablation, sft, sft_polygon
 from experiments.polygon_ablation import ARMS
+from experiments.polygons_measures import Record
 from experiments.runs import RunError
 from segenv.codec import polygons
 from segenv.data.synthetic import Synthetic
@@ -167,19 +169,69 @@ def test_the_command_knows_its_modes_and_refuses_what_cannot_be(base, tmp_path, 
     assert not list(tmp_path.iterdir())
 
 
+def _ablate(base, out, vary, **changes):
+    few = {"steps": 2, "lessons": 2, "tasks": 4, "workers": 1, "lesson_workers": 0}
+    return polygon_ablation.Args(vary=vary, out=str(out), base=base, **{**few, **changes})
+
+
 @pytest.mark.parametrize("vary", ["order", "codec"])
 def test_an_ablation_compares_arms_on_the_same_tasks_and_goes_on(base, tmp_path, vary):
     out = tmp_path / "run"
-    args = polygon_ablation.Args(vary=vary, out=str(out), base=base, steps=2, lessons=2, tasks=4, workers=0)
+    args = _ablate(base, out, vary)
     numbers = polygon_ablation.run(args)
-    assert list(numbers["arms"]) == list(ARMS[vary]) and numbers["arms"][next(iter(ARMS[vary]))]["gain"]["all"][0] == 0
+    assert list(numbers["arms"]) == list(ARMS[vary])
+    assert numbers["arms"][next(iter(ARMS[vary]))]["gain"]["all"]["all"] == [0, 0, 0]
     for arm in numbers["arms"].values():
         assert arm["tasks"] == 4 and 0 <= arm["giou"] <= 1
-    name = list(ARMS[vary])[-1].replace(":", "-")
-    weights = (out / name / "model" / "model.safetensors").stat().st_mtime_ns
-    lines = (out / f"{name}.jsonl").read_bytes().splitlines(keepends=True)
-    (out / f"{name}.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])  # cut while it replied
-    again = polygon_ablation.run(polygon_ablation.Args(**{**args.__dict__, "out": None, "resume": str(out)}))
-    assert again == numbers and (out / name / "model" / "model.safetensors").stat().st_mtime_ns == weights
+    folder = polygon_ablation.model(out, 0, list(ARMS[vary])[-1]).parent
+    weights = (folder / "model" / "model.safetensors").stat().st_mtime_ns
+    lines = (folder / "replies.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "replies.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])  # cut while it replied
+    again = polygon_ablation.run(replace(args, out=None, resume=str(out)))
+    assert again == numbers and (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights
     assert {"ablation.csv", "ablation.md", "report.html"} <= {path.name for path in out.iterdir()}
     assert ("gains by topology" in (out / "report.html").read_text()) is (vary == "codec")
+
+
+def test_the_gains_of_an_ablation_average_each_task_over_seeds_and_tell_objects_of_several_rings():
+    args = polygon_ablation.Args("codec", tasks=3, seeds=(0, 7))
+    kinds = ("one part", "several parts", "holes")
+    ious = {"simpleseg": [(0.1, 0.2, 0.3), (0.2, 0.2, 0.4)], "rings": [(0.1, 0.4, 0.5), (0.4, 0.4, 0.8)]}
+    blank = dict(sample=0, text="[]", tokens=2, error=None, truncated=False, vertices=0, drawn=True, intersection=1)
+    blank |= dict(union=2, box_iou=0.5, boundary_f=0.5, share=0.1, size="small")
+    found = {
+        arm: [
+            [Record(task=k, iou=iou, topology=k, **blank) for k, iou in zip(kinds, own, strict=True)] for own in by_seed
+        ]
+        for arm, by_seed in ious.items()
+    }
+    numbers = polygon_ablation.results(args, found)
+    gains = {kind: gain["all"][0] for kind, gain in numbers["arms"]["rings"]["gain"].items()}
+    expected = {"all": 0.2, "one part": 0.1, "several parts": 0.2, "holes": 0.3, "several parts or holes": 0.25}
+    assert gains == pytest.approx(expected)
+    by_seed = numbers["arms"]["rings"]["gain"]["several parts or holes"]["by_seed"]
+    assert [gain[0] for gain in by_seed] == pytest.approx([0.2, 0.3])
+    assert numbers["arms"]["rings"]["by_kind"]["several parts or holes"]["tasks"] == 2
+    rows = polygon_ablation.cells(numbers)
+    assert polygon_ablation.header(numbers)[3:5] == ["gain, seed 0", "gain, seed 7"]
+    assert [row[0] for row in rows[5:]] == [
+        *("rings", "  one part (1)", "  several parts (1)", "  holes (1)", "  several parts or holes (2)")
+    ]
+    assert rows[-1][1] == "0.5250" and rows[-1][3].startswith("+0.2000 [") and {len(row) for row in rows} == {9}
+
+
+@pytest.mark.slow
+def test_arms_trained_at_once_are_as_those_trained_one_after_the_other(base, tmp_path):
+    args = _ablate(base, tmp_path / "alone", "codec", seeds=(1, 2))
+    together = replace(args, out=str(tmp_path / "together"), workers=2, lesson_workers=1)
+    assert polygon_ablation.run(args) == polygon_ablation.run(together)
+    for seed in (1, 2):
+        weights = [polygon_ablation.model(tmp_path / run, seed, "rings") for run in ("alone", "together")]
+        assert len({(path / "model.safetensors").read_bytes() for path in weights}) == 1
+
+
+def test_an_ablation_refuses_seeds_that_it_cannot_average(base, tmp_path):
+    for seeds in ((), (1, 1), (-1,)):
+        with pytest.raises(RunError, match="seed"):
+            polygon_ablation.run(_ablate(base, tmp_path / "run", "order", seeds=seeds))
+    assert not list(tmp_path.iterdir())
