@@ -69,14 +69,14 @@ def arms(args: Args, out: str | Path = "") -> tuple[Arm, ...]:
     if not args.checkpoints:
         if args.codec is not None:
             raise RunError(f"--ablation length teaches rings; with --codec {args.codec}, give --checkpoints")
-        models = {name: polygon_ablation.model(Path(out).resolve() / STARTS, 0, name) for name in TAUGHT}
+        models = {name: polygon_ablation.arm_folder(Path(out).resolve() / STARTS, 0, name) / "model" for name in TAUGHT}
         return tuple(Arm(name, f"taught {name} outlines", {"agent": f"mllm:{at}"}) for name, at in models.items())
     paths = [Path(spec.partition(":")[2]) for spec in args.checkpoints]
     names = [path.parent.name if path.name == "model" else path.name for path in paths]
     found = tuple(Arm(name, spec, {"agent": spec}) for name, spec in zip(names, args.checkpoints, strict=True))
     folders = {_folder(RunFolder("."), 0, arm).name for arm in found}
     if len(folders) < len(found) or not all(names):
-        raise RunError(f"--checkpoints {' '.join(args.checkpoints)}: the folders' names must differ")
+        raise RunError(f"--checkpoints name their arms {', '.join(names)} by their folders; these names must differ")
     return found
 
 
@@ -84,8 +84,8 @@ def teach(args: Args, out: Path) -> None:
     """Make the models that --ablation length starts from where no --checkpoints are given, in the folder `out`."""
     if not RunFolder(out).done("ablation"):
         own: dict[str, Any] = {"resume": str(out)} if (out / "config.yaml").exists() else {"out": str(out)}
-        own.update(steps=args.start_steps, tasks=args.eval_limit, ratio=args.ratio, workers=args.workers)
-        polygon_ablation.run(polygon_ablation.Args("vertices", **own))
+        own |= {"steps": args.start_steps, "tasks": args.eval_limit, "ratio": args.ratio}
+        polygon_ablation.run(polygon_ablation.Args("vertices", **own, workers=args.workers, threads=args.threads))
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -306,11 +306,11 @@ def plot_gains(numbers: Mapping[str, Any]) -> bytes:
     lines = numbers["arms"][::-1]
     for k, (mode, _) in enumerate(gspo_report.MODES):
         middle, low, high = np.array([line[mode]["gain"] for line in lines]).T
-        places = np.arange(len(lines)) - 0.16 * k
+        places = np.arange(len(lines)) + 0.16 * (0.5 - k)
         axes.errorbar(middle, places, xerr=[middle - low, high - middle], fmt="o", capsize=3, color=f"C{k}", label=mode)
     axes.axvline(0, color="0.4", linewidth=0.8)
     axes.set(yticks=range(len(lines)), yticklabels=[line["arm"] for line in lines], xlabel="gain of held-out gIoU")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return report.png(figure)
 
 

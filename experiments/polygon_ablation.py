@@ -2,10 +2,10 @@
 
     python -m experiments.polygon_ablation --vary order --out runs/order          # or vertices, codec
 
-trains one model for each value of the choice, `--steps` steps from the same checkpoint over the same scenes, and lets
-each outline the same held-out tasks. `order` is how the vertices of a ring stand; `vertices` how many an outline has at
-most (dense ones are not simplified before), and so how many tokens a reply; `codec` how parts and holes are written,
-whose effect depends on how well the start draws already (`--base`). Each arm is trained in each of the `--seeds`, in a
+trains one model for each value of the choice in each of the `--seeds`, `--steps` steps from the same checkpoint over
+the same scenes, and lets each outline the same held-out tasks. `order` is how the vertices of a ring stand; `vertices`
+how many an outline has at most (dense ones are not simplified before), and so how many tokens a reply; `codec` how
+parts and holes are written, whose effect depends on how well the start draws already (`--base`). Each training is a
 folder of its own in the run's, and goes on where it was cut with `--resume DIR`. The table's differences are paired
 with the first arm's.
 """
@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 
@@ -29,7 +30,7 @@ from agents.outlines import RATIO
 from agents.sft import identity
 from experiments import sft_polygon
 from experiments.polygons import Record, answers, measures
-from experiments.polygons_measures import PARTS, TOPOLOGIES, by_task
+from experiments.polygons_measures import PARTS, PROTOCOL, TOPOLOGIES
 from experiments.report import columns, data_uri, figure_and_axes, markdown, png, write_html
 from experiments.runs import RunError, RunFolder, manifest, parse_args, write_atomic
 from experiments.sft_trainer import tiny_checkpoint
@@ -41,7 +42,7 @@ from segenv.types import SegenvError
 FREE = frozenset({"workers", "lesson_workers", "threads"})
 GROUP = 50  # replies at a time, fixed, as a model's last bits depend on it
 REPLIES = "replies.jsonl"
-RINGS = "several parts or holes"  # objects that take more than one ring
+SEVERAL_RINGS = "several parts or holes"  # the two topologies that take more than one ring
 ARMS: dict[str, dict[str, dict[str, Any]]] = {  # the first of each is what the others are compared with
     "order": {name: {"order": name} for name in ("canonical", "reversed", "random-start", "random")},
     "vertices": {
@@ -74,38 +75,47 @@ class Args:
     tasks: int = 500
     """Held-out tasks of synthetic:val."""
     seeds: tuple[int, ...] = (0,)
-    """Of the trainings: the weights that are new, and the lessons."""
+    """Of the trainings: the lessons, and the weights that the start does not have."""
     workers: int = 0
-    """Arms that are trained at once, by default one on a GPU and otherwise two; no number depends on it."""
+    """Arms that are trained at once, by default one on a GPU and otherwise two, which take 2 GB each; no number depends
+    on it."""
     lesson_workers: int = 1
-    """Processes that make lessons for each; 0: the training makes them itself."""
+    """Processes that make lessons for each of them; 0: the training makes them itself."""
     threads: int = 1
 
 
 def run(args: Args) -> dict[str, Any]:
     """Train and measure every arm; returns what ablation.json holds."""
-    if args.steps < 1 or args.tasks < 1:
-        raise RunError(f"steps is {args.steps} and tasks {args.tasks}; expected 1 or more")
-    if not args.seeds or len(set(args.seeds)) < len(args.seeds) or args.workers < 0:
-        raise RunError(f"seeds are {args.seeds} and workers {args.workers}; expected different seeds, and 0 or more")
-    trainings = [(seed, arm) for seed in args.seeds for arm in ARMS[args.vary]]
-    for one in trainings:
-        sft_polygon.check(settings(args, *one))
+    check(args)
     if not args.resume:
         tiny_checkpoint(args.base)  # what is wrong is said before anything is written
     out = args.resume or args.out or f"runs/polygon-{args.vary}"
     with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         hashes = {"data": _data(args).fingerprint, "base": identity(parse(args.base)[0])}
         folder.keep_manifest(manifest(args.seeds[0], {}, hashes))
-        jobs = [(args, folder.path, seed, arm) for seed, arm in trainings]
-        side_by_side(_make, jobs, args.workers or (1 if torch.cuda.is_available() else 2))
-        numbers = results(
-            args, {arm: [_replies(folder.path, seed, arm) for seed in args.seeds] for arm in ARMS[args.vary]}
-        )
+        jobs = [(args, arm_folder(folder.path, seed, arm), seed, arm) for seed in args.seeds for arm in ARMS[args.vary]]
+        waiting = [job for job in jobs if not _finished(args, job[1])]
+        side_by_side(_make, waiting, args.workers or (1 if torch.cuda.is_available() else 2))
+        found: dict[str, list[list[Record]]] = {}
+        for _, path, _, arm in jobs:
+            found.setdefault(arm, []).append(_replies(args, path))
+        numbers = results(args, found)
         folder.write_json("ablation.json", numbers)
         _write(folder, numbers)
         folder.finish("ablation")
         return folder.read_json("ablation.json")
+
+
+def check(args: Args) -> None:
+    """Raise RunError where settings cannot be run with."""
+    for name, least in {"steps": 1, "tasks": 1, "workers": 0, "lesson_workers": 0}.items():
+        if getattr(args, name) < least:
+            raise RunError(f"{name} is {getattr(args, name)}; expected {least} or more")
+    if not args.seeds or len(set(args.seeds)) < len(args.seeds):
+        raise RunError(f"seeds are {args.seeds}; expected one or more different ones")
+    for seed in args.seeds:
+        for arm in ARMS[args.vary]:
+            sft_polygon.check(settings(args, seed, arm))
 
 
 def settings(args: Args, seed: int, arm: str) -> sft_polygon.Args:
@@ -124,9 +134,9 @@ def settings(args: Args, seed: int, arm: str) -> sft_polygon.Args:
     return replace(shared, **ARMS[args.vary][arm])
 
 
-def model(out: Path, seed: int, arm: str) -> Path:
-    """The folder of an arm's model in the run `out`, in the folder of its training."""
-    return out / f"seed{seed}" / arm.replace(":", "-") / "model"
+def arm_folder(out: Path, seed: int, arm: str) -> Path:
+    """Where the training of an arm lies in the run `out`, with its `model`."""
+    return out / f"seed{seed}" / arm.replace(":", "-")
 
 
 def _data(args: Args) -> Any:
@@ -134,65 +144,71 @@ def _data(args: Args) -> Any:
 
 
 def _make(job: tuple[Args, Path, int, str]) -> None:
-    """Train one arm, unless it is trained, and let it reply to each held-out task, unless it has replied."""
-    args, out, seed, arm = job
-    path = model(out, seed, arm).parent
+    """Train an arm, unless it is trained, and let it reply to the held-out tasks that it has not replied to."""
+    args, path, seed, arm = job
     print(f"[{path}]", file=sys.stderr)
-    training = RunFolder(path)
-    if not training.done("sft"):
-        where: dict[str, Any] = {"resume": str(path)} if (path / "config.yaml").exists() else {"out": str(path)}
-        sft_polygon.run(replace(settings(args, seed, arm), **where))
-    data, have = _data(args), len(_replies(out, seed, arm))
-    if have < len(data):
-        agent = agents.make(f"mllm:{path / 'model'}")
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(1)
+    own = settings(args, seed, arm)
+    if not RunFolder(path).done("sft"):
+        where: dict[str, Any] = {"resume" if (path / "config.yaml").exists() else "out": str(path)}
+        sft_polygon.run(replace(own, **where))
+    with RunFolder.resume(path, own, sft_polygon.FREE) as training:
+        have = {one["task"] for one in training.records(REPLIES)}
+        data, agent = _data(args), agents.make(f"mllm:{path / 'model'}")
         with training.appending(REPLIES) as file:
-            for start in range(have // GROUP * GROUP, len(data), GROUP):
-                tasks = list(data[start : start + GROUP])
-                for one in answers(agent, tasks, [0] * len(tasks))[max(0, have - start) :]:
-                    file.add(asdict(one))
+            for start in range(0, len(data), GROUP):
+                group = data[start : start + GROUP]
+                if not have.issuperset(group.ids):
+                    for one in answers(agent, list(group), [0] * len(group)):
+                        if one.task not in have:
+                            file.add(asdict(one))
 
 
-def _replies(out: Path, seed: int, arm: str) -> list[Record]:
-    return [Record(**one) for one in RunFolder(model(out, seed, arm).parent).records(REPLIES)]
+def _replies(args: Args, path: Path) -> list[Record]:
+    """The replies of an arm, in the order of the data; those that are not there are left out."""
+    records = {one["task"]: Record(**one) for one in RunFolder(path).records(REPLIES)}
+    return [records[name] for name in _data(args).ids if name in records]
+
+
+def _finished(args: Args, path: Path) -> bool:
+    return RunFolder(path).done("sft") and len(_replies(args, path)) == args.tasks
 
 
 def results(args: Args, found: dict[str, list[list[Record]]]) -> dict[str, Any]:
     """The measures of each arm, and its paired differences with the first one: of all tasks, and by topology. `found`
-    has the replies of each arm in each seed; each task is averaged over seeds first."""
+    has the replies of each arm in each seed, in the same order; each task is averaged over seeds first."""
     first, arms = next(iter(found)), {}
     for arm, by_seed in found.items():
         together = [one for records in by_seed for one in records]
-        gains, kinds = {}, {}
-        for kind in _kinds(together):
-            parts = [[_kinds(records)[kind] for records in found[name]] for name in (arm, first)]
-            values = [np.array([by_task(part, lambda one: one.iou) for part in of_seed]) for of_seed in parts]
-            gains[kind] = {
-                "all": _gain(*(array.mean(0) for array in values)),
-                "by_seed": [_gain(*pair) for pair in zip(*values, strict=True)],
-            }
-            whole = measures(_kinds(together)[kind])
-            kinds[kind] = {key: whole[key] for key in ("tasks", *PARTS)}
-        arms[arm] = {"settings": ARMS[args.vary][arm], **measures(together), "by_kind": kinds, "gain": gains}
+        numbers = measures(together)
+        kinds = {"all": TOPOLOGIES, **{kind: (kind,) for kind in numbers["by_topology"]}}
+        if kinds.keys() >= set(TOPOLOGIES[1:]):
+            kinds[SEVERAL_RINGS] = TOPOLOGIES[1:]
+            pooled = measures([one for one in together if one.topology in TOPOLOGIES[1:]])
+            numbers["by_topology"][SEVERAL_RINGS] = {key: pooled[key] for key in ("tasks", *PARTS)}
+        gains, gains_by_seed = {}, {}
+        for kind, names in kinds.items():
+            own, other = (
+                np.array([[one.iou for one in records if one.topology in names] for records in found[name]])
+                for name in (arm, first)
+            )
+            gains[kind] = list(metrics.bootstrap_difference(own.mean(0), other.mean(0)))
+            gains_by_seed[kind] = [list(metrics.bootstrap_difference(*pair)) for pair in zip(own, other, strict=True)]
+        arms[arm] = {"settings": ARMS[args.vary][arm], **numbers, "gain": gains, "gain_by_seed": gains_by_seed}
     protocol = {
         "data": f"synthetic:val, the first {args.tasks} tasks",
         "steps": f"{args.steps} steps of {args.lessons} scenes from {Path(args.base).name}, the same in every arm",
         "replies": "greedy",
         "gain": f"difference of gIoU to {first}, paired over tasks, each averaged over the seeds first, with its 95 % "
         "bootstrap interval; nothing of the spread over training seeds",
+        "between seeds": "the lessons and the weights that the start does not have differ; the start and the held-out "
+        "tasks are the same. All other measures are means over the seeds too",
         "seeds": list(args.seeds),
+        "ratio": args.ratio,
+        "topology": f"{PROTOCOL['topology']}; {SEVERAL_RINGS}: the tasks of both lines",
     }
     return {"vary": args.vary, "arms": arms, "protocol": protocol}
-
-
-def _kinds(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Which records a line of the table is about: all, those of each topology, and those with more than one ring."""
-    kinds = {kind: [one for one in records if one.topology == kind] for kind in TOPOLOGIES}
-    kinds[RINGS] = [one for one in records if one.topology in TOPOLOGIES[1:]]
-    return {"all": list(records), **{kind: part for kind, part in kinds.items() if part}}
-
-
-def _gain(values: np.ndarray, reference: np.ndarray) -> list[float]:
-    return list(metrics.bootstrap_difference(values, reference))
 
 
 def header(numbers: dict[str, Any]) -> list[str]:
@@ -206,20 +222,15 @@ def cells(numbers: dict[str, Any]) -> list[list[str]]:
     """The table as text, in the order of `header`; where codecs vary, with a line for each topology under its arm."""
     lines = []
     for arm, own in numbers["arms"].items():
-        first = arm == next(iter(numbers["arms"]))
-        lines.append([arm, *_line(numbers, own, own["gain"]["all"], first), f"{own['vertices']:.1f}"])
-        if numbers["vary"] == "codec":
-            for kind, part in list(own["by_kind"].items())[1:]:  # all of them is the line above
-                name = f"  {kind} ({part['tasks']})"
-                lines.append([name, *_line(numbers, part, own["gain"][kind], first), ""])
+        parts = {"all": own, **(own["by_topology"] if numbers["vary"] == "codec" else {})}
+        for kind, part in parts.items():
+            gains = [own["gain"][kind], *(own["gain_by_seed"][kind] if len(numbers["protocol"]["seeds"]) > 1 else [])]
+            first = arm == next(iter(numbers["arms"]))
+            told = ["" if first else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*one) for one in gains]
+            rest = [f"{part['boundary_f']:.3f}", f"{part['valid']:.3f}", f"{part['tokens']:.1f}"]
+            name, vertices = (arm, f"{own['vertices']:.1f}") if part is own else (f"  {kind} ({part['tasks']})", "")
+            lines.append([name, f"{part['giou']:.4f}", *told, *rest, vertices])
     return lines
-
-
-def _line(numbers: dict[str, Any], part: dict[str, Any], gain: dict[str, Any], first: bool) -> list[str]:
-    seeds = numbers["protocol"]["seeds"]
-    gains = [gain["all"], *(gain["by_seed"] if len(seeds) > 1 else [])]
-    told = ["" if first else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*one) for one in gains]
-    return [f"{part['giou']:.4f}", *told, f"{part['boundary_f']:.3f}", f"{part['valid']:.3f}", f"{part['tokens']:.1f}"]
 
 
 def text(numbers: dict[str, Any]) -> str:
@@ -264,14 +275,14 @@ def plot_gains(arms: dict[str, Any]) -> bytes:
     """The paired gain of each later arm over the first, with its interval: of all tasks, and by topology."""
     figure, axes = figure_and_axes()
     first, *later = arms
-    kinds = list(arms[first]["gain"])
+    kinds = list(arms[first]["gain"])[::-1]
     for k, arm in enumerate(later):
-        middle, low, high = np.array([arms[arm]["gain"][kind]["all"] for kind in kinds]).T
-        places = np.arange(len(kinds)) + 0.16 * (k - (len(later) - 1) / 2)
+        middle, low, high = np.array([arms[arm]["gain"][kind] for kind in kinds]).T
+        places = np.arange(len(kinds)) - 0.16 * (k - (len(later) - 1) / 2)
         spread = [middle - low, high - middle]
-        axes.errorbar(places, middle, yerr=spread, fmt="o", capsize=3, color=f"C{k + 1}", label=arm)
-    axes.axhline(0, color="0.4", linewidth=0.8)
-    axes.set(xticks=range(len(kinds)), xticklabels=kinds, ylabel=f"gain of gIoU over {first}, greedy")
+        axes.errorbar(middle, places, xerr=spread, fmt="o", capsize=3, color=f"C{k + 1}", label=arm)
+    axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set(yticks=range(len(kinds)), yticklabels=kinds, xlabel=f"gain of gIoU over {first}, greedy")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(later))
     return png(figure)
 

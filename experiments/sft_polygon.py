@@ -26,15 +26,16 @@ from agents.lessons import Lesson, Plan
 from agents.mllm import EMBEDDED, parse
 from agents.outlines import RATIO, TOKENS, VERTICES, Outlines
 from agents.sft import identity
+from experiments import sft
 from experiments.polygons_measures import record
 from experiments.runs import RunError, RunFolder, manifest
-from experiments.sft import FREE
 from experiments.sft_trainer import Trainer, tiny_checkpoint, train
 from segenv import queries
 from segenv.codec import polygons
 from segenv.data.synthetic import Synthetic
 from segenv.types import Task
 
+FREE = sft.FREE | {"draw_steps"}
 VERTEX_TOKENS = 8  # of a vertex in `rings`
 
 
@@ -153,8 +154,7 @@ def run(args: Args) -> Path:
     check(args)
     trainer = DrawingTrainer(args)
     out = args.resume or args.out or "runs/polygon"
-    free = FREE | {"draw_steps"}
-    with RunFolder.resume(out, args, free) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
         if (folder / "state.safetensors").exists():
             trainer.load(folder.path)
         if trainer.step > trainer.total:

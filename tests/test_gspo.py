@@ -196,7 +196,7 @@ def test_arms_have_folders_of_their_own(tmp_path):
     for arms in gspo_ablation.TABLES.values():
         paths = {gspo_ablation._folder(folder, 0, arm) for arm in arms}
         assert len(paths) == len(arms) and all(path.name for path in paths)
-    specs = tuple(f"mllm:runs/vertices/{name}/model" for name in ("sparse", "middle-12", "dense.40"))
+    specs = tuple(f"mllm:runs/vertices/seed0/{name}/model" for name in ("sparse", "middle-12", "dense.40"))
     found = gspo_ablation.arms(gspo.Args(ablation="length", checkpoints=specs))
     assert [arm.name for arm in found] == ["sparse", "middle-12", "dense.40"]
     with pytest.raises(RunError, match="names must differ"):
@@ -261,7 +261,7 @@ def test_the_drift_of_length_from_models_that_it_teaches_itself(taught, tmp_path
     numbers = gspo_ablation.run(args)
     starts = tmp_path / "run" / "starts"
     assert [line["arm"] for line in numbers["arms"]] == list(gspo_ablation.TAUGHT)
-    models = [polygon_ablation.model(starts, 0, name) for name in gspo_ablation.TAUGHT]
+    models = [polygon_ablation.arm_folder(starts, 0, name) / "model" for name in gspo_ablation.TAUGHT]
     assert all((path / "model.safetensors").is_file() for path in models)
     most = [
         json.loads((tmp_path / "run" / "seed0" / name / "policy" / "gspo.json").read_text())["plan"]["max_tokens"]

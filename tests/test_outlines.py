@@ -16,7 +16,7 @@ from agents.outlines import ORDERS, TOKENS, Outlines, drawn, missing
 from agents.pretraining import Collator, Heads
 from experiments import polygon_ablation, sft, sft_polygon
 from experiments.polygon_ablation import ARMS
-from experiments.polygons_measures import Record
+from experiments.polygons_measures import TOPOLOGIES, Record
 from experiments.runs import RunError
 from segenv.codec import polygons
 from segenv.data.synthetic import Synthetic
@@ -180,38 +180,40 @@ def test_an_ablation_compares_arms_on_the_same_tasks_and_goes_on(base, tmp_path,
     args = _ablate(base, out, vary)
     numbers = polygon_ablation.run(args)
     assert list(numbers["arms"]) == list(ARMS[vary])
-    assert numbers["arms"][next(iter(ARMS[vary]))]["gain"]["all"]["all"] == [0, 0, 0]
+    assert numbers["arms"][next(iter(ARMS[vary]))]["gain"]["all"] == [0, 0, 0]
     for arm in numbers["arms"].values():
         assert arm["tasks"] == 4 and 0 <= arm["giou"] <= 1
-    folder = polygon_ablation.model(out, 0, list(ARMS[vary])[-1]).parent
+    folder = polygon_ablation.arm_folder(out, 0, list(ARMS[vary])[-1])
     weights = (folder / "model" / "model.safetensors").stat().st_mtime_ns
     lines = (folder / "replies.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "replies.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:20])  # cut while it replied
-    again = polygon_ablation.run(replace(args, out=None, resume=str(out)))
-    assert again == numbers and (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights
+    for left in (lines[0] + lines[1] + lines[2][:20], lines[0] + b"".join(lines[2:])):  # cut while it replied, mended
+        (folder / "replies.jsonl").write_bytes(left)
+        again = polygon_ablation.run(replace(args, out=None, resume=str(out)))
+        assert again == numbers and (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights
+    assert sorted((folder / "replies.jsonl").read_bytes().splitlines(keepends=True)) == sorted(lines)
     assert {"ablation.csv", "ablation.md", "report.html"} <= {path.name for path in out.iterdir()}
     assert ("gains by topology" in (out / "report.html").read_text()) is (vary == "codec")
 
 
-def test_the_gains_of_an_ablation_average_each_task_over_seeds_and_tell_objects_of_several_rings():
+def _records(ious):
+    """One reply to a task of each topology."""
+    blank = {"sample": 0, "text": "[]", "tokens": 2, "error": None, "truncated": False, "vertices": 0, "drawn": True}
+    blank |= {"intersection": 1, "union": 2, "box_iou": 0.5, "boundary_f": 0.5, "share": 0.1, "size": "small"}
+    return [Record(task=kind, iou=iou, topology=kind, **blank) for kind, iou in zip(TOPOLOGIES, ious, strict=True)]
+
+
+def test_an_ablation_averages_each_task_over_seeds_and_tells_objects_of_several_rings():
     args = polygon_ablation.Args("codec", tasks=3, seeds=(0, 7))
-    kinds = ("one part", "several parts", "holes")
-    ious = {"simpleseg": [(0.1, 0.2, 0.3), (0.2, 0.2, 0.4)], "rings": [(0.1, 0.4, 0.5), (0.4, 0.4, 0.8)]}
-    blank = dict(sample=0, text="[]", tokens=2, error=None, truncated=False, vertices=0, drawn=True, intersection=1)
-    blank |= dict(union=2, box_iou=0.5, boundary_f=0.5, share=0.1, size="small")
     found = {
-        arm: [
-            [Record(task=k, iou=iou, topology=k, **blank) for k, iou in zip(kinds, own, strict=True)] for own in by_seed
-        ]
-        for arm, by_seed in ious.items()
+        "simpleseg": [_records((0.1, 0.2, 0.3)), _records((0.2, 0.2, 0.4))],
+        "rings": [_records((0.1, 0.4, 0.5)), _records((0.4, 0.4, 0.8))],
     }
     numbers = polygon_ablation.results(args, found)
-    gains = {kind: gain["all"][0] for kind, gain in numbers["arms"]["rings"]["gain"].items()}
+    rings = numbers["arms"]["rings"]
     expected = {"all": 0.2, "one part": 0.1, "several parts": 0.2, "holes": 0.3, "several parts or holes": 0.25}
-    assert gains == pytest.approx(expected)
-    by_seed = numbers["arms"]["rings"]["gain"]["several parts or holes"]["by_seed"]
-    assert [gain[0] for gain in by_seed] == pytest.approx([0.2, 0.3])
-    assert numbers["arms"]["rings"]["by_kind"]["several parts or holes"]["tasks"] == 2
+    assert {kind: gain[0] for kind, gain in rings["gain"].items()} == pytest.approx(expected)
+    assert [gain[0] for gain in rings["gain_by_seed"]["several parts or holes"]] == pytest.approx([0.2, 0.3])
+    assert rings["by_topology"]["several parts or holes"]["tasks"] == 2
     rows = polygon_ablation.cells(numbers)
     assert polygon_ablation.header(numbers)[3:5] == ["gain, seed 0", "gain, seed 7"]
     assert [row[0] for row in rows[5:]] == [
@@ -220,18 +222,45 @@ def test_the_gains_of_an_ablation_average_each_task_over_seeds_and_tell_objects_
     assert rows[-1][1] == "0.5250" and rows[-1][3].startswith("+0.2000 [") and {len(row) for row in rows} == {9}
 
 
+def test_what_seeds_gain_and_lose_on_a_task_leaves_no_interval():
+    even, better, worse = (_records(ious) for ious in ((0.5, 0.5, 0.5), (0.7, 0.75, 0.5), (0.3, 0.25, 0.5)))
+    args = polygon_ablation.Args("codec", tasks=3, seeds=(0, 1))
+    rings = polygon_ablation.results(args, {"simpleseg": [even, even], "rings": [better, worse]})["arms"]["rings"]
+    assert rings["gain"]["all"] == pytest.approx([0, 0, 0])
+    assert [gain[0] for gain in rings["gain_by_seed"]["all"]] == pytest.approx([0.15, -0.15])
+
+
 @pytest.mark.slow
 def test_arms_trained_at_once_are_as_those_trained_one_after_the_other(base, tmp_path):
     args = _ablate(base, tmp_path / "alone", "codec", seeds=(1, 2))
-    together = replace(args, out=str(tmp_path / "together"), workers=2, lesson_workers=1)
-    assert polygon_ablation.run(args) == polygon_ablation.run(together)
-    for seed in (1, 2):
-        weights = [polygon_ablation.model(tmp_path / run, seed, "rings") for run in ("alone", "together")]
-        assert len({(path / "model.safetensors").read_bytes() for path in weights}) == 1
+    numbers = polygon_ablation.run(args)
+    out = tmp_path / "together"
+    together = replace(args, out=str(out), workers=2, lesson_workers=1)
+    assert polygon_ablation.run(together) == numbers
+    weights = {
+        arm: [(polygon_ablation.arm_folder(out, seed, arm) / "model/model.safetensors").read_bytes() for seed in (1, 2)]
+        for arm in ARMS["codec"]
+    }
+    for arm, (first, second) in weights.items():
+        alone = polygon_ablation.arm_folder(tmp_path / "alone", 1, arm) / "model/model.safetensors"
+        assert first == alone.read_bytes() and first != second
+    for seed, arm in ((1, "rings"), (2, "simpleseg")):
+        (polygon_ablation.arm_folder(out, seed, arm) / "replies.jsonl").unlink()  # two that were trained, and cut
+    assert polygon_ablation.run(replace(together, out=None, resume=str(out))) == numbers
 
 
-def test_an_ablation_refuses_seeds_that_it_cannot_average(base, tmp_path):
-    for seeds in ((), (1, 1), (-1,)):
-        with pytest.raises(RunError, match="seed"):
-            polygon_ablation.run(_ablate(base, tmp_path / "run", "order", seeds=seeds))
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seeds": ()}, "seeds are .*one or more"),
+        ({"seeds": (1, 1)}, "seeds are .*different"),
+        ({"seeds": (0, -1)}, "seed is -1"),
+        ({"workers": -1}, "^workers is -1"),
+        ({"lesson_workers": -1}, "^lesson_workers is -1"),
+        ({"tasks": 0}, "tasks is 0"),
+    ],
+)
+def test_an_ablation_refuses_what_it_cannot_run_with(base, tmp_path, changes, message):
+    with pytest.raises(RunError, match=message):
+        polygon_ablation.run(_ablate(base, tmp_path / "run", "order", **changes))
     assert not list(tmp_path.iterdir())
