@@ -246,7 +246,8 @@ def _write(folder: RunFolder, numbers: dict[str, Any]) -> None:
     csv.writer(buffer).writerows([names, *rows])
     write_atomic(folder / "ablation.csv", buffer.getvalue())
     write_atomic(folder / "ablation.md", markdown(names, rows))
-    picture = plot_gains(numbers["arms"]) if numbers["vary"] == "codec" else plot(numbers["arms"])
+    about, plot = PLOTS[numbers["vary"]]
+    picture = plot(numbers["arms"])
     write_atomic(folder / "plots" / "ablation.png", picture)
     write_html(
         folder / "report.html",
@@ -256,10 +257,21 @@ def _write(folder: RunFolder, numbers: dict[str, Any]) -> None:
         header=names,
         rows=rows,
         plot=data_uri(picture, "image/png"),
+        about=about,
     )
 
 
-def plot(arms: dict[str, Any]) -> bytes:
+def plot_arms(arms: dict[str, Any]) -> bytes:
+    """gIoU of each arm with its interval."""
+    figure, axes = figure_and_axes()
+    names = list(arms)[::-1]
+    middle, low, high = np.array([[arms[arm]["giou"], *arms[arm]["intervals"]["giou"]] for arm in names]).T
+    axes.errorbar(middle, range(len(names)), xerr=[middle - low, high - middle], fmt="o", capsize=3)
+    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="gIoU, greedy", xlim=(0, None))
+    return png(figure)
+
+
+def plot_tokens(arms: dict[str, Any]) -> bytes:
     """gIoU of each arm against the mean tokens of its replies, with intervals."""
     figure, axes = figure_and_axes()
     for arm, own in arms.items():
@@ -285,6 +297,13 @@ def plot_gains(arms: dict[str, Any]) -> bytes:
     axes.set(yticks=range(len(kinds)), yticklabels=kinds, xlabel=f"gain of gIoU over {first}, greedy")
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(later))
     return png(figure)
+
+
+PLOTS = {
+    "order": ("gIoU of each order", plot_arms),
+    "vertices": ("gIoU against the tokens of a reply", plot_tokens),
+    "codec": ("gains by topology", plot_gains),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -192,7 +192,9 @@ def test_an_ablation_compares_arms_on_the_same_tasks_and_goes_on(base, tmp_path,
         assert again == numbers and (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights
     assert sorted((folder / "replies.jsonl").read_bytes().splitlines(keepends=True)) == sorted(lines)
     assert {"ablation.csv", "ablation.md", "report.html"} <= {path.name for path in out.iterdir()}
-    assert ("gains by topology" in (out / "report.html").read_text()) is (vary == "codec")
+    assert (
+        f'alt="{"gains by topology" if vary == "codec" else "gIoU of each order"}"' in (out / "report.html").read_text()
+    )
 
 
 def _records(ious):
