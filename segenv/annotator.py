@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from segenv.metrics import errors
+from segenv.metrics import distances, errors
 from segenv.types import Click
 
 Clicked = Iterable["Click | tuple[int, int]"]  # earlier clicks, or their (x, y)
@@ -82,16 +82,14 @@ class _Depth:
         """The Euclidean depth, float32 [h, w]."""
         if not self.error.size:
             return self.rough
-        return _forget(cv2.distanceTransform(self.error, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), self.clicked)
+        return _forget(distances(self.error), self.clicked)
 
     def deepest(self) -> tuple[int, int, int]:
         """Squared depth, x and y of the deepest pixel, the first in row-major order among equals; zeros where there is
         none.
 
-        The exact depth is computed only around the pixels that the rough one leaves as candidates. Squared depths are
-        whole numbers, but OpenCV's roots of them are off by a unit in the last place here and there, depending on the
-        build and on where a crop begins, which would break ties: the whole numbers are restored (safe to depths of
-        about 1,000 px).
+        The exact depth is computed only around the pixels that the rough one leaves as candidates, and squared depths
+        are the whole numbers that they should be only at these, as `metrics.distances` does everywhere.
         """
         if not self.bound:
             return 0, 0, 0

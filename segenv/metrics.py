@@ -63,6 +63,18 @@ def boundary_iou(target: np.ndarray, prediction: np.ndarray, ratio: float = 0.02
     return iou(*rings, empty=empty)
 
 
+def distances(mask: np.ndarray) -> np.ndarray:
+    """Euclidean distance of each pixel of a bool or uint8 mask [h, w] to the nearest one that is 0, in pixels, float32.
+
+    Squared distances are whole numbers, but OpenCV's roots of them are off by a unit in the last place here and there,
+    depending on the build, on where a crop begins and even on where in memory the mask lies: the whole numbers are
+    restored, so that equal distances are equal everywhere (up to about 1,000 px).
+    """
+    whole = np.ascontiguousarray(mask).view(np.uint8)
+    squared = np.square(cv2.distanceTransform(whole, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), dtype=np.float64)
+    return np.sqrt(np.rint(squared, out=squared), out=squared).astype(np.float32)
+
+
 def box_of(mask: np.ndarray) -> Box | None:
     """The tight box of a bool mask [H, W] in continuous corners, or None where it is empty."""
     x, y, width, height = cv2.boundingRect(mask.astype(bool, copy=False).view(np.uint8))

@@ -114,9 +114,7 @@ def _gaps(answer: Region, target: Region) -> tuple[np.ndarray, np.ndarray]:
     """In pixels, from each pixel of the answer's edge to the nearest one of the target's, and the other way round."""
     x, y, width, height = cv2.boundingRect((answer.edge | target.edge).view(np.uint8))
     first, second = (region.edge[y : y + height, x : x + width] for region in (answer, target))
-    far = [
-        cv2.distanceTransform((~edge).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for edge in (second, first)
-    ]
+    far = [metrics.distances(~edge) for edge in (second, first)]
     return far[0][first], far[1][second]
 
 

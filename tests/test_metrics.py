@@ -24,6 +24,24 @@ def rectangle(x0: int, y0: int, x1: int, y1: int, size: int = 20) -> np.ndarray:
     return mask
 
 
+@given(st.data(), st.tuples(st.integers(1, 90), st.integers(1, 90)))
+@settings(max_examples=60)
+def test_distances_are_roots_of_whole_numbers_wherever_the_mask_lies_in_memory(data, size):
+    rng = np.random.default_rng(data.draw(st.integers(0, 1000)))
+    mask = rng.random(size) > 3 / (size[0] * size[1])
+    mask[tuple(rng.integers(0, size))] = False
+    height, width = size
+    buffer = np.empty(mask.size + 64, bool)
+    rows, columns = np.nonzero(~mask)
+    across, down = np.arange(width)[:, None] - columns, np.arange(height)[:, None] - rows
+    nearest = (down[:, None] ** 2 + across[None] ** 2).min(-1)
+    for start in range(0, 64, 7):
+        there = buffer[start : start + mask.size].reshape(size)
+        there[:] = mask
+        found = metrics.distances(there)
+        assert found.dtype == np.float32 and np.array_equal(found, np.sqrt(nearest).astype(np.float32))
+
+
 # ---------------------------------------------------------------------------------------------------------------- masks
 
 

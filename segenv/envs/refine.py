@@ -13,7 +13,7 @@ import numpy as np
 
 from segenv import codec as codecs
 from segenv.envs.click import HLMATEnv, Start
-from segenv.metrics import iou
+from segenv.metrics import distances, iou
 from segenv.tools.base import SegTool
 from segenv.types import Box, Click, Prompt, Task, object_of
 
@@ -112,7 +112,7 @@ def _kinds(mask: np.ndarray, rng: np.random.Generator) -> tuple[Kind, ...]:
     height, width = mask.shape
     reach = float(np.hypot(height, width))
     # signed distance to the object's edge, in pixels: at most 0 inside
-    away = _distance(~mask) - _distance(mask)
+    away = distances(~mask) - distances(mask)
     coarse = rng.uniform(-1, 1, (max(height // 24, 3), max(width // 24, 3))).astype(np.float32)
     waves = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     turn = rng.uniform(0, 2 * np.pi)
@@ -135,11 +135,6 @@ def _kinds(mask: np.ndarray, rng: np.random.Generator) -> tuple[Kind, ...]:
         lambda strength: mask & (along >= first + strength * (last - first)),  # a part cut off
         lambda strength: mask | (part < strength * reach),  # a round part added
     )
-
-
-def _distance(mask: np.ndarray) -> np.ndarray:
-    """Exact Euclidean distance of each pixel that holds to the nearest one that does not, in pixels, float32."""
-    return cv2.distanceTransform(np.ascontiguousarray(mask).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
 
 
 class RefineEnv(HLMATEnv):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from segenv.metrics import distances
 from segenv.tools.base import Encoding, SegTool
 from segenv.tools.cache import EncodingCache
 from segenv.types import Box, Prediction, Prompt
@@ -136,4 +137,4 @@ def _distance(shape: tuple[int, ...], places: list[tuple[int, int]]) -> np.ndarr
     away = np.ones(shape, np.uint8)
     for x, y in places:
         away[y, x] = 0
-    return cv2.distanceTransform(away, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return distances(away)
