@@ -239,7 +239,8 @@ def table(numbers: Mapping[str, Any]) -> list[list[str]]:
     for place, line in enumerate(numbers["arms"]):
         if own:
             rows.append(_start_row(f"{line['arm']}, start", line))
-        for k, seed in enumerate(["all", *numbers["protocol"]["seeds"]]):
+        seeds = numbers["protocol"]["seeds"]
+        for k, seed in enumerate(["all", *seeds] if len(seeds) > 1 else seeds):
 
             def of(mode: str, key: str, line: Any = line, k: int = k) -> Any:
                 return line[mode][f"{key}_by_seed"][k - 1] if k else line[mode][key]

@@ -271,7 +271,7 @@ def test_the_drift_of_length_from_models_that_it_teaches_itself(taught, tmp_path
     assert (tmp_path / "run" / "plots" / "lengths.png").is_file()
     monkeypatch.chdir(tmp_path)
     assert gspo_ablation.run(replace(args, out=None, resume="run")) == numbers, "the same by another name"
-    assert [row[0] for row in gspo_ablation.table(numbers)[:3]] == ["middle, start", "middle", ""]
+    assert [row[0] for row in gspo_ablation.table(numbers)[:3]] == ["middle, start", "middle", "sparse, start"]
 
 
 @pytest.mark.slow
