@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from agents.gspo import processes
 from agents.mllm import checkpoint
@@ -24,7 +23,7 @@ from agents.sft import identity
 from experiments import gspo, gspo_report, polygon_ablation, report
 from experiments.gspo import ANSWERS, Args
 from experiments.polygons_measures import Record, by_task
-from experiments.runs import RunError, RunFolder, hide_home, manifest, plain, write_atomic
+from experiments.runs import RunError, RunFolder, begin_or_go_on, check_seeds, hide_home, manifest, plain, write_atomic
 from search.executors import side_by_side
 from segenv import metrics
 
@@ -83,15 +82,13 @@ def arms(args: Args, out: str | Path = "") -> tuple[Arm, ...]:
 def teach(args: Args, out: Path) -> None:
     """Make the models that --ablation length starts from where no --checkpoints are given, in the folder `out`."""
     if not RunFolder(out).done("ablation"):
-        own: dict[str, Any] = {"resume": str(out)} if (out / "config.yaml").exists() else {"out": str(out)}
-        own |= {"steps": args.start_steps, "tasks": args.eval_limit, "ratio": args.ratio}
+        own = begin_or_go_on(out) | {"steps": args.start_steps, "tasks": args.eval_limit, "ratio": args.ratio}
         polygon_ablation.run(polygon_ablation.Args("vertices", **own, workers=args.workers, threads=args.threads))
 
 
 def run(args: Args) -> dict[str, Any]:
     """All arms in all seeds, in the folder of `args`; returns what ablation.json holds."""
-    if not args.seeds or len(set(args.seeds)) < len(args.seeds):
-        raise RunError(f"seeds are {args.seeds}; expected one or more different ones")
+    check_seeds(args.seeds)
     out = args.resume or args.out
     if processes() > 1:
         raise RunError("an ablation trains in one process; start it without accelerate launch")
@@ -109,7 +106,7 @@ def run(args: Args) -> dict[str, Any]:
         for one in waiting:
             if one.agent == args.agent and one.resume is None and checkpoint(args.agent) is not None:
                 _share(_start(args, folder), Path(one.out or ""))
-        side_by_side(_make, waiting, args.workers or (1 if torch.cuda.is_available() else 2))
+        side_by_side(_make, waiting, args.workers)
         numbers = results(args, folder, chosen)
         folder.write_json("ablation.json", numbers)
         numbers = folder.read_json("ablation.json")
@@ -125,10 +122,10 @@ def _folder(folder: RunFolder, seed: int, arm: Arm) -> Path:
 def _arm(args: Args, folder: RunFolder, seed: int, arm: Arm) -> Args:
     """The settings of one run."""
     path = _folder(folder, seed, arm)
-    begun = (path / "config.yaml").exists()
-    where: dict[str, Any] = {"resume": str(path) if begun else None, "out": None if begun else str(path)}
     train = replace(args.train, **{**_options(args, arm), "seed": seed})
-    return replace(args, **{**arm.own, **where, "train": train, "ablation": "none", "seeds": (), "checkpoints": ()})
+    return replace(
+        args, **{**arm.own, **begin_or_go_on(path), "train": train, "ablation": "none", "seeds": (), "checkpoints": ()}
+    )
 
 
 def _options(args: Args, arm: Arm) -> dict[str, Any]:
@@ -303,16 +300,8 @@ def plot_lengths(lengths: Mapping[str, Sequence[tuple[int, float]]]) -> bytes:
 
 def plot_gains(numbers: Mapping[str, Any]) -> bytes:
     """Gains over the start with intervals: greedy and drawn, all seeds together, as a PNG."""
-    figure, axes = report.figure_and_axes()
-    lines = numbers["arms"][::-1]
-    for k, (mode, _) in enumerate(gspo_report.MODES):
-        middle, low, high = np.array([line[mode]["gain"] for line in lines]).T
-        places = np.arange(len(lines)) + 0.16 * (0.5 - k)
-        axes.errorbar(middle, places, xerr=[middle - low, high - middle], fmt="o", capsize=3, color=f"C{k}", label=mode)
-    axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set(yticks=range(len(lines)), yticklabels=[line["arm"] for line in lines], xlabel="gain of held-out gIoU")
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    return report.png(figure)
+    groups = {mode: [line[mode]["gain"] for line in numbers["arms"]] for mode, _ in gspo_report.MODES}
+    return report.plot_intervals(groups, [line["arm"] for line in numbers["arms"]], "gain of held-out gIoU")
 
 
 def write(folder: RunFolder, numbers: Mapping[str, Any], lengths: Mapping[str, Sequence[tuple[int, float]]]) -> None:

@@ -31,8 +31,8 @@ from agents.sft import identity
 from experiments import sft_polygon
 from experiments.polygons import Record, answers, measures
 from experiments.polygons_measures import PARTS, PROTOCOL, TOPOLOGIES
-from experiments.report import columns, data_uri, figure_and_axes, markdown, png, write_html
-from experiments.runs import RunError, RunFolder, manifest, parse_args, write_atomic
+from experiments.report import columns, data_uri, figure_and_axes, markdown, plot_intervals, png, whiskers, write_html
+from experiments.runs import RunError, RunFolder, begin_or_go_on, check_seeds, manifest, parse_args, write_atomic
 from experiments.sft_trainer import tiny_checkpoint
 from search.executors import side_by_side
 from segenv import metrics
@@ -95,7 +95,7 @@ def run(args: Args) -> dict[str, Any]:
         folder.keep_manifest(manifest(args.seeds[0], {}, hashes))
         jobs = [(args, arm_folder(folder.path, seed, arm), seed, arm) for seed in args.seeds for arm in ARMS[args.vary]]
         waiting = [job for job in jobs if not _finished(args, job[1])]
-        side_by_side(_make, waiting, args.workers or (1 if torch.cuda.is_available() else 2))
+        side_by_side(_make, waiting, args.workers)
         found: dict[str, list[list[Record]]] = {}
         for _, path, _, arm in jobs:
             found.setdefault(arm, []).append(_replies(args, path))
@@ -111,8 +111,7 @@ def check(args: Args) -> None:
     for name, least in {"steps": 1, "tasks": 1, "workers": 0, "lesson_workers": 0}.items():
         if getattr(args, name) < least:
             raise RunError(f"{name} is {getattr(args, name)}; expected {least} or more")
-    if not args.seeds or len(set(args.seeds)) < len(args.seeds):
-        raise RunError(f"seeds are {args.seeds}; expected one or more different ones")
+    check_seeds(args.seeds)
     for seed in args.seeds:
         for arm in ARMS[args.vary]:
             sft_polygon.check(settings(args, seed, arm))
@@ -151,8 +150,7 @@ def _make(job: tuple[Args, Path, int, str]) -> None:
     cv2.setNumThreads(1)
     own = settings(args, seed, arm)
     if not RunFolder(path).done("sft"):
-        where: dict[str, Any] = {"resume" if (path / "config.yaml").exists() else "out": str(path)}
-        sft_polygon.run(replace(own, **where))
+        sft_polygon.run(replace(own, **begin_or_go_on(path)))
     with RunFolder.resume(path, own, sft_polygon.FREE) as training:
         have = {one["task"] for one in training.records(REPLIES)}
         data, agent = _data(args), agents.make(f"mllm:{path / 'model'}")
@@ -263,21 +261,16 @@ def _write(folder: RunFolder, numbers: dict[str, Any]) -> None:
 
 def plot_arms(arms: dict[str, Any]) -> bytes:
     """gIoU of each arm with its interval."""
-    figure, axes = figure_and_axes()
-    names = list(arms)[::-1]
-    middle, low, high = np.array([[arms[arm]["giou"], *arms[arm]["intervals"]["giou"]] for arm in names]).T
-    axes.errorbar(middle, range(len(names)), xerr=[middle - low, high - middle], fmt="o", capsize=3)
-    axes.set(yticks=range(len(names)), yticklabels=names, xlabel="gIoU, greedy", xlim=(0, None))
-    return png(figure)
+    rows = [(own["giou"], *own["intervals"]["giou"]) for own in arms.values()]
+    return plot_intervals({"gIoU": rows}, list(arms), "gIoU, greedy")
 
 
 def plot_tokens(arms: dict[str, Any]) -> bytes:
     """gIoU of each arm against the mean tokens of its replies, with intervals."""
     figure, axes = figure_and_axes()
     for arm, own in arms.items():
-        low, high = own["intervals"]["giou"]
-        middle, tokens = own["giou"], own["tokens"]
-        axes.errorbar(tokens, middle, yerr=[[middle - low], [high - middle]], marker="o", capsize=3, label=arm)
+        middle, low, high = np.array([own["giou"], *own["intervals"]["giou"]])[:, None]
+        axes.errorbar([own["tokens"]], middle, yerr=whiskers(middle, low, high), marker="o", capsize=3, label=arm)
     axes.set(xlabel="tokens of a reply, mean", ylabel="gIoU, greedy", ylim=(0, None))
     axes.legend(frameon=False)
     return png(figure)
@@ -285,18 +278,9 @@ def plot_tokens(arms: dict[str, Any]) -> bytes:
 
 def plot_gains(arms: dict[str, Any]) -> bytes:
     """The paired gain of each later arm over the first, with its interval: of all tasks, and by topology."""
-    figure, axes = figure_and_axes()
     first, *later = arms
-    kinds = list(arms[first]["gain"])[::-1]
-    for k, arm in enumerate(later):
-        middle, low, high = np.array([arms[arm]["gain"][kind] for kind in kinds]).T
-        places = np.arange(len(kinds)) - 0.16 * (k - (len(later) - 1) / 2)
-        spread = [middle - low, high - middle]
-        axes.errorbar(middle, places, xerr=spread, fmt="o", capsize=3, color=f"C{k + 1}", label=arm)
-    axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set(yticks=range(len(kinds)), yticklabels=kinds, xlabel=f"gain of gIoU over {first}, greedy")
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(later))
-    return png(figure)
+    groups = {arm: list(arms[arm]["gain"].values()) for arm in later}
+    return plot_intervals(groups, list(arms[first]["gain"]), f"gain of gIoU over {first}, greedy")
 
 
 PLOTS = {

@@ -328,6 +328,18 @@ def parse_args(kind: type[Config], argv: Sequence[str] | None = None, descriptio
     return given
 
 
+def begin_or_go_on(path: Path) -> dict[str, Any]:
+    """The fields `out` and `resume` of a run in `path`, which goes on where one was begun there."""
+    begun = (path / "config.yaml").exists()
+    return {"resume": str(path) if begun else None, "out": None if begun else str(path)}
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise RunError where they cannot be averaged over."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise RunError(f"seeds are {seeds}; expected one or more different ones")
+
+
 def changes(saved: Any, given: Any, free: frozenset[str] = frozenset()) -> list[str]:
     """The fields outside `free` in which two settings (dataclasses or dicts) differ, as `name: was A, now B`."""
     before, now = plain(saved), plain(given)

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from experiments import star
-from experiments.report import columns, data_uri, figure_and_axes, markdown, png, write_html
-from experiments.runs import RunError, RunFolder, disk_errors, hide_home, manifest, plain, write_atomic
+from experiments.report import columns, data_uri, figure_and_axes, markdown, png, whiskers, write_html
+from experiments.runs import RunError, RunFolder, begin_or_go_on, disk_errors, hide_home, manifest, plain, write_atomic
 from experiments.star_options import FREE, Args, settled
 from experiments.star_stages import Run, episodes, player_of, stages
 from search.executors import side_by_side
@@ -167,9 +167,7 @@ def _one_start(args: Args) -> bool:
 
 def _arm(args: Args, folder: RunFolder, seed: int, arm: str) -> Args:
     """The settings of one run."""
-    path = folder / f"seed{seed}" / arm
-    begun = (path / "config.yaml").exists()
-    where: dict[str, Any] = {"resume": str(path) if begun else None, "out": None if begun else str(path)}
+    where = begin_or_go_on(folder / f"seed{seed}" / arm)
     same: dict[str, Any] = {"ablation": False, "expert": "trajectory", "executor": "serial", "stop_on_plateau": False}
     return replace(args, **{**same, **where, **ARMS[arm], "seed": seed})
 
@@ -350,11 +348,11 @@ def plot(numbers: dict[str, Any]) -> bytes:
     lines = numbers["policies"][1:]
     for place, line in enumerate(reversed(lines)):
         for k, gain in enumerate([line["gain"], *line["gain_by_seed"]]):
-            middle, low, high = gain
+            middle, low, high = np.array(gain)[:, None]
             axes.errorbar(
                 middle,
                 place - 0.14 * k,
-                xerr=[[middle - low], [high - middle]],
+                xerr=whiskers(middle, low, high),
                 marker="o" if k == 0 else ".",
                 color="C0" if k == 0 else "0.6",
                 capsize=3,

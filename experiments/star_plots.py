@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.report import figure_and_axes, png
+from experiments.report import figure_and_axes, png, whiskers
 
 Log = Sequence[Sequence[float]]  # [step, loss] pairs
 RATES = (  # (key in metrics.json, name, marker)
@@ -138,7 +138,7 @@ def plot_acceptance(lessons: Sequence[Mapping]) -> bytes:
         bottom += shares
     middle = np.array([lesson["accepted"] for lesson in lessons])
     ends = np.array([lesson["intervals"]["accepted"] for lesson in lessons], float).T
-    axes.errorbar(places + 0.2, middle, _whiskers(middle, ends), fmt="none", ecolor="black", capsize=4, linewidth=1.2)
+    axes.errorbar(places + 0.2, middle, whiskers(middle, *ends), fmt="none", ecolor="black", capsize=4, linewidth=1.2)
     names = [f"$D_{{{lesson['round']}}}$\n{lesson['actions']} actions" for lesson in lessons]
     axes.set(title="What the filter did with the rollouts", ylabel="share of actions", ylim=(0, 1))
     axes.set(xticks=places, xticklabels=names, xlim=(-0.7, len(lessons) - 0.3))
@@ -183,13 +183,8 @@ def _points(
     ends = np.array([interval for _, interval in pairs], float).T
     x = np.array([policy["round"] for policy in policies]) + shift
     style = {"marker": marker, "markersize": 6, "capsize": 4, "linewidth": 1.6, "label": label}
-    axes.errorbar(x, middle, _whiskers(middle, ends), **style)
+    axes.errorbar(x, middle, whiskers(middle, *ends), **style)
     return middle
-
-
-def _whiskers(middle: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """Lengths below and above for matplotlib, which takes none below 0; rounding may make one."""
-    return np.maximum(0, np.stack([middle - ends[0], ends[1] - middle]))
 
 
 def _legend_below(figure: Any) -> None:

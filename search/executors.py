@@ -216,8 +216,12 @@ def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator
 
 
 def side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:
-    """Do independent jobs, `workers` at a time in processes of their own, or one after the other in this one. Where one
-    fails, the others are ended."""
+    """Do independent jobs, `workers` at a time in processes of their own (0: one on a GPU and otherwise two), or one
+    after the other in this one. Where one fails, the others are ended."""
+    if not workers:
+        import torch
+
+        workers = 1 if torch.cuda.is_available() else 2
     if workers < 2 or len(jobs) < 2:
         for job in jobs:
             work(job)
