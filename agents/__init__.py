@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from agents.base import Agent
 
 if TYPE_CHECKING:
-    from segenv.codec import Codec
+    from segenv.codec.base import Codec
 
 __all__ = ["Agent", "make"]
 

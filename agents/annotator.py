@@ -9,7 +9,7 @@ import numpy as np
 
 from agents.base import Agent
 from segenv import annotator
-from segenv.codec import Codec
+from segenv.codec.base import Codec
 from segenv.mdp import SegState
 from segenv.types import Stop
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from segenv.codec import Codec
+    from segenv.codec.base import Codec
     from segenv.mdp import Observation, SegState
 
 

@@ -13,7 +13,7 @@ from agents.backends.transformers import Source, TransformersBackend
 from agents.base import Agent
 from segenv import codec as codecs
 from segenv import render
-from segenv.codec import Codec
+from segenv.codec.base import Codec
 from segenv.codec.polygons import PolygonCodec
 from segenv.mdp import Observation
 
@@ -117,7 +117,7 @@ class MllmAgent(Agent):
 
 
 def checkpoint(spec: str) -> Path | str | None:
-    """What `agents.sft.finetune` starts from for the agent `spec`; None is the untrained tiny model."""
+    """What `agents.training.sft.finetune` starts from for the agent `spec`; None is the untrained tiny model."""
     name, _, rest = spec.partition(":")
     if name != "mllm":
         raise ValueError(f"agent {spec!r} has no weights to train; expected mllm or mllm:NAME_OR_PATH")

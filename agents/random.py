@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from agents.base import Agent
-from segenv.codec import Codec
+from segenv.codec.base import Codec
 from segenv.mdp import Observation
 from segenv.types import Click
 

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments import polygons
-from experiments.polygons_measures import MEANS, SIZES, TOPOLOGIES, VALUES, Record, by_task, having
-from experiments.runs import RunError, RunFolder
-from experiments.summary import Outcome, curves, outcome
-from search.rollout import Episode
-from segenv import metrics
+from experiments.common.config import RunError
+from experiments.common.run_folder import RunFolder
+from experiments.evaluate import polygon_answers
+from experiments.evaluate.metrics import Outcome, curves, outcome
+from experiments.evaluate.polygon_metrics import MEANS, SIZES, TOPOLOGIES, VALUES, Record, by_task, having
+from search.episode import Episode
+from segenv import statistics
 from segenv.types import SegenvError
 
 SAME = ("task", "data", "limit", "max_steps", "start", "asked")  # what two runs must share, to be of the same episodes
@@ -67,7 +68,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     a, b = (curves([episodes[key] for key in shared], steps) for episodes in played)
     at = {}
     for k in sorted({k for k in SHOWN if k < steps} | {steps}):
-        difference, low, high = metrics.bootstrap_difference(a[:, k - 1], b[:, k - 1])
+        difference, low, high = statistics.bootstrap_difference(a[:, k - 1], b[:, k - 1])
         means = float(np.mean(a[:, k - 1])), float(np.mean(b[:, k - 1]))
         at[str(k)] = {"first": means[0], "second": means[1], "difference": difference, "interval": [low, high]}
     per_click = [sum(item["seconds"]["per_click"][part] or 0.0 for part in ("encode", "decode")) for item in numbers]
@@ -77,7 +78,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 
 def _answers(paths: Sequence[Path], numbers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The paired comparison of replies: `measures` of all tasks, gIoU by size and by topology, and of drawn replies."""
-    runs = [polygons.read(RunFolder(path)) for path in paths]
+    runs = [polygon_answers.read(RunFolder(path)) for path in paths]
     shared = set.intersection(*({one.task for one in records} for records in runs))
     if not shared:
         raise RunError("the runs share no task")
@@ -100,7 +101,7 @@ def _answers(paths: Sequence[Path], numbers: Sequence[dict[str, Any]]) -> dict[s
 def _row(runs: Sequence[Sequence[Record]], name: str) -> dict[str, Any]:
     """A measure of two runs' replies to the same tasks."""
     a, b = (by_task(sorted(having(records, name), key=lambda one: one.task), VALUES[name]) for records in runs)
-    difference, low, high = metrics.bootstrap_difference(a, b)
+    difference, low, high = statistics.bootstrap_difference(a, b)
     means = [float(values.mean()) if len(values) else float("nan") for values in (a, b)]
     return {"tasks": len(a), "first": means[0], "second": means[1], "difference": difference, "interval": [low, high]}
 

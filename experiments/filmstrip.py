@@ -14,8 +14,8 @@ from pathlib import Path
 import tyro
 from PIL import Image
 
+from search.episode import clicks_of
 from search.executors import Player, Setup
-from search.rollout import clicks_of
 from segenv import render
 from segenv.types import SegenvError
 

@@ -22,10 +22,12 @@ from tqdm import tqdm
 
 import agents
 from agents.base import Agent
-from experiments.runs import RunError, write_atomic
-from experiments.star_measures import first_click_inside
-from search.rollout import Episode, rollout
-from segenv import data, metrics, tools
+from experiments.common.config import RunError
+from experiments.common.run_folder import write_atomic
+from experiments.evaluate.metrics import first_click_inside
+from search.episode import Episode
+from search.rollout import rollout
+from segenv import data, metrics, statistics, tools
 from segenv.mdp import Observation, SegMDP
 from segenv.types import SegenvError, Task, object_of
 
@@ -137,13 +139,13 @@ def second_gain(episode: Episode) -> float:
 
 
 def _mean(values: Sequence[float]) -> Number:
-    low, high = metrics.bootstrap(values)
+    low, high = statistics.bootstrap(values)
     return {"value": float(np.mean(values)), "interval": [low, high], "episodes": len(values)}
 
 
 def _ratio(played: Sequence[Episode], expert: Sequence[Episode]) -> Number:
     own, best = ([episode.final_iou for episode in each] for each in (played, expert))
-    low, high = metrics.bootstrap_ratio(own, best)
+    low, high = statistics.bootstrap_ratio(own, best)
     return {"value": sum(own) / sum(best), "interval": [low, high], "episodes": len(played)}
 
 
@@ -158,7 +160,7 @@ def _followed(swapped: Sequence[Episode], others: Sequence[Task]) -> Number:
 
 def _difference(first: Sequence[Episode], second: Sequence[Episode], measure: Callable[[Episode], float]) -> Number:
     one, other = ([measure(episode) for episode in each] for each in (first, second))
-    difference, low, high = metrics.bootstrap_difference(one, other)
+    difference, low, high = statistics.bootstrap_difference(one, other)
     return {"value": difference, "interval": [low, high], "episodes": len(first)}
 
 

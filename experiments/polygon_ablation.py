@@ -26,17 +26,20 @@ import torch
 
 import agents
 from agents.mllm import EMBEDDED, parse
-from agents.outlines import RATIO
-from agents.sft import identity
-from experiments import sft_polygon
-from experiments.polygons import Record, answers, measures
-from experiments.polygons_measures import PARTS, PROTOCOL, TOPOLOGIES
-from experiments.report import columns, data_uri, figure_and_axes, markdown, plot_intervals, png, whiskers, write_html
-from experiments.runs import RunError, RunFolder, begin_or_go_on, check_seeds, manifest, parse_args, write_atomic
-from experiments.sft_trainer import tiny_checkpoint
+from agents.training.checkpoints import identity
+from agents.training.polygon_examples import RATIO
+from experiments.common.config import RunError, check_seeds, create_or_resume, parse_args
+from experiments.common.html import data_uri, write_html
+from experiments.common.plots import figure_and_axes, plot_intervals, png, whiskers
+from experiments.common.run_folder import RunFolder, manifest, write_atomic
+from experiments.common.tables import columns, markdown
+from experiments.evaluate.polygon_answers import answers
+from experiments.evaluate.polygon_metrics import PARTS, PROTOCOL, TOPOLOGIES, Record, measures
+from experiments.sft import polygons
+from experiments.sft.trainer import tiny_checkpoint
 from search.executors import side_by_side
-from segenv import metrics
-from segenv.data.synthetic import Synthetic
+from segenv import statistics
+from segenv.data.synthetic.scenes import Synthetic
 from segenv.types import SegenvError
 
 FREE = frozenset({"workers", "lesson_workers", "threads"})
@@ -114,12 +117,12 @@ def check(args: Args) -> None:
     check_seeds(args.seeds)
     for seed in args.seeds:
         for arm in ARMS[args.vary]:
-            sft_polygon.check(settings(args, seed, arm))
+            polygons.check(settings(args, seed, arm))
 
 
-def settings(args: Args, seed: int, arm: str) -> sft_polygon.Args:
+def settings(args: Args, seed: int, arm: str) -> polygons.Args:
     """The settings of an arm's training."""
-    shared = sft_polygon.Args(
+    shared = polygons.Args(
         base=args.base,
         draw_steps=args.steps,
         cooldown=args.steps // 2,
@@ -150,8 +153,8 @@ def _make(job: tuple[Args, Path, int, str]) -> None:
     cv2.setNumThreads(1)
     own = settings(args, seed, arm)
     if not RunFolder(path).done("sft"):
-        sft_polygon.run(replace(own, **begin_or_go_on(path)))
-    with RunFolder.resume(path, own, sft_polygon.FREE) as training:
+        polygons.run(replace(own, **create_or_resume(path)))
+    with RunFolder.resume(path, own, polygons.FREE) as training:
         have = {one["task"] for one in training.records(REPLIES)}
         data, agent = _data(args), agents.make(f"mllm:{path / 'model'}")
         with training.appending(REPLIES) as file:
@@ -191,8 +194,10 @@ def results(args: Args, found: dict[str, list[list[Record]]]) -> dict[str, Any]:
                 np.array([[one.iou for one in records if one.topology in names] for records in found[name]])
                 for name in (arm, first)
             )
-            gains[kind] = list(metrics.bootstrap_difference(own.mean(0), other.mean(0)))
-            gains_by_seed[kind] = [list(metrics.bootstrap_difference(*pair)) for pair in zip(own, other, strict=True)]
+            gains[kind] = list(statistics.bootstrap_difference(own.mean(0), other.mean(0)))
+            gains_by_seed[kind] = [
+                list(statistics.bootstrap_difference(*pair)) for pair in zip(own, other, strict=True)
+            ]
         arms[arm] = {"settings": ARMS[args.vary][arm], **numbers, "gain": gains, "gain_by_seed": gains_by_seed}
     protocol = {
         "data": f"synthetic:val, the first {args.tasks} tasks",

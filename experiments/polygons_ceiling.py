@@ -20,13 +20,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from experiments.polygons import Outliner, answers, codec_of
-from experiments.polygons_measures import NONE, TOPOLOGIES, Record
-from experiments.report import columns
-from experiments.runs import RunError, finite
+from experiments.common.config import RunError
+from experiments.common.run_folder import finite
+from experiments.common.tables import columns
+from experiments.evaluate.polygon_answers import Outliner, answers, codec_of
+from experiments.evaluate.polygon_metrics import NONE, TOPOLOGIES, Record
 from segenv import codec as codecs
 from segenv import data as datasets
-from segenv import metrics
+from segenv import statistics
 from segenv.types import SegenvError
 
 
@@ -78,7 +79,7 @@ def _rows(args: Args, budget: int, found: dict[tuple[str, int], list[Record]]) -
         first = [one.iou for one in parts[args.codecs[0]]]
         for spec, records in parts.items() if first else ():
             ious = [one.iou for one in records]
-            difference = None if spec == args.codecs[0] else metrics.bootstrap_difference(first, ious)
+            difference = None if spec == args.codecs[0] else statistics.bootstrap_difference(first, ious)
             yield {
                 "budget": budget,
                 "topology": topology,

@@ -29,17 +29,19 @@ import tyro
 import yaml
 from tqdm import tqdm
 
-from experiments.runs import RunError, RunFolder, hide_home, manifest, parse_args, plain
+from experiments.common.config import RunError, parse_args, plain
+from experiments.common.run_folder import RunFolder, hide_home, manifest
+from search.episode import Episode
 from search.executors import Player, Setup
-from search.rollout import Episode, rollout
+from search.rollout import rollout
 from search.star import Row
 from search.trajectories import Expert, Opening, Rule, moves_of, moves_of_rows, opening, select, trajectories_of
 from segenv import __version__, codec
 from segenv import data as datasets
 from segenv.data.base import Dataset, folder, read_image, within
-from segenv.data.export import conversations, export, write_png
-from segenv.data.recorded import STOP_IOU
-from segenv.data.trajectories import Trajectories, write
+from segenv.data.trajectories.dataset import Trajectories, write
+from segenv.data.trajectories.export import conversations, export, write_png
+from segenv.data.trajectories.record import STOP_IOU
 from segenv.mdp import SegMDP
 from segenv.seeds import seed_of
 from segenv.types import BadItem, SegenvError, Task, image_hash

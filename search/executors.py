@@ -17,8 +17,9 @@ from typing import Any
 
 import agents
 from search import spec
+from search.episode import Episode
 from search.planner import as_episode
-from search.rollout import Episode, rollout
+from search.rollout import rollout
 from search.star import Rules
 from segenv import data, tools
 from segenv.mdp import SegMDP

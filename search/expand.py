@@ -18,7 +18,7 @@ import numpy as np
 
 from agents.base import Agent
 from search.budget import Budget, Cost, Limits
-from search.rollout import PARTS
+from search.episode import PARTS
 from search.tree import Ask, Node, Tree, near, order_of
 from search.values import ValueSource
 from segenv.codec.polygons import PolygonCodec

@@ -9,8 +9,9 @@ from itertools import islice
 
 from agents.base import Agent
 from search.budget import Limits
+from search.episode import Episode, step_of
 from search.expand import Expander
-from search.rollout import Episode, Play, step_of
+from search.rollout import Play
 from search.tree import Algorithm, Ask, Node, Search, Tree
 from search.values import ValueSource
 from segenv.mdp import SegMDP

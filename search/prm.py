@@ -3,8 +3,8 @@
     Current IOU: 37                      greedy: the number of the likeliest reply      mean: Σ_n p(n) · n, n = 0 .. 100
     Positive point: (175, 483)
 
-A model is read here without writing: see `IouReader`. What a PRM learns from is in `search.judged`, how good it is in
-`search.calibration`, and its training is `python -m experiments.prm`.
+A model is read here without writing: see `IouReader`. What a PRM learns from is in `search.labelled_masks`, how good it
+is in `segenv.statistics`, and its training is `python -m experiments.prm`.
 """
 
 from __future__ import annotations

@@ -25,14 +25,14 @@ from typing import Any
 
 from agents.base import Agent
 from search import values
-from search.beam import beam
-from search.best_first import best_first
-from search.best_of_n import best_of_n
+from search.algorithms.beam import beam
+from search.algorithms.best_first import best_first
+from search.algorithms.best_of_n import best_of_n
+from search.algorithms.dvts import dvts
+from search.algorithms.greedy import greedy
+from search.algorithms.lookahead import lookahead
+from search.algorithms.mcts import mcts
 from search.budget import AXES, Limits
-from search.dvts import dvts
-from search.greedy import greedy
-from search.lookahead import lookahead
-from search.mcts import mcts
 from search.planner import Terms, plan
 from search.tree import Search, Tree
 from segenv.mdp import SegMDP

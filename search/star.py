@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from search.rollout import Episode, Step, action_from_json, action_to_json, clicks_of, decode_mask
+from search.episode import Episode, Step, action_from_json, action_to_json, clicks_of, decode_mask
 from segenv import annotator, metrics
 from segenv.mdp import SegState
 from segenv.seeds import seed_of

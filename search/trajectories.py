@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 
 from agents.annotator import AnnotatorAgent
-from search.rollout import Episode, action_from_json, action_to_json
+from search.episode import Episode, action_from_json, action_to_json
 from search.star import Row, Rules, action_of
 from segenv import codec, metrics
-from segenv.data.recorded import RecordedClick, Start, Trajectory, encode
-from segenv.data.trajectories import Trajectories
+from segenv.data.trajectories.dataset import Trajectories
+from segenv.data.trajectories.record import RecordedClick, Start, Trajectory, encode_mask
 from segenv.mdp import SegState
 from segenv.types import Action, Box, Click, Stop, Task, Undo, object_of
 
@@ -133,7 +133,7 @@ def trajectories_of(
             chains[-1].append(move)
         else:
             chains.append([move])
-    empty, made = encode(np.zeros((task.height, task.width), bool)), []
+    empty, made = encode_mask(np.zeros((task.height, task.width), bool)), []
     for chain in chains:
         first = chain[0]
         kind = start if first.step == 0 else "state"

@@ -8,9 +8,9 @@ from gymnasium.envs.registration import register as _register
 __version__ = "0.1.0"
 
 for _id, _entry_point in {
-    "segenv/HLMAT-v0": "segenv.envs.click:HLMATEnv",
-    "segenv/HLMATGrid-v0": "segenv.envs.wrappers:HLMATGridEnv",
-    "segenv/HLMATPoint-v0": "segenv.envs.wrappers:HLMATPointEnv",
+    "segenv/HLMAT-v0": "segenv.envs.hlmat:HLMATEnv",
+    "segenv/HLMATGrid-v0": "segenv.envs.numeric:HLMATGridEnv",
+    "segenv/HLMATPoint-v0": "segenv.envs.numeric:HLMATPointEnv",
     "segenv/Refine-v0": "segenv.envs.refine:RefineEnv",
     "segenv/Filter-v0": "segenv.envs.filter:FilterEnv",
     "segenv/Polygon-v0": "segenv.envs.polygon:PolygonEnv",

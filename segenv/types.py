@@ -153,8 +153,9 @@ class Polygons:
     """A mask in one action: `rings` float64 [N, 2] of vertices (x, y) in continuous coordinates, where pixel i covers
     [i, i+1); none for an object that is not there.
 
-    They are filled by the even-odd rule over all rings or, with `union`, each by itself (see `segenv.scanlines`).
-    `truncated`: the reply broke off, and these are the vertices that were complete. The arrays become read-only.
+    They are filled by the even-odd rule over all rings or, with `union`, each by itself (see
+    `segenv.geometry.rasterize`). `truncated`: the reply broke off, and these are the vertices that were complete. The
+    arrays become read-only.
     """
 
     rings: tuple[np.ndarray, ...]

@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A module imports from its own layer or from layers before it. The layer of a package is that of all its modules.
 LAYERS = [
     {"segenv.types", "segenv.seeds"},
-    {"segenv.geometry", "segenv.metrics", "segenv.scanlines"},
-    {"segenv.annotator", "segenv.codec", "segenv.data", "segenv.render", "segenv.rewards", "segenv.tools"}
-    | {"segenv.queries", "segenv.polygon_rewards"},
+    {"segenv.geometry", "segenv.metrics", "segenv.statistics"},
+    {"segenv.annotator", "segenv.codec", "segenv.data", "segenv.queries", "segenv.render", "segenv.rewards"}
+    | {"segenv.tools"},
     {"segenv.mdp"},
     {"segenv.envs"},
     {"segenv.adapters"},
@@ -72,6 +72,55 @@ def test_imports_point_one_way(path: Path) -> None:
     assert not wrong, f"{module} imports {', '.join(wrong)}, which stand above it"
 
 
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules of which each leads to all others by imports (Tarjan's strongly connected components)."""
+    order: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(module: str) -> None:
+        order[module] = low[module] = len(order)
+        stack.append(module)
+        for other in arrows[module]:
+            if other not in order:
+                visit(other)
+                low[module] = min(low[module], low[other])
+            elif other in stack:
+                low[module] = min(low[module], order[other])
+        if low[module] == order[module]:
+            group = stack[stack.index(module) :]
+            del stack[stack.index(module) :]
+            found.extend([sorted(group)] if len(group) > 1 else [])
+
+    for module in arrows:
+        if module not in order:
+            visit(module)
+    return found
+
+
+def test_no_circle_anywhere() -> None:
+    """Late imports and those for type checkers count as well. A module may import its own package's front."""
+    arrows = {
+        name_of(path): {
+            name
+            for name in imports_of(path) & MODULES
+            if name != name_of(path) and not name_of(path).startswith(f"{name}.")
+        }
+        for path in FILES
+    }
+    assert circles(arrows) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c"]]
+
+
+def test_nothing_imports_a_main() -> None:
+    """A command's `__main__` is its top: what others need of it stands below."""
+    assert [name_of(path) for path in FILES if any(name.endswith(".__main__") for name in imports_of(path))] == []
+
+
 def test_the_package_itself_imports_nothing_of_ours() -> None:
     """So importing any part of it starts no chain; the environments are registered by name."""
     assert imports_of(ROOT / "segenv/__init__.py") == set()
@@ -107,7 +156,7 @@ def test_importing_segenv_is_light() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["segenv.mdp", "segenv.envs.click", "segenv.envs.wrappers", "segenv.tools", "segenv.data"]
+    "module", ["segenv.mdp", "segenv.envs.hlmat", "segenv.envs.numeric", "segenv.tools", "segenv.data"]
 )
 def test_the_core_needs_no_torch(module: str) -> None:
     """So an environment with the disc or GrabCut runs where no deep learning library is installed."""

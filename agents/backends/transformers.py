@@ -22,8 +22,8 @@ from transformers import (
     LogitsProcessorList,
 )
 
-from agents import tower  # noqa: F401  # its import makes the embedded model's tower known to the Auto classes
 from agents.backends.processors import processor_of
+from agents.tiny import vision_tower  # noqa: F401  # its import makes the embedded model's tower known to the Auto classes
 from segenv.tools.sam import no_loading_bars
 
 Source = str | Path | tuple[Any, Any]  # a name or folder, or a model with its processor

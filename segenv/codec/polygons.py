@@ -32,7 +32,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from segenv.codec import Codec, _clip, _shown
+from segenv.codec.base import Codec, _clip, _shown
 from segenv.codec.frames import Frame, Scene
 from segenv.codec.grammars import LISTS, lowered
 from segenv.geometry import canonical, fit, mask_to_polygons, polygons_to_mask, simplify

@@ -51,14 +51,14 @@ def make(spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_
 
             return Coco(*_split_images(rest, spec), skip_bad, max_pixels)
         case "absent":
-            from segenv.data.absent import Absent
+            from segenv.data.no_target import Absent
 
             share, colon, whole = rest.partition(":")
             if colon and re.fullmatch(r"0?\.[0-9]+|1(\.0*)?", share):
                 return Absent(make(whole, skip_bad, max_pixels), float(share))
             return Absent(make(rest, skip_bad, max_pixels))
         case "trajectories":
-            from segenv.data.trajectories import Trajectories
+            from segenv.data.trajectories.dataset import Trajectories
 
             if "@" not in rest or Path(rest).expanduser().is_file():
                 return Trajectories(rest, None, skip_bad, max_pixels)
@@ -70,7 +70,7 @@ def make(spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_
 
 
 def _synthetic(spec: str, rest: str, skip_bad: bool) -> Dataset:
-    from segenv.data.synthetic import Synthetic
+    from segenv.data.synthetic.scenes import Synthetic
 
     split, _, difficulty = rest.partition("#")
     try:

@@ -11,7 +11,8 @@ import numpy as np
 
 from segenv import codec as codecs
 from segenv.envs import refine
-from segenv.envs.click import HLMATEnv, Start
+from segenv.envs.base import Start
+from segenv.envs.hlmat import HLMATEnv
 from segenv.mdp import Observation
 from segenv.metrics import iou
 from segenv.rewards import Reward
@@ -76,7 +77,7 @@ class FilterEnv(HLMATEnv):
     is the worst answer.
 
     ## Observation Space
-    That of `segenv.envs.click.HLMATEnv`: `image` (the mask blended in), `mask`, `instruction`, `prompt`, `steps_left`
+    That of `segenv.envs.hlmat.HLMATEnv`: `image` (the mask blended in), `mask`, `instruction`, `prompt`, `steps_left`
     and `error`. **Not in the observation:** the target, the points that the mask was made of, and the tool's own score.
 
     ## Rewards

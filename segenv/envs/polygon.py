@@ -13,10 +13,10 @@ import numpy as np
 from segenv import codec as codecs
 from segenv import queries, rewards
 from segenv.codec.polygons import PolygonCodec
-from segenv.envs.click import HLMATEnv
+from segenv.envs.hlmat import HLMATEnv
 from segenv.mdp import Observation, SegMDP, SegState
-from segenv.polygon_rewards import PolygonReward, goal_of
 from segenv.rewards import Reward
+from segenv.rewards.polygons import PolygonReward, goal_of
 from segenv.tools.base import SegTool
 from segenv.tools.disc import DiscTool
 from segenv.types import Action, Box, Click, Stop, Task, object_of
@@ -34,7 +34,7 @@ class AnswerMDP(SegMDP):
     """The rules of one question and one answer: outlines become the mask; a point, a box or a text ends the episode and
     leaves the mask as it is. No tool is asked.
 
-    `asked` is one of `segenv.queries.KINDS`. `reward_name` is a sum of the parts in `segenv.polygon_rewards`, or a
+    `asked` is one of `segenv.queries.KINDS`. `reward_name` is a sum of the parts in `segenv.rewards.polygons`, or a
     function as in `segenv.rewards`.
     """
 
@@ -72,13 +72,13 @@ class PolygonEnv(HLMATEnv):
     error; it has no reward. `[]` is the answer where the object is not in the image.
 
     ## Observation Space
-    That of `segenv.envs.click.HLMATEnv`: `image` (the mask blended in), `mask` (empty, or the given one; at the end
+    That of `segenv.envs.hlmat.HLMATEnv`: `image` (the mask blended in), `mask` (empty, or the given one; at the end
     what the reply drew), `instruction` (empty where no text is given), `prompt` (the question), `steps_left` and
     `error`. **Not in the observation:** the target, but for what the question gives of it: with `given="text"`, the
     default, nothing; else a point in it, its box or its mask.
 
     ## Rewards
-    `reward`: a sum of the parts in `segenv.polygon_rewards` (`iou`, `centroid`, `format`, `boundary_f`, `chamfer`), or
+    `reward`: a sum of the parts in `segenv.rewards.polygons` (`iou`, `centroid`, `format`, `boundary_f`, `chamfer`), or
     a function as in `segenv.rewards`.
 
     ## Starting State

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 
 from segenv import codec as codecs
-from segenv.envs.click import HLMATEnv, Start
+from segenv.envs.base import Start
+from segenv.envs.hlmat import HLMATEnv
 from segenv.metrics import distances, iou
 from segenv.tools.base import SegTool
 from segenv.types import Box, Click, Prompt, Task, object_of

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from segenv.tools.base import Encoding, SegTool
-from segenv.tools.cache import EncodingCache
+from segenv.tools.base import SegTool
+from segenv.tools.cache import Encoding, EncodingCache
 from segenv.types import Box, Click, Prediction, Prompt
 
 

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from segenv.metrics import distances
-from segenv.tools.base import Encoding, SegTool
-from segenv.tools.cache import EncodingCache
+from segenv.tools.base import SegTool
+from segenv.tools.cache import Encoding, EncodingCache
 from segenv.types import Box, Prediction, Prompt
 
 SAMPLES = 10  # with fewer pixels of one class, there is no colour model to fit

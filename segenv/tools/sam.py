@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segenv.tools.base import Encoding, SegTool
-from segenv.tools.cache import EncodingCache
+from segenv.tools.base import SegTool
+from segenv.tools.cache import Encoding, EncodingCache
 from segenv.types import Box, Click, Prediction, Prompt, ToolError
 
 EMBEDDED = Path(__file__).parent / "weights" / "tiny-sam"

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segenv.tools.base import Encoding
-from segenv.tools.cache import EncodingCache
+from segenv.tools.cache import Encoding, EncodingCache
 from segenv.tools.sam import PromptedSam, to_encodings, weights_hash
 from segenv.types import ToolError
 

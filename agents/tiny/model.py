@@ -1,0 +1,193 @@
+"""A tiny LLaVA-style multimodal model that needs no download: configuration, tokenizer, processor and weights are all
+built here.
+
+A convolutional vision tower (`agents.tiny.vision_tower`) and Qwen2 text, two million parameters together. Any image is
+stretched to a square of `image_size` pixels, so that normalised coordinates keep their meaning. Every digit, bracket
+and comma is one token. The chat template puts the text before the image whatever the order of the contents: the image's
+tokens then know what is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    CLIPImageProcessorPil,
+    GenerationConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+
+from agents.tiny import vision_tower
+
+PAD, END, USER, ASSISTANT, IMAGE = "<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<image>"
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|' + message['role'] + '|>' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>{% endfor %}{% endif %}"
+    "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+# What the model reads and writes: each word becomes one token. Other text falls back on pieces, at worst on bytes.
+VOCABULARY = """
+red orange yellow green blue purple violet pink brown black white gray grey cyan magenta teal olive navy maroon golden
+beige dark light bright pale deep coloured colored circle disc disk ellipse oval ring donut square rectangle box
+triangle diamond star polygon pentagon hexagon octagon cross plus crescent moon heart blob bar stick line curve arc
+arrow leaf tube snake flower gear fork comb ladder letter tree bottle cup frame grid wedge sun striped stripes dotted
+dots spotted checkered chequered plain noisy smooth textured texture gradient pattern hollow filled solid small
+smaller smallest large larger largest big bigger biggest tiny huge medium thin thinnest thick thickest long longest
+short shortest wide wider tall narrow round pointed left right top bottom upper lower center centre middle corner edge
+side leftmost rightmost topmost bottommost highest lowest above below beside near nearest far farthest closest between
+behind inside outside over under next front back first second third last the a an of in on at to with that is are and
+or not no by from as has have hole holes part parts it its this which than only same object objects thing shape shapes
+image picture photo person animal background foreground most all every one two three other another Positive Negative
+point points click Click Current IOU Box mask Mask stop Stop finish Finish Finished done Done positive negative semi
+transparent optimize refine segment segmentation annotator annotation skilled highly please Please your task given
+current instruction based pixel wise manner add remove region area target accurate reply format coordinates coordinate
+row column You you should will can need must make action actions either where want output answer following
+"""
+WORDS = VOCABULARY.split()
+
+SENTENCES = [
+    "Current IOU: 74\nPositive point: (175, 483)",
+    "Current IOU: 0 Negative point: (5, 62)",
+    "Positive point: (0.175, 0.483)",
+    "Current IOU: 100\nFinish",
+    "Current IOU: 8\nUndo",
+    "Finish",
+    "Undo",
+    '{"point_2d": [12, 34], "label": "positive"}',
+    "<ref>object</ref><box>(12,34),(56,78)</box>",
+    "[[[0.125, 0.5], [0.25, 0.75], [0.5, 0.5]]]",
+    "the large red circle on the left",
+]
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on this module's words; always the same."""
+    bpe = Tokenizer(models.BPE())
+    pieces = Regex(r"\d|[\[\](){}<>,.:;|]|\n| ?[A-Za-z]+|[^\sA-Za-z\d]|\s")
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(pieces, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4096,  # more than the words need: merging ends when each is one token
+        min_frequency=1,
+        special_tokens=[PAD, END, USER, ASSISTANT, IMAGE],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator([" " + word for word in sorted(WORDS)] + SENTENCES, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT, IMAGE],
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def build(
+    seed: int = 0,
+    image_size: int = 128,
+    width: int = 128,
+    vision_layers: int = 2,
+    text_layers: int = 4,
+    heads: int = 4,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """An untrained model, whose weights depend on `seed` and the sizes alone, and its processor.
+
+    `image_size` is in pixels, a multiple of the tower's patches of 16. The configuration's `segenv` entry declares how
+    the model is spoken to: the instruction alone as prompt, images sent as squares of `image_size`.
+    """
+    words = tokenizer()
+    vision = vision_tower.TowerConfig(image_size=image_size, hidden_size=width, layers=vision_layers, heads=heads)
+    if image_size % vision.patch_size:
+        raise ValueError(f"image_size is {image_size}; expected a multiple of {vision.patch_size}")
+    text = Qwen2Config(
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=text_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=words.eos_token_id,
+        pad_token_id=words.pad_token_id,
+    )
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=words.get_vocab()[IMAGE],
+        image_seq_length=(image_size // vision.patch_size) ** 2,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+    config.segenv = {"codec": "segagent", "prompt": "instruction", "image_size": [image_size, image_size]}
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    initialise(model, seed)
+    square = {"height": image_size, "width": image_size}
+    pictures = CLIPImageProcessorPil(
+        size=square, crop_size=square, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
+    )
+    processor = LlavaProcessor(
+        image_processor=pictures,
+        tokenizer=words,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy="full",
+        chat_template=CHAT_TEMPLATE,
+        image_token=IMAGE,
+    )
+    return model.eval(), processor
+
+
+@torch.no_grad()
+def extend(model: LlavaForConditionalGeneration, processor: LlavaProcessor, texts: Sequence[str]) -> None:
+    """Give the model one token for each of `texts`, in place; it starts as the mean of the pieces that said it."""
+    words: Any = processor.tokenizer
+    pieces = [words(text, add_special_tokens=False)["input_ids"] for text in texts]
+    words.add_tokens([AddedToken(text, normalized=False) for text in texts])
+    model.resize_token_embeddings(len(words), mean_resizing=False)
+    table: Any = model.get_input_embeddings().weight
+    for text, old in zip(texts, pieces, strict=True):
+        table[words.convert_tokens_to_ids(text)] = table[old].mean(0)
+
+
+@torch.no_grad()
+def initialise(model: LlavaForConditionalGeneration, seed: int, std: float = 0.05) -> None:
+    """Fresh weights in the order of their names, the same under every version of the libraries: the tower's own, and
+    in the rest normal with `std` (twice and more the usual .02, which a model of this width needs to leave its
+    plateau), norms at one, biases at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    eyes = model.model.vision_tower
+    vision_tower.initialise(eyes, generator)
+    seen = {id(parameter) for parameter in eyes.parameters()}
+    for name, parameter in sorted(model.named_parameters()):
+        if id(parameter) in seen:
+            continue
+        if parameter.ndim > 1:
+            parameter.normal_(0.0, std, generator=generator)
+        else:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+
+
+def save(path: Path | str, seed: int = 0, **sizes: Any) -> Path:
+    """Build, and write model (safetensors) and processor into the folder `path`; the same files every time."""
+    model, processor = build(seed, **sizes)
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return Path(path)

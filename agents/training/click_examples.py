@@ -1,0 +1,280 @@
+"""Lessons for the embedded model: states of procedural scenes with the reply that the annotator would give, and what
+each patch of the picture shows.
+
+A lesson is one scene in several pictures (mask states) with a question about each. States come from the annotator's
+clicks through a segmentation tool, and from masks that are cheap to make: parts of the target, its neighbours, wrong
+objects, nearly perfect ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
+
+import cv2
+import numpy as np
+
+from agents.backends.transformers import resized
+from segenv import annotator, codec, metrics, render
+from segenv.data.synthetic.scenes import (
+    DIFFICULTIES,
+    PLACE_WORDS,
+    SIZE_WORDS,
+    Scene,
+    SceneObject,
+    Synthetic,
+    expressions,
+    picks_out,
+)
+from segenv.data.synthetic.shapes import COLOURS
+from segenv.mdp import SegMDP
+from segenv.tools.base import SegTool
+from segenv.types import Action, Click, Stop, Task
+
+COLOUR_NAMES = list(COLOURS)
+SHAPE_NAMES = sorted({shape for level in DIFFICULTIES for shape in level.shapes})
+SUPERLATIVES = (*SIZE_WORDS, *PLACE_WORDS[1:])
+KINDS = list(product(SUPERLATIVES, (False, True), (False, True)))  # superlative, with colour, with shape
+MAX_OBJECTS = 8
+FINE = 4  # squares along the side of a patch
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a picture is asked, the reply to learn, and what the question makes of each of the N patches.
+
+    `shares` float32 [3, N] are the parts of a patch that are target, missing from the mask, and wrongly in it; `click`
+    is the patch of the reply's click, or -1 where it stops. `iou` is the mask's. `fine` float32 [N, FINE²], where it is
+    given, are the shares of target in the squares that a patch is divided into.
+    """
+
+    picture: int
+    instruction: str
+    reply: str
+    shares: np.ndarray
+    click: int
+    iou: float
+    fine: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One scene: `pictures` uint8 [P, S, S, 3] as the agent sees them, the part of each patch under the mask (`masks`
+    float32 [P, N]), and the object that fills most of each patch (`patches` int64 [N], 0 for background) with a table
+    of `objects` int64 [MAX_OBJECTS + 1, 2 + len(KINDS) + 4]: colour, shape, which kinds of sentence pick it out, and
+    two digits each of row and column of its first click."""
+
+    pictures: np.ndarray
+    masks: np.ndarray
+    patches: np.ndarray
+    objects: np.ndarray
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a lesson holds: questions about the empty mask (one picture, `first` objects named), states of `trajectory`
+    played through the tool, `cheap` masks, and for `crossed` of all these masks a question about another object.
+    `easy` is the part of scenes from the easiest class."""
+
+    first: int = 4
+    trajectory: int = 0
+    cheap: int = 0
+    crossed: int = 0
+    easy: float = 1 / 3
+
+
+class Lessons:
+    """Lesson i is a function of i, the seed and the plan.
+
+    `reuse` lessons are made of each scene, in other orientations; the scenes of the last `window` lessons are kept for
+    that. `image_size` is the side of pictures and `grid` the number of patches along it; a mask of `stop_iou` is good
+    enough.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        tool: SegTool | None = None,
+        image_size: int = 128,
+        grid: int = 8,
+        stop_iou: float = 0.9,
+        seed: int = 0,
+        reuse: int = 4,
+        window: int = 400,
+    ) -> None:
+        self.plan, self.tool, self.seed = plan, tool, seed
+        self.image_size, self.grid, self.stop_iou = image_size, grid, stop_iou
+        self.reuse, self.window = reuse, window
+        self.codec = codec.get("segagent")
+        self.levels = [Synthetic("train", level.name) for level in DIFFICULTIES]
+        self.scene = lru_cache(maxsize=window)(self._scene)
+
+    def __getitem__(self, i: int) -> Lesson:
+        rng = np.random.default_rng([self.seed, i])
+        number = i // (self.window * self.reuse) * self.window + i % self.window
+        scene = turned(self.scene(number), int(rng.integers(8)))
+        named = [(k, found) for k in range(len(scene.objects)) if (found := expressions(scene, k))]
+        if not named:  # turning moves no object past another, but rounding of centres may
+            return self[i + self.window * self.reuse]
+        asked = [named[k] for k in rng.permutation(len(named))]
+        tasks = [self._task(scene, k, str(rng.choice(found))) for k, found in asked]
+        empty = np.zeros(scene.instances.shape, bool)
+        masks, questions = [empty], []
+        if self.plan.first:
+            questions = [
+                self._question(0, tasks[k % len(tasks)], empty) for k in range(min(self.plan.first, len(tasks)))
+            ]
+        states = list(self._states(tasks, scene.instances, rng))
+        masks += [mask for _, mask, _ in states]
+        questions += [self._question(1 + k, *state) for k, state in enumerate(states)]
+        for k in rng.permutation(len(states))[: self.plan.crossed]:
+            task, mask, _ = states[k]
+            others = [other for other in tasks if other is not task]
+            if others:
+                questions.append(self._question(1 + int(k), others[rng.integers(len(others))], mask))
+        pictures = [resized(render.overlay(scene.image, mask), (self.image_size,) * 2) for mask in masks]
+        patches, objects = self._labels(scene)
+        shares = np.stack([self._shares(mask) for mask in masks])
+        return Lesson(np.stack(pictures), shares, patches, objects, tuple(questions))
+
+    def _scene(self, number: int) -> Scene:
+        rng = np.random.default_rng([self.seed, 1, number])
+        rest = (1 - self.plan.easy) / 2
+        return self.levels[rng.choice(3, p=[self.plan.easy, rest, rest])].scene(number)
+
+    def _task(self, scene: Scene, k: int, instruction: str) -> Task:
+        return Task("lesson", scene.image, scene.instances == k + 1, instruction)
+
+    def _states(self, tasks: Sequence[Task], instances: np.ndarray, rng: np.random.Generator):
+        """Tasks with a mask to improve and the clicks that led to it (none for cheap ones)."""
+        if self.plan.trajectory and self.tool is not None:
+            states = [state for task in tasks[:2] for state in played(self.tool, task, self.stop_iou)]
+            for k in sorted(rng.permutation(len(states))[: self.plan.trajectory]):
+                yield states[k]
+        for k in range(self.plan.cheap):
+            task = tasks[k % len(tasks)]
+            yield task, cheap_mask(task.target.view(bool), instances, rng), ()
+
+    def _question(self, picture: int, task: Task, mask: np.ndarray, clicks: Sequence[Click] = ()) -> Question:
+        iou = float(metrics.iou(task.target, mask))
+        action = lesson_action(task, mask, clicks, self.stop_iou)
+        reply = self.codec.format(action, task, iou)
+        target = task.target.view(bool)
+        shares = np.stack([self._shares(part) for part in (target, target & ~mask, mask & ~target)])
+        click = self._patch(action, task) if isinstance(action, Click) else -1
+        return Question(picture, task.instruction, reply, shares, click, iou)
+
+    def _patch(self, click: Click, task: Task) -> int:
+        return click.y * self.grid // task.height * self.grid + click.x * self.grid // task.width
+
+    def _shares(self, mask: np.ndarray) -> np.ndarray:
+        """The part of each patch that `mask` (bool [H, W]) covers, float32 [N]."""
+        size = (self.grid, self.grid)
+        return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA).ravel()
+
+    def _labels(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+        shares = np.stack([self._shares(scene.instances == k + 1) for k in range(len(scene.objects))])
+        patches = np.where(shares.max(0) > 0.15, shares.argmax(0) + 1, 0)
+        table = np.zeros((MAX_OBJECTS + 1, 2 + len(KINDS) + 4), np.int64)
+        nothing = np.zeros(scene.instances.shape, bool)
+        for k, thing in enumerate(scene.objects):
+            flags = [
+                picks_out(scene, k, word, thing.colour * coloured, thing.shape * shaped)
+                for word, coloured, shaped in KINDS
+            ]
+            task = self._task(scene, k, "")
+            click = annotator.next_click(task.target, nothing)
+            assert click is not None
+            digits = [d for text in self.codec.points.write_point(click, task) for d in leading_digits(int(text))]
+            names = [COLOUR_NAMES.index(thing.colour), SHAPE_NAMES.index(thing.shape)]
+            table[k + 1] = [*names, *flags, *digits]
+        return patches.astype(np.int64), table
+
+
+def leading_digits(value: int) -> tuple[int, int]:
+    """Hundreds and tens of a coordinate in 0..1000."""
+    value = min(value, 999)
+    return value // 100, value // 10 % 10
+
+
+def lesson_action(task: Task, mask: np.ndarray, clicks: Sequence[Click], stop_iou: float) -> Action:
+    """What to do about `mask` (bool [H, W]): the annotator's next click, or a stop from `stop_iou` on."""
+    click = None if metrics.iou(task.target, mask) >= stop_iou else annotator.next_click(task.target, mask, clicks)
+    return Stop() if click is None else click
+
+
+def turned(scene: Scene, turn: int) -> Scene:
+    """The scene in one of its 8 orientations (bits of `turn`: mirrored left to right, upside down, transposed)."""
+    height, width = scene.instances.shape
+
+    def move(array: np.ndarray) -> np.ndarray:
+        array = array[:, ::-1] if turn & 1 else array
+        array = array[::-1] if turn & 2 else array
+        return np.ascontiguousarray(array.swapaxes(0, 1) if turn & 4 else array)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        x, y = (width - x if turn & 1 else x), (height - y if turn & 2 else y)
+        return (y, x) if turn & 4 else (x, y)
+
+    def moved(things: Sequence[SceneObject]) -> tuple[SceneObject, ...]:
+        return tuple(replace(thing, centre=place(*thing.centre)) for thing in things)
+
+    return replace(
+        scene,
+        image=move(scene.image),
+        instances=move(scene.instances),
+        objects=moved(scene.objects),
+        clutter=moved(scene.clutter),
+    )
+
+
+def played(tool: SegTool, task: Task, stop_iou: float, steps: int = 4):
+    """The states of the annotator's trajectory through `tool`: (task, mask, clicks) after each click."""
+    mdp = SegMDP(tool, max_steps=steps)
+    state = mdp.initial(task)
+    found = []
+    while not mdp.terminal(state):
+        action = lesson_action(task, state.mask, state.clicks, stop_iou)
+        if isinstance(action, Stop):
+            break
+        state = mdp.transition([state], [action])[0]
+        found.append((task, state.mask, state.clicks))
+    return found
+
+
+def cheap_mask(target: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A mask (bool [H, W]) as a tool might give for `target` (bool [H, W]) in a scene with these `instances`."""
+    other = (instances == rng.integers(1, instances.max() + 1)) & ~target
+    kind = rng.random()
+    if kind < 0.25:  # nearly right: what to stop at, and what not yet
+        return _grown(target, int(rng.integers(-2, 3)))
+    if kind < 0.40:
+        return _grown(target, int(rng.integers(-6, 9)))
+    if kind < 0.60:  # a part of it
+        return target & _half_plane(target, rng)
+    if kind < 0.72:  # too much
+        return target | other
+    if kind < 0.84:
+        return target | (_half_plane(target, rng) & _grown(target, int(rng.integers(6, 30))))
+    if kind < 0.92:  # the wrong one
+        return other if other.any() else target & _half_plane(target, rng)
+    return (target & _half_plane(target, rng)) | other
+
+
+def _grown(mask: np.ndarray, by: int) -> np.ndarray:
+    """`mask` dilated by `by` pixels, or eroded where negative."""
+    side = 2 * abs(by) + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    change = cv2.dilate if by > 0 else cv2.erode
+    return change(mask.astype(np.uint8), disc, borderValue=0).view(bool) if by else mask.copy()
+
+
+def _half_plane(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """One side of a random line through a random pixel of `mask`, bool [H, W]."""
+    rows, columns = np.nonzero(mask)
+    k, angle = rng.integers(len(rows)), rng.uniform(0, 2 * np.pi)
+    y, x = np.ogrid[: mask.shape[0], : mask.shape[1]]
+    return (x - columns[k]) * np.cos(angle) + (y - rows[k]) * np.sin(angle) > 0

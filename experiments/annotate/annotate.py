@@ -1,0 +1,173 @@
+"""Annotation of all images of a folder, and the files that are written."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from experiments.annotate import inputs, outputs, report
+from experiments.annotate.config import OUTPUT, Args
+from experiments.annotate.inputs import Wanted
+from experiments.annotate.outputs import Outlines, Questions, Record
+from experiments.annotate.pipeline import Annotator
+from experiments.common.config import RunError, plain
+from experiments.common.run_folder import RunFolder, hide_home, manifest
+from segenv import codec
+from segenv.codec.polygons import DIALECTS, PolygonCodec
+from segenv.data.trajectories.export import export
+from segenv.types import BadItem
+
+
+def run(args: Args, quiet: bool = False) -> dict[str, Any]:
+    """Annotate as `args` say, into their folder, and return what metrics.json holds."""
+    questions, outlines, found = prepare(args)
+    out = args.resume or args.out
+    if out is None:
+        raise RunError("a run needs a folder: give out, or resume")
+    if Path(out).resolve().is_relative_to(found.root.resolve()):
+        raise RunError(
+            f"--out {out} lies in the folder of the images, {found.root}; its own pictures would be among them"
+        )
+    annotator = None if args.resume and RunFolder(out).done("annotate") else Annotator(args)
+    if annotator is not None:
+        annotator.check(found)
+    with RunFolder.resume(out, args, OUTPUT) if args.resume else RunFolder.create(out, args) as folder:
+        if annotator is not None:
+            settings = {k: v for k, v in plain(args).items() if k not in OUTPUT | {"out", "resume", "images"}}
+            hashes = {"data": found.fingerprint, **annotator.fingerprints}
+            folder.keep_manifest(manifest(args.seed, settings, hashes))
+            _annotate_all(folder, found, annotator, quiet)
+            folder.finish("annotate")
+        return _write_results(folder, args, found, questions, outlines)
+
+
+def prepare(args: Args) -> tuple[Questions, Outlines, Wanted]:
+    """Settings that hold, and inputs that can be read; RunError says what is wrong."""
+    if not args.images:
+        raise RunError("no images; give the folder that they lie in with --images DIR")
+    least = {"max_objects": 1, "min_area": 1, "min_part": 0, "max_pixels": 1, "show": 0, "tolerance": 0, "threads": 1}
+    least |= {"max_vertices": 4, "max_tokens": 1, "limit": 1}
+    for name, limit in least.items():
+        if (value := getattr(args, name)) is not None and not value >= limit:
+            raise RunError(f"{name} is {value}; expected {limit} or more")
+    for name in ("nms", "min_mask_score", "box_threshold", "text_threshold"):
+        if not 0 <= getattr(args, name) <= 1:
+            raise RunError(f"{name} is {getattr(args, name)}; expected a number in 0..1")
+    if args.codec not in DIALECTS:
+        raise RunError(f"codec {args.codec!r} writes no polygons; expected one of {', '.join(DIALECTS)}")
+    speaks = codec.get(args.codec)
+    assert isinstance(speaks, PolygonCodec)
+    asked = outputs.pairs_of(args.queries)
+    rest = (args.prompt, args.wording, args.several, args.negatives, args.seed)
+    questions = Questions(speaks, asked, *rest)
+    length = _token_counter(args.tokenizer) if args.max_tokens is not None else len
+    outlines = Outlines(args.tolerance, args.max_vertices, args.max_tokens, length)
+    found = inputs.wanted(args.images, args.phrases, args.phrases_file, args.boxes, args.limit)
+    return questions, outlines, found
+
+
+def _token_counter(name: str | None) -> Any:
+    """A function that counts the tokens of a text."""
+    from transformers import AutoTokenizer
+
+    from agents.mllm import EMBEDDED
+
+    try:
+        words: Any = AutoTokenizer.from_pretrained(name or EMBEDDED)
+    except (OSError, ValueError) as error:
+        raise RunError(f"--tokenizer {name!r} cannot be loaded: {error}") from error
+    return lambda text: len(words(text, add_special_tokens=False)["input_ids"])
+
+
+def _annotate_all(folder: RunFolder, found: Wanted, annotator: Annotator, quiet: bool) -> None:
+    """Annotate the images that images.jsonl lacks: one record each, with the reason in place of a bad one's objects."""
+    have = {record["image"] for record in folder.records("images.jsonl")}
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    with (
+        folder.appending("images.jsonl") as file,
+        tqdm(total=len(found.images), initial=len(have), unit="image", disable=quiet, mininterval=interval) as bar,
+    ):
+        counts: Counter[str] = Counter()
+        for name in found.images:
+            if name in have:
+                continue
+            try:
+                record = annotator.annotate(name, found)
+            except BadItem as error:
+                record = {"image": name, "error": str(error)}
+                bar.write(f"skipped: {error}", file=sys.stderr)
+            file.add(record)
+            counts["skipped" if "error" in record else "images"] += 1
+            counts["objects"] += len(record.get("objects", ()))
+            bar.set_postfix(objects=counts["objects"], skipped=counts["skipped"], refresh=False)
+            bar.update()
+
+
+def _write_results(
+    folder: RunFolder, args: Args, found: Wanted, questions: Questions, outlines: Outlines
+) -> dict[str, Any]:
+    """Write what the records make: COCO JSON, conversations, pictures, and metrics.json, which is returned."""
+
+    def records() -> Iterator[Record]:
+        """In the order of the images, as they were annotated in."""
+        return (record for record in folder.records("images.jsonl") if "error" not in record)
+
+    about = folder.read_json("manifest.json")
+    numbers = report.summarise(folder.records("images.jsonl"))
+    numbers["unknown_images"] = found.unknown
+    rows = numbers["phrases"]
+    phrases = list(dict.fromkeys([*found.every_phrase, *rows]))
+    drawn = outputs.write_coco(folder / "annotations.json", records, phrases, outlines, {"settings": about["protocol"]})
+    counts: Counter[str] = Counter()
+    made = outputs.conversations(records(), found.root, questions, outlines, counts, args.max_pixels)
+    numbers |= {"outlines": drawn.summary, "conversations": export(made, folder / "sft", args.format)}
+    numbers["left_out"] = {name: counts.pop(name, 0) for name in ("several", "no_room")}
+    numbers["queries"] = dict(counts)
+    settings = hide_home({key: value for key, value in plain(args).items() if key not in ("out", "resume", "dry_run")})
+    folder.write_json("metrics.json", hide_home(numbers) | {"settings": settings})
+    numbers = folder.read_json("metrics.json")
+    report.write(
+        folder,
+        records(),
+        found.root,
+        outlines,
+        args.show,
+        args.max_pixels,
+        title=f"Annotations of {numbers['images']} images",
+        lead=f"{'given boxes' if args.boxes else args.detector}, {args.tool}"
+        + (f", described by {args.caption}" if args.caption else ""),
+        rows=[{"phrase": phrase, **row} for phrase, row in rows.items()][:200],
+        more_rows=max(len(rows) - 200, 0),
+        facts=report.facts(numbers),
+        skipped=numbers["skipped"],
+        settings=settings,
+        manifest=about,
+    )
+    return numbers
+
+
+def plan(args: Args) -> str:
+    """What a run would do, for a dry run; tool, detector and captioner are loaded to see that they can be."""
+    questions, _, found = prepare(args)
+    annotator = Annotator(args)
+    annotator.check(found)
+    source = f"boxes of {args.boxes}" if args.boxes else f"{args.detector} ({annotator.fingerprints['detector']})"
+    idle = sum(not found.asked(name) for name in found.images)
+    lines = [
+        f"{len(found.images)} images in {found.root}, into {args.resume or args.out}:",
+        f"  boxes: {source}; {len(found.every_phrase)} phrases"
+        + (f", and {idle} images with nothing to look for" * bool(idle)),
+        f"  masks: {annotator.tool.spec}",
+        f"  captions: {args.caption or 'none'}",
+        f"  conversations: {', '.join('-'.join(pair) for pair in questions.pairs)} in {args.codec}",
+    ]
+    if found.unknown:
+        lines.append(f"  not in the folder: {len(found.unknown)} named images, such as {found.unknown[0]!r}")
+    if args.resume:
+        lines.append(f"  done: {sum(1 for _ in RunFolder(args.resume).records('images.jsonl'))} images")
+    return "\n".join([*lines, "nothing was written (--dry-run)"])

@@ -1,0 +1,232 @@
+"""What `experiments.annotate` is given: a folder of images, phrases for all or for each, and boxes.
+
+| file | phrases | boxes |
+|---|---|---|
+| `.txt` | one a line, for all images | – |
+| `.csv` | columns `image`, `phrase` | columns `image`, `x0`, `y0`, `x1`, `y1`; where known `phrase`, `score` |
+| `.json` | a list for all; or `{image: [phrase, …]}` | `{image: [{"box": [x0, y0, x1, y1], "phrase", "score"}, …]}` |
+| COCO `.json` | – | those of its annotations, by file name and category |
+
+Images are named by their path from the folder, with `/`. Boxes are in pixels of the image as viewers show it; COCO's
+own are [x, y, width, height], of which crowds are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from experiments.annotate.detector import Detection
+from experiments.common.config import RunError
+from segenv.data.base import FORMATS, digest, file_size, folder, read_json
+from segenv.data.folder import NOT_DATA
+from segenv.types import Box
+
+UNNAMED = "object"  # the phrase of a given box without one
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to annotate: the images' names, phrases for all of them and for each, and given boxes (None: detect).
+
+    `unknown` are the names in files of phrases or boxes that the folder has no image for."""
+
+    root: Path
+    images: list[str]
+    everywhere: list[str] = field(default_factory=list)
+    phrases: dict[str, list[str]] = field(default_factory=dict)
+    boxes: dict[str, list[Detection]] | None = None
+    unknown: list[str] = field(default_factory=list)
+
+    def asked(self, image: str) -> list[str]:
+        """What is looked for in an image, each phrase once."""
+        if self.boxes is not None:
+            return list(dict.fromkeys(one.phrase for one in self.boxes.get(image, ())))
+        return list(dict.fromkeys([*self.everywhere, *self.phrases.get(image, ())]))
+
+    @property
+    def every_phrase(self) -> list[str]:
+        """What is looked for in any image, in order."""
+        return list(dict.fromkeys([*self.everywhere, *(one for name in self.images for one in self.asked(name))]))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the names and sizes in bytes of the images, and of what is asked of each."""
+        return digest([name, file_size(self.root / name), self.asked(name), self._given(name)] for name in self.images)
+
+    def _given(self, image: str) -> list[str]:
+        return [] if self.boxes is None else [str(one) for one in self.boxes.get(image, ())]
+
+
+def wanted(
+    images: str, phrases: Iterable[str], phrases_file: str | None, boxes: str | None, limit: int | None
+) -> Wanted:
+    """Read what the flags name. Raises `DataError` and `RunError`."""
+    root = folder(images, "the folder of the images to annotate")
+    names = image_names(root)
+    if not names:
+        raise RunError(f"no image in {root}; expected files that end in {', '.join(sorted(suffixes()))}")
+    everywhere = [_phrase(text, "--phrases") for text in phrases]
+    each: dict[str, list[str]] = {}
+    if phrases_file is not None:
+        more, each = read_phrases(Path(phrases_file).expanduser())
+        everywhere += more
+    given = None if boxes is None else read_boxes(Path(boxes).expanduser())
+    if given is not None and (everywhere or each):
+        raise RunError("boxes come with their phrases: give --boxes, or phrases for a detector, and not both")
+    named: Mapping[str, Any] = each if given is None else given
+    unknown = sorted(set(named) - set(names))
+    if given is None and not everywhere and not each:
+        raise RunError("nothing to look for; give --phrases 'a cat' 'a dog', --phrases-file FILE or --boxes FILE")
+    if named and len(unknown) == len(named) and not everywhere:
+        raise RunError(
+            f"none of the {len(named)} images that {boxes or phrases_file} names is in {root}, {unknown[0]!r} for one; "
+            f"expected paths from that folder, such as {names[0]!r}"
+        )
+    return Wanted(root, names[:limit], list(dict.fromkeys(everywhere)), each, given, unknown)
+
+
+@lru_cache(maxsize=1)
+def suffixes() -> frozenset[str]:
+    """Lower-case endings of the image files that are read."""
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
+
+
+def image_names(root: Path) -> list[str]:
+    """The images in a folder and the folders in it, by their paths from it, sorted; nothing hidden."""
+    names = []
+    for path in root.rglob("*"):
+        relative = path.relative_to(root)
+        hidden = any(part.startswith(".") for part in relative.parts) or path.name in NOT_DATA
+        if path.suffix.lower() in suffixes() and not hidden and not path.is_dir():
+            names.append(relative.as_posix())
+    return sorted(names)
+
+
+def read_phrases(path: Path) -> tuple[list[str], dict[str, list[str]]]:
+    """Phrases for all images, and for each by its name."""
+    what = "a list of phrases, or of each image by its path"
+    match path.suffix.lower():
+        case ".txt":
+            return [_phrase(line, str(path)) for line in _text(path).splitlines() if line.strip()], {}
+        case ".csv":
+            each: dict[str, list[str]] = {}
+            for where, row in _rows(path, ("image", "phrase")):
+                each.setdefault(row["image"], []).append(_phrase(row["phrase"], where))
+            return [], each
+        case ".json":
+            found = read_json(path, what)
+            if isinstance(found, list):
+                return [_phrase(item, str(path)) for item in found], {}
+            if isinstance(found, dict):
+                lists = {name: [item] if isinstance(item, str) else item for name, item in found.items()}
+                if all(isinstance(items, list) for items in lists.values()):
+                    return [], {
+                        name: [_phrase(item, f"{path}, {name!r}") for item in items] for name, items in lists.items()
+                    }
+            raise RunError(f"{path} is no list and names no lists; expected {what}")
+    raise RunError(f"--phrases-file {path}: expected a file that ends in .txt, .csv or .json")
+
+
+def read_boxes(path: Path) -> dict[str, list[Detection]]:
+    """Given boxes, by the image's name."""
+    found: dict[str, list[Detection]] = {}
+    match path.suffix.lower():
+        case ".csv":
+            for where, row in _rows(path, ("image", "x0", "y0", "x1", "y1")):
+                corners = [row[name] for name in ("x0", "y0", "x1", "y1")]
+                found.setdefault(row["image"], []).append(
+                    _given(corners, row.get("phrase"), row.get("score") or None, where)
+                )
+        case ".json":
+            listed = read_json(path, "boxes of each image by its path, or COCO instances")
+            if isinstance(listed, dict) and isinstance(listed.get("annotations"), list):
+                return _of_coco(listed, path)
+            if not isinstance(listed, dict) or not all(isinstance(items, list) for items in listed.values()):
+                raise RunError(
+                    f"{path} names no lists; expected {{image: [{{box, phrase, score}}, …]}} or COCO instances"
+                )
+            for name, items in listed.items():
+                for i, item in enumerate(items):
+                    where = f"{path}, {name!r}, box {i}"
+                    item = item if isinstance(item, dict) else {"box": item}
+                    one = _given(item.get("box"), item.get("phrase"), item.get("score"), where)
+                    found.setdefault(name, []).append(one)
+        case _:
+            raise RunError(f"--boxes {path}: expected a file that ends in .csv or .json")
+    if not found:
+        raise RunError(f"{path} holds no box")
+    return found
+
+
+def _of_coco(listed: dict[str, Any], path: Path) -> dict[str, list[Detection]]:
+    """The boxes of COCO instances or detections with their images and categories, crowds left out."""
+    found: dict[str, list[Detection]] = {}
+    try:
+        names = {image["id"]: str(image["file_name"]) for image in listed["images"]}
+        classes = {entry["id"]: entry["name"] for entry in listed["categories"]}
+        for i, entry in enumerate(listed["annotations"]):
+            if entry.get("iscrowd"):
+                continue
+            x, y, width, height = entry["bbox"]
+            one = _given(
+                [x, y, x + width, y + height],
+                classes[entry["category_id"]],
+                entry.get("score"),
+                f"{path}, annotation {i}",
+            )
+            found.setdefault(names[entry["image_id"]], []).append(one)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} is not as COCO instances are ({type(error).__name__}: {error})") from error
+    return found
+
+
+def _given(corners: Any, phrase: Any, score: Any, where: str) -> Detection:
+    """A box that a file gives, checked."""
+    try:
+        x0, y0, x1, y1 = (float(value) for value in corners)
+        known = None if score is None else float(score)
+    except (TypeError, ValueError):
+        raise RunError(
+            f"{where}: box is {corners!r} and score {score!r}; expected x0, y0, x1, y1 and a number"
+        ) from None
+    if not all(map(math.isfinite, (x0, y0, x1, y1, known or 0))) or x0 >= x1 or y0 >= y1:
+        raise RunError(
+            f"{where}: box is {[x0, y0, x1, y1]}, score {known}; expected finite numbers, the second corner right "
+            "of the first and below"
+        )
+    return Detection(_phrase(phrase, where) if phrase else UNNAMED, Box(x0, y0, x1, y1), known)
+
+
+def _phrase(text: Any, where: str) -> str:
+    """A phrase on one line."""
+    said = " ".join(text.split()) if isinstance(text, str) else ""
+    if not any(character.isalnum() for character in said):
+        raise RunError(f"{where}: phrase is {text!r}; expected what to look for, such as 'a red cup'")
+    return said
+
+
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
+    """The rows of a CSV file, with where each stands."""
+    reader = csv.DictReader(_text(path).splitlines())
+    if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+        raise RunError(f"{path} has no column {', '.join(missing)}; expected a first line {','.join(columns)}")
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        if any(not row[name] for name in columns):
+            raise RunError(f"{where} is incomplete; expected {', '.join(columns)}")
+        yield where, {key: value for key, value in row.items() if key and isinstance(value, str)}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as UTF-8 text ({error})") from error

@@ -1,0 +1,187 @@
+"""What `experiments.annotate` makes of one image: boxes, masks and descriptions."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from experiments.annotate.inputs import Wanted
+from experiments.annotate.outputs import Record
+from experiments.common.config import RunError
+from segenv import render, tools
+from segenv.data.base import read_image, within
+from segenv.data.coco import segmentation_mask
+from segenv.geometry import mask_to_polygons, polygons_to_mask
+from segenv.geometry.rle import polygons_to_rle
+from segenv.tools.base import SegTool
+from segenv.types import Prompt, image_hash
+
+if TYPE_CHECKING:
+    from agents.mllm import MllmAgent
+    from experiments.annotate.config import Args
+    from experiments.annotate.detector import Detection, Detector
+
+AT_ONCE = 1 << 27  # bytes of masks, or of pictures to describe, that are in memory at the same time
+DESCRIBED = 8  # objects in a batch
+
+
+class Annotator:
+    """The models of a run: what they make of an image is its record."""
+
+    def __init__(self, args: Args) -> None:
+        self.args = args
+        try:
+            self.tool: SegTool = tools.make(args.tool)
+            self.detector: Detector | None = None if args.boxes else self._detector()
+            self.captioner: MllmAgent | None = self._captioner(args.caption) if args.caption else None
+        except (ValueError, OSError, ImportError) as error:  # a spec or path that is wrong, or an extra not installed
+            raise RunError(
+                f"cannot set up tool {args.tool!r}, detector {args.detector!r}, caption {args.caption!r}: {error}"
+            ) from error
+        cv2.setNumThreads(args.threads)
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(args.threads)
+
+    def _detector(self) -> Detector:
+        from experiments.annotate.detector import Detector
+
+        return Detector(self.args.detector, self.args.box_threshold, self.args.text_threshold)
+
+    @staticmethod
+    def _captioner(spec: str) -> MllmAgent:
+        import agents
+        from agents.mllm import MllmAgent
+
+        agent = agents.make(spec)
+        if not isinstance(agent, MllmAgent):
+            raise ValueError(f"agent {spec!r} describes nothing; expected a language model, mllm:NAME_OR_PATH")
+        return agent
+
+    def check(self, found: Wanted) -> None:
+        """Raise `RunError` where there is a phrase that the detector cannot read."""
+        if self.detector is not None:
+            try:
+                list(self.detector.captions(found.every_phrase))
+            except ValueError as error:
+                raise RunError(str(error)) from error
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str | None]:
+        return {
+            "tool": self.tool.fingerprint,
+            "detector": None if self.detector is None else self.detector.fingerprint,
+            "caption": None if self.captioner is None else self.captioner.backend.fingerprint,
+        }
+
+    def annotate(self, name: str, found: Wanted) -> Record:
+        """What is in the image `name`. Raises `BadItem`, and `ToolError` where a model fails."""
+        seconds, clock = dict.fromkeys(("read", "detect", "segment", "caption"), 0.0), _Clock()
+        image = read_image(within(found.root, name, name), name, self.args.max_pixels)
+        asked, dropped = found.asked(name), Counter[str]()
+        seconds["read"] = clock.lap()
+        boxes, seen = self._boxes(name, image, found, dropped)
+        seconds["detect"] = clock.lap()
+        objects = self._objects(image, boxes, dropped)
+        seconds["segment"] = clock.lap()
+        if self.captioner is not None:
+            for one, text in zip(objects, self._captions(image, objects), strict=True):
+                one["caption"] = text
+        seconds["caption"] = clock.lap()
+        return {
+            "image": name,
+            "height": image.shape[0],
+            "width": image.shape[1],
+            "hash": image_hash(image),
+            "objects": objects,
+            "absent": [phrase for phrase in asked if phrase not in seen],
+            "dropped": {why: count for why, count in dropped.items() if count},
+            "seconds": seconds,
+        }
+
+    def _boxes(
+        self, name: str, image: np.ndarray, found: Wanted, dropped: Counter[str]
+    ) -> tuple[list[Detection], set[str]]:
+        """The boxes to segment (given ones as they are; detected ones without repeats, the best first), and the phrases
+        of all that were found."""
+        from experiments.annotate.detector import clip, suppress
+
+        if found.boxes is not None:
+            given = found.boxes.get(name, [])
+            height, width = image.shape[:2]
+            boxes = [replace(one, box=box) for one in given if (box := clip(one.box, width, height))]
+            dropped["outside the image"] += len(given) - len(boxes)
+            return boxes, {one.phrase for one in given}
+        assert self.detector is not None
+        asked = found.asked(name)
+        boxes = self.detector.detect(image, asked) if asked else []
+        alone = suppress(boxes, self.args.nms)
+        dropped["repeats of a better box"] += len(boxes) - len(alone)
+        dropped["beyond max_objects"] += max(len(alone) - self.args.max_objects, 0)
+        return alone[: self.args.max_objects], {one.phrase for one in boxes}
+
+    def _objects(self, image: np.ndarray, boxes: Sequence[Detection], dropped: Counter[str]) -> list[dict[str, Any]]:
+        """The objects in boxes, with their exact masks."""
+        height, width = image.shape[:2]
+        encoding = self.tool.encode([image])[0] if boxes else {}
+        at_once = max(AT_ONCE // (height * width), 1)
+        objects = []
+        for start in range(0, len(boxes), at_once):
+            some = boxes[start : start + at_once]
+            predictions = self.tool.predict([encoding] * len(some), [Prompt(box=one.box) for one in some])
+            for one, prediction in zip(some, predictions, strict=True):
+                rings = [
+                    ring
+                    for ring in mask_to_polygons(prediction.mask)
+                    if cv2.contourArea(ring.astype(np.float32)) >= self.args.min_part
+                ]  # what lies in a ring is smaller, so it goes with it
+                area = int(polygons_to_mask(rings, height, width).sum())
+                score = None if np.isnan(prediction.score) else prediction.score
+                if area < self.args.min_area:
+                    dropped["below min_area" if area else "empty mask"] += 1
+                elif score is not None and score < self.args.min_mask_score:
+                    dropped["below min_mask_score"] += 1
+                else:
+                    objects.append(
+                        {
+                            "phrase": one.phrase,
+                            "score": one.score,
+                            "box": [one.box.x0, one.box.y0, one.box.x1, one.box.y1],
+                            "mask_score": score,
+                            "mask": polygons_to_rle(rings, height, width),
+                        }
+                    )
+        return objects
+
+    def _captions(self, image: np.ndarray, objects: Sequence[dict[str, Any]]) -> Iterator[str]:
+        """A description of each object, on one line; "" where the model has none."""
+        assert self.captioner is not None
+        backend = self.captioner.backend
+        special = backend.processor.tokenizer.all_special_tokens
+        at_once = max(min(AT_ONCE // image.nbytes, DESCRIBED), 1)
+        for start in range(0, len(objects), at_once):
+            some = objects[start : start + at_once]
+            shown = [render.overlay(image, segmentation_mask(one["mask"], *image.shape[:2])) for one in some]
+            asked = [self.args.caption_prompt.replace("{phrase}", one["phrase"]) for one in some]
+            for text in backend.generate(shown, asked, [0] * len(some)):
+                for token in special:
+                    text = text.replace(token, " ")
+                yield " ".join(text.split()).strip("\"'“”")
+
+
+class _Clock:
+    """Seconds since it was last asked."""
+
+    def __init__(self) -> None:
+        self.last = time.perf_counter()
+
+    def lap(self) -> float:
+        before, self.last = self.last, time.perf_counter()
+        return self.last - before

@@ -1,0 +1,235 @@
+"""What is shown of annotations: contact sheets as PNG pages, a page of HTML, and numbers."""
+
+from __future__ import annotations
+
+import colorsys
+import heapq
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from experiments.annotate.outputs import Outlines, Record
+from experiments.common.html import data_uri, write_html
+from experiments.common.run_folder import RunFolder
+from segenv import render
+from segenv.data.base import read_image, within
+from segenv.data.coco import segmentation_mask
+from segenv.data.trajectories.export import write_png
+from segenv.geometry.rle import rle_to_polygons
+from segenv.seeds import seed_of
+
+COLUMNS, ROWS, SIDE, GAP, LINE = 4, 4, 400, 12, 20  # of a contact sheet: tiles, and pixels
+PLATE = 16  # height of a label, px
+
+
+def write(
+    folder: RunFolder,
+    records: Iterable[Record],
+    root: Path,
+    outlines: Outlines,
+    show: int,
+    max_pixels: int,
+    **page: Any,
+) -> int:
+    """Write sheets/page-*.png and report.html, which show at most `show` images, drawn by their names; `page` goes to
+    the template. Returns the number of sheets."""
+    drawn = heapq.nsmallest(show, records, key=lambda record: seed_of("annotate", record["image"]))
+    chosen = sorted(drawn, key=lambda record: record["image"])
+    tiles: list[np.ndarray] = []
+    cards, pages = [], 0
+    for record in chosen:
+        image = read_image(within(root, record["image"], record["image"]), record["image"], max_pixels)
+        tiles.append(picture(image, record, outlines, SIDE))
+        cards.append(_card(tiles[-1], record))
+        if len(tiles) == COLUMNS * ROWS or record is chosen[-1]:
+            pages += 1
+            names = [one["image"] for one in chosen[len(cards) - len(tiles) : len(cards)]]
+            write_png(folder / "sheets" / f"page-{pages:03}.png", sheet(tiles, names))
+            tiles = []
+    for old in sorted((folder / "sheets").glob("page-*.png"))[pages:]:  # of another `show`
+        old.unlink()
+    write_html(folder / "report.html", "annotate.html", cards=cards, **page)
+    return pages
+
+
+def picture(image: np.ndarray, record: Record, outlines: Outlines, side: int) -> np.ndarray:
+    """An image with its objects, its longer side `side` px: masks tinted, outlines as they are written, and the box of
+    each with its phrase and score. uint8 [h, w, 3]."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    shape = max(round(width * scale), 1), max(round(height * scale), 1)
+    shown = cv2.resize(image, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    for i, found in enumerate(record["objects"]):
+        rings = [np.rint(16 * scale * ring).astype(np.int32) for ring in _rings(found, record, outlines)]
+        inside = np.zeros(shown.shape[:2], np.uint8)
+        cv2.fillPoly(inside, rings, (1,), shift=4)
+        shown = render.overlay(shown, inside, colour(i), 0.3)
+        cv2.polylines(shown, rings, True, colour(i), 2, cv2.LINE_AA, shift=4)
+        x0, y0, x1, y1 = (round(scale * corner) for corner in found["box"])
+        cv2.rectangle(shown, (x0, y0), (x1 - 1, y1 - 1), colour(i), 1)
+    canvas = Image.fromarray(shown)
+    draw = ImageDraw.Draw(canvas)
+    for i, found in enumerate(record["objects"]):
+        x, y = found["box"][0] * scale, found["box"][1] * scale - PLATE  # above the box
+        _label(draw, label(found), (x, y), colour(i), shape)
+    return np.asarray(canvas).copy()
+
+
+def _rings(found: dict[str, Any], record: Record, outlines: Outlines) -> list[np.ndarray]:
+    return outlines.draw(rle_to_polygons(found["mask"]), record["height"], record["width"])
+
+
+def label(found: dict[str, Any]) -> str:
+    """An object's phrase and score on one line that any font can be asked for."""
+    score = "" if found["score"] is None else f" {found['score']:.2f}"
+    return _printable(found["phrase"]) + score
+
+
+def colour(i: int) -> tuple[int, int, int]:
+    """The colour of object number `i` of an image: hues a golden angle apart, as far from each other as may be."""
+    red, green, blue = colorsys.hsv_to_rgb((0.33 + 0.618034 * i) % 1, 0.85, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def sheet(tiles: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
+    """Pictures in rows of `COLUMNS`, each over its name; uint8 [h, w, 3]."""
+    rows = [slice(start, start + COLUMNS) for start in range(0, len(tiles), COLUMNS)]
+    heights = [max(tile.shape[0] for tile in tiles[row]) + LINE + GAP for row in rows]
+    canvas = Image.new("RGB", (COLUMNS * (SIDE + GAP) + GAP, sum(heights) + GAP), "white")
+    draw, top = ImageDraw.Draw(canvas), GAP
+    for row, height in zip(rows, heights, strict=True):
+        for column, (tile, name) in enumerate(zip(tiles[row], names[row], strict=True)):
+            left = GAP + column * (SIDE + GAP)
+            canvas.paste(Image.fromarray(tile), (left, top))
+            draw.text((left, top + tile.shape[0] + 3), _cut(draw, _printable(name), SIDE), fill="black", font=_font())
+        top += height
+    return np.asarray(canvas).copy()
+
+
+def _label(
+    draw: ImageDraw.ImageDraw,
+    text: str,
+    at: tuple[float, float],
+    fill: tuple[int, int, int],
+    room: tuple[int, int],
+) -> None:
+    """A text on a plate, its upper left corner at `at` or, where it would leave the picture, as near as may be."""
+    text = _cut(draw, text, room[0] - 6)
+    wide = draw.textlength(text, _font()) + 6
+    x, y = max(min(at[0], room[0] - wide), 0), max(min(at[1], room[1] - PLATE), 0)
+    draw.rectangle((x, y, x + wide, y + PLATE - 1), fill=fill)
+    dark = 0.3 * fill[0] + 0.59 * fill[1] + 0.11 * fill[2] < 110
+    draw.text((x + 3, y + 1), text, fill="white" if dark else "black", font=_font())
+
+
+def _cut(draw: ImageDraw.ImageDraw, text: str, room: float) -> str:
+    """A text, cut with an ellipsis where it is wider than `room` pixels."""
+    if draw.textlength(text, _font()) <= room:
+        return text
+    while text and draw.textlength(text + "…", _font()) > room:
+        text = text[:-1]
+    return text + "…"
+
+
+@lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(12)
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text[:200])
+
+
+def _card(tile: np.ndarray, record: Record) -> dict[str, Any]:
+    """What the page shows of an image."""
+    buffer = io.BytesIO()
+    Image.fromarray(tile).save(buffer, "JPEG", quality=85)
+    return {
+        "name": _printable(record["image"]),
+        "size": f"{record['width']} x {record['height']}",
+        "picture": data_uri(buffer.getvalue(), "image/jpeg"),
+        "objects": list(_lines(record)),
+        "absent": ", ".join(record["absent"]),
+    }
+
+
+def _lines(record: Record) -> Iterator[dict[str, Any]]:
+    area = record["height"] * record["width"]
+    for i, found in enumerate(record["objects"]):
+        share = segmentation_mask(found["mask"], record["height"], record["width"]).sum() / area
+        known = {"mask": found["mask_score"]} if found["mask_score"] is not None else {}
+        yield {
+            "colour": "#{:02x}{:02x}{:02x}".format(*colour(i)),
+            "label": label(found),
+            "caption": found.get("caption") or "",
+            "facts": ", ".join([f"{share:.1%} of the image", *(f"{k} score {v:.2f}" for k, v in known.items())]),
+        }
+
+
+def summarise(records: Iterator[Record]) -> dict[str, Any]:
+    """Counts of what was found, in all and by phrase, and the seconds that it took."""
+    counts, dropped, seconds, skipped = Counter[str](), Counter[str](), Counter[str](), {}
+    phrases: dict[str, dict[str, Any]] = {}
+
+    def row(phrase: str) -> dict[str, Any]:
+        empty = {"objects": 0, "images": 0, "absent": 0, "score": [], "mask_score": []}
+        return phrases.setdefault(phrase, empty)
+
+    for record in records:
+        if "error" in record:
+            skipped[record["image"]] = record["error"]
+            continue
+        counts["images"] += 1
+        counts["without_object"] += not record["objects"]
+        counts["objects"] += len(record["objects"])
+        dropped.update(record["dropped"])
+        seconds.update(record["seconds"])
+        for one in record["objects"]:
+            row(one["phrase"])["objects"] += 1
+            for key in ("score", "mask_score"):
+                if one[key] is not None:
+                    row(one["phrase"])[key].append(one[key])
+        for phrase in {one["phrase"] for one in record["objects"]}:
+            row(phrase)["images"] += 1
+        for phrase in record["absent"]:
+            row(phrase)["absent"] += 1
+    for numbers in phrases.values():
+        for key in ("score", "mask_score"):
+            numbers[key] = float(np.mean(numbers[key])) if numbers[key] else None
+    return {
+        **{name: counts[name] for name in ("images", "without_object", "objects")},
+        "skipped": skipped,
+        "dropped": dict(dropped),
+        "phrases": dict(sorted(phrases.items())),
+        "seconds": dict(seconds),
+    }
+
+
+def facts(numbers: dict[str, Any]) -> dict[str, str]:
+    """What came of a run, in words."""
+    drawn, images = numbers["outlines"], numbers["images"]
+    dropped = ", ".join(f"{count} {why}" for why, count in numbers["dropped"].items())
+    left = numbers["left_out"]
+    facts = {
+        "Images": f"{images} annotated, {numbers['without_object']} of them without an object, "
+        f"{len(numbers['skipped'])} skipped",
+        "Objects": f"{numbers['objects']}" + (f"; dropped: {dropped}" if dropped else ""),
+        "Conversations": f"{numbers['conversations']}; left out: {left['several']} texts that name several objects, "
+        f"{left['no_room']} replies that do not fit",
+    }
+    if drawn["iou"] is not None:
+        facts["Outlines"] = (
+            f"{drawn['vertices']:.1f} vertices an object; IoU with the mask {drawn['iou']:.4f}, at worst "
+            f"{drawn['worst_iou']:.4f}"
+        )
+    if numbers["unknown_images"]:
+        facts["Unknown"] = f"{len(numbers['unknown_images'])} named images are not in the folder"
+    each = ", ".join(f"{name} {1000 * value / images:.0f}" for name, value in numbers["seconds"].items() if images)
+    return facts | {"ms an image": each or "–"}

@@ -1,0 +1,1 @@
+"""Speed of the fast paths as ratios within one run."""

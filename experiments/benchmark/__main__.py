@@ -1,0 +1,72 @@
+"""What the fast paths gain over the plain ways, measured side by side in one run.
+
+    python -m experiments.benchmark [--only iou] [--out runs/benchmark]
+
+Each comparison first checks that both ways give the same result, and then times them in turns on one thread, so that
+a busy machine slows both; the fastest turn of each counts. Ratios carry over to other machines, milliseconds do not.
+Prints a table and writes `benchmark.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments.benchmark.cases import BENCHMARKS
+from experiments.benchmark.timing import Row
+from experiments.common.run_folder import finite, manifest, write_atomic
+
+
+@dataclass
+class Args:
+    """What to measure."""
+
+    only: Literal["iou", "next-click", "overlay", "branch", "parser", "geometry", "tool", "rollout", "tree"] | None = (
+        None
+    )
+    """One comparison; all of them by default."""
+    out: Path = Path("runs/benchmark")
+    """Folder for benchmark.json."""
+    seconds: float = 0.5
+    """Time for each comparison."""
+
+
+def show(rows: list[Row], console: Console) -> None:
+    table = Table(
+        "what", "case", "plain ms", "fast ms", "ratio", "", "plain | fast", title="one run, fastest turn of each"
+    )
+    for row in rows:
+        numbers = ("" if value is None else f"{value:.3g}" for value in (row.plain_ms, row.fast_ms))
+        ratio = "" if row.ratio is None else f"{row.ratio:.1f}x"
+        mark = {None: "", True: "[green]ok[/]", False: "[red]too slow[/]"}[row.passed]
+        table.add_row(row.name, row.case, *numbers, ratio, mark, row.note)
+    console.print(table)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = tyro.cli(Args, args=argv, description=__doc__)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported by the tools that need it
+    cv2.setNumThreads(1)
+    rows = []
+    for name, measure in BENCHMARKS.items():
+        if args.only in (None, name):
+            rows += list(measure(args.seconds))
+    show(rows, Console())
+    result = {
+        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+        "manifest": manifest(0, {"seconds": args.seconds, "threads": 1}, {}),
+    }
+    write_atomic(args.out / "benchmark.json", json.dumps(finite(result), indent=1) + "\n")
+    print(f"written to {args.out / 'benchmark.json'}")
+
+
+if __name__ == "__main__":
+    main()

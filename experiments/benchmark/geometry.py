@@ -1,0 +1,120 @@
+"""What `polygon_iou` gains over pycocotools, and how long hostile text holds up the polygon codecs: the section
+`geometry` of `experiments.benchmark`.
+
+    python -m experiments.benchmark --only geometry
+
+Both sides start from the same arrays, and give the same IoUs. Outlines have 200 vertices on a mask of 640 x 640 pixels:
+`smooth` ones lie on a wavy circle, `rough` ones up to a tenth of its radius beside it, as those of hair and leaves do.
+`batched` is all of them with one mask; `one at a time` is each with the mask anew, as a reward function meets them;
+`prepared` leaves out what either side can do to the mask beforehand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco
+
+from experiments.benchmark.timing import PARSER_BYTES, PARSER_LIMIT_MS, Row, adversarial_texts, compare
+from segenv.codec import polygons
+from segenv.geometry import polygon_iou, polygon_ious, polygons_to_mask
+from segenv.geometry.rasterize import PackedMask
+from segenv.types import Polygons, Task
+
+SIZE, VERTICES, OUTLINES = 640, 200, 64
+BATCHED_RATIO, SINGLE_RATIO = 2.0, 4.0  # how many times faster than pycocotools polygon_iou must be
+AGREEMENT = 1e-3  # how far its IoUs may be from those of pycocotools
+
+
+def rows(seconds: float) -> Iterator[Row]:
+    for kind, roughness in (("smooth", 0.0), ("rough", 0.1)):
+        yield from ious(kind, roughness, seconds)
+    yield raster(seconds)
+    yield from parsers()
+
+
+def outline(rng: np.random.Generator, roughness: float) -> np.ndarray:
+    """Vertices around the middle of the mask, float64 [200, 2]; `roughness` is a part of the radius."""
+    angles = np.sort(rng.uniform(0, 2 * np.pi, VERTICES))
+    waves = 1 + 0.25 * np.sin(rng.integers(2, 6) * angles + rng.uniform(0, 2 * np.pi))
+    radii = 0.28 * SIZE * waves * (1 + roughness * rng.uniform(-1, 1, VERTICES))
+    return rng.uniform(0.44, 0.56, 2) * SIZE + radii[:, None] * np.stack((np.cos(angles), np.sin(angles)), axis=1)
+
+
+def ious(kind: str, roughness: float, seconds: float) -> Iterator[Row]:
+    """IoUs of outlines with a mask: together, one at a time, and one at a time with a prepared mask."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    cv2.ellipse(mask, (SIZE // 2, SIZE // 2), (200, 150), 20, 0, 360, 1, -1)
+    target = mask.astype(bool)
+    outlines = [outline(rng, roughness) for _ in range(OUTLINES)]
+    flat, batch = [ring.ravel() for ring in outlines], [[ring] for ring in outlines]
+    encoded, packed = coco.encode(np.asfortranarray(mask)), PackedMask(target)
+
+    def coco_batched() -> np.ndarray:
+        drawn = coco.frPyObjects(flat, SIZE, SIZE)
+        return coco.iou(drawn, [coco.encode(np.asfortranarray(mask))], [0])[:, 0]
+
+    def coco_one(ring: np.ndarray, to: dict) -> float:
+        return coco.iou(coco.frPyObjects([ring], SIZE, SIZE), [to], [0]).item()
+
+    cases = (
+        ("batched", BATCHED_RATIO, coco_batched, lambda: polygon_ious(batch, target)),
+        (
+            "one at a time",
+            SINGLE_RATIO,
+            lambda: [coco_one(ring, coco.encode(np.asfortranarray(mask))) for ring in flat],
+            lambda: [polygon_iou(rings, target) for rings in batch],
+        ),
+        (
+            "one at a time, prepared",
+            None,
+            lambda: [coco_one(ring, encoded) for ring in flat],
+            lambda: [polygon_iou(rings, packed) for rings in batch],
+        ),
+    )
+    for case, least, plain, fast in cases:
+        plain_ms, fast_ms = compare(plain, fast, close, seconds)
+        note = f"pycocotools | polygon_iou, {OUTLINES} outlines of {VERTICES} vertices"
+        note += "" if least is None else f"; at least {least:g}x"
+        passed = None if least is None else plain_ms / fast_ms >= least
+        yield Row("polygon-iou", f"{kind}, {case}", plain_ms, fast_ms, note, passed)
+
+
+def close(first: list[float] | np.ndarray, second: list[float] | np.ndarray) -> bool:
+    return bool(np.abs(np.asarray(first) - np.asarray(second)).max() <= AGREEMENT)
+
+
+def raster(seconds: float) -> Row:
+    """Filling polygons."""
+    rng = np.random.default_rng(0)
+    outlines = [outline(rng, 0.1) for _ in range(OUTLINES)]
+    times = compare(
+        lambda: [coco.decode(coco.frPyObjects([ring.ravel()], SIZE, SIZE))[..., 0] for ring in outlines],
+        lambda: [polygons_to_mask([ring], SIZE, SIZE) for ring in outlines],
+        lambda first, second: np.mean([(a != b).mean() for a, b in zip(first, second, strict=True)]) <= 1e-6,
+        seconds,
+    )
+    return Row("polygons-to-mask", "rough", *times, f"pycocotools | polygons_to_mask, {OUTLINES} outlines")
+
+
+def parsers() -> Iterator[Row]:
+    """The slowest of many hostile texts, for each polygon codec."""
+    task = Task("scene", np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640), np.uint8))
+    drawn = Polygons((np.array([[10, 10], [10, 90], [90, 90.0]]), np.array([[200, 10], [200, 90], [300, 50.0]])))
+    for name in polygons.DIALECTS:
+        speaks = polygons.get(name)
+        texts = dict(adversarial_texts(speaks.format(drawn, task)))
+
+        def read(kind: str, speaks: polygons.PolygonCodec = speaks, texts: dict[str, str] = texts) -> float:
+            began = time.thread_time()  # of this thread alone: the parser waits for nothing
+            speaks.parse(texts[kind], task)
+            return (time.thread_time() - began) * 1000
+
+        slowest = max(texts, key=read)
+        best = min(read(slowest) for _ in range(3))
+        note = f"slowest of {len(texts)} texts of {PARSER_BYTES // 1000} kB: {slowest}"
+        yield Row("parser", name, None, best, note, best < PARSER_LIMIT_MS)

@@ -1,0 +1,68 @@
+"""Timing of two ways side by side, and the texts that parsers are timed on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+PARSER_BYTES, PARSER_LIMIT_MS = 100_000, 20.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `plain_ms` is the way compared with (None where there is none), `fast_ms` ours; `passed`
+    is None where nothing is asked of it; `note` says what was timed, or why it could not be."""
+
+    name: str
+    case: str
+    plain_ms: float | None
+    fast_ms: float | None
+    note: str
+    passed: bool | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.plain_ms is None or self.fast_ms is None else self.plain_ms / self.fast_ms
+
+
+def compare(
+    plain: Callable[[], Any], fast: Callable[[], Any], equal: Callable[[Any, Any], bool], seconds: float
+) -> tuple[float, float]:
+    """Milliseconds of the fastest call of each; called in turns for about `seconds`, and at least twice.
+
+    Raises RuntimeError where results differ.
+    """
+    if not equal(plain(), fast()):
+        raise RuntimeError(
+            "the fast and the plain way give different results, so their times say nothing; fix the fast one"
+        )
+    best, end, turns = [float("inf")] * 2, time.perf_counter() + seconds, 0
+    while turns < 2 or time.perf_counter() < end:
+        for i, call in enumerate((plain, fast)):
+            best[i] = min(best[i], timed(call))
+        turns += 1
+    return best[0], best[1]
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """Milliseconds of one call."""
+    began = time.perf_counter()
+    call()
+    return (time.perf_counter() - began) * 1000
+
+
+def adversarial_texts(reply: str) -> Iterator[tuple[str, str]]:
+    """Texts of 100 kB that make a parser backtrack, nest or count without end, each with what it is.
+
+    Many grow from a good `reply`: its beginnings over and over, and the whole of it torn open at each place.
+    """
+    units = ["(", "[", "{", "<", '"', "\\", " ", "\n", "-", ".", "9", "1,", "1 ", "1e9", "\0", "٣", "😀", "IOU: "]
+    units += ["[1,", '{"a":', "```json\n"]
+    for unit in [*units, *(reply[:i] for i in range(1, len(reply) + 1))]:
+        yield f"{unit!r} over and over", (unit * (PARSER_BYTES // len(unit) + 1))[:PARSER_BYTES]
+    for filling in " 9(":
+        for i in range(1, len(reply)):
+            text = reply[:i] + filling * (PARSER_BYTES - len(reply)) + reply[i:]
+            yield f"{filling!r} over and over after {reply[:i]!r}", text

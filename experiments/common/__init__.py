@@ -1,0 +1,1 @@
+"""Parts that every command shares: run folders, settings, splits, ablations, tables, plots and pages."""

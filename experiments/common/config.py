@@ -1,0 +1,132 @@
+"""Settings as dataclasses: read from the command line and from config.yaml, compared and checked."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from segenv.types import SegenvError
+
+Config = TypeVar("Config")
+
+
+class RunError(SegenvError):
+    """A run's folder cannot be used as asked, or a run cannot go on; the message says what to do."""
+
+
+def plain(config: Any) -> Any:
+    """A dataclass, and those within it, as dicts, lists and scalars, for YAML."""
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+    if isinstance(config, (list, tuple)):
+        return [plain(item) for item in config]
+    return str(config) if isinstance(config, os.PathLike) else config
+
+
+def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
+    """The settings of the run in `path` as a dataclass of type `kind`; RunError names what does not fit."""
+    file = Path(path) / "config.yaml"
+    try:
+        loaded = yaml.safe_load(file.read_text())
+    except FileNotFoundError:
+        raise RunError(
+            f"--resume {path}: no config.yaml there, so no run to go on with; start one with --out {path}"
+        ) from None
+    except yaml.YAMLError as error:
+        raise RunError(f"{file} is no YAML: {error}") from error
+    return _build(kind, loaded, file)
+
+
+def _build(kind: Any, loaded: Any, file: Path) -> Any:
+    """`loaded` (from YAML) as the dataclass `kind`, with the dataclasses, tuples and paths that its fields declare."""
+    if not isinstance(loaded, dict):
+        raise RunError(f"{file}: expected the settings of {kind.__name__} by name, got {type(loaded).__name__}")
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(loaded) - known):
+        raise RunError(
+            f"{file} holds settings that {kind.__name__} does not know: {unknown}; was it written by another command "
+            "or version?"
+        )
+    hints, values = typing.get_type_hints(kind), {}
+    for name, value in loaded.items():
+        options = (hints[name], *typing.get_args(hints[name]))  # X, and the X of X | None
+        nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        if nested is not None and value is not None:
+            value = _build(nested, value, file)
+        elif isinstance(value, list) and tuple in (typing.get_origin(option) or option for option in options):
+            value = tuple(tuple(one) if isinstance(one, list) else one for one in value)
+        elif isinstance(value, str) and Path in options:
+            value = Path(value)
+        values[name] = value
+    return kind(**values)
+
+
+def parse_args(kind: type[Config], argv: Sequence[str] | None = None, description: str | None = None) -> Config:
+    """Read the command line into the dataclass `kind`, which has fields `out` and `resume`, all with defaults.
+
+    With `--resume DIR` the settings come from DIR, and the flags that are given count on top; `RunFolder.resume` checks
+    them.
+    """
+    import tyro
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args: Any = tyro.cli(kind, args=argv, description=description)
+    if args.resume is None:
+        return args
+    saved: Any = load_config(args.resume, kind)
+    given: Any = tyro.cli(kind, args=argv, default=saved, description=description)
+    if given.out not in (None, saved.out) and Path(given.out).resolve() != Path(args.resume).resolve():
+        raise RunError(
+            f"--out {given.out} and --resume {args.resume} are two folders; a run goes on where it began, so give one "
+            "of them"
+        )
+    return given
+
+
+def create_or_resume(path: Path) -> dict[str, Any]:
+    """The fields `out` and `resume` of a run in `path`, which goes on where one was begun there."""
+    begun = (path / "config.yaml").exists()
+    return {"resume": str(path) if begun else None, "out": None if begun else str(path)}
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise RunError where they cannot be averaged over."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise RunError(f"seeds are {seeds}; expected one or more different ones")
+
+
+def changes(saved: Any, given: Any, free: frozenset[str] = frozenset()) -> list[str]:
+    """The fields outside `free` in which two settings (dataclasses or dicts) differ, as `name: was A, now B`."""
+    before, now = plain(saved), plain(given)
+    return [
+        f"{name}: was {before.get(name)!r}, now {now[name]!r}"
+        for name in now
+        if name not in free and before.get(name) != now[name]
+    ]
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """What goes to TRL's trainer."""
+
+    lora: int = 0
+    """rank of adapters on all linear layers (peft); 0 trains all weights"""
+    bf16: bool = True
+    """compute in bfloat16"""
+    gradient_checkpointing: bool = False
+    """recompute activations, for large models"""
+    micro_batch_size: int = 0
+    """rows at a time on one device; 0 is the whole batch"""
+    warmup: float = 0.05
+    """part of all steps"""
+    weight_decay: float = 0.0
+    extra: dict[str, str] = field(default_factory=dict)
+    """any other field of TRL's SFTConfig: --trainer.extra optim adafactor"""

@@ -1,0 +1,283 @@
+"""A run as a folder that survives a kill: settings, provenance, append-only records, finished stages.
+
+    config.yaml     the settings; written once
+    manifest.json   what made it: versions, platform, command, seed, data and model hashes, protocol
+    *.jsonl         records, appended one a line; a line that a kill cut short is dropped when the run goes on
+    *.DONE          one for each finished stage
+
+Everything but the .jsonl files appears whole or not at all (temporary file, fsync, rename). Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from experiments.common.config import RunError, changes, load_config, plain
+from segenv import __version__
+
+LIBRARIES = (
+    *("numpy", "opencv-python-headless", "pycocotools", "pillow", "gymnasium", "torch", "transformers"),
+    *("tokenizers", "safetensors", "trl", "peft", "accelerate", "segment-anything", "stable-baselines3", "ray"),
+)
+FSYNC_EVERY = 1.0  # seconds; a kill loses nothing, a power cut may lose this much and the run does it again
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" while writing `path`, or into the folder `path`, into a message that says how to go on."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, RunError) or not _disk_full(error, path):
+            raise
+        raise RunError(
+            f"the disk is full ({getattr(error, 'strerror', None) or 'No space left on device'}) while writing {path}; "
+            "nothing written before is lost: free some space, then go on with --resume"
+        ) from error
+
+
+def _disk_full(error: Exception, path: Path) -> bool:
+    """Whether an error came of a full disk. Not every library says so: torch's writer tells of an unexpected
+    position."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if "No space left" in str(error):  # safetensors
+        return True
+    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    return isinstance(error, RuntimeError) and shutil.disk_usage(there).free < 1 << 20
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader, or a kill, sees the old one or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_errors(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class RunFolder:
+    """The folder of one run. `create` starts it, `resume` opens one that exists; one process writes to it at a time."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock: IO[bytes] | None = None
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], config: Any) -> RunFolder:
+        """Start a run in `path` (made if missing) with the dataclass `config`; RunError where a run is there
+        already."""
+        folder = cls(path)
+        if folder.path.exists() and not folder.path.is_dir():
+            raise RunError(f"--out {path} is a file; expected a folder, or a name that is free")
+        if folder.path.is_dir() and (folder / "config.yaml").exists():
+            raise RunError(f"--out {path} holds a run already; go on with it by --resume {path}, or name another --out")
+        folder._acquire()
+        write_atomic(folder / "config.yaml", yaml.safe_dump(plain(config), sort_keys=False))
+        return folder
+
+    @classmethod
+    def resume(cls, path: str | os.PathLike[str], config: Any, free: frozenset[str] = frozenset()) -> RunFolder:
+        """Open the run in `path`; RunError where there is none, where another process is writing to it, or where
+        `config` differs from the run's in a field outside `free` (those that change no result), `out` and `resume`."""
+        folder = cls(path)
+        if changed := changes(load_config(path, type(config)), config, free | {"out", "resume"}):
+            raise RunError(
+                f"--resume {path} would change results: {'; '.join(changed)}. Leave these out to go on with the run as "
+                "it began, or start another with --out"
+            )
+        folder._acquire()
+        return folder
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write `value` to the file `name`, at once; NaN has no place in JSON and becomes null."""
+        write_atomic(self / name, json.dumps(finite(value), indent=1) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """The content of the file `name`, or None where it does not exist."""
+        path = self / name
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def keep_manifest(self, about: dict[str, Any]) -> dict[str, Any]:
+        """Write `about` (of `manifest`) as manifest.json at the start of a run. When it goes on, compare with what it
+        began with, and return that; RunError where data, models or protocol have changed since."""
+        before = self.read_json("manifest.json")
+        if before is None:
+            self.write_json("manifest.json", about)
+            return about
+        if changed := [
+            f"the {name}" for name in ("hashes", "protocol") for name in changes(before[name], finite(about[name]))
+        ]:
+            raise RunError(
+                f"what {self.path} began with changed, so its episodes would be mixed: {'; '.join(changed)}. Put back "
+                "what was there, or start another run with --out"
+            )
+        return before
+
+    def records(self, name: str) -> Iterator[dict[str, Any]]:
+        """The records of the file `name`, in the order written; a last line that was cut short is passed over."""
+        path = self / name
+        if not path.exists():
+            return
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    return  # killed while writing: its item is not done
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise RunError(
+                        f"{path}, line {number} is damaged ({error}); delete that line and go on with --resume"
+                    ) from error
+
+    @contextmanager
+    def appending(self, name: str) -> Iterator[Appender]:
+        """Append records to the file `name`, having cut off a line that a kill left unfinished."""
+        appender = Appender(self / name)
+        try:
+            yield appender
+        finally:
+            appender.close()
+
+    def done(self, stage: str) -> bool:
+        """Whether `finish(stage)` was called."""
+        return (self / f"{stage}.DONE").exists()
+
+    def finish(self, stage: str) -> None:
+        """Mark `stage` as finished: when the run goes on, it need not be done again."""
+        write_atomic(self / f"{stage}.DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
+
+    def close(self) -> None:
+        """Let another process write here."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _acquire(self) -> None:
+        """Hold the folder's lock until `close` or the end of the process, so that no two runs write the same file."""
+        with disk_errors(self / "config.yaml"):
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            import fcntl
+        except ImportError:  # Windows: no lock, and two runs in one folder are the user's to avoid
+            return
+        self._lock = open(self / ".lock", "ab")  # noqa: SIM115  # held open, as that is the lock
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self.close()
+            raise RunError(f"another process is writing to {self.path}; wait for it, or end it first") from None
+
+
+class Appender:
+    """Writes records to a .jsonl file, each whole line handed to the system before `add` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with disk_errors(path):
+            self._file = open(path, "a+b")  # noqa: SIM115  # closed by `close`
+            self._file.truncate(_whole_lines(self._file))
+        self._synced = time.monotonic()
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Append one record."""
+        line = json.dumps(finite(record), separators=(",", ":")) + "\n"  # ASCII: a reply may hold any character
+        with disk_errors(self.path):
+            self._file.write(line.encode("ascii"))
+            self._file.flush()
+            if time.monotonic() - self._synced > FSYNC_EVERY:
+                self._sync()
+
+    def close(self) -> None:
+        """Sync to the disk and close."""
+        with disk_errors(self.path), self._file:
+            self._sync()
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced = time.monotonic()
+
+
+def _whole_lines(file: IO[bytes], block: int = 1 << 16) -> int:
+    """How many bytes of `file` are whole lines, looking from the end."""
+    position = file.seek(0, os.SEEK_END)
+    while position:
+        start = max(0, position - block)
+        file.seek(start)
+        newline = file.read(position - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        position = start
+    return 0
+
+
+def finite(value: Any) -> Any:
+    """`value` with tuples as lists, NumPy scalars as Python's, and NaN and infinities as None: what JSON can hold."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return None
+    return value
+
+
+def hide_home(value: Any) -> Any:
+    """`value` with the user's home folder written as ~ in every text."""
+    home = os.path.expanduser("~")
+    if isinstance(value, dict):
+        return {key: hide_home(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [hide_home(item) for item in value]
+    return value.replace(home, "~") if isinstance(value, str) and len(home) > 1 else value
+
+
+def manifest(seed: int, protocol: dict[str, Any], hashes: dict[str, str | None]) -> dict[str, Any]:
+    """What made a run, without the name of a machine or of a user's folder. `hashes` identify the data and the
+    models."""
+    versions = {"segenv": __version__}
+    for library in LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "command": hide_home([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "python": platform.python_version(),
+        "platform": {"system": platform.system(), "machine": platform.machine(), "cpus": os.cpu_count()},
+        "versions": versions,
+        "seed": seed,
+        "hashes": hashes,
+        "protocol": hide_home(protocol),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }

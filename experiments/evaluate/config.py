@@ -1,0 +1,81 @@
+"""Settings of an evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FREE = frozenset({"executor", "workers", "report_episodes"})  # settings that change no result
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """What is filtered, and how strictly."""
+
+    masks: int = 4
+    """masks of each task"""
+    threshold: float = 0.75
+    """masks whose stated IoU is at least this are kept"""
+
+
+@dataclass(frozen=True)
+class PolygonOptions:
+    """What is asked, and how it is answered."""
+
+    given: Literal["text", "point", "box", "mask"] = "text"
+    """what tells the object"""
+    asked: Literal["mask", "box", "point", "text"] = "mask"
+    """what the reply is to be"""
+    temperature: float = 0.0
+    """above 0, replies are also drawn at it"""
+    samples: int = 1
+    """how many are drawn for each task"""
+    max_new_tokens: int | None = None
+    """tokens that a reply may have; by default what the checkpoint declares, else 512"""
+    budget: int = 128
+    """the annotator's: units that its reply may have"""
+    unit: Literal["tokens", "vertices", "characters"] = "tokens"
+    """what its budget counts; tokens are those of the tiny model that writes polygons"""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of the command line; specs as in the README's tables."""
+
+    task: Literal["segment", "filter", "polygon"] = "segment"
+    """filter: the agent judges given masks, see experiments.evaluate.filter; polygon: it writes a whole outline in
+    one reply, see experiments.evaluate.polygons"""
+    data: str = "synthetic:val"
+    """what to segment: synthetic[:SPLIT], index:DIR, folder:DIR, coco:ANNOTATIONS@IMAGES, …"""
+    tool: str = "sam"
+    """what makes masks of clicks: sam, sam:NAME_OR_PATH, segment-anything:TYPE@FILE, grabcut, disc"""
+    agent: str = "annotator"
+    """who clicks: annotator[:VARIANT], random, mllm, mllm:NAME_OR_PATH"""
+    codec: str | None = None
+    """how the agent writes actions; by default its own"""
+    search: str = "none"
+    """tree search on top of the agent: greedy:k=3,value=prm, best-of-n:…, beam:…, dvts:…, best-first:…, mcts:…"""
+    max_steps: int = 20
+    """actions an episode may take"""
+    limit: int | None = None
+    """use the first N tasks only"""
+    seed: int = 0
+    """of the agent's randomness"""
+    out: str | None = None
+    """folder of a new run; by default runs/evaluate-DATE"""
+    resume: str | None = None
+    """folder of a run to go on with; its settings hold"""
+    executor: Literal["serial", "process", "ray"] = "serial"
+    """where episodes are played"""
+    workers: int = 2
+    """processes of the executors process and ray"""
+    batch_size: int = 8
+    """episodes that advance together; a learned model's last bits may depend on it"""
+    threads: int = 1
+    """threads of each process; sums of floats may depend on it"""
+    skip_bad: bool = False
+    """pass over bad items, and count them"""
+    report_episodes: int = 24
+    """episodes that report.html shows: worst, best and random ones"""
+    filter: FilterOptions = field(default_factory=FilterOptions)
+    polygon: PolygonOptions = field(default_factory=PolygonOptions)

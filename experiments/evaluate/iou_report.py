@@ -1,0 +1,200 @@
+"""Reports about stated IoUs: a table for the terminal, reliability plots, and a page with masks that were judged."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from experiments.common.html import data_uri, write_html
+from experiments.common.plots import figure_and_axes, png
+from experiments.common.run_folder import RunFolder, write_atomic
+from experiments.common.tables import columns
+from search.labelled_masks import SOURCES, Judged
+from segenv import render
+from segenv.seeds import seed_of
+from segenv.types import Task
+
+SIDE = 208  # pixels of a picture's longer side
+COLUMNS = (  # key, name, better, digits
+    ("mae", "MAE", "lower", 4),
+    ("mse", "MSE", "lower", 4),
+    ("bias", "bias", "", 4),
+    ("pearson", "Pearson", "higher", 4),
+    ("spearman", "Spearman", "higher", 4),
+    ("ece", "ECE", "lower", 4),
+    ("ranking", "ranking", "higher", 4),
+)
+PARTS = ("all", "balanced", *SOURCES)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows of a dataset: its masks, what was `said` of them, [N] each by reading, and their tasks."""
+
+    data: str
+    masks: Sequence[Judged]
+    said: Mapping[str, Any]
+    task: Callable[[str], Task]
+
+
+def table(readings: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """The cells of a table: a row for each reading, with the 95 % interval behind MAE and Pearson."""
+    rows = []
+    for name, found in readings.items():
+        cells = [name, str(found["masks"])]
+        for key, _, _, digits in COLUMNS:
+            value, between = found[key], found["intervals"].get(key) if key in ("mae", "pearson") else None
+            cell = "–" if value is None or np.isnan(value) else f"{value:.{digits}f}"
+            known = between is not None and None not in between
+            cells.append(cell + (f" [{between[0]:.3f}, {between[1]:.3f}]" if known and between else ""))
+        rows.append(cells)
+    return rows
+
+
+def text_table(readings: Mapping[str, Mapping[str, Any]], indent: str = "  ") -> str:
+    """The same for a terminal."""
+    rows = [["", "masks", *(name for _, name, _, _ in COLUMNS)], *table(readings)]
+    return "\n".join(indent + line for line in columns(rows).splitlines())
+
+
+def text(numbers: Mapping[str, Any]) -> str:
+    """The summary of a PRM's training for a terminal."""
+    training = numbers["training"]
+    lines = []
+    if training:
+        lines = [f"{training['rows']} masks learned from, {training['steps']} steps, {training['seconds']:.0f} s"]
+    for data, found in numbers["data"].items():
+        for part in ("all", "balanced"):
+            if part in found["readings"]:
+                lines += [f"{data}, {part} masks", text_table(found["readings"][part])]
+        for model, acts in found["replies"].items():
+            if acts["replies"]:
+                lines.append(f"  {model}: {_acts(acts)}")
+    return "\n".join(lines)
+
+
+def _acts(acts: Mapping[str, Any]) -> str:
+    """How a model acts, in words."""
+    placed = "" if acts["placed"] is None else f", {acts['placed']:.1%} of {acts['clicks']} clicks are on an error"
+    return (
+        f"of {acts['replies']} replies {acts['parsed']:.1%} are actions and {acts['agree']:.1%} state what was read"
+        f"{placed}, {acts['stops']:.1%} stop just where they should"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------------- plots
+
+
+def plot_reliability(readings: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Mean true IoU over mean stated IoU, in tenths of the stated one, as a PNG; bars are the true IoUs' quartiles."""
+    figure, axes = figure_and_axes()
+    axes.plot([0, 1], [0, 1], color="0.45", linewidth=1)
+    for k, (name, found) in enumerate(readings.items()):
+        bins = found["reliability"]
+        x, y = np.array([[one["stated"], one["true"]] for one in bins]).T
+        low, high = np.array([one["quartiles"] for one in bins]).T
+        label = f"{name}: MAE {found['mae']:.3f}, ECE {found['ece']:.3f}"
+        (line,) = axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.6, label=label)
+        axes.vlines(x + 0.003 * k, low, high, color=line.get_color(), alpha=0.35, linewidth=2)
+    axes.set(xlabel="stated IoU", ylabel="true IoU", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False, loc="upper left", fontsize=8)
+    return png(figure)
+
+
+def plot_density(stated: Sequence[float], true: Sequence[float], name: str) -> bytes:
+    """How many masks have each pair of stated and true IoU, as a PNG."""
+    figure, axes = figure_and_axes()
+    counts, _, _ = np.histogram2d(stated, true, 25, ((0, 1), (0, 1)))
+    shown = axes.imshow(
+        np.log1p(counts.T), origin="lower", extent=(0, 1, 0, 1), aspect="auto", cmap="Blues", interpolation="nearest"
+    )
+    axes.plot([0, 1], [0, 1], color="0.45", linewidth=1)
+    axes.set(xlabel=f"stated IoU ({name})", ylabel="true IoU")
+    figure.colorbar(shown, ax=axes, label="log(1 + masks)")
+    return png(figure)
+
+
+# ----------------------------------------------------------------------------------------------------------------- page
+
+
+def write(
+    folder: RunFolder, numbers: Mapping[str, Any], about: Mapping[str, Any], shown: Sequence[Shown], limit: int
+) -> None:
+    """The plots and report.html of a PRM's training; at most `limit` masks of each dataset are shown."""
+    sections = []
+    for k, one in enumerate(shown):
+        found = numbers["data"][one.data]
+        section = section_of(folder, one, found["readings"], f"{k}_", limit, "mean")
+        section["notes"] = [f"{model}: {_acts(acts)}" for model, acts in found["replies"].items() if acts["replies"]]
+        sections.append(section)
+    training, agent = numbers["training"], numbers["protocol"]["agent"]
+    learned = training and f"{agent} learned from {training['rows']} masks in {training['steps']} steps."
+    lead = learned or f"{agent} as it is."
+    page(folder, f"What {agent} says of masks", lead, sections, numbers["protocol"], about)
+
+
+def section_of(
+    folder: RunFolder, one: Shown, readings: Mapping[str, Mapping[str, Any]], prefix: str, limit: int, reading: str
+) -> dict[str, Any]:
+    """A page's part about one dataset, whose plots are also written into the run: a table for each part of the masks,
+    plots of `readings["all"]`, and masks that `reading` judged worst and at random."""
+    filled = [k for k, mask in enumerate(one.masks) if mask.pixels.any()]
+    said, true = [one.said[reading][k] for k in filled], [one.masks[k].iou for k in filled]
+    plots = {"reliability": plot_reliability(readings["all"]), "density": plot_density(said, true, reading)}
+    for name, content in plots.items():
+        write_atomic(folder / "plots" / f"{prefix}{name}.png", content)
+    return {
+        "name": one.data,
+        "tables": [{"name": part, "rows": table(readings[part])} for part in PARTS if part in readings],
+        "plots": {name: data_uri(content, "image/png") for name, content in plots.items()},
+        "examples": examples(one, filled, reading, limit),
+        "notes": [],
+    }
+
+
+def examples(one: Shown, filled: Sequence[int], reading: str, limit: int) -> list[dict[str, str]]:
+    """Pictures of masks with their stated and true IoU: half of them those judged worst, the others drawn."""
+    worst = sorted(filled, key=lambda k: -abs(one.said[reading][k] - one.masks[k].iou))[: limit // 2]
+    drawn = sorted(filled, key=lambda k: seed_of("report", one.masks[k].task, one.masks[k].number))
+    chosen = list(dict.fromkeys([*worst, *drawn]))[:limit]
+    pictures = []
+    for k in chosen:
+        mask, task = one.masks[k], one.task(one.masks[k].task)
+        buffer = io.BytesIO()
+        words = f"stated {one.said[reading][k]:.2f}, true {mask.iou:.2f}"
+        picture = render.frame(task.image, mask.pixels, (), task.target, words, size=SIDE)
+        Image.fromarray(picture).save(buffer, "JPEG", quality=82)
+        pictures.append(
+            {
+                "picture": data_uri(buffer.getvalue(), "image/jpeg"),
+                "group": "worst" if k in worst else "drawn",
+                "title": f"{task.instruction or task.id} ({mask.source})",
+            }
+        )
+    return pictures
+
+
+def page(
+    folder: RunFolder,
+    title: str,
+    lead: str,
+    sections: Sequence[Mapping[str, Any]],
+    protocol: Mapping[str, Any],
+    about: Mapping[str, Any],
+) -> None:
+    """Write report.html."""
+    write_html(
+        folder / "report.html",
+        "judged.html",
+        title=title,
+        lead=lead,
+        columns=[(name, better) for _, name, better, _ in COLUMNS],
+        sections=sections,
+        protocol=protocol,
+        manifest=about,
+    )

@@ -1,0 +1,122 @@
+"""Replies that write polygons: who gives them, how they are read and counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from agents.base import Agent
+from experiments.common.config import RunError
+from experiments.common.run_folder import RunFolder
+from experiments.evaluate.polygon_metrics import Record, record
+from segenv import queries
+from segenv.codec.base import Codec
+from segenv.codec.polygons import DIALECTS, PolygonCodec
+from segenv.mdp import SegState
+from segenv.types import Task, object_of
+
+if TYPE_CHECKING:
+    pass
+
+UNITS = ("tokens", "vertices", "characters")
+
+
+class Outliner(Agent):
+    """Writes the best outline of the target whose length is within a budget; nothing where not even a rectangle
+    fits. Privileged: what it reaches is the most that any model can with this codec and budget."""
+
+    privileged = True
+    spec = "annotator"
+
+    def __init__(self, codec: PolygonCodec, budget: int = 128, unit: str = "tokens") -> None:
+        super().__init__(codec)
+        if budget < 1 or unit not in UNITS:
+            raise ValueError(f"budget {budget} {unit}; expected 1 or more of {', '.join(UNITS)}")
+        self.dialect, self.budget, self.unit = codec, budget, unit
+        self.tokens = token_counter()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every choice that changes what the agent writes."""
+        return {**super().settings, "budget": self.budget, "unit": self.unit}
+
+    def draw(self, task: Task) -> str:
+        """The reply to a task."""
+
+        def vertices(text: str) -> int:
+            return sum(map(len, getattr(self.dialect.parse(text, task), "rings", ())))
+
+        def tokens(text: str) -> int:
+            numbers = text.count(",") + 1  # each a token at least; this spares most of the long texts
+            return numbers if numbers > self.budget else self.tokens(text)
+
+        length = {"tokens": tokens, "vertices": vertices, "characters": len}[self.unit]
+        try:
+            return self.dialect.reply(object_of(task.target), task, self.budget, length)
+        except ValueError:  # the coarsest outline is too long
+            return ""
+
+    def _act_on(self, states: Sequence[SegState], seeds: Sequence[int]) -> list[str]:
+        return [self.draw(state.task) for state in states]
+
+
+def token_counter() -> Callable[[str], int]:
+    """Counts the tokens of a text as the tiny model that writes polygons does: eight for each vertex."""
+    from agents import tiny
+    from agents.training import polygon_examples
+
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_tokens(list(polygon_examples.TOKENS))
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def answers(
+    agent: Agent,
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    temperature: float = 0.0,
+    given: str = "text",
+    asked: str = "mask",
+    sample: int = 0,
+) -> list[Record]:
+    """One scored reply of `agent` (an `MllmAgent` or `Outliner` that speaks a polygon codec) to each task.
+
+    `seeds`, one a task, drive the sampling at `temperature`, where 0 takes the likeliest tokens. Raises ValueError for
+    a question that a task cannot be asked."""
+    codec = codec_of(agent.codec, agent.spec)
+    if isinstance(agent, Outliner):
+        texts = [agent.draw(task) for task in tasks]
+        spent = [agent.tokens(text) for text in texts]
+    else:
+        texts, spent = _asked(agent, codec, tasks, seeds, temperature, given, asked)
+    return [
+        record(task, codec, text, tokens, sample, asked) for task, text, tokens in zip(tasks, texts, spent, strict=True)
+    ]
+
+
+def _asked(
+    agent: Any,
+    codec: PolygonCodec,
+    tasks: Sequence[Task],
+    seeds: Sequence[int],
+    temperature: float,
+    given: str,
+    asked: str,
+) -> tuple[list[str], list[int]]:
+    """What a model writes, and in how many tokens."""
+    found = [queries.query(task, codec, given, asked, agent.prompt_style) for task in tasks]
+    prompts, pictures = [one.prompt for one in found], [one.picture for one in found]
+    texts = agent.backend.generate(pictures, prompts, seeds, temperature)
+    return texts, [reply.tokens for reply in agent.backend.replies]
+
+
+def codec_of(codec: Codec, agent: str) -> PolygonCodec:
+    """An agent's codec, which must be one of polygons."""
+    if not isinstance(codec, PolygonCodec):
+        raise RunError(f"agent {agent!r} speaks {codec.name!r}; give it a --codec of {', '.join(DIALECTS)}")
+    return codec
+
+
+def read(folder: RunFolder) -> list[Record]:
+    """The replies that a run has."""
+    return [Record(**one) for one in folder.records("answers.jsonl")]

@@ -1,0 +1,59 @@
+"""Settings of the training of a process reward model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from experiments.common.config import TrainerOptions
+
+FREE = frozenset({"report_masks"})  # settings that change no result
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of the command line; specs as in the README's tables."""
+
+    data: str = "synthetic:train"
+    """tasks whose masks are learned from"""
+    eval_data: tuple[str, ...] = ("synthetic:val",)
+    """held-out tasks, of one dataset or more; where it is the same as --data, a hash of the images' names sets 30 % of
+    them apart"""
+    tool: str = "sam"
+    """what makes masks of clicks"""
+    agent: str = "mllm:tiny-prm"
+    """the model to train: mllm:NAME_OR_PATH, mllm for the embedded policy, by default the embedded reward model"""
+    codec: str | None = None
+    """how it writes; by default its own"""
+    max_steps: int = 5
+    """actions an episode may take"""
+    limit: int = 600
+    """training tasks"""
+    eval_limit: int = 120
+    """held-out tasks of each dataset"""
+    rows: int = 6400
+    """masks to learn from, at most"""
+    steps: int = 400
+    """optimiser steps; 0 measures the model as it is"""
+    batch_rows: int = 32
+    """rows an optimiser step"""
+    learning_rate: float = 3e-4
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    stop_iou: float = 0.9
+    """from this IoU on the action to learn is to stop"""
+    temperature: float = 1.0
+    """of the policy's episodes"""
+    replies: int = 240
+    """held-out masks of each dataset on which whole replies are compared"""
+    seed: int = 0
+    out: str | None = None
+    """folder of a new run; by default runs/prm-DATE"""
+    resume: str | None = None
+    """folder of a run to go on with; its settings hold"""
+    batch_size: int = 16
+    """tasks that advance together; a learned model's last bits may depend on it"""
+    threads: int = 1
+    """sums of floats may depend on it"""
+    skip_bad: bool = False
+    """pass over bad items, and count them"""
+    report_masks: int = 24
+    """masks of each dataset that report.html shows"""

@@ -1,0 +1,1 @@
+"""Train the tiny multimodal model."""

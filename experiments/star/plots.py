@@ -1,0 +1,212 @@
+"""The plots of a StaR run, as PNGs: what each policy does on held-out tasks, and what became of its rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.common.plots import figure_and_axes, png, whiskers
+
+Log = Sequence[Sequence[float]]  # [step, loss] pairs
+RATES = (  # (key in metrics.json, name, marker)
+    ("first_click_in_object", "first click in the object", "o"),
+    ("stop_accuracy", "stop accuracy", "s"),
+    ("stop_precision", "stops that were due", "^"),
+    ("stop_recall", "due stops that were made", "v"),
+    ("invalid_rate", "invalid replies", "x"),
+)
+FATES = (  # (path in a round's lessons, name, colour)
+    (("accepted",), "accepted", "#2a8a4a"),
+    (("faults", "no_gain"), "corrected: no gain", "#c4432b"),
+    (("faults", "stopped_too_early"), "corrected: stopped too early", "#dd7a4e"),
+    (("faults", "went_on_too_long"), "corrected: went on too long", "#c98a2b"),
+    (("faults", "invalid_reply"), "corrected: invalid reply", "#7d5ba6"),
+    (("faults", "undo"), "corrected: undo", "#a083c4"),
+    (("dropped",), "dropped", "#9aa3ab"),
+)
+
+
+def draw(numbers: dict[str, Any], ends: Sequence[Sequence[float]], logs: Mapping[int, Log]) -> dict[str, bytes]:
+    """All plots by name, of the content of metrics.json without NaN, the final IoUs of the first and of the last policy
+    on the same episodes, and each policy's log of its training. What has nothing to show is left out."""
+    policies = numbers["policies"]
+    plots = {
+        "iou_by_round": plot_iou(policies),
+        "gain_by_round": plot_gain(policies),
+        "iou_before_after": plot_pairs(ends[0], ends[1], policies[-1]["round"]),
+        "iou_over_clicks": plot_clicks(policies),
+        "noc_by_round": plot_noc(policies),
+        "rates_by_round": plot_rates(policies),
+    }
+    lessons = [lesson for lesson in numbers["lessons"] if lesson.get("actions")]
+    if lessons:
+        plots["acceptance_by_round"] = plot_acceptance(lessons)
+    curves = {n: log for n, log in logs.items() if len(log) > 1}
+    if curves:
+        plots["loss"] = plot_loss(curves)
+    return plots
+
+
+def plot_iou(policies: Sequence[Mapping]) -> bytes:
+    """Held-out mIoU of each policy with its interval."""
+    figure, axes = _figure()
+    _points(axes, policies, [(policy["miou"], policy["intervals"]["miou"]) for policy in policies])
+    axes.set(title="Mean IoU of the final masks", ylabel="held-out mIoU")
+    _rounds(axes, policies, [f"{policy['miou']:.3f}" for policy in policies], span=0.1)
+    return png(figure)
+
+
+def plot_gain(policies: Sequence[Mapping]) -> bytes:
+    """Paired difference of the final IoU to S_0 with its interval."""
+    figure, axes = _figure()
+    axes.axhline(0, color="0.45", linewidth=1)
+    _points(axes, policies, [(policy["gain"], policy["intervals"]["gain"]) for policy in policies])
+    axes.set(title="Gain over $S_0$ on the same episodes", ylabel="difference of final IoU")
+    notes = ["", *(f"{policy['gain']:+.3f}\n{{better}} up, {{worse}} down" for policy in policies[1:])]
+    told = [note.format(**policy["against_S_0"]) for note, policy in zip(notes, policies, strict=True)]
+    _rounds(axes, policies, told, span=0.1)
+    return png(figure)
+
+
+def plot_pairs(before: Sequence[float], after: Sequence[float], last: int) -> bytes:
+    """Final IoU of each episode under the first policy and under the last."""
+    figure, axes = _figure()
+    axes.plot([0, 1], [0, 1], color="0.45", linewidth=1)
+    x, y = np.array(before), np.array(after)
+    for chosen, colour, name in ((y > x, "#2a8a4a", "better"), (y == x, "0.45", "equal"), (y < x, "#c4432b", "worse")):
+        style = {"s": 22, "alpha": 0.65, "color": colour, "edgecolors": "none", "clip_on": False}
+        axes.scatter(x[chosen], y[chosen], label=f"{name}: {chosen.sum()}", **style)
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title="Each held-out episode")
+    axes.set(xlabel="final IoU under $S_0$", ylabel=f"final IoU under {_name(last)}")
+    figure.legend(frameon=False, loc="outside right center")
+    return png(figure)
+
+
+def plot_clicks(policies: Sequence[Mapping]) -> bytes:
+    """Held-out mean IoU over actions, for each policy."""
+    figure, axes = _figure()
+    for policy in policies:
+        steps, means = [int(k) for k in policy["iou_at"]], list(policy["iou_at"].values())
+        low, high = np.array([policy["intervals"]["iou_at"][k] for k in policy["iou_at"]], float).T
+        (line,) = axes.plot(steps, means, marker="o", markersize=3.5, label=_name(policy["round"]))
+        axes.fill_between(steps, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
+    axes.set(title="Mean IoU over actions", xlabel="actions", ylabel="mean IoU")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.legend(frameon=False, loc="outside right center")
+    return png(figure)
+
+
+def plot_noc(policies: Sequence[Mapping]) -> bytes:
+    """Clicks to 0.85 IoU with their interval, and how many episodes never get there."""
+    figure, axes = _figure()
+    _points(axes, policies, [(policy["noc"]["85"], policy["intervals"]["noc"]["85"]) for policy in policies])
+    axes.set(title=f"Clicks to 0.85 IoU ({len(policies[0]['iou_at'])} where never)", ylabel="NoC@85")
+    notes = [f"{policy['noc']['85']:.2f}\n{policy['nof_never']['85']} never" for policy in policies]
+    _rounds(axes, policies, notes, span=1)
+    return png(figure)
+
+
+def plot_rates(policies: Sequence[Mapping]) -> bytes:
+    """First clicks, stops and invalid replies of each policy with their intervals."""
+    figure, axes = _figure()
+    for k, (key, name, marker) in enumerate(RATES):
+        shift = 0.06 * (k - (len(RATES) - 1) / 2)  # beside each other, so that no bar hides another
+        label = name if any(policy[key] is not None for policy in policies) else f"{name}: no case"
+        pairs = [(policy[key], policy["intervals"][key]) for policy in policies]
+        _points(axes, policies, pairs, shift, marker, label)
+    axes.set(title="First clicks, stops and replies", ylabel="share", ylim=(-0.03, 1.03))
+    _rounds(axes, policies)
+    _legend_below(figure)
+    return png(figure)
+
+
+def plot_acceptance(lessons: Sequence[Mapping]) -> bytes:
+    """What became of the actions in each round's rollouts; the bar at the top of the accepted is its interval."""
+    figure, axes = _figure()
+    bottom = np.zeros(len(lessons))
+    places = np.arange(len(lessons))
+    for path, name, colour in FATES:
+        shares = np.array([_at(lesson, path) for lesson in lessons], float)
+        if not shares.any():
+            continue
+        axes.bar(places, shares, 0.55, bottom, color=colour, label=name)
+        for x, share, start in zip(places, shares, bottom, strict=True):
+            if share >= 0.05:
+                axes.text(x, start + share / 2, f"{share:.0%}", ha="center", va="center", color="white", fontsize=9)
+        bottom += shares
+    middle = np.array([lesson["accepted"] for lesson in lessons])
+    ends = np.array([lesson["intervals"]["accepted"] for lesson in lessons], float).T
+    axes.errorbar(places + 0.2, middle, whiskers(middle, *ends), fmt="none", ecolor="black", capsize=4, linewidth=1.2)
+    names = [f"$D_{{{lesson['round']}}}$\n{lesson['actions']} actions" for lesson in lessons]
+    axes.set(title="What the filter did with the rollouts", ylabel="share of actions", ylim=(0, 1))
+    axes.set(xticks=places, xticklabels=names, xlim=(-0.7, len(lessons) - 0.3))
+    axes.grid(False, axis="x")
+    _legend_below(figure)
+    return png(figure)
+
+
+def plot_loss(logs: Mapping[int, Log]) -> bytes:
+    """Training loss of each policy."""
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
+    figure, axes = _figure()
+    for n, log in logs.items():
+        steps, losses = np.array(log, float).T
+        axes.plot(steps, losses, linewidth=1.4, marker="o", markersize=3, label=_name(n))
+    axes.set(title="Training", xlabel="optimiser steps", ylabel="loss of the replies", yscale="log")
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 10 * low else NullFormatter())
+    axes.legend(frameon=False)
+    return png(figure)
+
+
+def _figure(height: float = 3.6) -> tuple[Any, Any]:
+    """Smaller than an evaluation's, as more of them stand in a row: its text comes out larger."""
+    figure, axes = figure_and_axes()
+    figure.set_size_inches(5.4, height)
+    return figure, axes
+
+
+def _points(
+    axes: Any,
+    policies: Sequence[Mapping],
+    pairs: Sequence[tuple[Any, Any]],
+    shift: float = 0.0,
+    marker: str = "o",
+    label: str = "",
+) -> np.ndarray:
+    """Draw a (value, interval) of each policy over rounds; the values, NaN where there is none."""
+    middle = np.array([value for value, _ in pairs], float)
+    ends = np.array([interval for _, interval in pairs], float).T
+    x = np.array([policy["round"] for policy in policies]) + shift
+    style = {"marker": marker, "markersize": 6, "capsize": 4, "linewidth": 1.6, "label": label}
+    axes.errorbar(x, middle, whiskers(middle, *ends), **style)
+    return middle
+
+
+def _legend_below(figure: Any) -> None:
+    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize="medium")
+
+
+def _rounds(axes: Any, policies: Sequence[Mapping], notes: Sequence[str] = (), span: float = 0.0) -> None:
+    """Policies as the marks of the x axis, with a note under each; `span` is the least that y shows."""
+    rounds = [policy["round"] for policy in policies]
+    names = [_name(n) for n in rounds]
+    names = [f"{name}\n{note}" for name, note in zip(names, notes, strict=True)] if notes else names
+    axes.set(xticks=rounds, xticklabels=names, xlim=(rounds[0] - 0.4, rounds[-1] + 0.4))
+    low, high = axes.get_ylim()
+    if high - low < span:
+        axes.set_ylim((low + high - span) / 2, (low + high + span) / 2)
+
+
+def _name(n: int) -> str:
+    return f"$S_{{{n}}}$"
+
+
+def _at(tree: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        tree = tree[key]
+    return tree

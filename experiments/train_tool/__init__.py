@@ -1,0 +1,6 @@
+"""Train the tiny SAM."""
+
+from experiments.train_tool.config import Args
+from experiments.train_tool.train import run
+
+__all__ = ["Args", "run"]

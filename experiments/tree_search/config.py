@@ -1,0 +1,85 @@
+"""Settings of a comparison of tree searches, and the conditions that they name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from experiments.common.config import RunError
+from experiments.tree_search.metrics import Condition
+from search import spec
+
+FREE = frozenset({"report_tasks"})
+
+
+@dataclass(frozen=True)
+class Args:
+    """Flags of the command line; specs as in the README's tables."""
+
+    data: str = "synthetic:val"
+    """what to segment"""
+    tool: str = "sam"
+    """what makes masks of clicks"""
+    agent: str = "mllm"
+    """the policy whose replies are searched"""
+    codec: str | None = None
+    """how the policy writes actions; by default its own"""
+    search: tuple[str, ...] = ("greedy", "best-of-n", "beam", "dvts", "lookahead", "best-first", "mcts")
+    """algorithms, with options where they are not the defaults: mcts:c=0.3"""
+    k: tuple[int, ...] = (1, 3)
+    """replies at each node (episodes, for best-of-n); at K = 1 all searches are greedy search, which is run"""
+    depths: tuple[int, ...] = (7,)
+    """actions that lie between the first mask and the deepest"""
+    values: tuple[str, ...] = ("prm", "tool", "oracle")
+    """value sources: prm, prm:NAME_OR_PATH, tool, oracle"""
+    budgets: tuple[str, ...] = ("policy_calls=21",)
+    """what each task may cost: policy_calls=N, tokens=N, tool_calls=N, value_calls=N, seconds=S; none"""
+    steps: tuple[int, ...] = (1, 3, 5, 7, 11)
+    """greedy search by number of steps, with values and without (the paper's Table 2); --steps alone leaves it out"""
+    limit: int | None = 300
+    """use the first N tasks only"""
+    proposal_temperature: float | None = None
+    """of a language model's samples; by default its own"""
+    seed: int = 0
+    """of the policy's samples"""
+    out: str | None = None
+    """folder of a new run; by default runs/tree-DATE"""
+    resume: str | None = None
+    """folder of a run to go on with; its settings hold"""
+    batch_size: int = 16
+    """tasks that are searched together; a learned model's last bits may depend on it"""
+    threads: int = 1
+    """threads; sums of floats may depend on it"""
+    skip_bad: bool = False
+    """pass over bad items, and count them"""
+    report_tasks: int = 3
+    """tasks whose trees report.html shows"""
+
+
+def conditions(args: Args) -> list[Condition]:
+    """What is run: the steps table's searches without a budget, and the grid. Raises RunError for a bad spec."""
+    found: dict[Condition, None] = {}
+
+    def add(name: str, depth: int, budget: str, **options: Any) -> None:
+        base, _, given = name.partition(":")
+        written = {part.partition("=")[0].strip() for part in given.split(",") if part}
+        parts = [f"{key}={value}" for key, value in options.items() if key not in written]
+        text = f"{base}:{','.join([*filter(None, [given]), *parts, *([] if budget == 'none' else [budget])])}"
+        try:
+            parsed = spec.parse(text)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        if parsed is None:
+            raise RunError(f"search {name!r} is no search; for the policy alone, see the rows of value none")
+        found[Condition(str(parsed), depth)] = None
+
+    for value in ("none", *args.values):
+        for k in args.k if value != "none" else (1,):
+            for depth in {max(args.steps)} if args.steps else ():
+                add("greedy", depth, "none", k=k, value=value)
+            for depth in args.depths:
+                for budget in args.budgets:
+                    add("greedy", depth, budget, k=1 if value == "none" else k, value=value)
+                    for name in args.search if k > 1 else ():
+                        add(name, depth, budget, **{"n" if name.startswith("best-of-n") else "k": k}, value=value)
+    return list(found)

@@ -1,0 +1,289 @@
+"""What tree searches are measured by, and what comes out of it in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from search import spec
+from search.budget import AXES
+from search.spec import SearchSpec
+from search.tree import Tree
+from segenv import metrics, statistics
+
+Record = dict[str, Any]
+COSTS = {
+    "policy_calls": "replies",
+    "tokens": "tokens",
+    "tool_calls": "tool calls",
+    "value_calls": "values",
+    "seconds": "seconds",
+}
+PROTOCOL = {
+    "miou": "mean IoU of the masks that the searches return: the best-valued mask of the whole tree, the first and the "
+    "last one included; where value is none, the last mask",
+    "oracle": "a search whose values are the true IoU; it reads the target, is the ceiling, and has no place among the "
+    "others",
+    "gain": "paired difference of the IoU to greedy search at K = 1 with the same value, depth and budget",
+    "over_last": "paired difference of the IoU to the policy's own last mask, of the same depth and budget",
+    "in_tree": "mean of the highest IoU in each tree; what it is above miou was found and not chosen",
+    "regret": "paired difference of the same search with value=oracle to this one",
+    "place": "rank of the mIoU among searches of the same depth, budget and value source; the oracle's have none",
+    "costs": "means for each task. Image encoding is done before and counted for none; seconds are wall-clock time, an "
+    "equal share of each batch, and vary between runs",
+    "budget": "hard limits for each task; a search that is cut returns the best-valued mask so far",
+    "curves": "mean IoU of the best-valued mask so far, once so much has been spent",
+    "steps": "greedy search without a budget cut after t steps: its last mask, and the best-valued of its masks up to "
+    "there; their paired difference, and that of the best-valued mask to K = 1's",
+    "intervals": "95 % percentile bootstrap over tasks, 2000 resamples, seed 0; nothing of the spread over seeds",
+}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One search, as `search.spec` writes it, and the number of actions an episode may take."""
+
+    search: str
+    depth: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.search, self.depth
+
+    @cached_property
+    def parsed(self) -> SearchSpec:
+        parsed = spec.parse(self.search)
+        assert parsed is not None
+        return parsed
+
+    @property
+    def k(self) -> int:
+        """Replies at each node, or episodes of best-of-n."""
+        own = {key: value for key, value in self.parsed.options.items() if key in ("k", "n")}
+        return int(next(iter(own.values())))
+
+    @property
+    def name(self) -> str:
+        """The algorithm with its options but K."""
+        options = [f"{key}={value}" for key, value in self.parsed.options.items() if key not in ("k", "n")]
+        return self.parsed.algorithm + (f" ({', '.join(options)})" if options else "")
+
+    @property
+    def budget(self) -> str:
+        return (
+            ", ".join(f"{limit:g} {COSTS[axis]}" for axis, limit in self.parsed.terms.limits.given().items()) or "none"
+        )
+
+    @property
+    def privileged(self) -> bool:
+        return self.parsed.value == "oracle"
+
+    def like(self, algorithm: str | None = None, k: int | None = None, value: str | None = None) -> Condition:
+        """This condition with another algorithm (greedy), K or value."""
+        old = self.parsed
+        options: dict[str, int | float] = dict(old.options) if algorithm is None else {"k": self.k}
+        if k is not None:
+            options = {key: k if key in ("k", "n") else option for key, option in options.items()}
+        new = SearchSpec(algorithm or old.algorithm, options, value or old.value, old.terms)
+        return Condition(str(new), self.depth)
+
+
+def labelled(value: str) -> str:
+    """A value source by name, and what sets the oracle apart."""
+    return f"{value} (reads the target)" if value == "oracle" else value
+
+
+def record(condition: Condition, tree: Tree) -> Record:
+    """What is kept of a finished search: measures against the target, costs, and how both came about."""
+    target = tree.task.target
+    ious = [float(metrics.iou(target, node.state.mask)) for node in tree.nodes]
+    last = tree.last or tree.root
+    return {
+        "search": condition.search,
+        "depth": condition.depth,
+        "task": tree.task.id,
+        "iou": ious[tree.best.index],
+        "last_iou": ious[last.index],
+        "in_tree": max(ious),
+        "value": tree.best.value,
+        "steps": tree.best.state.step,
+        "deepest": max(node.state.step for node in tree.nodes),
+        "nodes": len(tree.nodes),
+        "spent": vars(tree.budget.spent),
+        # after each round of expansion: what was spent (by AXES), and the IoU of the best-valued mask
+        "trace": [[*vars(cost).values(), ious[index]] for cost, index in tree.trace],
+        # the way that the search walked: IoU and value of each mask
+        "walk": [[ious[node.index], node.value] for node in last.path()],
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+
+
+def summarise(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int], protocol: Mapping) -> dict[str, Any]:
+    """The content of metrics.json. `results` hold the records of the same tasks, in the same order, for each
+    condition."""
+    tasks = {tuple(record["task"] for record in records) for records in results.values()}
+    if len(tasks) != 1:
+        raise ValueError("the conditions were run on unlike tasks; differences are paired, so finish the run first")
+    ious = {condition: column(records, "iou") for condition, records in results.items()}
+    rows = [_row(condition, records, ious) for condition, records in results.items()]
+    _place(rows)
+    return {
+        "tasks": len(next(iter(tasks))),
+        "conditions": rows,
+        "steps": _steps(results, steps),
+        "findings": findings(results, steps),
+        "protocol": dict(protocol),
+    }
+
+
+def column(records: Sequence[Record], key: str) -> np.ndarray:
+    """One measure of each record, float64 [tasks]."""
+    return np.array([record[key] for record in records], np.float64)
+
+
+def _row(condition: Condition, records: Sequence[Record], ious: Mapping[Condition, np.ndarray]) -> dict[str, Any]:
+    own = ious[condition]
+    greedy, oracle = condition.like("greedy", 1), condition.like(value="oracle")
+    last = condition.like("greedy", 1, "none")
+
+    def against(other: Condition, sign: int = 1) -> list[float] | None:
+        """Mean and interval of the paired difference, or None where the other was not run, or is this one."""
+        if other == condition or other not in ious:
+            return None
+        pair = (own, ious[other]) if sign > 0 else (ious[other], own)
+        return list(statistics.bootstrap_difference(*pair))
+
+    return {
+        "search": condition.search,
+        "algorithm": condition.name,
+        "k": condition.k,
+        "depth": condition.depth,
+        "value": condition.parsed.value,
+        "budget": condition.budget,
+        "privileged": condition.privileged,
+        "miou": float(own.mean()),
+        "interval": list(statistics.bootstrap(own)),
+        "gain": against(greedy) if condition.parsed.value != "none" else None,
+        "over_last": against(last),
+        "in_tree": float(column(records, "in_tree").mean()),
+        "regret": None if condition.privileged or condition.parsed.value == "none" else against(oracle, -1),
+        "place": None,
+        "steps": float(column(records, "steps").mean()),
+        "deepest": float(column(records, "deepest").mean()),
+        "nodes": float(column(records, "nodes").mean()),
+        "spent": {axis: float(np.mean([record["spent"][axis] for record in records])) for axis in AXES},
+    }
+
+
+def _place(rows: Sequence[dict[str, Any]]) -> None:
+    """Number the rows of each depth, budget and value source by mIoU; not the oracle's, and not where none compete."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        if not row["privileged"] and row["value"] != "none" and row["budget"] != "none":
+            groups.setdefault((row["depth"], row["budget"], row["value"]), []).append(row)
+    for group in groups.values():
+        for row in group:
+            row["place"] = [1 + sum(other["miou"] > row["miou"] for other in group), len(group)]
+
+
+def _steps(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int]) -> list[dict[str, Any]]:
+    """Greedy searches without a budget, cut after each number of steps (the paper's Table 2)."""
+    rows = []
+    for condition, step in ((one, step) for one in results if _stepwise(one) for step in sorted(steps)):
+        if step > condition.depth:
+            continue
+        last = after(results[condition], step)
+        row: dict[str, Any] = {"k": condition.k, "value": condition.parsed.value, "step": step}
+        row |= {"last": float(last.mean()), "last_interval": list(statistics.bootstrap(last))}
+        if condition.parsed.value != "none":
+            chosen, single = after(results[condition], step, chosen=True), condition.like(k=1)
+            row |= {"chosen": float(chosen.mean()), "chosen_interval": list(statistics.bootstrap(chosen))}
+            row["gain"] = list(statistics.bootstrap_difference(chosen, last))
+            if condition.k > 1 and single in results:
+                other = after(results[single], step, chosen=True)
+                row["over_one"] = list(statistics.bootstrap_difference(chosen, other))
+        rows.append(row)
+    return rows
+
+
+def _stepwise(condition: Condition) -> bool:
+    return condition.parsed.algorithm == "greedy" and not condition.parsed.terms.limits.given()
+
+
+def after(records: Sequence[Record], step: int, chosen: bool = False) -> np.ndarray:
+    """The IoU that a greedy search has after `step` steps, float64 [tasks]: that of its last mask, or of the one that
+    it would return, which is the first of the best-valued."""
+    walks = [record["walk"][: step + 1] for record in records]
+    masks = [max(walk, key=lambda mask: mask[1]) if chosen else walk[-1] for walk in walks]
+    return np.array([iou for iou, _ in masks], np.float64)
+
+
+def findings(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int] = ()) -> list[str]:
+    """What the differences say, in sentences: selection, K, and each algorithm against greedy at equal cost; and what
+    becomes of the mask at more steps, with values and without."""
+    lines = []
+    ious = {condition: column(records, "iou") for condition, records in results.items()}
+    for one in ious:
+        if one.privileged or one.parsed.value == "none":
+            continue
+        where = f"{one.parsed.value}, {one.depth} steps, budget {one.budget}"
+        greedy = one.like("greedy")
+        if one.parsed.algorithm == "greedy":
+            base = one.like(k=1) if one.k > 1 else one.like(value="none")
+            what = f"K = {one.k} over K = 1" if one.k > 1 else "the best-valued mask over the last one"
+            if base in ious:
+                lines.append(f"{what} ({where}): {_difference(ious[one], ious[base])}")
+        elif greedy in ious and one.parsed.terms.limits.given():
+            words = f"{one.name} against greedy, K = {one.k} ({where}): {_difference(ious[one], ious[greedy])}"
+            _, low, high = statistics.bootstrap_difference(ious[one], ious[greedy])
+            if low <= 0:
+                words += _why(results[one], results[greedy], loses=high < 0)
+            lines.append(words)
+    return lines + _falls(results, steps)
+
+
+def _falls(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int]) -> list[str]:
+    """How the mask changes from the step at which the policy's own is best to each later one."""
+    runs = [one for one in results if _stepwise(one) and not one.privileged]
+    plain = next((one for one in runs if one.parsed.value == "none"), None)
+    if plain is None or not steps:
+        return []
+    start = max(sorted(steps), key=lambda step: after(results[plain], step).mean())
+    lines = []
+    for step in sorted(step for step in steps if step > start):
+        changes = []
+        for one in runs:
+            valued = one.parsed.value != "none"
+            first, second = (after(results[one], number, valued) for number in (step, start))
+            what = f"best by {one.parsed.value}, K = {one.k}" if valued else "last mask"
+            changes.append(f"{what} {_difference(first, second)}")
+        chosen = "where the last mask is best (chosen on these tasks, in favour of a fall)"
+        lines.append(f"from step {start}, {chosen}, to step {step}: " + "; ".join(changes))
+    return lines
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> str:
+    mean, low, high = statistics.bootstrap_difference(first, second)
+    sure = "" if low > 0 or high < 0 else "; the interval holds 0"
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]{sure}"
+
+
+def _why(own: Sequence[Record], greedy: Sequence[Record], loses: bool) -> str:
+    """Why an algorithm is not ahead: what its trees hold, and what was chosen of it."""
+    held = float((column(own, "in_tree") - column(greedy, "in_tree")).mean())
+    missed = [float((column(records, "in_tree") - column(records, "iou")).mean()) for records in (own, greedy)]
+    steps = [float(column(records, "steps").mean()) for records in (own, greedy)]
+    deep = [float(column(records, "deepest").mean()) for records in (own, greedy)]
+    cause = "by what its trees hold" if held < missed[1] - missed[0] else "by what it chooses of them"
+    verdict = f"It loses mainly {cause}" if loses else "It is not ahead"
+    return (
+        f". {verdict}: the best mask in its trees is {held:+.4f} to greedy's, and {missed[0]:.4f} of IoU "
+        f"is in them and not chosen (greedy: {missed[1]:.4f}). Its masks lie {steps[0]:.1f} clicks deep, of "
+        f"{deep[0]:.1f} reached (greedy: {steps[1]:.1f} of {deep[1]:.1f})"
+    )

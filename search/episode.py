@@ -1,0 +1,140 @@
+"""An episode as plain JSON: its steps, actions and masks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco
+
+from segenv import metrics
+from segenv.data.trajectories.record import encode_mask
+from segenv.mdp import SegMDP, SegState
+from segenv.types import Action, Box, Click, Invalid, Polygons, Stop, Undo
+
+PARTS = ("encode", "decode", "agent", "annotator", "other")  # where an episode's seconds went
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one action did. `iou` and `mask` are those after it."""
+
+    text: str  # what the agent wrote
+    action: dict[str, Any]  # what the codec read in it: {"type": "click", "x": 3, "y": 5, "positive": True}
+    iou: float
+    reward: float
+    score: float | None  # the tool's own estimate of the mask's IoU, 0..1
+    error: str | None  # why the action was not carried out
+    stated_iou: float | None  # what the text says of the mask before the action, 0..1
+    mask: str  # `encode_mask`
+    other: dict[str, Any] | None = None  # {"action", "iou"} that was tried in the same state, and not gone on from
+    corrected: bool = False  # whether `action` is a correction, and `other` what the agent did
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One finished episode, as plain values: `to_json` and `from_json` are exact inverses.
+
+    The first mask is `start_mask` with `start_iou`. `intersection` and `union` count pixels of the final mask, ignored
+    ones in neither; `boundary_iou` and `box_iou` are the final mask's. `seconds` are this episode's share of what its
+    batches took.
+    """
+
+    task: str
+    sample: int
+    height: int
+    width: int
+    instruction: str
+    start_iou: float
+    start_mask: str
+    steps: tuple[Step, ...]
+    stopped: bool
+    intersection: int
+    union: int
+    boundary_iou: float
+    box_iou: float
+    seconds: dict[str, float]
+
+    @property
+    def ious(self) -> list[float]:
+        """IoU after each step."""
+        return [step.iou for step in self.steps]
+
+    @property
+    def final_iou(self) -> float:
+        """IoU of the last mask."""
+        return self.steps[-1].iou if self.steps else self.start_iou
+
+    @property
+    def best_iou(self) -> float:
+        """The highest IoU that any mask of the episode had, the first one included."""
+        return max([self.start_iou, *self.ious])
+
+    def mask(self, step: int) -> np.ndarray:
+        """The mask after `step` actions, bool [H, W]; the first mask at 0."""
+        return decode_mask(self.steps[step - 1].mask if step else self.start_mask, self.height, self.width)
+
+    def to_json(self) -> dict[str, Any]:
+        """The episode as what JSON holds."""
+        shallow = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
+        return {**shallow, "steps": [dict(vars(step)) for step in self.steps]}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Episode:
+        """The episode that `to_json` wrote."""
+        return cls(**{**record, "steps": tuple(Step(**step) for step in record["steps"])})
+
+
+def step_of(
+    mdp: SegMDP, state: SegState, text: str, action: Action, following: SegState, stated_iou: float | None
+) -> Step:
+    """The record of an action in `state` and of what followed."""
+    mask = following.mask
+    return Step(
+        text=text,
+        action=action_to_json(action),
+        iou=float(metrics.iou(following.task.target, mask)),
+        reward=mdp.reward(state, action, following),
+        score=None if np.isnan(following.score) else float(following.score),
+        error=following.error,
+        stated_iou=stated_iou,
+        mask=encode_mask(mask),
+    )
+
+
+def action_to_json(action: Action) -> dict[str, Any]:
+    """An action as `{"type": "click" | "box" | "polygons" | "stop" | "undo" | "invalid", …}` with its fields, rings as
+    lists of [x, y]; an invalid one keeps its reason."""
+    values: dict[str, Any] = {"reason": action.reason} if isinstance(action, Invalid) else dict(vars(action))
+    if isinstance(action, Polygons):
+        values["rings"] = [ring.tolist() for ring in action.rings]
+    return {"type": type(action).__name__.lower(), **values}
+
+
+def action_from_json(record: dict[str, Any]) -> Action:
+    """The click, box, polygons, stop or undo that `action_to_json` wrote; an invalid reply is no action to go back
+    to."""
+    values = {key: value for key, value in record.items() if key != "type"}
+    return _ACTIONS[record["type"]](**values)
+
+
+_ACTIONS: dict[str, type] = {kind.__name__.lower(): kind for kind in (Click, Box, Polygons, Stop, Undo)}
+
+
+def clicks_of(steps: Iterable[Step]) -> list[Click]:
+    """The clicks that hold after `steps`: those carried out and not undone, in order."""
+    history: list[Action] = []
+    for action in (action_from_json(step.action) for step in steps if step.error is None):
+        if isinstance(action, (Click, Box, Polygons)):
+            history.append(action)
+        elif isinstance(action, Undo):
+            history.pop()
+    return [action for action in history if isinstance(action, Click)]
+
+
+def decode_mask(counts: str, height: int, width: int) -> np.ndarray:
+    """The bool [height, width] mask that `encode_mask` wrote."""
+    return coco.decode({"size": [height, width], "counts": counts.encode("ascii")}).astype(bool)

@@ -1,0 +1,1 @@
+"""Procedural scenes, the same for the same index."""

@@ -1,0 +1,1 @@
+"""Recorded trajectories in SegAgent's JSON: read, written and exported."""

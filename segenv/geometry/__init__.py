@@ -1,0 +1,30 @@
+"""Polygons along pixel edges, their pixels, and run-length encodings."""
+
+from segenv.geometry.polygons import (
+    canonical,
+    fit,
+    mask_to_polygons,
+    polygon_areas,
+    polygon_iou,
+    polygon_ious,
+    polygons_to_mask,
+    simplify,
+)
+from segenv.geometry.rasterize import PackedMask
+from segenv.geometry.rle import coco_to_polygons, polygons_to_coco, polygons_to_rle, rle_to_polygons
+
+__all__ = [
+    "PackedMask",
+    "canonical",
+    "coco_to_polygons",
+    "fit",
+    "mask_to_polygons",
+    "polygon_areas",
+    "polygon_iou",
+    "polygon_ious",
+    "polygons_to_coco",
+    "polygons_to_mask",
+    "polygons_to_rle",
+    "rle_to_polygons",
+    "simplify",
+]

@@ -1,0 +1,18 @@
+"""Rewards by name: of a step (`clicks`), and of a whole mask in one reply (`polygons`)."""
+
+from segenv.rewards.clicks import REWARDS, SUMS, Reward, get, terms, weighted, weights_of
+from segenv.rewards.polygons import PARTS, PolygonReward, goal_of, polygon
+
+__all__ = [
+    "PARTS",
+    "REWARDS",
+    "SUMS",
+    "PolygonReward",
+    "Reward",
+    "get",
+    "goal_of",
+    "polygon",
+    "terms",
+    "weighted",
+    "weights_of",
+]

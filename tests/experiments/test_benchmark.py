@@ -1,0 +1,76 @@
+"""The benchmark runs, compares equal things, and says what it measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments.benchmark import __main__, cases, timing
+
+
+def test_writes_what_it_measured_and_only_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    __main__.main(["--only", "iou", "--seconds", "0.01", "--out", str(tmp_path)])
+    result = json.loads((tmp_path / "benchmark.json").read_text())
+    assert set(result) == {"rows", "manifest"}
+    (row,) = result["rows"]
+    assert set(row) == {"name", "case", "plain_ms", "fast_ms", "ratio", "note", "passed"}
+    assert row["name"] == "iou"
+    assert row["ratio"] == pytest.approx(row["plain_ms"] / row["fast_ms"])
+    assert "iou" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["next-click", "overlay", "branch"])
+def test_fast_kernels_are_faster(name: str) -> None:
+    (row,) = cases.BENCHMARKS[name](0.1)
+    assert row.ratio is not None
+    assert row.ratio > 1
+
+
+def test_batches_give_what_single_calls_give() -> None:
+    assert all(row.ratio for row in cases.time_tool(cases.tools.make("disc"), "disc", 0.01))
+    mdp = cases.SegMDP(cases.tools.make("disc"), max_steps=3)
+    assert cases.time_rollout(mdp, cases.agents.make("annotator"), 4, "disc", 0.01).ratio
+
+
+def test_episodes_that_differ_are_seen_but_for_one_in_ten() -> None:
+    mdp = cases.SegMDP(cases.tools.make("disc"), max_steps=2)
+    tasks = list(cases.data.make("synthetic:val")[:10])
+    expert, other = ([*cases.rollout(mdp, cases.agents.make(name), tasks)] for name in ("annotator", "random"))
+    assert cases.same_episodes(expert, expert)
+    assert cases.same_episodes(expert, [*expert[:9], other[9]])
+    assert not cases.same_episodes(expert, [*expert[:8], *other[8:]])
+
+
+@pytest.mark.slow
+def test_the_embedded_pair_plays_a_batch_faster() -> None:
+    """Half of what the table asks for: a busy machine passes, a batch that is played item by item does not."""
+    rows = [row for row in cases.episodes(0.0) if row.case.startswith("mllm and sam")]
+    assert [row.ratio is not None and row.ratio > cases.PAIR_RATIO / 2 for row in rows] == [True]
+
+
+def test_every_adversarial_text_has_full_length() -> None:
+    texts = dict(timing.adversarial_texts("Positive point: (1, 2)"))
+    assert {len(text) for text in texts.values()} == {timing.PARSER_BYTES}
+    assert texts["'(' over and over"].startswith("(((")
+    assert texts["'9' over and over after 'Positive point: ('"].startswith("Positive point: (999")
+
+
+def test_ways_that_differ_are_not_timed() -> None:
+    with pytest.raises(RuntimeError, match="different results"):
+        timing.compare(lambda: 1, lambda: 2, int.__eq__, 0.0)
+
+
+@pytest.mark.slow
+def test_no_text_stops_a_parser_for_long() -> None:
+    """Ten times the limit that the table shows: a busy machine passes, a parser that backtracks does not."""
+    rows = list(cases.parser(0.0))
+    assert rows
+    assert not [row for row in rows if row.fast_ms is None or row.fast_ms > 10 * timing.PARSER_LIMIT_MS]
+
+
+def test_a_name_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        __main__.main(["--only", "nonsense", "--out", str(tmp_path)])
+    assert not list(tmp_path.iterdir())

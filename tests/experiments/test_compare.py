@@ -1,0 +1,63 @@
+"""Two runs on the same episodes, compared in pairs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments import compare
+from experiments.common.config import RunError
+from experiments.evaluate import clicks, config
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    for radius in (12, 24):
+        clicks.run(
+            config.Args(
+                data="synthetic:val", tool=f"disc:radius={radius}", limit=6, max_steps=3, out=str(root / str(radius))
+            ),
+            quiet=True,
+        )
+    clicks.run(config.Args(data="synthetic:val", tool="disc", limit=5, max_steps=3, out=str(root / "five")), quiet=True)
+    return root
+
+
+def test_differences_are_paired_by_episode(runs):
+    result = compare.compare(runs / "24", runs / "12")
+    final = {}
+    for radius in ("24", "12"):
+        records = [json.loads(line) for line in (runs / radius / "episodes.jsonl").read_text().splitlines()]
+        final[radius] = {record["task"]: record["steps"][-1]["iou"] for record in records}
+    differences = [final["24"][task] - final["12"][task] for task in final["24"]]
+    row = result["iou_at"]["3"]
+    assert row["difference"] == pytest.approx(np.mean(differences))
+    assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+    assert row["first"] - row["second"] == pytest.approx(row["difference"])
+    assert result["episodes"] == 6
+
+
+def test_a_run_equals_itself(runs, capsys):
+    assert compare.main([str(runs / "24"), str(runs / "24"), "--json", str(runs / "same.json")]) == 0
+    assert "IoU@3" in capsys.readouterr().out
+    same = json.loads((runs / "same.json").read_text())
+    assert all(row["difference"] == 0 and row["interval"] == [0, 0] for row in same["iou_at"].values())
+
+
+def test_unlike_runs_are_refused(runs):
+    with pytest.raises(RunError, match="differ in limit"):
+        compare.compare(runs / "24", runs / "five")
+    assert compare.main([str(runs / "24"), str(runs / "nowhere")]) == 1
+
+
+def test_data_that_changed_between_the_runs_is_noticed(runs, tmp_path):
+    other = shutil.copytree(runs / "24", tmp_path / "other")
+    about = json.loads((other / "manifest.json").read_text())
+    about["hashes"]["data"] = "another"
+    (other / "manifest.json").write_text(json.dumps(about))
+    with pytest.raises(RunError, match="other data under the name 'synthetic:val'"):
+        compare.compare(runs / "24", other)

@@ -1,0 +1,305 @@
+"""GSPO: what it refuses, what it learns from, what it survives, and what its command writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import disc_task
+from pycocotools import mask as coco
+from safetensors.torch import load_file
+
+from agents import tiny
+from agents.tiny import vision_tower
+from agents.training.gspo import GSPOOptions, Judge, optimise
+from agents.training.sft import SFTOptions, finetune
+from experiments import polygon_ablation
+from experiments.common.config import RunError
+from experiments.gspo import ablation, answers, config
+from experiments.gspo import train as run
+from segenv import codec, rewards
+
+torch.set_num_threads(1)
+SMALL = {"image_size": 32, "width": 64, "vision_layers": 1, "text_layers": 2, "heads": 2}
+DECLARED = {"codec": "rings", "prompt": "instruction", "image_size": [32, 32], "max_new_tokens": 64}
+RINGS = codec.get("rings")
+QUICK = GSPOOptions(steps=6, prompts=2, group=4, updates=2, max_tokens=64, save_steps=2, learning_rate=1e-3, warmup=0.0)
+REWARD = rewards.polygon("iou+0.1*format")
+
+
+class Rows:
+    """A disc in one of four corners, to be outlined in four vertices."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, k: int) -> dict:
+        x, y = 8 + 16 * (k % 2), 8 + 16 * (k // 2)
+        task = disc_task(32, 32, x, y, 6)
+        rle = coco.encode(np.asfortranarray(task.target, np.uint8))
+        return {
+            "image": task.image,
+            "prompt": task.instruction,
+            "target": {"size": [32, 32], "counts": rle["counts"].decode()},
+            "reply": RINGS.reply(task.target, task, 60),
+        }
+
+
+class Lessons(Rows):
+    """The same for supervised fine-tuning."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, k: int) -> dict:
+        return {name: value for name, value in super().__getitem__(k % 4).items() if name != "target"}
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    """A model that outlines something, mostly: its replies differ in what they are worth."""
+    folder = tmp_path_factory.mktemp("gspo")
+    model, processor = tiny.build(**SMALL)
+    vision_tower.fold(model.model.vision_tower)
+    model.save_pretrained(folder / "fresh")
+    processor.save_pretrained(folder / "fresh")
+    options = SFTOptions(steps=150, batch_size=8, learning_rate=3e-3, save_steps=1000)
+    finetune(folder / "fresh", Lessons(), folder / "taught", options, DECLARED)
+    return folder / "taught"
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("algorithm", ["gspo", "luspo"])
+@pytest.mark.parametrize("micro", [0, 2])
+def test_one_update_from_a_batch_is_refused_as_it_does_nothing(tmp_path, algorithm, micro):
+    options = replace(QUICK, algorithm=algorithm, updates=1, micro_batch_size=micro)
+    with pytest.raises(ValueError, match="would do nothing of its own.*give 2 or more updates or passes"):
+        optimise(None, Rows(), REWARD, tmp_path / "out", options)
+    with pytest.raises(ValueError, match="would do nothing of its own"):  # by TRL's own names
+        optimise(None, Rows(), REWARD, tmp_path / "out", replace(QUICK, extra=(("steps_per_generation", "1"),)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_replies_that_cannot_be_divided_and_unknown_fields_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="2 prompts x 4 replies cannot be divided among 3 updates"):
+        optimise(None, Rows(), REWARD, tmp_path / "out", replace(QUICK, updates=3))
+    with pytest.raises(ValueError, match="GRPOConfig has no field clip"):
+        optimise(None, Rows(), REWARD, tmp_path / "out", replace(QUICK, extra=(("clip", "1"),)))
+    with pytest.raises(ValueError, match="no rows"):
+        optimise(None, [], REWARD, tmp_path / "out", QUICK)
+
+
+def test_the_judge_scores_replies_and_logs_what_they_are():
+    row, logged = Rows()[0], {}
+    right = row["reply"]
+    replies = [right, "I see a disc", right[: right.rindex("[") - 1]]
+    ids = [[0] * 20, [0] * 4, [0] * 10]
+    judge = Judge(REWARD, replace(QUICK, length_penalty=0.4, max_tokens=40))
+    columns = {"target": [row["target"]] * 3, "log_metric": logged.__setitem__}
+    found = judge([[{"role": "assistant", "content": reply}] for reply in replies], ids, **columns)
+    task = disc_task(32, 32, 8, 8, 6)
+    scores = [REWARD.score(reply, task) for reply in replies]
+    assert scores[0]["iou"] > 0.6 and scores[0]["format"] == 1 and scores[2]["format"] == 0 < scores[2]["iou"]
+    assert found == pytest.approx([scores[0]["total"] - 0.2, -0.04, scores[2]["total"] - 0.1])
+    assert logged["completions/valid"] == pytest.approx(2 / 3)
+    assert logged["completions/std_length"] == pytest.approx(np.std([20, 4, 10]))
+    assert logged["reward/iou"] == pytest.approx((scores[0]["iou"] + scores[2]["iou"]) / 3)
+
+
+def recording(scores: list[float], calls: int = 10**9):
+    """The reward, which remembers what it gave, and pulls the plug after so many calls."""
+
+    def recorded(**columns):
+        if len(scores) >= 8 * calls:
+            raise KeyboardInterrupt
+        found = REWARD(**columns)
+        scores.extend(found)
+        return found
+
+    return recorded
+
+
+def test_training_that_was_cut_ends_with_the_weights_of_training_that_was_not(taught, tmp_path):
+    scores: list[float] = []
+    whole = optimise(taught, Rows(), recording(scores), tmp_path / "whole", QUICK)
+    rounds = [np.mean(scores[k : k + 8]) for k in (0, 8, 16)]
+    assert [entry["reward"] for entry in whole["log"]] == pytest.approx(rounds, abs=1e-6)
+    assert np.std(scores[:8]) > 0.01
+    assert whole["log"][0]["clip_ratio/region_mean"] > 0, "the second update from a batch meets the clip"
+    assert not same(weights(taught), weights(tmp_path / "whole"))
+    with pytest.raises(KeyboardInterrupt):
+        optimise(taught, Rows(), recording([], calls=2), tmp_path / "cut", QUICK)
+    state = tmp_path / "cut.training"
+    assert sorted(folder.name for folder in state.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-4"]
+    (state / "checkpoint-4" / "trainer_state.json").write_text('{"global_')  # killed while it was written
+    again: list[float] = []
+    resumed = optimise(taught, Rows(), recording(again), tmp_path / "cut", QUICK)
+    assert again == scores[8:], "the first round is not made again"
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    for one, other in zip(whole["log"], resumed["log"], strict=True):
+        assert {k: v for k, v in one.items() if "time" not in k} == {k: v for k, v in other.items() if "time" not in k}
+    assert optimise(taught, Rows(), recording([], calls=0), tmp_path / "cut", QUICK) == resumed, "it is done"
+
+
+def arguments(taught: Path, out: Path, **own) -> config.Args:
+    few = {"limit": 16, "eval_limit": 6, "probe": 3, "probe_steps": 2, "panel": 2, "eval_batch": 4, "vertices": 4}
+    return config.Args(
+        agent=f"mllm:{taught}",
+        data="synthetic:train#easy",
+        eval_data="synthetic:val#easy",
+        train=replace(QUICK, steps=4),
+        out=str(out),
+        **{**few, **own},
+    )
+
+
+def test_the_command_measures_before_on_the_way_and_after(taught, tmp_path):
+    out = tmp_path / "run"
+    numbers = run.run(arguments(taught, out))
+    steps = {step: len(records) for step, records in answers.replies(run.RunFolder(out)).items()}
+    assert steps == {0: 12, 2: 6, 4: 12}, "two replies to each task: a greedy one, and a drawn one"
+    for mode in ("greedy", "sampled"):
+        gain, low, high = numbers["gain"][mode]
+        assert gain == pytest.approx(numbers["after"][mode]["giou"] - numbers["before"][mode]["giou"])
+        assert low <= gain <= high
+    lines = list(csv.DictReader((out / "metrics.csv").read_text().splitlines()))
+    assert [line["step"] for line in lines] == ["0", "2", "4"]
+    assert {"reward", "reward_iou", "reward_format", "valid", "truncated", "length", "length_std", "clipped"} <= set(
+        lines[1]
+    )
+    assert "groups_without_spread" in lines[1] and lines[1]["held_out_greedy"]
+    assert {path.stem for path in (out / "plots").iterdir()} == {"held_out", "reward", "lengths", "shares", "panel"}
+    assert (out / "report.html").stat().st_size > 10_000 and list((out / "tensorboard").iterdir())
+    before = (out / "answers.jsonl").read_bytes()
+    assert run.run(replace(arguments(taught, out), resume=str(out))) == numbers
+    assert (out / "answers.jsonl").read_bytes() == before
+    with pytest.raises(RunError, match="would change results: reward"):
+        run.run(replace(arguments(taught, out), resume=str(out), reward="iou"))
+
+
+def test_arms_have_folders_of_their_own(tmp_path):
+    folder = ablation.RunFolder(tmp_path)
+    for arms in ablation.TABLES.values():
+        paths = {ablation._folder(folder, 0, arm) for arm in arms}
+        assert len(paths) == len(arms) and all(path.name for path in paths)
+    specs = tuple(f"mllm:runs/vertices/seed0/{name}/model" for name in ("sparse", "middle-12", "dense.40"))
+    found = ablation.arms(config.Args(ablation="length", checkpoints=specs))
+    assert [arm.name for arm in found] == ["sparse", "middle-12", "dense.40"]
+    with pytest.raises(RunError, match="names must differ"):
+        ablation.arms(config.Args(ablation="length", checkpoints=("mllm:a/x-y", "mllm:b/x.y")))
+
+
+def test_settings_that_cannot_work_are_refused_before_anything_is_written(taught, tmp_path):
+    with pytest.raises(RunError, match="give a --codec of simpleseg"):
+        run.run(replace(arguments(taught, tmp_path / "run"), codec="segagent"))
+    with pytest.raises(RunError, match="has no weights to train"):
+        run.run(replace(arguments(taught, tmp_path / "run"), agent="annotator"))
+    with pytest.raises(RunError, match="reward 'iuo' is not understood"):
+        run.run(replace(arguments(taught, tmp_path / "run"), reward="iuo"))
+    for own, message in (
+        ({"start_steps": 0}, "start_steps is 0"),
+        ({"ratio": -1.0}, "ratio -1.0; expected"),
+        ({"codec": "simpleseg"}, "with --codec simpleseg, give --checkpoints"),
+    ):
+        with pytest.raises(RunError, match=message):
+            ablation.run(replace(arguments(taught, tmp_path / "run"), ablation="length", **own))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_control_learns_outlines_of_as_many_vertices_as_it_is_told(taught, tmp_path):
+    counts = []
+    for vertices, ratio in ((12, 0.0), (12, 0.03), (4, 0.0)):
+        args = arguments(taught, tmp_path / "run", method="sft", vertices=vertices, ratio=ratio)
+        rows = run.Questions(run.prepare(args))
+        counts.append([int(rows[k]["reply"].split()[1]) for k in range(len(rows))])
+    assert len(counts[0]) >= 8 and max(counts[0]) == 12 and max(counts[2]) == 4
+    assert np.mean(counts[2]) < np.mean(counts[1]) < np.mean(counts[0]) - 1
+
+
+@pytest.mark.slow
+def test_the_ablation_compares_with_as_much_more_supervision(taught, tmp_path, monkeypatch):
+    args = arguments(taught, tmp_path / "ablation", ablation="sft", seeds=(0, 1))
+    numbers = ablation.run(args)
+    assert [line["arm"] for line in numbers["arms"]] == ["+ GSPO", "+ SFT"]
+    first = numbers["arms"][0]["greedy"]
+    assert first["after"] == pytest.approx(np.mean(first["after_by_seed"]))
+    assert numbers["arms"][0]["greedy"]["before"] == numbers["arms"][1]["greedy"]["before"]
+    assert "+ SFT" in ablation.text(numbers)
+    plans = [
+        json.loads((tmp_path / "ablation" / "seed1" / name).read_text())["plan"]
+        for name in ("GSPO/policy/gspo.json", "SFT/policy/sft.json")
+    ]
+    assert plans[0]["prompts"] * plans[0]["group"] // plans[0]["updates"] == plans[1]["batch_size"]
+    assert plans[0]["steps"] == plans[1]["steps"] and plans[0]["base"] == plans[1]["base"]
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "prepare", None)  # a finished one needs no policy
+        assert ablation.run(replace(args, resume=args.out)) == numbers
+    alone = ablation.run(replace(args, out=str(tmp_path / "alone"), seeds=(0,), workers=1))
+    for line, own in zip(numbers["arms"], alone["arms"], strict=True):  # side by side or one after the other
+        assert [own[mode]["after"] for mode in ("greedy", "sampled")] == [
+            line[mode]["after_by_seed"][0] for mode in ("greedy", "sampled")
+        ]
+
+
+@pytest.mark.slow
+def test_the_drift_of_length_from_models_that_it_teaches_itself(taught, tmp_path, monkeypatch):
+    args = arguments(taught, tmp_path / "run", ablation="length", seeds=(0,), start_steps=1, eval_limit=2, probe=2)
+    numbers = ablation.run(args)
+    starts = tmp_path / "run" / "starts"
+    assert [line["arm"] for line in numbers["arms"]] == list(ablation.TAUGHT)
+    models = [polygon_ablation.arm_folder(starts, 0, name) / "model" for name in ablation.TAUGHT]
+    assert all((path / "model.safetensors").is_file() for path in models)
+    most = [
+        json.loads((tmp_path / "run" / "seed0" / name / "policy" / "gspo.json").read_text())["plan"]["max_tokens"]
+        for name in ablation.TAUGHT
+    ]
+    assert most == [max(args.train.max_tokens, 8 * (own["vertices"] + 8)) for own in ablation.TAUGHT.values()]
+    assert (tmp_path / "run" / "plots" / "lengths.png").is_file()
+    monkeypatch.chdir(tmp_path)
+    assert ablation.run(replace(args, out=None, resume="run")) == numbers, "the same by another name"
+    assert [row[0] for row in ablation.table(numbers)[:3]] == ["middle, start", "middle", "sparse, start"]
+
+
+@pytest.mark.slow
+def test_two_processes_on_the_cpu_and_a_kill(taught, tmp_path):
+    """`accelerate launch` trains in two processes; killed and resumed, it ends with the same weights."""
+    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "2"]
+    flags = ["--agent", f"mllm:{taught}", "--data", "synthetic:train#easy", "--eval-data", "synthetic:val#easy"]
+    numbers = {"steps": 12, "prompts": 2, "group": 4, "updates": 2, "max-tokens": 64, "save-steps": 2, "limit": 16}
+    numbers |= {"eval-limit": 4, "probe": 2, "probe-steps": 4, "learning-rate": 1e-3}
+    flags += [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
+    repo = Path(__file__).parents[2]
+
+    def train(*arguments: str) -> subprocess.Popen:
+        port = ["--main_process_port", "0", "-m", "experiments.gspo"]
+        return subprocess.Popen([*launch, *port, *arguments], cwd=repo, env=dict(os.environ), start_new_session=True)
+
+    assert train(*flags, "--out", str(tmp_path / "whole")).wait(550) == 0
+    killed = train(*flags, "--out", str(tmp_path / "killed"))
+    while not (tmp_path / "killed" / "policy.training" / "checkpoint-4").exists():
+        assert killed.poll() is None
+        time.sleep(0.01)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert train("--resume", str(tmp_path / "killed")).wait(550) == 0
+    assert same(weights(tmp_path / "whole" / "policy"), weights(tmp_path / "killed" / "policy"))
+    about = json.loads((tmp_path / "whole" / "policy" / "gspo.json").read_text())
+    assert not same(weights(taught), weights(tmp_path / "whole" / "policy"))
+    assert (about["steps"], about["processes"]) == (12, 2)

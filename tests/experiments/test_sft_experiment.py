@@ -1,0 +1,362 @@
+"""Lessons for the embedded model are true, and the training that uses them moves, resumes and exports."""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from agents import tiny
+from agents.backends.transformers import chat, encode
+from agents.mllm import MllmAgent
+from agents.tiny.vision_tower import fold
+from agents.training.auxiliary_heads import IGNORED, Collator, look, pixels, read, reply_loss
+from agents.training.checkpoints import identity
+from agents.training.click_examples import (
+    COLOUR_NAMES,
+    KINDS,
+    SHAPE_NAMES,
+    Lessons,
+    Plan,
+    cheap_mask,
+    leading_digits,
+    lesson_action,
+    played,
+    turned,
+)
+from experiments.common.config import RunError
+from experiments.sft import __main__
+from experiments.sft import clicks as sft
+from experiments.sft import trainer as sft_trainer
+from segenv import codec, metrics, tools
+from segenv.data.synthetic.scenes import Synthetic, expressions
+from segenv.mdp import SegMDP
+from segenv.types import Click, Stop
+
+torch.set_num_threads(1)
+SMALL = {"image_size": 64, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
+MIXED = Plan(first=2, trajectory=2, cheap=2, crossed=2)
+SPEECH = codec.get("segagent")
+
+
+@pytest.fixture(scope="module")
+def lessons():
+    return Lessons(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return tiny.build(seed=1, **SMALL)
+
+
+@pytest.mark.parametrize("i", range(6))
+def test_a_lesson_depends_on_its_number_alone(lessons, i):
+    one, other = lessons[i], Lessons(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3, window=400)[i]
+    assert np.array_equal(one.pictures, other.pictures)
+    assert [q.reply for q in one.questions] == [q.reply for q in other.questions]
+    assert not np.array_equal(one.pictures[0], lessons[i + 6].pictures[0])
+
+
+@pytest.mark.parametrize("i", range(12))
+def test_replies_state_the_true_iou_and_what_the_patches_show(lessons, i):
+    lesson = lessons[i]
+    for question in lesson.questions:
+        assert abs(SPEECH.stated_iou(question.reply) - question.iou) <= 0.005 + 1e-9
+        target, missing, extra = question.shares
+        both = target - missing  # the part of the target that the mask holds
+        assert both.sum() / (target.sum() + extra.sum()) == pytest.approx(question.iou, abs=1e-3)
+        assert lesson.masks[question.picture] == pytest.approx(both + extra, abs=1e-4)
+        if question.reply.endswith("Finish"):
+            assert question.iou >= lessons.stop_iou and question.click == -1
+        else:
+            assert (missing if "Positive" in question.reply else extra)[question.click] > 0
+
+
+def test_a_mask_is_asked_about_for_its_own_object_and_for_another(lessons):
+    for lesson in (lessons[i] for i in range(6)):
+        own, crossed = lesson.questions[:-2], lesson.questions[-2:]
+        for question in crossed:
+            (same,) = [q for q in own if q.picture == question.picture]
+            assert question.picture > 0 and not np.array_equal(question.shares[0], same.shares[0])
+
+
+@given(st.integers(0, 500), st.integers(0, 7))
+@settings(max_examples=15, deadline=None)
+def test_turning_a_scene_keeps_what_is_true_of_it(number, turn):
+    scene = Synthetic("train").scene(number)
+    moved = turned(scene, turn)
+    for k, thing in enumerate(moved.objects):
+        rows, columns = np.nonzero(moved.instances == k + 1)
+        assert thing.centre == pytest.approx((columns.mean() + 0.5, rows.mean() + 0.5))
+        assert thing.area == len(rows)
+    sideways = {"leftmost", "rightmost", "topmost", "bottommost"}
+    for k in range(len(scene.objects)):
+        plain, after = (
+            {text for text in expressions(s, k) if not sideways & set(text.split())} for s in (scene, moved)
+        )
+        if not any(sideways & set(text.split()) for s in (scene, moved) for text in expressions(s, k)):
+            assert plain == after
+
+
+def test_a_mirror_exchanges_left_and_right():
+    scene = next(
+        s
+        for s in map(Synthetic("train").scene, range(100))
+        if any("the leftmost object" in expressions(s, k) for k in range(len(s.objects)))
+    )
+    k = next(k for k in range(len(scene.objects)) if "the leftmost object" in expressions(scene, k))
+    assert "the rightmost object" in expressions(turned(scene, 1), k)
+    assert "the topmost object" in expressions(turned(scene, 4), k)
+
+
+def test_the_table_names_colour_shape_and_first_click_of_each_object(lessons):
+    task = Synthetic("train").load(7)
+    scene = Synthetic("train").scene(7)
+    patches, table = lessons._labels(scene)
+    assert set(np.unique(patches)) <= set(range(len(scene.objects) + 1))
+    for k, thing in enumerate(scene.objects):
+        assert (COLOUR_NAMES[table[k + 1, 0]], SHAPE_NAMES[table[k + 1, 1]]) == (thing.colour, thing.shape)
+        named = bool(table[k + 1, 2 + KINDS.index(("", True, True))])
+        alike = [o for o in (*scene.objects, *scene.clutter) if (o.colour, o.shape) == (thing.colour, thing.shape)]
+        assert named == (len(alike) == 1)
+        click = lesson_action(replace(task, target=scene.instances == k + 1), np.zeros_like(task.target), (), 0.9)
+        row, column = map(int, SPEECH.points.write_point(click, task))
+        assert table[k + 1, -4:].tolist() == [*leading_digits(row), *leading_digits(column)]
+
+
+def test_played_states_are_what_the_tool_makes_of_their_clicks():
+    task, tool = Synthetic("val").load(4), tools.make("disc")
+    states = played(tool, task, 0.9)
+    assert [len(clicks) for _, _, clicks in states] == list(range(1, len(states) + 1))
+    mdp = SegMDP(tool)
+    for _, mask, clicks in states:
+        state = mdp.initial(task)
+        for click in clicks:
+            state = mdp.transition([state], [click])[0]
+        assert np.array_equal(state.mask, mask)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=30, deadline=None)
+def test_lesson_actions_stop_where_the_mask_is_good_and_else_correct_it(seed):
+    task = Synthetic("val").load(seed % 30)
+    target = task.target.view(bool)
+    mask = cheap_mask(target, task.meta["instances"], np.random.default_rng(seed))
+    action, iou = lesson_action(task, mask, (), 0.9), metrics.iou(target, mask)
+    assert mask.dtype == bool and mask.shape == target.shape
+    assert isinstance(action, Stop) == (iou >= 0.9)
+    if isinstance(action, Click):
+        assert target[action.y, action.x] == action.positive != mask[action.y, action.x]
+
+
+def test_labels_cover_the_reply_and_nothing_else(lessons, pair):
+    collate = Collator(pair[1])
+    some = [lessons[0], lessons[1]]
+    batch = collate(some)
+    questions = [question for lesson in some for question in lesson.questions]
+    for ids, labels, weights, question in zip(batch["ids"], batch["labels"], batch["weights"], questions, strict=True):
+        covered = labels != IGNORED
+        assert pair[1].tokenizer.decode(labels[covered]) == question.reply + tiny.END
+        assert torch.equal(ids[covered], labels[covered])
+        assert torch.equal(covered, weights > 0)
+    picture = some[1].pictures[some[1].questions[0].picture]
+    asked, written = chat(pair[1], some[1].questions[0].instruction, some[1].questions[0].reply)
+    inputs = encode(pair[1], [asked + written], [picture])
+    row = len(some[0].questions)
+    assert batch["ids"][row][batch["attention"][row] > 0].tolist() == inputs["input_ids"][0].tolist()
+    assert pixels(torch.from_numpy(picture)[None]).numpy() == pytest.approx(inputs["pixel_values"].numpy(), abs=1e-5)
+
+
+@torch.no_grad()
+def test_reading_gives_the_logits_of_the_whole_model(lessons, pair):
+    model, processor = pair
+    batch = Collator(processor)([lessons[2]])
+    logits, tokens = read(model, look(model, batch["pictures"]), batch)
+    whole = model(
+        input_ids=batch["ids"],
+        attention_mask=batch["attention"],
+        pixel_values=pixels(batch["pictures"])[batch["which"]],
+    ).logits
+    assert torch.allclose(logits, whole[:, -logits.shape[1] - 1 : -1], atol=1e-4)
+    assert tokens.shape == (len(batch["ids"]), 16, SMALL["width"])
+    only = {**batch, "weights": (batch["labels"] != IGNORED).float()}
+    assert reply_loss(logits, only) == pytest.approx(
+        torch.nn.functional.cross_entropy(whole[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()).item(),
+        rel=1e-4,
+    )
+
+
+def _args(out, **changes):
+    """Settings of a training of eight small steps."""
+    steps = {"look_steps": 2, "easy_steps": 2, "click_steps": 1, "state_steps": 3, "cooldown": 2}
+    return sft.Args(
+        out=str(out), tool="disc", lessons=2, probe=2, measure_every=4, save_every=4, **{**SMALL, **steps, **changes}
+    )
+
+
+def _train(args, steps, trainer=None):
+    trainer = trainer or sft.ClickTrainer(args)
+    sources = {stage: sft.Source(args, stage) for stage in sft.STAGES}
+    while trainer.step < steps:
+        stage, first, _ = trainer.stage(trainer.step)
+        trainer.train_step([sources[stage][10 * (trainer.step - first) + k] for k in range(2)])
+    return trainer
+
+
+def test_a_step_moves_the_weights_and_going_on_equals_never_having_stopped(tmp_path):
+    args = _args(tmp_path)
+    whole = _train(args, 8)
+    half = _train(args, 6)
+    fresh = sft.ClickTrainer(args)
+    moved = [name for name, p in half.parameters.items() if not torch.equal(p, fresh.parameters[name])]
+    assert {name.split(".")[1] for name in moved} >= {"model", "seen", "told"}
+    half.save(tmp_path)
+    fresh.load(tmp_path)
+    assert fresh.step == 6
+    _train(args, 8, fresh)
+    assert all(torch.equal(p, fresh.parameters[name]) for name, p in whole.parameters.items())
+    means = zip(whole.averaged.parameters(), fresh.averaged.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in means)
+
+
+def test_a_run_goes_on_in_its_own_mode(tmp_path):
+    (tmp_path / "config.yaml").write_text("mode: polygon\n")
+    assert __main__.mode(["--resume", str(tmp_path), "--draw-steps", "9"]) == "polygon"
+    assert __main__.mode([f"--resume={tmp_path}", "--mode", "clicks"]) == "clicks"
+    assert __main__.mode(["--mode=polygon"]) == "polygon"
+    assert __main__.mode(["--resume", str(tmp_path / "missing")]) == __main__.mode(["--out", "polygon"]) == "clicks"
+
+
+def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
+    _train(_args(tmp_path), 2).export(tmp_path / "base")
+    few = {"look_steps": 0, "easy_steps": 0, "click_steps": 0, "state_steps": 2, "base": str(tmp_path / "base")}
+    args = _args(tmp_path / "run", states="any", workers=0, seed=1, **few)
+    fresh = sft.ClickTrainer(args)
+    before = load_file(tmp_path / "base" / "model.safetensors")
+    words = next(name for name in before if name.endswith("embed_tokens.weight"))
+    assert torch.equal(fresh.model.get_input_embeddings().weight.half(), before[words])
+    (first, _) = sft_trainer.batches(args, fresh)
+    asked = [[question.picture for question in lesson.questions] for lesson in first]
+    assert any(len(set(some) - {0}) < sum(map(bool, some)) for some in asked), "masks are asked about for other objects"
+    assert max(len(lesson.pictures) for lesson in first) > 1 + sft.PLANS["state"].trajectory, "there are cheap masks"
+    model = sft.run(args)
+    now = load_file(model / "model.safetensors")
+    assert now.keys() == before.keys() and not torch.equal(now[words], before[words])
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["hashes"]["base"] == identity(args.base)
+    assert fresh.model.config.segenv["codec"] == "segagent"
+    with pytest.raises(RunError, match="sees images of 64 pixels, and image_size is 128; give the size"):
+        sft.run(replace(args, out=str(tmp_path / "other"), image_size=128))
+    with pytest.raises(RunError, match="cannot start from --base 'nowhere'"):
+        sft.run(replace(args, out=str(tmp_path / "other"), base="nowhere"))
+    assert not (tmp_path / "other").exists(), "what cannot begin leaves no folder"
+
+
+@torch.no_grad()
+def test_folding_the_norms_changes_nothing_but_that_training_has_none():
+    model, _ = tiny.build(seed=2, **SMALL)
+    tower = model.model.vision_tower
+    pictures = torch.rand(6, 3, 64, 64) * 2 - 1
+    tower.train()(pictures)  # moves the running statistics
+    tower.eval()
+    expected = tower(pictures).last_hidden_state
+    fold(tower)
+    assert not [part for part in tower.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert torch.allclose(tower(pictures).last_hidden_state, expected, atol=1e-4)
+    assert torch.allclose(tower.train()(pictures[:1]).last_hidden_state, expected[:1], atol=1e-4)
+
+
+def test_without_other_processes_the_training_makes_the_same_lessons(tmp_path):
+    args = _args(tmp_path, workers=0)
+    [first, second] = sft_trainer.batches(args, sft.ClickTrainer(args))
+    source = sft.Source(args, "look")
+    expected = [[source[3 * step + k] for k in range(3)] for step in (0, 1)]  # 1.6 * 2 scenes
+    for made, wanted in zip([first, second], expected, strict=True):
+        assert [lesson.pictures.tolist() for lesson in made] == [lesson.pictures.tolist() for lesson in wanted]
+
+
+def test_a_model_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    trainer, out = sft.ClickTrainer(_args(tmp_path)), tmp_path / "model"
+    trainer.export(out)
+    files = {path.name: path.read_bytes() for path in out.iterdir()}
+    with torch.no_grad():
+        for parameter in trainer.averaged.parameters():
+            parameter += 1
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(trainer.processor), "save_pretrained", full)
+        with pytest.raises(RunError, match="disk is full.*--resume"):
+            trainer.export(out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == files
+    trainer.export(out)
+    now = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert {name for name in now if now[name] != files[name]} == {"model.safetensors"} and now.keys() == files.keys()
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_first_click_that_is_negative_is_not_in_the_object(tmp_path, monkeypatch):
+    args = _args(tmp_path)
+    trainer = sft.ClickTrainer(args)
+    held_out = [probe for probe in sft.probes(args, tools.make("disc")) if not probe.mask.any()]
+    for positive, expected in ((True, 1.0), (False, 0.0)):
+        replies = []
+        for probe in held_out:
+            best = lesson_action(probe.task, probe.mask, (), 0.9)
+            assert isinstance(best, Click)
+            replies.append(SPEECH.format(replace(best, positive=positive), probe.task))
+        monkeypatch.setattr(sft.TransformersBackend, "generate", lambda *_, said=replies: said)
+        assert sft.measure(trainer, held_out)["first"] == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"look_steps": -1}, "look_steps is -1; expected 0 or more"),
+        (dict.fromkeys((f"{stage}_steps" for stage in sft.STAGES), 0), "all stages have 0 steps"),
+        ({"lessons": 0}, "lessons is 0; expected 1 or more"),
+        ({"workers": -2}, "workers is -2; expected 0 or more"),
+        ({"seed": -1}, "seed is -1; expected 0 or more"),
+        ({"image_size": 100}, "image_size is 100; expected a multiple of 16"),
+        ({"width": 36, "heads": 8}, "width is 36; expected an even number for each of the 8 heads"),
+        ({"rate": float("nan")}, "rate is nan"),
+        ({"stop_iou": 90.0}, "stop_iou 90.0; expected .* above 0 up to 1"),
+        ({"probe": 10**9}, "synthetic:val has no more than"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used here"),
+        ({"tool": "chisel"}, "cannot set up tool 'chisel': .* expected one of sam"),
+    ],
+)
+def test_settings_without_sense_are_refused_before_anything_is_written(tmp_path, changes, message):
+    with pytest.raises(RunError, match=message):
+        sft.run(replace(_args(tmp_path / "run"), **changes))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_the_command_trains_measures_and_writes_an_agent_that_clicks(tmp_path):
+    out = tmp_path / "run"
+    sft.run(_args(out))
+    rows = [json.loads(line) for line in (out / "log.jsonl").open()]
+    assert [row["stage"] for row in rows] == ["look", "easy", "click", "state"]
+    assert {"val_first", "val_iou_error", "val_stop"} <= set(rows[-1])
+    with pytest.raises(RunError, match="--resume"):
+        sft.run(_args(out))
+    with pytest.raises(RunError, match="width: was 32, now 48"):
+        sft.run(replace(_args(out, width=48), resume=str(out)))
+    assert __main__.main(["--resume", str(out)]) == 0  # finished: nothing left to do
+    assert __main__.main(["--resume", str(out), "--state-steps", "4"]) == 0
+    assert json.loads((out / "log.jsonl").read_text().splitlines()[-1])["step"] == 9
+    agent = MllmAgent(out / "model")
+    assert agent.settings["prompt"] == "instruction" and agent.settings["image_size"] == (64, 64)
+    task = Synthetic("val").load(0)
+    state = SegMDP(tools.make("disc")).initial(task)
+    assert len(agent.act([SegMDP(tools.make("disc")).observation(state)], [0])) == 1

@@ -1,0 +1,195 @@
+"""The tool's trainer: a live start, and the same weights whether or not it is stopped on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from experiments.train_tool import __main__, config, data  # noqa: E402
+from experiments.train_tool import train as train_tool  # noqa: E402
+from experiments.train_tool import trainer as trainer_module  # noqa: E402
+from segenv.data.synthetic.dead_leaves import draw_leaves  # noqa: E402
+from segenv.tools import tiny_sam  # noqa: E402
+from segenv.types import Click, Prompt  # noqa: E402
+
+TINY = config.Args(
+    image_size=64,
+    small_size=32,
+    width=32,
+    depth=1,
+    prompt_width=32,
+    scenes=2,
+    prompts=2,
+    small_steps=2,
+    large_steps=2,
+    cooldown=1,
+    save_every=1,
+)
+
+
+def batch(size: int, scenes: int = 2) -> list:
+    crops = data.Crops(size, 2, seed=0)
+    items = [crops[i] for i in range(scenes)]
+    return [torch.from_numpy(np.stack(part)) for part in zip(*items, strict=True)]
+
+
+def test_the_encoder_is_alive_at_the_start():
+    """The configuration's own initialisation gives a constant embedding; ours must tell places apart."""
+    trainer = trainer_module.Trainer(TINY)
+    pixels = (batch(32)[0].permute(0, 3, 1, 2).float() - tiny_sam.PIXEL_MEAN) / tiny_sam.PIXEL_STD
+    embedding = trainer.model.vision_encoder(pixels).last_hidden_state
+    assert embedding.std((2, 3)).mean() > 0.1
+    points = trainer.model.shared_image_embedding.positional_embedding
+    assert 0.5 < points.std() < 1.5 and not points.requires_grad
+    assert trainer.model.prompt_encoder.shared_embedding.positional_embedding is points
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_step_moves_every_part(several):
+    trainer = trainer_module.Trainer(TINY)
+    trainer.several = several
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for _ in range(4):
+        trainer.train_step(*batch(32))
+    moved = {
+        name.split(".")[0] for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])
+    }
+    assert moved == {"vision_encoder", "prompt_encoder", "mask_decoder"}
+
+
+def test_training_lowers_the_loss_on_one_batch():
+    trainer = trainer_module.Trainer(dataclasses.replace(TINY, small_steps=1000, rate=1e-2))
+    losses = [trainer.train_step(*batch(32))["loss"] for _ in range(50)]
+    assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
+
+
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
+    def run(trainer, steps):
+        for size, count in steps:
+            if size > trainer.size:
+                trainer.grow()
+            for _ in range(count):
+                trainer.train_step(*batch(size))
+
+    whole = trainer_module.Trainer(TINY)
+    run(whole, [(32, 2), (64, 2)])
+    first = trainer_module.Trainer(TINY)
+    run(first, [(32, 2), (64, 1)])
+    first.save(tmp_path)
+    second = trainer_module.Trainer(TINY)
+    second.load(tmp_path)
+    run(second, [(64, 1)])
+    assert second.step == whole.step
+    for name, value in whole.average.items():
+        torch.testing.assert_close(second.average[name], value, rtol=0, atol=0)
+
+
+def test_growing_keeps_what_was_learnt():
+    """The same scene at twice the size gives about the same embedding, twice as fine."""
+    trainer = trainer_module.Trainer(TINY)
+    small = trainer.model.vision_encoder.pos_embed.detach().clone()
+    trainer.grow()
+    large = trainer.model.vision_encoder.pos_embed.detach()
+    pooled = torch.nn.functional.avg_pool2d(large.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+    assert large.shape[1] == 2 * small.shape[1]
+    assert (pooled - small).abs().mean() < 0.1 * small.abs().mean()
+
+
+def test_a_correction_falls_in_the_error():
+    rng = np.random.default_rng(0)
+    target, prediction = np.zeros((16, 16), bool), np.zeros((16, 16), bool)
+    target[2:8, 2:8], prediction[5:12, 5:12] = True, True
+    labels = set()
+    for _ in range(50):
+        x, y, label = data.error_click(target, prediction, rng)
+        assert target[y, x] != prediction[y, x] and label == int(target[y, x])
+        labels.add(label)
+    assert labels == {0, 1}
+
+
+def test_losses_prefer_the_target():
+    target = torch.zeros(1, 1, 8, 8)
+    target[..., 2:6, 2:6] = 1
+    right, wrong = 10 * (target - 0.5), -10 * (target - 0.5)
+    for balanced in (0.0, 0.5, 1.0):
+        assert tiny_sam.mask_losses(right, target, balanced) < tiny_sam.mask_losses(wrong, target, balanced)
+    assert float(tiny_sam.ious(right, target)) == 1.0 and float(tiny_sam.ious(wrong, target)) == 0.0
+
+
+def test_a_part_is_a_real_part_of_the_object():
+    rng = np.random.default_rng(0)
+    mask = np.zeros((32, 32), bool)
+    mask[8:24, 4:28] = True
+    shares = [float((data.half_plane(mask, rng).numpy() * mask).sum() / mask.sum()) for _ in range(60)]
+    assert min(shares) >= 0.25 and sum(share < 1 for share in shares) > 10
+
+
+def test_leaves_are_things_among_pieces():
+    for seed in range(8):
+        image, instances = draw_leaves(np.random.default_rng(seed))
+        again = draw_leaves(np.random.default_rng(seed))
+        assert image.shape == (256, 256, 3) and image.dtype == np.uint8 and image.std() > 5
+        assert instances.shape == (256, 256) and 1 <= instances.max() <= 3
+        np.testing.assert_array_equal(again[0], image)
+        np.testing.assert_array_equal(again[1], instances)
+
+
+def test_prompts_ask_for_objects_or_things_that_touch():
+    crops = data.Crops(64, 8, seed=0, unions=1.0, leaves=0.3)
+    sizes = set()
+    for i in range(12):
+        _, instances, wanted = crops[i]
+        for row in wanted:
+            chosen = np.flatnonzero(row)
+            assert 0 not in chosen and all((instances == k).any() for k in chosen)
+            sizes.add(len(chosen))
+    assert sizes == {1, 2, 3}
+
+
+@pytest.mark.slow
+def test_the_command_trains_stops_goes_on_and_writes_the_same_tool(tmp_path):
+    from safetensors.torch import load_file
+
+    from segenv import tools
+
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train_tool.run(dataclasses.replace(TINY, out=str(whole)))
+    train_tool.run(dataclasses.replace(TINY, out=str(cut), large_steps=1))
+    assert __main__.main(["--out", str(cut)]) == 1  # a run is there
+    assert __main__.main(["--resume", str(cut), "--small-steps", "9"]) == 1  # it has grown already
+    assert __main__.main(["--resume", str(cut), "--large-steps", "2"]) == 0
+    steps = [json.loads(line)["step"] for line in (cut / "log.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    one, two = (load_file(out / "state.safetensors") for out in (whole, cut))
+    assert one.keys() == two.keys()
+    tool = tools.make(f"sam:{cut / 'model'}")
+    image = np.full((48, 64, 3), 90, np.uint8)
+    [prediction] = tool.predict(tool.encode([image]), [Prompt((Click(20, 20),))])
+    assert prediction.mask.shape == (48, 64) and prediction.logits.shape == (32, 32)
+
+
+def test_batches_go_on_where_they_stopped():
+    trainer = trainer_module.Trainer(TINY)
+    whole = list(train_tool.batches(TINY, trainer, 3))
+    trainer.step = 1
+    rest = list(train_tool.batches(TINY, trainer, 3))
+    assert len(whole) == 3 and len(rest) == 2
+    for a, b in zip(whole[1:], rest, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_rate_is_never_negative():
+    same = dataclasses.replace(TINY, small_size=64, small_steps=300)
+    trainer = trainer_module.Trainer(same)
+    rates = []
+    for trainer.step in (0, 100, 300, 301):
+        if trainer.step == 300:
+            trainer.grow()
+        rates.append(trainer.rate())
+    assert all(rate > 0 for rate in rates)
