@@ -22,7 +22,7 @@ import tyro
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
 from experiments.evaluate import polygon_answers
-from experiments.evaluate.metrics import Outcome, curves, outcome
+from experiments.evaluate.metrics import Outcome, curves, outcome_of
 from experiments.evaluate.polygon_metrics import MEANS, SIZES, TOPOLOGIES, VALUES, Record, by_task, having
 from search.episode import Episode
 from segenv import statistics
@@ -124,7 +124,7 @@ def _data_hash(path: Path) -> str:
 
 def _outcomes(path: Path) -> dict[tuple[str, int], Outcome]:
     records = RunFolder(path).records("episodes.jsonl")
-    return {(record["task"], record["sample"]): outcome(Episode.from_json(record)) for record in records}
+    return {(record["task"], record["sample"]): outcome_of(Episode.from_json(record)) for record in records}
 
 
 def text(result: dict[str, Any]) -> str:

@@ -34,15 +34,15 @@ from experiments.common.plots import figure_and_axes, plot_intervals, png, whisk
 from experiments.common.run_folder import RunFolder, manifest, write_atomic
 from experiments.common.tables import columns, markdown
 from experiments.evaluate.polygon_answers import answers
-from experiments.evaluate.polygon_metrics import PARTS, PROTOCOL, TOPOLOGIES, Record, measures
+from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, PARTS, TOPOLOGIES, Record, measures
 from experiments.sft import polygons
 from experiments.sft.trainer import tiny_checkpoint
-from search.executors import side_by_side
+from search.executors import run_parallel
 from segenv import statistics
 from segenv.data.synthetic.scenes import Synthetic
 from segenv.types import SegenvError
 
-FREE = frozenset({"workers", "lesson_workers", "threads"})
+RESUMABLE = frozenset({"workers", "lesson_workers", "threads"})
 GROUP = 50  # replies at a time, fixed, as a model's last bits depend on it
 REPLIES = "replies.jsonl"
 SEVERAL_RINGS = "several parts or holes"  # the two topologies that take more than one ring
@@ -93,12 +93,12 @@ def run(args: Args) -> dict[str, Any]:
     if not args.resume:
         tiny_checkpoint(args.base)  # what is wrong is said before anything is written
     out = args.resume or args.out or f"runs/polygon-{args.vary}"
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         hashes = {"data": _data(args).fingerprint, "base": identity(parse(args.base)[0])}
         folder.keep_manifest(manifest(args.seeds[0], {}, hashes))
         jobs = [(args, arm_folder(folder.path, seed, arm), seed, arm) for seed in args.seeds for arm in ARMS[args.vary]]
         waiting = [job for job in jobs if not _finished(args, job[1])]
-        side_by_side(_make, waiting, args.workers)
+        run_parallel(_make, waiting, args.workers)
         found: dict[str, list[list[Record]]] = {}
         for _, path, _, arm in jobs:
             found.setdefault(arm, []).append(_replies(args, path))
@@ -154,7 +154,7 @@ def _make(job: tuple[Args, Path, int, str]) -> None:
     own = settings(args, seed, arm)
     if not RunFolder(path).done("sft"):
         polygons.run(replace(own, **create_or_resume(path)))
-    with RunFolder.resume(path, own, polygons.FREE) as training:
+    with RunFolder.resume(path, own, polygons.RESUMABLE) as training:
         have = {one["task"] for one in training.records(REPLIES)}
         data, agent = _data(args), agents.make(f"mllm:{path / 'model'}")
         with training.appending(REPLIES) as file:
@@ -209,7 +209,7 @@ def results(args: Args, found: dict[str, list[list[Record]]]) -> dict[str, Any]:
         "tasks are the same. All other measures are means over the seeds too",
         "seeds": list(args.seeds),
         "ratio": args.ratio,
-        "topology": f"{PROTOCOL['topology']}; {SEVERAL_RINGS}: the tasks of both lines",
+        "topology": f"{METRIC_DEFINITIONS['topology']}; {SEVERAL_RINGS}: the tasks of both lines",
     }
     return {"vary": args.vary, "arms": arms, "protocol": protocol}
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from experiments.common.config import RunError
 from experiments.common.run_folder import finite
 from experiments.common.tables import columns
-from experiments.evaluate.polygon_answers import Outliner, answers, codec_of
+from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec
 from experiments.evaluate.polygon_metrics import NONE, TOPOLOGIES, Record
 from segenv import codec as codecs
 from segenv import data as datasets
@@ -48,15 +48,15 @@ class Args:
     """also write the tables to this file"""
 
 
-def ceilings(args: Args) -> list[dict[str, Any]]:
+def upper_bounds(args: Args) -> list[dict[str, Any]]:
     """A row for each codec, budget and topology ("all" too): tasks, `iou`, `boundary_f`, `tokens`, and behind the first
     codec's its `difference` of IoU from this one, with the interval."""
     if not args.codecs or not args.budgets:
         raise RunError("nothing to compare: give --codecs and --budgets")
     cv2.setNumThreads(1)  # the images are too small for more
-    made = [codec_of(codecs.get(spec), "annotator") for spec in args.codecs]
+    made = [polygon_codec(codecs.get(spec), "annotator") for spec in args.codecs]
     data = datasets.make(args.data, skip_bad=args.skip_bad)[: args.limit]
-    agents = {(codec.name, budget): Outliner(codec, budget, args.unit) for budget in args.budgets for codec in made}
+    agents = {(codec.name, budget): OracleAgent(codec, budget, args.unit) for budget in args.budgets for codec in made}
     found: dict[tuple[str, int], list[Record]] = {key: [] for key in agents}
     try:
         for task in tqdm(data, total=len(data), unit="task", mininterval=2.0):
@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
 
     args = tyro.cli(Args, args=argv, description=__doc__)
     try:
-        rows = ceilings(args)
+        rows = upper_bounds(args)
     except (SegenvError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -34,7 +34,7 @@ from experiments.common.run_folder import RunFolder, hide_home, manifest
 from search.episode import Episode
 from search.executors import Player, Setup
 from search.rollout import rollout
-from search.star import Row
+from search.star import StarExample
 from search.trajectories import Expert, Opening, Rule, moves_of, moves_of_rows, opening, select, trajectories_of
 from segenv import __version__, codec
 from segenv import data as datasets
@@ -257,9 +257,9 @@ def convert(args: Convert) -> dict[str, Any]:
     return _write(args.out / FILE, entries(), {"settings": hide_home({"data": data.spec, "rule": args.rule})})
 
 
-def _rows(records: Iterable[dict[str, Any]], file: Path) -> list[Row]:
+def _rows(records: Iterable[dict[str, Any]], file: Path) -> list[StarExample]:
     try:
-        return [Row(**record) for record in records]
+        return [StarExample(**record) for record in records]
     except TypeError as error:
         raise RunError(f"{file} holds neither rows nor episodes of this version ({error})") from error
 

@@ -18,7 +18,7 @@ from typing import Any
 import agents
 from search import spec
 from search.episode import Episode
-from search.planner import as_episode
+from search.planner import to_episode
 from search.rollout import rollout
 from search.star import Rules
 from segenv import data, tools
@@ -87,7 +87,7 @@ class Player:
         }
         if self.search:
             for tree in self.search.search(self.mdp, self.agent, tasks, self.value, **how):
-                yield as_episode(self.mdp, self.agent, tree)
+                yield to_episode(self.mdp, self.agent, tree)
         else:
             correct = setup.rules.corrector() if setup.rules else None
             how |= {"correct": correct, "go_on_from": setup.go_on_from}
@@ -216,7 +216,7 @@ def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator
             ray.shutdown()
 
 
-def side_by_side(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:
+def run_parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:
     """Do independent jobs, `workers` at a time in processes of their own (0: one on a GPU and otherwise two), or one
     after the other in this one. Where one fails, the others are ended."""
     if not workers:

@@ -19,7 +19,7 @@ import numpy as np
 from agents.base import Agent
 from search.budget import Budget, Cost, Limits
 from search.episode import PARTS
-from search.tree import Ask, Node, Tree, near, order_of
+from search.tree import ExpansionRequest, Node, Tree, near, order_of
 from search.values import ValueSource
 from segenv.codec.polygons import PolygonCodec
 from segenv.mdp import SegMDP, SegState
@@ -28,7 +28,7 @@ from segenv.types import Action, Box, Click, Task, ToolError
 
 
 @dataclass
-class Draw:
+class Sample:
     """One reply to be had at `node`, and what became of it."""
 
     tree: Tree
@@ -40,7 +40,7 @@ class Draw:
 
 
 @dataclass
-class Bill:
+class BatchCost:
     """What one tree's part of a batch comes to; seconds by `search.rollout.PARTS`."""
 
     policy_calls: int = 0
@@ -79,7 +79,7 @@ class Expander:
             state = self.mdp.initial(task)
             root = Node(state, terminal=self.mdp.terminal(state), trunk=True)
             trees.append(Tree(task, root, sample, (run[0], task.id, run[1], sample), Budget(limits)))
-        bills = {id(tree): Bill() for tree in trees}
+        bills = {id(tree): BatchCost() for tree in trees}
         payable = [tree for tree in trees if tree.budget.affordable(1, self.value_price)]
         self._value([(tree, tree.root) for tree in payable], bills)
         for tree in trees:
@@ -88,12 +88,12 @@ class Expander:
 
     # --------------------------------------------------------------------------------------------------------- a round
 
-    def __call__(self, asked: Sequence[tuple[Tree, Sequence[Ask]]]) -> list[list[list[Node]]]:
+    def __call__(self, asked: Sequence[tuple[Tree, Sequence[ExpansionRequest]]]) -> list[list[list[Node]]]:
         """For each tree and each of its asks, the nodes that the paid draws led to, in the order of the draws."""
         began = time.perf_counter()
         granted = [self._grant(tree, asks) for tree, asks in asked]
         draws = [draw for families in granted for family in families for draw in family if draw.child is None]
-        bills = {id(tree): Bill() for tree, _ in asked}
+        bills = {id(tree): BatchCost() for tree, _ in asked}
         self._reply(draws, bills)
         born = self._act(draws, bills)
         self._value([(draw.tree, draw.child) for draw in born if draw.child is not None], bills)
@@ -107,7 +107,7 @@ class Expander:
             for families in granted
         ]
 
-    def _grant(self, tree: Tree, asks: Sequence[Ask]) -> list[list[Draw]]:
+    def _grant(self, tree: Tree, asks: Sequence[ExpansionRequest]) -> list[list[Sample]]:
         """The draws of each ask, the first ones first, as far as the tree can pay for them; a reply that is known costs
         nothing."""
         if len({id(ask.node) for ask in asks}) < len(asks):
@@ -116,16 +116,16 @@ class Expander:
         payable = tree.budget.affordable(sum(ask.k for ask in asks) - sum(known), self.price)
         granted = []
         for ask, replied in zip(asks, known, strict=True):
-            draws = [Draw(tree, ask.node, 0, child=ask.node.likeliest)] if replied else []
+            draws = [Sample(tree, ask.node, 0, child=ask.node.likeliest)] if replied else []
             while len(draws) < ask.k and payable > 0:
                 own = ask.likeliest and not draws
                 ask.node.draws += not own
-                draws.append(Draw(tree, ask.node, 0 if own else ask.node.draws))
+                draws.append(Sample(tree, ask.node, 0 if own else ask.node.draws))
                 payable -= 1
             granted.append(draws)
         return granted
 
-    def _reply(self, draws: Sequence[Draw], bills: dict[int, Bill]) -> None:
+    def _reply(self, draws: Sequence[Sample], bills: dict[int, BatchCost]) -> None:
         """Ask the agent for the text of each draw."""
         agent = self.agent
         look: Callable[[SegState], Any] = (lambda state: state) if agent.privileged else self.mdp.observation
@@ -141,24 +141,24 @@ class Expander:
             else:
                 texts = [text for (text,) in agent.propose(items, 1, seeds)]
             share = (time.perf_counter() - began) / len(part)
-            for draw, text, (tokens, chance) in zip(part, texts, written(agent, texts), strict=True):
+            for draw, text, (tokens, chance) in zip(part, texts, token_counts(agent, texts), strict=True):
                 draw.text, draw.log_probability = text, chance
                 bill = bills[id(draw.tree)]
                 bill.policy_calls += 1
                 bill.tokens += tokens
                 bill.seconds["annotator" if agent.privileged else "agent"] += share
 
-    def _act(self, draws: Sequence[Draw], bills: dict[int, Bill]) -> list[Draw]:
+    def _act(self, draws: Sequence[Sample], bills: dict[int, BatchCost]) -> list[Sample]:
         """Read the actions, merge what is near, and take what is new: the first draw of each new child is returned.
 
         Of several new actions that are near each other, the first in `order_of` stands for all, so that it does not
         matter which was drawn first. A child that is in the tree already stands for what is near it.
         """
-        families: dict[int, list[tuple[Action, Draw]]] = {}
+        families: dict[int, list[tuple[Action, Sample]]] = {}
         for draw in draws:
             action = self.agent.codec.parse(draw.text, draw.tree.task)
             families.setdefault(id(draw.node), []).append((action, draw))
-        born: list[Draw] = []
+        born: list[Sample] = []
         for family in families.values():
             new: list[Node] = []
             for action, draw in sorted(family, key=lambda pair: (order_of(pair[0]), pair[1].text)):
@@ -173,7 +173,7 @@ class Expander:
         self._transition(born, bills)
         return born
 
-    def _transition(self, born: Sequence[Draw], bills: dict[int, Bill]) -> None:
+    def _transition(self, born: Sequence[Sample], bills: dict[int, BatchCost]) -> None:
         """Give each new child its state."""
         if not born:
             return
@@ -193,7 +193,7 @@ class Expander:
             for part in ("encode", "decode"):
                 bill.seconds[part] += tool * (self.mdp.tool.seconds[part] - before[part]) / max(1, sum(called))
 
-    def _value(self, nodes: Sequence[tuple[Tree, Node]], bills: dict[int, Bill]) -> None:
+    def _value(self, nodes: Sequence[tuple[Tree, Node]], bills: dict[int, BatchCost]) -> None:
         """Value the nodes whose mask is new to their branch; the others have the value that the mask has already."""
         if self.source is None:
             return
@@ -207,7 +207,7 @@ class Expander:
         if not fresh:
             return
         began = time.perf_counter()
-        values = checked(self.source, [node.state for _, node in fresh])
+        values = checked_values(self.source, [node.state for _, node in fresh])
         share = (time.perf_counter() - began) / len(fresh)
         tokens = self.source.tokens or [0] * len(fresh)
         for (tree, node), value, taken in zip(fresh, values, tokens, strict=True):
@@ -219,17 +219,17 @@ class Expander:
 
     # ------------------------------------------------------------------------------------------------------ the end
 
-    def _settle(self, tree: Tree, bill: Bill) -> None:
+    def _settle(self, tree: Tree, bill: BatchCost) -> None:
         """Charge a tree for its part of a batch: the one place where anything is."""
         counts = (bill.policy_calls, bill.tokens, bill.tool_calls, bill.value_calls)
         tree.budget.charge(Cost(*counts, sum(bill.seconds.values())))
         for part, seconds in bill.seconds.items():
             tree.seconds[part] = tree.seconds.get(part, 0.0) + seconds
 
-    def _hang(self, draws: Sequence[Draw]) -> None:
+    def _hang(self, draws: Sequence[Sample]) -> None:
         """Hang the new children in their trees, and weigh siblings by the replies that led to them. What came after a
         tree's seconds were over is left out."""
-        families: dict[int, list[Draw]] = {}
+        families: dict[int, list[Sample]] = {}
         for draw in draws:
             families.setdefault(id(draw.node), []).append(draw)
         for family in families.values():
@@ -241,7 +241,7 @@ class Expander:
                     tree.add(child)
             for draw in sorted(family, key=lambda draw: draw.text):  # sums of floats depend on the order
                 assert draw.child is not None
-                draw.child.weight += weight_of(draw)
+                draw.child.weight += prior_weight(draw)
                 node.said |= {draw.text}
                 if draw.number == 0:
                     node.likeliest = draw.child
@@ -251,7 +251,7 @@ class Expander:
                 child.prior = child.weight / total if total else 1 / len(node.children)
 
 
-def checked(source: ValueSource, states: Sequence[SegState]) -> np.ndarray:
+def checked_values(source: ValueSource, states: Sequence[SegState]) -> np.ndarray:
     """The source's values, float64 [N]; ValueError where they are not one number in 0..1 for each state."""
     values = np.asarray(source.values(states), np.float64)
     if values.shape != (len(states),) or not ((values >= 0) & (values <= 1)).all():
@@ -261,7 +261,7 @@ def checked(source: ValueSource, states: Sequence[SegState]) -> np.ndarray:
     return values
 
 
-def weight_of(draw: Draw) -> float:
+def prior_weight(draw: Sample) -> float:
     """What a reply adds to the weight of the child that it led to: its probability, once for each text; or 1 for each
     time that it was drawn, where the agent tells no probabilities."""
     if draw.log_probability is None:
@@ -269,7 +269,7 @@ def weight_of(draw: Draw) -> float:
     return 0.0 if draw.text in draw.node.said else exp(draw.log_probability)
 
 
-def written(agent: Agent, texts: Sequence[str]) -> list[tuple[int, float | None]]:
+def token_counts(agent: Agent, texts: Sequence[str]) -> list[tuple[int, float | None]]:
     """Tokens and log-probability of each reply that the agent has just given, as its `backend.replies` tells them; none
     and None for an agent without a backend, which is no language model."""
     backend = getattr(agent, "backend", None)
@@ -278,7 +278,7 @@ def written(agent: Agent, texts: Sequence[str]) -> list[tuple[int, float | None]
     return [(reply.tokens, reply.log_probability) for reply in backend.replies]
 
 
-def _seed(draw: Draw) -> int:
+def _seed(draw: Sample) -> int:
     """The seed of a draw: from what it is, and never from the batch or from its siblings. A plain rollout has the same
     for the policy's own replies."""
     if draw.number == 0 and draw.node.trunk:

@@ -36,7 +36,7 @@ TASKS_KEPT = 1024  # in memory while rows are rendered
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabelledMask:
     """Mask `number` of a task, `source` (of `SOURCES`) that led to it, its true IoU, the tool's own estimate `score`
     (None where the tool did not make it), and the annotator's `action` in that state. `mask` is in COCO's run lengths,
     [height, width]."""
@@ -79,51 +79,51 @@ class NoisyAnnotator(Agent):
         click = annotator.next_click(task.target, mask, state.clicks)
         if click is None or rng.random() < ERRORS:
             if (instances := task.meta.get("instances")) is not None:
-                click = astray(task, mask, instances, rng)
+                click = wrong_click(task, mask, instances, rng)
             else:
                 x, y = int(rng.integers(task.width)), int(rng.integers(task.height))
                 click = Click(x, y, bool(rng.random() < 0.5) or not mask.any())
         return self.codec.format(click, task)
 
 
-def gather(
+def collect_masks(
     mdp: SegMDP,
     policy: Agent,
     tasks: Sequence[Task],
     seed: int = 0,
     rules: Rules = Rules(),  # noqa: B008  # frozen
-) -> list[list[Judged]]:
+) -> list[list[LabelledMask]]:
     """For each task, the masks that annotator, policy, noisy annotator and random points lead to in episodes of
     `mdp.max_steps`, each mask once, the empty one included. Random draws derive from `seed` and the task's id."""
-    found: list[dict[str, Judged]] = [{} for _ in tasks]
+    found: list[dict[str, LabelledMask]] = [{} for _ in tasks]
     players = {"annotator": agents.make("annotator"), "policy": policy, "noisy": NoisyAnnotator()}
     for k, (source, player) in enumerate(players.items()):
         samples = SAMPLES[source]
         size = samples * len(tasks)
         episodes = rollout(mdp, player, tasks, seed=seed, round_index=k, samples=samples, batch_size=size)
         for i, episode in enumerate(episodes):
-            for judged in _met(episode, source, tasks[i // samples], rules):
+            for judged in _episode_masks(episode, source, tasks[i // samples], rules):
                 found[i // samples].setdefault(judged.mask, judged)
-    for masks, made in zip(found, pointed(mdp, tasks, SAMPLES["points"], seed, rules), strict=True):
+    for masks, made in zip(found, point_masks(mdp, tasks, SAMPLES["points"], seed, rules), strict=True):
         for judged in made:
             masks.setdefault(judged.mask, judged)
     return [[replace(one, number=number) for number, one in enumerate(masks.values())] for masks in found]
 
 
-def _met(episode: Episode, source: str, task: Task, rules: Rules) -> Iterator[Judged]:
+def _episode_masks(episode: Episode, source: str, task: Task, rules: Rules) -> Iterator[LabelledMask]:
     """The masks of an episode, the first and the last one included."""
     for k in range(len(episode.steps) + 1):
         score = episode.steps[k - 1].score if k else None
-        yield _judged(task, source, episode.mask(k), clicks_of(episode.steps[:k]), score, rules)
+        yield _label(task, source, episode.mask(k), clicks_of(episode.steps[:k]), score, rules)
 
 
-def pointed(
+def point_masks(
     mdp: SegMDP,
     tasks: Sequence[Task],
     count: int,
     seed: int = 0,
     rules: Rules = Rules(),  # noqa: B008  # frozen
-) -> list[list[Judged]]:
+) -> list[list[LabelledMask]]:
     """For each task, `count` masks that the tool makes of random points in the target's box, as in
     `segenv/Filter-v0`."""
     encodings = mdp.tool.encode([task.image for task in tasks], [task.image_hash for task in tasks])
@@ -134,13 +134,11 @@ def pointed(
         ]
         made = mdp.tool.predict([encoding] * count, prompts)
         pairs = enumerate(zip(prompts, made, strict=True))
-        found.append(
-            [_judged(task, "points", one.mask, asked.clicks, one.score, rules, k) for k, (asked, one) in pairs]
-        )
+        found.append([_label(task, "points", one.mask, asked.clicks, one.score, rules, k) for k, (asked, one) in pairs])
     return found
 
 
-def _judged(
+def _label(
     task: Task,
     source: str,
     mask: np.ndarray,
@@ -148,9 +146,9 @@ def _judged(
     score: float | None,
     rules: Rules,
     number: int = 0,
-) -> Judged:
+) -> LabelledMask:
     iou = float(metrics.iou(task.target, mask))
-    return Judged(
+    return LabelledMask(
         task=task.id,
         number=number,
         source=source,
@@ -163,15 +161,15 @@ def _judged(
     )
 
 
-def balanced(masks: Iterable[Judged], limit: int, seed: int = 0) -> list[Judged]:
+def balanced(masks: Iterable[LabelledMask], limit: int, seed: int = 0) -> list[LabelledMask]:
     """At most `limit` of the masks, as many empty ones as of each tenth of IoU, and within a tenth as many of each
     source, as far as there are enough; chosen by a hash of what they are, and in no order that means anything."""
-    strata: dict[int, dict[str, list[tuple[int, Judged]]]] = {}
+    strata: dict[int, dict[str, list[tuple[int, LabelledMask]]]] = {}
     for one in masks:
         stratum = min(int(BINS * one.iou), BINS - 1) if one.pixels.any() else -1
         sources = strata.setdefault(stratum, {})
         sources.setdefault(one.source, []).append((seed_of(seed, "balance", one.task, one.number), one))
-    chosen: list[tuple[int, Judged]] = []
+    chosen: list[tuple[int, LabelledMask]] = []
     fewest_first = sorted(strata, key=lambda stratum: (sum(map(len, strata[stratum].values())), stratum))
     for k, sources in enumerate(strata[stratum] for stratum in fewest_first):
         share = (limit - len(chosen)) // (len(strata) - k)
@@ -181,12 +179,12 @@ def balanced(masks: Iterable[Judged], limit: int, seed: int = 0) -> list[Judged]
     return [one for _, one in sorted(chosen, key=lambda pair: pair[0])]
 
 
-class Statements(Sequence):
+class PredictedIouExamples(Sequence):
     """Masks as rows for `agents.training.sft.finetune`, rendered when they are asked for: what `pupil` (an `MllmAgent`)
     would see of each, and the reply that states its IoU and then the annotator's action. `task` gives the task of an
     id."""
 
-    def __init__(self, masks: Sequence[Judged], pupil: Any, task: Callable[[str], Task]) -> None:
+    def __init__(self, masks: Sequence[LabelledMask], pupil: Any, task: Callable[[str], Task]) -> None:
         self.masks, self.pupil = masks, pupil
         self.task = lru_cache(maxsize=TASKS_KEPT)(task)
 
@@ -195,17 +193,17 @@ class Statements(Sequence):
 
     def __getitem__(self, k: Any) -> Any:
         one = self.masks[k]
-        seen = observed(one, self.task(one.task))
+        seen = observation_of(one, self.task(one.task))
         reply = self.pupil.codec.format(action_from_json(one.action), seen, iou=one.iou)
         return {"image": self.pupil.picture(seen), "prompt": self.pupil.prompt(seen), "reply": reply}
 
 
-def observed(one: Judged, task: Task) -> Observation:
+def observation_of(one: LabelledMask, task: Task) -> Observation:
     """What an agent sees of the mask, with one step left."""
     return Observation(task.id, task.image, one.pixels, task.instruction, 0, 1)
 
 
-def astray(task: Task, mask: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> Click:
+def wrong_click(task: Task, mask: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> Click:
     """A click for another object of the scene, or anywhere."""
     other = instances == rng.integers(1, instances.max() + 1)
     click = annotator.next_click(other, mask) if rng.random() < 0.7 else None

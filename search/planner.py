@@ -12,14 +12,14 @@ from search.budget import Limits
 from search.episode import Episode, step_of
 from search.expand import Expander
 from search.rollout import Play
-from search.tree import Algorithm, Ask, Node, Search, Tree
+from search.tree import Algorithm, ExpansionRequest, Node, Search, Tree
 from search.values import ValueSource
 from segenv.mdp import SegMDP
 from segenv.types import Stop, Task
 
 
 @dataclass(frozen=True)
-class Terms:
+class SearchConfig:
     """What holds for a search whatever its algorithm: its budget; `near`, the distance within which two clicks are one,
     as a part of the image's longer side; and when it has converged: after `patience` rounds of expansion in a row that
     raised the best value by no more than `tolerance` in all (0: never)."""
@@ -37,13 +37,13 @@ class Terms:
             )
 
 
-def plan(
+def run_searches(
     mdp: SegMDP,
     agent: Agent,
     tasks: Iterable[Task],
     algorithm: Algorithm,
     source: ValueSource | None = None,
-    terms: Terms = Terms(),  # noqa: B008  # frozen
+    terms: SearchConfig = SearchConfig(),  # noqa: B008  # frozen
     *,
     seed: int = 0,
     round_index: int = 0,
@@ -60,13 +60,13 @@ def plan(
         raise ValueError(f"batch_size {batch_size} and samples {samples} must be 1 or more")
     expand = Expander(mdp, agent, source, terms.near)
     waiting = ((task, sample) for task in tasks for sample in range(samples))
-    live: list[_Searching] = []
+    live: list[_RunningSearch] = []
     finished: dict[int, Tree] = {}
     started = ready = 0
     while True:
         new = list(islice(waiting, batch_size - len(live)))
         for tree in expand.plant(new, (seed, round_index), terms.limits):
-            live.append(_Searching(started, tree, algorithm(tree.root), terms))
+            live.append(_RunningSearch(started, tree, algorithm(tree.root), terms))
             started += 1
         if not live:
             return
@@ -82,14 +82,14 @@ def plan(
 
 
 @dataclass
-class _Searching:
+class _RunningSearch:
     """A search under way, and what it asks for; it has ended where that is nothing."""
 
     number: int  # its place in the order
     tree: Tree
     search: Search
-    terms: Terms
-    asks: list[Ask] = field(default_factory=list)
+    terms: SearchConfig
+    asks: list[ExpansionRequest] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._risen = [self._best_value()]  # the best value after each round
@@ -124,7 +124,7 @@ class _Searching:
         )
 
 
-def as_episode(mdp: SegMDP, agent: Agent, tree: Tree) -> Episode:
+def to_episode(mdp: SegMDP, agent: Agent, tree: Tree) -> Episode:
     """The way to the mask that a search returns, as an episode. Where that is not the end of an episode, the search
     stops there: a last step with no text says so."""
     play = Play(0, tree.sample, tree.root.state, tree.key)

@@ -26,7 +26,7 @@ from segenv.mdp import Observation
 Tokens = tuple[int, ...]
 
 
-class Numbers:
+class NumberTokens:
     """How a checkpoint writes `Current IOU: n` for n = 0 .. 100 at the beginning of its reply: the text `begun` and its
     tokens `prefix`, which all of them share, and a tree of the tokens that follow. `value` is the number that ends at a
     node (its tokens so far), and `following` the tokens that may come after a node."""
@@ -68,7 +68,7 @@ class IouReader:
 
     def __init__(self, agent: MllmAgent) -> None:
         self.agent = agent
-        self.numbers = Numbers(agent.backend.processor)
+        self.numbers = NumberTokens(agent.backend.processor)
         self.max_tokens = max(map(len, self.numbers.value))
         self.tokens: list[int] = []
 
@@ -191,6 +191,6 @@ class _Pass:
         return self.logits
 
 
-def mean_of(distribution: np.ndarray) -> np.ndarray:
+def expected_iou(distribution: np.ndarray) -> np.ndarray:
     """The expected IoU, float64 [N] in 0..1, of probabilities of 0, 1, .. 100 percent, [N, 101]."""
     return (distribution @ np.arange(101) / 100).clip(0, 1)

@@ -33,7 +33,7 @@ from search.algorithms.greedy import greedy
 from search.algorithms.lookahead import lookahead
 from search.algorithms.mcts import mcts
 from search.budget import AXES, Limits
-from search.planner import Terms, plan
+from search.planner import SearchConfig, run_searches
 from search.tree import Search, Tree
 from segenv.mdp import SegMDP
 from segenv.types import Task
@@ -58,7 +58,7 @@ class SearchSpec:
     algorithm: str
     options: dict[str, int | float] = field(default_factory=dict)  # the algorithm's, as given
     value: str = "prm"
-    terms: Terms = Terms()
+    terms: SearchConfig = SearchConfig()
 
     def __str__(self) -> str:
         terms = {name: getattr(self.terms, name) for name in TERMS if getattr(self.terms, name) != TERMS[name]}
@@ -74,7 +74,7 @@ class SearchSpec:
     ) -> Iterator[Tree]:
         """The finished trees of `tasks`; `options` are those of `search.planner.plan`."""
         algorithm = partial(ALGORITHMS[self.algorithm], **self.options)
-        return plan(mdp, agent, tasks, algorithm, source, self.terms, **options)
+        return run_searches(mdp, agent, tasks, algorithm, source, self.terms, **options)
 
 
 def parse(spec: str) -> SearchSpec | None:
@@ -101,7 +101,7 @@ def parse(spec: str) -> SearchSpec | None:
     value = given.get("value", "prm")
     _check_value(spec, name, {**own, **options}, value)
     limits = Limits(**{axis: given[axis] for axis in AXES if axis in given})
-    terms = Terms(limits, **{key: given[key] for key in TERMS if key in given})
+    terms = SearchConfig(limits, **{key: given[key] for key in TERMS if key in given})
     return SearchSpec(name, options, value, terms)
 
 

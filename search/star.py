@@ -78,7 +78,7 @@ class Rules:
 
 
 @dataclass(frozen=True)
-class Row:
+class StarExample:
     """One lesson: in the state (task, mask), take `action`.
 
     `iou` is the mask's, before the action, and `iou_after` what was played in that state led to; its reply was `text`.
@@ -109,14 +109,14 @@ class Row:
         return dataclasses.asdict(self)
 
 
-def expert_rows(episode: Episode, rules: Rules = Rules(), judged: bool = False) -> list[Row]:  # noqa: B008  # frozen
+def demonstration_examples(episode: Episode, rules: Rules = Rules(), judged: bool = False) -> list[StarExample]:  # noqa: B008  # frozen
     """The annotator's trajectory as lessons: its clicks with ΔIoU > `min_gain` until the mask reaches `stop_iou`, and
     then a stop.
 
     `judged`: a stop also where none of its later clicks leads further, by the rules of `no_gain`. The paper's
     trajectories say nothing there; what StaR+ finds out by trying is then told to S_0 and to the control as well.
     """
-    rows: list[Row] = []
+    rows: list[StarExample] = []
     for k, (step, row) in enumerate(_visited(episode, "expert")):
         spent = judged and rules.spent(row.iou, max(episode.ious[k:]))
         if row.iou >= rules.stop_iou or spent:
@@ -126,7 +126,7 @@ def expert_rows(episode: Episode, rules: Rules = Rules(), judged: bool = False) 
     return rows
 
 
-def star_plus_rows(episode: Episode, task: Task, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
+def star_plus_examples(episode: Episode, task: Task, rules: Rules = Rules()) -> list[StarExample]:  # noqa: B008  # frozen
     """Per-action filter with correction (StaR+): good actions as they are, others replaced by the annotator's action in
     that state; where that one was tried and leads no further, by a stop, or by nothing."""
     rows = []
@@ -143,7 +143,7 @@ def star_plus_rows(episode: Episode, task: Task, rules: Rules = Rules()) -> list
     return rows
 
 
-def _correction(episode: Episode, k: int, row: Row, task: Task, rules: Rules) -> dict[str, Any] | None:
+def _correction(episode: Episode, k: int, row: StarExample, task: Task, rules: Rules) -> dict[str, Any] | None:
     """The right action in the state before step k, in which the policy's was bad; None where none is known."""
     step = episode.steps[k]
     if step.other is None:  # it was not tried when the episode was played
@@ -155,7 +155,7 @@ def _correction(episode: Episode, k: int, row: Row, task: Task, rules: Rules) ->
     return action_to_json(Stop()) if rules.spent(row.iou, iou) else None
 
 
-def star_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
+def star_examples(episode: Episode, rules: Rules = Rules()) -> list[StarExample]:  # noqa: B008  # frozen
     """Whole-trajectory filter (StaR): all of a trajectory's valid actions if its last mask reaches `keep_iou`, else
     nothing."""
     if episode.final_iou < rules.keep_iou or episode.final_iou - episode.start_iou <= rules.min_gain:
@@ -163,13 +163,13 @@ def star_rows(episode: Episode, rules: Rules = Rules()) -> list[Row]:  # noqa: B
     return [row for step, row in _visited(episode, "policy") if step.error is None]
 
 
-def _visited(episode: Episode, provenance: str) -> Iterator[tuple[Step, Row]]:
+def _visited(episode: Episode, provenance: str) -> Iterator[tuple[Step, StarExample]]:
     """What was done in each state of an episode, as rows that teach just that."""
     mask, iou, error = episode.start_mask, episode.start_iou, None
     for k, step in enumerate(episode.steps):
         yield (
             step,
-            Row(
+            StarExample(
                 task=episode.task,
                 sample=episode.sample,
                 step=k,
@@ -187,9 +187,9 @@ def _visited(episode: Episode, provenance: str) -> Iterator[tuple[Step, Row]]:
         mask, iou, error = step.mask, step.iou, step.error
 
 
-def distinct(rows: Iterable[Row]) -> list[Row]:
+def unique_examples(rows: Iterable[StarExample]) -> list[StarExample]:
     """Rows without those that teach the same action in the same state as an earlier one."""
-    kept: dict[tuple, Row] = {}
+    kept: dict[tuple, StarExample] = {}
     for row in rows:
         kept.setdefault((row.task, row.mask, row.error, tuple(sorted(row.action.items()))), row)
     return list(kept.values())
@@ -205,7 +205,7 @@ def distinct_episodes(episodes: Iterable[Episode]) -> Iterator[Episode]:
             yield episode
 
 
-def capped(rows: Iterable[Row], limit: int, seed: int = 0) -> list[Row]:
+def capped(rows: Iterable[StarExample], limit: int, seed: int = 0) -> list[StarExample]:
     """At most `limit` rows of each task (0: all), chosen by a hash of what they are, in their order."""
     rows = list(rows)
     if not limit:
@@ -221,11 +221,11 @@ def capped(rows: Iterable[Row], limit: int, seed: int = 0) -> list[Row]:
     return [row for place, row in enumerate(rows) if place in chosen]
 
 
-def rates(rows: Sequence[Row]) -> dict[str, float]:
+def provenance_rates(rows: Sequence[StarExample]) -> dict[str, float]:
     """Share of lessons by provenance."""
     return {name: sum(row.provenance == name for row in rows) / max(1, len(rows)) for name in PROVENANCES}
 
 
-def action_of(row: Row) -> Action:
+def action_of(row: StarExample) -> Action:
     """The action that the row teaches."""
     return action_from_json(row.action)

@@ -14,7 +14,7 @@ import numpy as np
 
 from agents.annotator import AnnotatorAgent
 from search.episode import Episode, action_from_json, action_to_json
-from search.star import Row, Rules, action_of
+from search.star import Rules, StarExample, action_of
 from segenv import codec, metrics
 from segenv.data.trajectories.dataset import Trajectories
 from segenv.data.trajectories.record import RecordedClick, Start, Trajectory, encode_mask
@@ -85,7 +85,7 @@ def moves_of(episode: Episode, opened: int = 0) -> list[Move]:
     return moves[opened:]
 
 
-def moves_of_rows(rows: Sequence[Row]) -> list[Move]:
+def moves_of_rows(rows: Sequence[StarExample]) -> list[Move]:
     """The lessons of one play, in the order of its steps. What a correction would have led to was never played, and
     what the last row led to is not in the rows."""
     moves: list[Move] = []
@@ -148,7 +148,7 @@ def trajectories_of(
     return made
 
 
-def rows_of(data: Trajectories, rules: Rules = Rules()) -> list[Row]:  # noqa: B008  # frozen
+def rows_of(data: Trajectories, rules: Rules = Rules()) -> list[StarExample]:  # noqa: B008  # frozen
     """D_0 from a trajectories file, as lessons for StaR: its clicks with ΔIoU > `min_gain` until the mask reaches
     `stop_iou`, and then a stop. They name the tasks that were played or, where the file does not know them, those of
     `data`."""
@@ -159,7 +159,7 @@ def rows_of(data: Trajectories, rules: Rules = Rules()) -> list[Row]:  # noqa: B
             after = lesson.iou_after
             if isinstance(lesson.action, Click) and after is not None and after - lesson.iou <= rules.min_gain:
                 continue
-            row = Row(
+            row = StarExample(
                 task=recorded.task or name,
                 sample=recorded.sample,
                 step=lesson.step,

@@ -74,7 +74,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ExpansionRequest:
     """`k` replies of the policy at `node`. With `likeliest`, the first is its own (what `Agent.act` says, and what a
     rollout would do) and the others are sampled; without, all are. The policy's own reply is drawn, and paid for,
     once a node."""
@@ -86,11 +86,11 @@ class Ask:
 
 # What an algorithm yields, is sent (for each ask, the node that each paid draw led to; equal draws lead to one node,
 # and an empty list says that the budget is spent) and returns (where it ended).
-Search = Generator[Sequence[Ask], Sequence[list[Node]], Node]
+Search = Generator[Sequence[ExpansionRequest], Sequence[list[Node]], Node]
 Algorithm = Callable[[Node], Search]
 
 
-def merit(node: Node) -> tuple:
+def rank_key(node: Node) -> tuple:
     """A key that sorts the best first: the highest value, then fewer steps, then what the policy prefers. It does not
     depend on the order in which nodes were made."""
     return -node.value, node.state.step, -node.prior, node.order
@@ -98,12 +98,12 @@ def merit(node: Node) -> tuple:
 
 def best(nodes: Iterable[Node]) -> Node:
     """The node of most merit."""
-    return min(nodes, key=merit)
+    return min(nodes, key=rank_key)
 
 
 def ranked(families: Iterable[Iterable[Node]]) -> list[Node]:
     """The distinct nodes of some families, the best first."""
-    return sorted({id(node): node for family in families for node in family}.values(), key=merit)
+    return sorted({id(node): node for family in families for node in family}.values(), key=rank_key)
 
 
 @dataclass(eq=False)

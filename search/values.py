@@ -74,7 +74,7 @@ class ToolValue(ValueSource):
         return np.array([0.0 if np.isnan(state.score) else state.score for state in states], np.float64)
 
 
-class StatedValue(ValueSource):
+class PredictedIouValue(ValueSource):
     """What a language model would state, `Current IOU: 74`, as a fraction: the likeliest number, or with `mean` the
     expected one."""
 
@@ -100,10 +100,10 @@ class StatedValue(ValueSource):
         return {**super().settings, **self.agent.settings}
 
     def values(self, states: Sequence[SegState]) -> np.ndarray:
-        from search.prm import mean_of
+        from search.prm import expected_iou
 
         seen = [self.mdp.observation(state) for state in states]
-        values = mean_of(self.reader.distribution(seen)).clip(0, 1) if self.mean else self.reader.greedy(seen)
+        values = expected_iou(self.reader.distribution(seen)).clip(0, 1) if self.mean else self.reader.greedy(seen)
         self.tokens = self.reader.tokens
         return values
 
@@ -112,8 +112,8 @@ def make(spec: str, mdp: SegMDP, agent: Agent) -> ValueSource:
     """The value source that `spec` names, for searches of `mdp` by `agent`. Raises ValueError for an unknown name."""
     name, _, path = spec.partition(":")
     if name in ("prm", "prm-mean"):
-        stating = agents.make(f"mllm:{path}") if path else judge(agent)
-        return StatedValue(mdp, stating, name == "prm-mean", spec)
+        stating = agents.make(f"mllm:{path}") if path else default_prm(agent)
+        return PredictedIouValue(mdp, stating, name == "prm-mean", spec)
     if spec == "tool":
         return ToolValue()
     if spec == "oracle":
@@ -121,7 +121,7 @@ def make(spec: str, mdp: SegMDP, agent: Agent) -> ValueSource:
     raise ValueError(f"unknown value {spec!r}; expected one of {', '.join(NAMES)}, or prm:NAME_OR_PATH")
 
 
-def judge(agent: Agent) -> Agent:
+def default_prm(agent: Agent) -> Agent:
     """Whose statements `prm` takes in searches of `agent`: those of the policy's own model, as SegAgent does; and where
     a process reward model is embedded, its own for the embedded policy `mllm`, and for agents that state nothing."""
     from agents import mllm

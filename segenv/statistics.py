@@ -17,7 +17,7 @@ BINS = 10
 RESAMPLES = 2000
 APART = 0.05  # masks whose IoUs are nearer than this need not be ranked
 
-PROTOCOL = {
+METRIC_DEFINITIONS = {
     "mae": "mean |stated − true IoU|, in 0..1",
     "mse": "mean (stated − true IoU)²",
     "bias": "mean stated − true IoU",
@@ -33,8 +33,8 @@ PROTOCOL = {
 def calibration(
     stated: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray, tasks: Sequence[Hashable]
 ) -> dict[str, Any]:
-    """Measures of stated against true IoUs (in 0..1), [N] each, of masks of `tasks` [N]: those of `PROTOCOL`, with
-    `intervals` under the same keys where there is one, and `reliability`, a list of bins of the stated IoU."""
+    """Measures of stated against true IoUs (in 0..1), [N] each, of masks of `tasks` [N]: those of `METRIC_DEFINITIONS`,
+    with `intervals` under the same keys where there is one, and `reliability`, a list of bins of the stated IoU."""
     said, real = np.asarray(stated, np.float64), np.asarray(true, np.float64)
     _, which = np.unique([str(task) for task in tasks], return_inverse=True)
     rows = [np.ones(len(said)), said, real, said**2, real**2, said * real, np.abs(said - real), (said - real) ** 2]

@@ -111,7 +111,7 @@ def build(
     the model is spoken to: the instruction alone as prompt, images sent as squares of `image_size`.
     """
     words = tokenizer()
-    vision = vision_tower.TowerConfig(image_size=image_size, hidden_size=width, layers=vision_layers, heads=heads)
+    vision = vision_tower.VisionTowerConfig(image_size=image_size, hidden_size=width, layers=vision_layers, heads=heads)
     if image_size % vision.patch_size:
         raise ValueError(f"image_size is {image_size}; expected a multiple of {vision.patch_size}")
     text = Qwen2Config(

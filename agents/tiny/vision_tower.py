@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedMode
 from transformers.modeling_outputs import BaseModelOutput
 
 
-class TowerConfig(PretrainedConfig):
+class VisionTowerConfig(PretrainedConfig):
     """Sizes: each entry of `channels` halves the resolution and is followed by as many residual blocks as `blocks`
     says; `layers` attention layers of `hidden_size` and `heads` heads mix what places know. `norm` is False where the
     batch norms are folded into the convolutions."""
@@ -69,15 +69,15 @@ class Block(nn.Module):
         return F.relu(x + self.second(F.relu(self.first(x))))
 
 
-class Tower(PreTrainedModel):
+class VisionTower(PreTrainedModel):
     """Pictures float [P, 3, S, S] in -1..1 to tokens [P, (S / patch_size)², hidden_size], row by row."""
 
-    config_class = TowerConfig
+    config_class = VisionTowerConfig
     main_input_name = "pixel_values"
     _supports_sdpa = True
     _supports_attention_backend = True
 
-    def __init__(self, config: TowerConfig) -> None:
+    def __init__(self, config: VisionTowerConfig) -> None:
         super().__init__(config)
         self.stages = nn.ModuleList()
         inputs = 3
@@ -110,7 +110,7 @@ class Tower(PreTrainedModel):
 
 
 @torch.no_grad()
-def fold(tower: Tower) -> Tower:
+def fold(tower: VisionTower) -> VisionTower:
     """`tower` with its batch norms folded into the convolutions, in place: the same function in evaluation, which then
     depends on nothing but its weights, also while it is trained further."""
     for part in tower.modules():
@@ -136,7 +136,7 @@ def positions(side: int, width: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def initialise(tower: Tower, generator: torch.Generator) -> None:
+def initialise(tower: VisionTower, generator: torch.Generator) -> None:
     """Fresh weights in the order of their names: He's for convolutions, normal with .05 for other matrices, norms at
     one, biases at zero, positions as sines and cosines."""
     for name, parameter in sorted(tower.named_parameters()):
@@ -150,5 +150,5 @@ def initialise(tower: Tower, generator: torch.Generator) -> None:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
-AutoConfig.register(TowerConfig.model_type, TowerConfig)
-AutoModel.register(TowerConfig, Tower)
+AutoConfig.register(VisionTowerConfig.model_type, VisionTowerConfig)
+AutoModel.register(VisionTowerConfig, VisionTower)

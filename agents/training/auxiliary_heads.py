@@ -20,7 +20,7 @@ from torch import nn
 
 from agents import tiny
 from agents.backends.transformers import chat
-from agents.training.click_examples import COLOUR_NAMES, FINE, KINDS, SHAPE_NAMES, Lesson, Question
+from agents.training.click_examples import COLOUR_NAMES, FINE, KINDS, SHAPE_NAMES, ClickExample, Question
 
 IGNORED = -100
 UNITS_WEIGHT = 0.1  # of a coordinate's last digit, which is noise to a model of this size
@@ -115,7 +115,7 @@ class Collator:
                 weights[k - 1] = UNITS_WEIGHT
         return ids, weights
 
-    def __call__(self, lessons: Sequence[Lesson]) -> dict[str, torch.Tensor]:
+    def __call__(self, lessons: Sequence[ClickExample]) -> dict[str, torch.Tensor]:
         questions: list[Question] = []
         which: list[int] = []
         start = 0
@@ -160,12 +160,14 @@ def pixels(pictures: torch.Tensor) -> torch.Tensor:
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def look(model: Any, pictures: torch.Tensor) -> torch.Tensor:
+def encode_images(model: Any, pictures: torch.Tensor) -> torch.Tensor:
     """The vision tower's features [P, N, width] of uint8 pictures, as the projector takes them."""
     return model.model.vision_tower(pixels(pictures), output_hidden_states=True).hidden_states[-1]
 
 
-def read(model: Any, features: torch.Tensor, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def forward_text(
+    model: Any, features: torch.Tensor, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Reply logits [Q, longest reply, vocabulary], and the image tokens [Q, N, width] before the last layer; a picture
     is looked at once, however many questions are asked about it."""
     ids = batch["ids"]

@@ -76,7 +76,7 @@ def last_state(state: Path) -> Path | None:
     return complete[max(complete)] if complete else None
 
 
-def same_plan(file: Path, plan: dict[str, Any]) -> dict[str, Any]:
+def check_training_id(file: Path, plan: dict[str, Any]) -> dict[str, Any]:
     """The summary of the finished training in `file`; FileExistsError where that had another plan."""
     found = json.loads(file.read_text()) if file.is_file() else {}
     if found.get("plan") != plan:

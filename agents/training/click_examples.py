@@ -60,7 +60,7 @@ class Question:
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class ClickExample:
     """One scene: `pictures` uint8 [P, S, S, 3] as the agent sees them, the part of each patch under the mask (`masks`
     float32 [P, N]), and the object that fills most of each patch (`patches` int64 [N], 0 for background) with a table
     of `objects` int64 [MAX_OBJECTS + 1, 2 + len(KINDS) + 4]: colour, shape, which kinds of sentence pick it out, and
@@ -74,7 +74,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Mixture:
     """What a lesson holds: questions about the empty mask (one picture, `first` objects named), states of `trajectory`
     played through the tool, `cheap` masks, and for `crossed` of all these masks a question about another object.
     `easy` is the part of scenes from the easiest class."""
@@ -86,7 +86,7 @@ class Plan:
     easy: float = 1 / 3
 
 
-class Lessons:
+class ClickExamples:
     """Lesson i is a function of i, the seed and the plan.
 
     `reuse` lessons are made of each scene, in other orientations; the scenes of the last `window` lessons are kept for
@@ -96,7 +96,7 @@ class Lessons:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Mixture,
         tool: SegTool | None = None,
         image_size: int = 128,
         grid: int = 8,
@@ -112,10 +112,10 @@ class Lessons:
         self.levels = [Synthetic("train", level.name) for level in DIFFICULTIES]
         self.scene = lru_cache(maxsize=window)(self._scene)
 
-    def __getitem__(self, i: int) -> Lesson:
+    def __getitem__(self, i: int) -> ClickExample:
         rng = np.random.default_rng([self.seed, i])
         number = i // (self.window * self.reuse) * self.window + i % self.window
-        scene = turned(self.scene(number), int(rng.integers(8)))
+        scene = rotated(self.scene(number), int(rng.integers(8)))
         named = [(k, found) for k in range(len(scene.objects)) if (found := expressions(scene, k))]
         if not named:  # turning moves no object past another, but rounding of centres may
             return self[i + self.window * self.reuse]
@@ -138,7 +138,7 @@ class Lessons:
         pictures = [resized(render.overlay(scene.image, mask), (self.image_size,) * 2) for mask in masks]
         patches, objects = self._labels(scene)
         shares = np.stack([self._shares(mask) for mask in masks])
-        return Lesson(np.stack(pictures), shares, patches, objects, tuple(questions))
+        return ClickExample(np.stack(pictures), shares, patches, objects, tuple(questions))
 
     def _scene(self, number: int) -> Scene:
         rng = np.random.default_rng([self.seed, 1, number])
@@ -151,16 +151,16 @@ class Lessons:
     def _states(self, tasks: Sequence[Task], instances: np.ndarray, rng: np.random.Generator):
         """Tasks with a mask to improve and the clicks that led to it (none for cheap ones)."""
         if self.plan.trajectory and self.tool is not None:
-            states = [state for task in tasks[:2] for state in played(self.tool, task, self.stop_iou)]
+            states = [state for task in tasks[:2] for state in annotator_states(self.tool, task, self.stop_iou)]
             for k in sorted(rng.permutation(len(states))[: self.plan.trajectory]):
                 yield states[k]
         for k in range(self.plan.cheap):
             task = tasks[k % len(tasks)]
-            yield task, cheap_mask(task.target.view(bool), instances, rng), ()
+            yield task, distorted_mask(task.target.view(bool), instances, rng), ()
 
     def _question(self, picture: int, task: Task, mask: np.ndarray, clicks: Sequence[Click] = ()) -> Question:
         iou = float(metrics.iou(task.target, mask))
-        action = lesson_action(task, mask, clicks, self.stop_iou)
+        action = correct_action(task, mask, clicks, self.stop_iou)
         reply = self.codec.format(action, task, iou)
         target = task.target.view(bool)
         shares = np.stack([self._shares(part) for part in (target, target & ~mask, mask & ~target)])
@@ -200,13 +200,13 @@ def leading_digits(value: int) -> tuple[int, int]:
     return value // 100, value // 10 % 10
 
 
-def lesson_action(task: Task, mask: np.ndarray, clicks: Sequence[Click], stop_iou: float) -> Action:
+def correct_action(task: Task, mask: np.ndarray, clicks: Sequence[Click], stop_iou: float) -> Action:
     """What to do about `mask` (bool [H, W]): the annotator's next click, or a stop from `stop_iou` on."""
     click = None if metrics.iou(task.target, mask) >= stop_iou else annotator.next_click(task.target, mask, clicks)
     return Stop() if click is None else click
 
 
-def turned(scene: Scene, turn: int) -> Scene:
+def rotated(scene: Scene, turn: int) -> Scene:
     """The scene in one of its 8 orientations (bits of `turn`: mirrored left to right, upside down, transposed)."""
     height, width = scene.instances.shape
 
@@ -231,13 +231,13 @@ def turned(scene: Scene, turn: int) -> Scene:
     )
 
 
-def played(tool: SegTool, task: Task, stop_iou: float, steps: int = 4):
+def annotator_states(tool: SegTool, task: Task, stop_iou: float, steps: int = 4):
     """The states of the annotator's trajectory through `tool`: (task, mask, clicks) after each click."""
     mdp = SegMDP(tool, max_steps=steps)
     state = mdp.initial(task)
     found = []
     while not mdp.terminal(state):
-        action = lesson_action(task, state.mask, state.clicks, stop_iou)
+        action = correct_action(task, state.mask, state.clicks, stop_iou)
         if isinstance(action, Stop):
             break
         state = mdp.transition([state], [action])[0]
@@ -245,7 +245,7 @@ def played(tool: SegTool, task: Task, stop_iou: float, steps: int = 4):
     return found
 
 
-def cheap_mask(target: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def distorted_mask(target: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A mask (bool [H, W]) as a tool might give for `target` (bool [H, W]) in a scene with these `instances`."""
     other = (instances == rng.integers(1, instances.max() + 1)) & ~target
     kind = rng.random()

@@ -43,10 +43,10 @@ from agents.backends.transformers import resized
 from agents.training.checkpoints import (
     ResumesWhole,
     adapters,
+    check_training_id,
     identity,
     last_state,
     load_base,
-    same_plan,
     stored_in_bfloat16,
     write_json,
 )
@@ -57,7 +57,9 @@ from segenv.types import Invalid
 
 SUMMARY = "gspo.json"
 Reward = Callable[..., list[float]]  # as TRL calls it: (completions, **columns of the rows)
-Row = Mapping[str, Any]  # `image` uint8 [H, W, 3], `prompt`, and the columns that the reward reads, such as `target`
+PromptRow = Mapping[
+    str, Any
+]  # `image` uint8 [H, W, 3], `prompt`, and the columns that the reward reads, such as `target`
 
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "gspo": {"importance_sampling_level": "sequence", "loss_type": "grpo", "epsilon": 3e-4, "epsilon_high": 4e-4},
@@ -118,7 +120,7 @@ class GSPOOptions:
 
 def optimise(
     base: str | Path | None,
-    rows: Sequence[Row],
+    rows: Sequence[PromptRow],
     reward: Reward,
     out: Path | str,
     options: GSPOOptions = GSPOOptions(),  # noqa: B008  # frozen
@@ -146,7 +148,7 @@ def optimise(
     if out.exists():
         if everyone.is_main_process:
             shutil.rmtree(state, ignore_errors=True)  # of a kill between the last two steps
-        return same_plan(out / SUMMARY, plan)
+        return check_training_id(out / SUMMARY, plan)
     if everyone.is_main_process:
         _begin(state, plan)
     everyone.wait_for_everyone()
@@ -156,7 +158,7 @@ def optimise(
     declared = {**(getattr(model.config, "segenv", None) or {}), **(declare or {})}
     trainer = PolicyTrainer(
         model=model,
-        reward_funcs=Judge(reward, options),
+        reward_funcs=LengthPenalisedReward(reward, options),
         args=arguments,
         train_dataset=_schedule(rows, processor, declared.get("image_size"), options),
         processing_class=processor,
@@ -164,7 +166,7 @@ def optimise(
         callbacks=list(callbacks),
     )
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(RewardBar)
+    trainer.add_callback(RewardProgress)
     last = last_state(state)
     with no_loading_bars():
         trainer.train(resume_from_checkpoint=None if last is None else str(last))
@@ -186,7 +188,7 @@ def _begin(state: Path, plan: dict[str, Any]) -> None:
     """Make the folder of a training's state, or see that the one that is there is of the same training; before the
     other processes look, what is half written is removed."""
     if (state / SUMMARY).exists():
-        same_plan(state / SUMMARY, plan)
+        check_training_id(state / SUMMARY, plan)
     state.mkdir(parents=True, exist_ok=True)
     write_json(state / SUMMARY, {"plan": plan})
     last_state(state)
@@ -229,7 +231,7 @@ class PolicyTrainer(ResumesWhole, GRPOTrainer):
         return super()._prepare_inputs(generation_batch)
 
 
-class Judge:
+class LengthPenalisedReward:
     """A reward, less the penalty for length, that tells the trainer's log how many replies are valid, and how much
     their lengths differ."""
 
@@ -256,7 +258,7 @@ class Judge:
         return [score - taken * length for score, length in zip(scores, lengths, strict=True)]
 
 
-class RewardBar(LossBar):
+class RewardProgress(LossBar):
     """The trainer's progress bar, with the reward in it."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -265,7 +267,9 @@ class RewardBar(LossBar):
             self.training_bar.set_postfix(reward=f"{float(logs['reward']):.4f}", refresh=False)
 
 
-def _schedule(rows: Sequence[Row], processor: Any, size: int | Sequence[int] | None, options: GSPOOptions) -> Dataset:
+def _schedule(
+    rows: Sequence[PromptRow], processor: Any, size: int | Sequence[int] | None, options: GSPOOptions
+) -> Dataset:
     """All questions of a training in the order in which they are asked; each is made when it is."""
     rng = np.random.default_rng(options.seed)
     asked = math.ceil(options.steps / options.round) * options.prompts

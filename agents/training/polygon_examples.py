@@ -14,7 +14,16 @@ import cv2
 import numpy as np
 
 from agents.backends.transformers import resized
-from agents.training.click_examples import COLOUR_NAMES, FINE, SHAPE_NAMES, Lesson, Lessons, Plan, Question, turned
+from agents.training.click_examples import (
+    COLOUR_NAMES,
+    FINE,
+    SHAPE_NAMES,
+    ClickExample,
+    ClickExamples,
+    Mixture,
+    Question,
+    rotated,
+)
 from segenv import queries
 from segenv.codec import polygons
 from segenv.data.synthetic.scenes import Scene, expressions
@@ -22,8 +31,8 @@ from segenv.geometry import fit
 from segenv.types import Task, object_of
 
 # What is asked, with its chance. The rest, ABSENT, are masks of objects that are not there.
-MIXTURE = {("text", "mask"): 0.72, ("box", "mask"): 0.08, ("point", "mask"): 0.08, ("text", "box"): 0.08}
-ABSENT = 0.04
+QUERY_SHARES = {("text", "mask"): 0.72, ("box", "mask"): 0.08, ("point", "mask"): 0.08, ("text", "box"): 0.08}
+NO_TARGET_SHARE = 0.04
 VERTICES, RATIO = 12, 0.015  # of an outline: at most, and simplified by this part of each ring's length
 ORDERS = ("canonical", "reversed", "random-start", "random")
 
@@ -31,7 +40,7 @@ ORDERS = ("canonical", "reversed", "random-start", "random")
 TOKENS = ("],[", "]],[[", "[[[", "]]]", "], [0.", "]], [[0.", "[[[0.", ", 0.", "Vertices:")
 
 
-class Outlines(Lessons):
+class PolygonExamples(ClickExamples):
     """Lesson i is a function of i, the seed and the plan (which says how many questions a scene is asked).
 
     `codec` is a polygon codec's spec; `vertices`, `ratio` and `order` are as for `drawn`.
@@ -39,7 +48,7 @@ class Outlines(Lessons):
 
     def __init__(
         self,
-        plan: Plan,
+        plan: Mixture,
         codec: str = "rings",
         vertices: int = VERTICES,
         ratio: float = RATIO,
@@ -51,10 +60,10 @@ class Outlines(Lessons):
             raise ValueError(f"order is {order!r}; expected one of {', '.join(ORDERS)}")
         self.dialect, self.vertices, self.ratio, self.order = polygons.get(codec), vertices, ratio, order
 
-    def __getitem__(self, i: int) -> Lesson:
+    def __getitem__(self, i: int) -> ClickExample:
         rng = np.random.default_rng([self.seed, i])
         number = i // (self.window * self.reuse) * self.window + i % self.window
-        scene = turned(self.scene(number), int(rng.integers(8)))
+        scene = rotated(self.scene(number), int(rng.integers(8)))
         named = [(k, found) for k in range(len(scene.objects)) if (found := expressions(scene, k))]
         if not named:
             return self[i + self.window * self.reuse]
@@ -65,20 +74,20 @@ class Outlines(Lessons):
             questions.append(self._asked(scene, number, str(rng.choice(sentences)), rng))
         pictures = resized(scene.image, (self.image_size,) * 2)[None]
         patches, objects = self._labels(scene)
-        return Lesson(pictures, np.zeros((1, self.grid**2), np.float32), patches, objects, tuple(questions))
+        return ClickExample(pictures, np.zeros((1, self.grid**2), np.float32), patches, objects, tuple(questions))
 
     def _asked(self, scene: Scene, k: int, sentence: str, rng: np.random.Generator) -> Question:
         chance = rng.random()
-        if chance < ABSENT and (words := missing(scene)):
+        if chance < NO_TARGET_SHARE and (words := absent_instructions(scene)):
             task = Task("lesson", scene.image, np.zeros(scene.instances.shape, bool), str(rng.choice(words)))
             given, wanted = "text", "mask"
         else:
             task = self._task(scene, k, sentence)
-            weights = np.array(list(MIXTURE.values()))
-            given, wanted = list(MIXTURE)[int(rng.choice(len(weights), p=weights / weights.sum()))]
+            weights = np.array(list(QUERY_SHARES.values()))
+            given, wanted = list(QUERY_SHARES)[int(rng.choice(len(weights), p=weights / weights.sum()))]
         query = queries.query(task, self.dialect, given, wanted, style="instruction")
         if wanted == "mask":
-            reply = drawn(task, self.dialect, self.vertices, self.ratio, self.order, rng)
+            reply = format_rings(task, self.dialect, self.vertices, self.ratio, self.order, rng)
         else:
             reply = queries.reply(query, self.dialect)
         covered = self._shares(task.target)
@@ -101,7 +110,7 @@ class Outlines(Lessons):
         return int(rows[0]) * self.grid // task.height * self.grid + int(columns[0]) * self.grid // task.width
 
 
-def drawn(
+def format_rings(
     task: Task,
     codec: polygons.PolygonCodec,
     vertices: int = VERTICES,
@@ -130,7 +139,7 @@ def drawn(
     return codec.drawn(rings, task)
 
 
-def missing(scene: Scene) -> list[str]:
+def absent_instructions(scene: Scene) -> list[str]:
     """Sentences of a colour and a shape that nothing in the scene has, clutter included."""
     there = {(thing.colour, thing.shape) for thing in (*scene.objects, *scene.clutter)}
     pairs = ((colour, shape) for colour, shape in product(COLOUR_NAMES, SHAPE_NAMES) if (colour, shape) not in there)

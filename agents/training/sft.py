@@ -27,10 +27,10 @@ from agents.backends.transformers import chat, encode, resized
 from agents.training.checkpoints import (
     ResumesWhole,
     adapters,
+    check_training_id,
     identity,
     last_state,
     load_base,
-    same_plan,
     stored_in_bfloat16,
     write_json,
 )
@@ -39,7 +39,7 @@ from segenv.tools.sam import no_loading_bars
 SUMMARY = "sft.json"
 
 
-class Row(TypedDict):
+class SFTExample(TypedDict):
     """One example: `image` uint8 [H, W, 3] (what `MllmAgent.picture` gives), the prompt, and the reply to learn."""
 
     image: np.ndarray
@@ -76,7 +76,7 @@ class SFTOptions:
 
 def finetune(
     base: str | Path | None,
-    rows: Sequence[Row],
+    rows: Sequence[SFTExample],
     out: Path | str,
     options: SFTOptions = SFTOptions(),  # noqa: B008  # frozen
     declare: Mapping[str, Any] | None = None,
@@ -97,11 +97,11 @@ def finetune(
     if not len(rows):
         raise ValueError("there are no rows to train on; give at least one")
     if out.exists():
-        summary = same_plan(out / SUMMARY, plan)
+        summary = check_training_id(out / SUMMARY, plan)
         shutil.rmtree(state, ignore_errors=True)  # of a kill between the last two steps
         return summary
     if (state / SUMMARY).exists():
-        same_plan(state / SUMMARY, plan)
+        check_training_id(state / SUMMARY, plan)
     state.mkdir(parents=True, exist_ok=True)
     write_json(state / SUMMARY, {"plan": plan})
 
@@ -170,7 +170,9 @@ class ReplyCollator:
     """Left-padded batches of the model's inputs for the rows that `examples` name, with labels on what the model
     itself has to write."""
 
-    def __init__(self, processor: Any, rows: Sequence[Row], image_size: int | Sequence[int] | None = None) -> None:
+    def __init__(
+        self, processor: Any, rows: Sequence[SFTExample], image_size: int | Sequence[int] | None = None
+    ) -> None:
         self.processor, self.rows, self.image_size = processor, rows, image_size
 
     def __call__(self, examples: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ import time
 from dataclasses import replace
 
 from experiments.annotate import report
-from experiments.annotate.annotate import plan, run
+from experiments.annotate.annotate import dry_run, run
 from experiments.annotate.config import Args
 from experiments.common.config import parse_args
 from segenv.types import SegenvError
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.resume is None and args.out is None:
             args = replace(args, out=time.strftime("runs/annotate-%Y%m%d-%H%M%S"))
         if args.dry_run:
-            print(plan(args))
+            print(dry_run(args))
             return 0
         numbers = run(args)
     except SegenvError as error:

@@ -12,8 +12,8 @@ from tqdm import tqdm
 
 from experiments.annotate import inputs, outputs, report
 from experiments.annotate.config import OUTPUT, Args
-from experiments.annotate.inputs import Wanted
-from experiments.annotate.outputs import Outlines, Questions, Record
+from experiments.annotate.inputs import Inputs
+from experiments.annotate.outputs import PolygonWriter, Questions, Record
 from experiments.annotate.pipeline import Annotator
 from experiments.common.config import RunError, plain
 from experiments.common.run_folder import RunFolder, hide_home, manifest
@@ -46,7 +46,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         return _write_results(folder, args, found, questions, outlines)
 
 
-def prepare(args: Args) -> tuple[Questions, Outlines, Wanted]:
+def prepare(args: Args) -> tuple[Questions, PolygonWriter, Inputs]:
     """Settings that hold, and inputs that can be read; RunError says what is wrong."""
     if not args.images:
         raise RunError("no images; give the folder that they lie in with --images DIR")
@@ -66,8 +66,8 @@ def prepare(args: Args) -> tuple[Questions, Outlines, Wanted]:
     rest = (args.prompt, args.wording, args.several, args.negatives, args.seed)
     questions = Questions(speaks, asked, *rest)
     length = _token_counter(args.tokenizer) if args.max_tokens is not None else len
-    outlines = Outlines(args.tolerance, args.max_vertices, args.max_tokens, length)
-    found = inputs.wanted(args.images, args.phrases, args.phrases_file, args.boxes, args.limit)
+    outlines = PolygonWriter(args.tolerance, args.max_vertices, args.max_tokens, length)
+    found = inputs.read_inputs(args.images, args.phrases, args.phrases_file, args.boxes, args.limit)
     return questions, outlines, found
 
 
@@ -84,7 +84,7 @@ def _token_counter(name: str | None) -> Any:
     return lambda text: len(words(text, add_special_tokens=False)["input_ids"])
 
 
-def _annotate_all(folder: RunFolder, found: Wanted, annotator: Annotator, quiet: bool) -> None:
+def _annotate_all(folder: RunFolder, found: Inputs, annotator: Annotator, quiet: bool) -> None:
     """Annotate the images that images.jsonl lacks: one record each, with the reason in place of a bad one's objects."""
     have = {record["image"] for record in folder.records("images.jsonl")}
     interval = 0.2 if sys.stderr.isatty() else 10.0
@@ -109,7 +109,7 @@ def _annotate_all(folder: RunFolder, found: Wanted, annotator: Annotator, quiet:
 
 
 def _write_results(
-    folder: RunFolder, args: Args, found: Wanted, questions: Questions, outlines: Outlines
+    folder: RunFolder, args: Args, found: Inputs, questions: Questions, outlines: PolygonWriter
 ) -> dict[str, Any]:
     """Write what the records make: COCO JSON, conversations, pictures, and metrics.json, which is returned."""
 
@@ -151,7 +151,7 @@ def _write_results(
     return numbers
 
 
-def plan(args: Args) -> str:
+def dry_run(args: Args) -> str:
     """What a run would do, for a dry run; tool, detector and captioner are loaded to see that they can be."""
     questions, _, found = prepare(args)
     annotator = Annotator(args)

@@ -33,7 +33,7 @@ UNNAMED = "object"  # the phrase of a given box without one
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Inputs:
     """What to annotate: the images' names, phrases for all of them and for each, and given boxes (None: detect).
 
     `unknown` are the names in files of phrases or boxes that the folder has no image for."""
@@ -65,9 +65,9 @@ class Wanted:
         return [] if self.boxes is None else [str(one) for one in self.boxes.get(image, ())]
 
 
-def wanted(
+def read_inputs(
     images: str, phrases: Iterable[str], phrases_file: str | None, boxes: str | None, limit: int | None
-) -> Wanted:
+) -> Inputs:
     """Read what the flags name. Raises `DataError` and `RunError`."""
     root = folder(images, "the folder of the images to annotate")
     names = image_names(root)
@@ -90,7 +90,7 @@ def wanted(
             f"none of the {len(named)} images that {boxes or phrases_file} names is in {root}, {unknown[0]!r} for one; "
             f"expected paths from that folder, such as {names[0]!r}"
         )
-    return Wanted(root, names[:limit], list(dict.fromkeys(everywhere)), each, given, unknown)
+    return Inputs(root, names[:limit], list(dict.fromkeys(everywhere)), each, given, unknown)
 
 
 @lru_cache(maxsize=1)

@@ -32,7 +32,7 @@ Record = dict[str, Any]  # a line of images.jsonl
 
 
 @dataclass(frozen=True)
-class Outlines:
+class PolygonWriter:
     """How outlines are drawn: within `tolerance` pixels of the mask, of at most `max_vertices`; replies also of at most
     `max_tokens`, as `length` counts them."""
 
@@ -73,7 +73,7 @@ class Outlines:
 
 
 @dataclass
-class Drawn:
+class WrittenPolygons:
     """What came of drawing the objects: their number, their vertices, and the outlines' IoU with the masks."""
 
     objects: int = 0
@@ -90,11 +90,11 @@ class Drawn:
 
 
 def write_coco(
-    path: Path, records: Callable[[], Iterable[Record]], phrases: Sequence[str], outlines: Outlines, about: dict
-) -> Drawn:
+    path: Path, records: Callable[[], Iterable[Record]], phrases: Sequence[str], outlines: PolygonWriter, about: dict
+) -> WrittenPolygons:
     """Write COCO instances of the `records` (given anew at each call), one category for each of `phrases`; the file
     appears when it is complete. Images without an object are listed too."""
-    numbers, drawn = {phrase: i for i, phrase in enumerate(phrases, 1)}, Drawn()
+    numbers, drawn = {phrase: i for i, phrase in enumerate(phrases, 1)}, WrittenPolygons()
     images = (
         {"id": i, "file_name": one["image"], "width": one["width"], "height": one["height"]}
         for i, one in enumerate(records(), 1)
@@ -127,7 +127,7 @@ def write_coco(
 
 
 def _annotations(
-    records: Iterable[Record], numbers: dict[str, int], outlines: Outlines, drawn: Drawn
+    records: Iterable[Record], numbers: dict[str, int], outlines: PolygonWriter, drawn: WrittenPolygons
 ) -> Iterator[dict[str, Any]]:
     for image, record in enumerate(records, 1):
         height, width = record["height"], record["width"]
@@ -185,7 +185,7 @@ def conversations(
     records: Iterable[Record],
     root: Path,
     questions: Questions,
-    outlines: Outlines,
+    outlines: PolygonWriter,
     counts: Counter[str],
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Conversation]:
@@ -228,7 +228,7 @@ def _subjects(
 
 
 def _ask(
-    task: Task, pair: tuple[str, str], questions: Questions, outlines: Outlines, counts: Counter[str]
+    task: Task, pair: tuple[str, str], questions: Questions, outlines: PolygonWriter, counts: Counter[str]
 ) -> Conversation | None:
     """One question with its answer; None where nothing can be answered."""
     given, asked = pair

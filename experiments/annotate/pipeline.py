@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from experiments.annotate.inputs import Wanted
+from experiments.annotate.inputs import Inputs
 from experiments.annotate.outputs import Record
 from experiments.common.config import RunError
 from segenv import render, tools
@@ -65,7 +65,7 @@ class Annotator:
             raise ValueError(f"agent {spec!r} describes nothing; expected a language model, mllm:NAME_OR_PATH")
         return agent
 
-    def check(self, found: Wanted) -> None:
+    def check(self, found: Inputs) -> None:
         """Raise `RunError` where there is a phrase that the detector cannot read."""
         if self.detector is not None:
             try:
@@ -81,7 +81,7 @@ class Annotator:
             "caption": None if self.captioner is None else self.captioner.backend.fingerprint,
         }
 
-    def annotate(self, name: str, found: Wanted) -> Record:
+    def annotate(self, name: str, found: Inputs) -> Record:
         """What is in the image `name`. Raises `BadItem`, and `ToolError` where a model fails."""
         seconds, clock = dict.fromkeys(("read", "detect", "segment", "caption"), 0.0), _Clock()
         image = read_image(within(found.root, name, name), name, self.args.max_pixels)
@@ -107,7 +107,7 @@ class Annotator:
         }
 
     def _boxes(
-        self, name: str, image: np.ndarray, found: Wanted, dropped: Counter[str]
+        self, name: str, image: np.ndarray, found: Inputs, dropped: Counter[str]
     ) -> tuple[list[Detection], set[str]]:
         """The boxes to segment (given ones as they are; detected ones without repeats, the best first), and the phrases
         of all that were found."""

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from experiments.annotate.outputs import Outlines, Record
+from experiments.annotate.outputs import PolygonWriter, Record
 from experiments.common.html import data_uri, write_html
 from experiments.common.run_folder import RunFolder
 from segenv import render
@@ -33,7 +33,7 @@ def write(
     folder: RunFolder,
     records: Iterable[Record],
     root: Path,
-    outlines: Outlines,
+    outlines: PolygonWriter,
     show: int,
     max_pixels: int,
     **page: Any,
@@ -59,7 +59,7 @@ def write(
     return pages
 
 
-def picture(image: np.ndarray, record: Record, outlines: Outlines, side: int) -> np.ndarray:
+def picture(image: np.ndarray, record: Record, outlines: PolygonWriter, side: int) -> np.ndarray:
     """An image with its objects, its longer side `side` px: masks tinted, outlines as they are written, and the box of
     each with its phrase and score. uint8 [h, w, 3]."""
     height, width = image.shape[:2]
@@ -82,7 +82,7 @@ def picture(image: np.ndarray, record: Record, outlines: Outlines, side: int) ->
     return np.asarray(canvas).copy()
 
 
-def _rings(found: dict[str, Any], record: Record, outlines: Outlines) -> list[np.ndarray]:
+def _rings(found: dict[str, Any], record: Record, outlines: PolygonWriter) -> list[np.ndarray]:
     return outlines.draw(rle_to_polygons(found["mask"]), record["height"], record["width"])
 
 

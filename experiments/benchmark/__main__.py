@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmark.cases import BENCHMARKS
-from experiments.benchmark.timing import Row
+from experiments.benchmark.timing import Timing
 from experiments.common.run_folder import finite, manifest, write_atomic
 
 
@@ -39,7 +39,7 @@ class Args:
     """Time for each comparison."""
 
 
-def show(rows: list[Row], console: Console) -> None:
+def show(rows: list[Timing], console: Console) -> None:
     table = Table(
         "what", "case", "plain ms", "fast ms", "ratio", "", "plain | fast", title="one run, fastest turn of each"
     )

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 import agents
-from experiments.benchmark.timing import PARSER_BYTES, PARSER_LIMIT_MS, Row, adversarial_texts, compare, timed
+from experiments.benchmark.timing import PARSER_BYTES, PARSER_LIMIT_MS, Timing, adversarial_texts, compare, timed
 from search.episode import Episode
 from search.rollout import rollout
 from segenv import annotator, codec, data, metrics, render, tools
@@ -36,17 +36,17 @@ def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 # --- kernels ----------------------------------------------------------------------------------------------------------
 
 
-def iou(seconds: float) -> Iterator[Row]:
+def iou(seconds: float) -> Iterator[Timing]:
     _, target, prediction = scene()
 
     def plain() -> float:
         return np.logical_and(target, prediction).sum() / np.logical_or(target, prediction).sum()
 
     times = compare(plain, lambda: metrics.iou(target, prediction), lambda a, b: a == b, seconds)
-    yield Row("iou", f"{WIDTH} x {HEIGHT}", *times, "sums over the image | counts on the union's box")
+    yield Timing("iou", f"{WIDTH} x {HEIGHT}", *times, "sums over the image | counts on the union's box")
 
 
-def next_click(seconds: float) -> Iterator[Row]:
+def next_click(seconds: float) -> Iterator[Timing]:
     _, target, prediction = scene()
     clicked = [Click(600, 400)]
 
@@ -62,10 +62,10 @@ def next_click(seconds: float) -> Iterator[Row]:
         return Click(x, y, positive)
 
     times = compare(plain, lambda: annotator.next_click(target, prediction, clicked), Click.__eq__, seconds)
-    yield Row("next-click", f"{WIDTH} x {HEIGHT}", *times, "distance transform of the image | of the error's box")
+    yield Timing("next-click", f"{WIDTH} x {HEIGHT}", *times, "distance transform of the image | of the error's box")
 
 
-def overlay(seconds: float) -> Iterator[Row]:
+def overlay(seconds: float) -> Iterator[Timing]:
     image, _, mask = scene()
 
     def plain() -> np.ndarray:
@@ -73,10 +73,10 @@ def overlay(seconds: float) -> Iterator[Row]:
         return np.where(mask[..., None], blend, image)
 
     times = compare(plain, lambda: render.overlay(image, mask), np.array_equal, seconds)
-    yield Row("overlay", f"{WIDTH} x {HEIGHT}", *times, "blend of the image | lookup table on the mask's box")
+    yield Timing("overlay", f"{WIDTH} x {HEIGHT}", *times, "blend of the image | lookup table on the mask's box")
 
 
-def branch(seconds: float) -> Iterator[Row]:
+def branch(seconds: float) -> Iterator[Timing]:
     image, target, _ = scene()
     mdp = SegMDP(tools.make("disc"))
     state = mdp.initial(Task("scene", image, target))
@@ -89,13 +89,13 @@ def branch(seconds: float) -> Iterator[Row]:
         lambda a, b: a.clicks == b.clicks and np.array_equal(a.mask, b.mask),
         seconds,
     )
-    yield Row("branch", "after 5 clicks", *times, "deep copy of the state | a new state over the same arrays")
+    yield Timing("branch", "after 5 clicks", *times, "deep copy of the state | a new state over the same arrays")
 
 
 # --- parsers ----------------------------------------------------------------------------------------------------------
 
 
-def parser(seconds: float) -> Iterator[Row]:
+def parser(seconds: float) -> Iterator[Timing]:
     task = Task("scene", *scene()[:2])
     for name in codec.CODECS:
         speaks = codec.get(name)
@@ -107,10 +107,10 @@ def parser(seconds: float) -> Iterator[Row]:
         slowest = max(texts, key=read)
         best = min(read(slowest) for _ in range(3))  # again, so that a pause of the machine does not count
         note = f"slowest of {len(texts)} texts of {PARSER_BYTES // 1000} kB: {slowest}"
-        yield Row("parser", name, None, best, note, best < PARSER_LIMIT_MS)
+        yield Timing("parser", name, None, best, note, best < PARSER_LIMIT_MS)
 
 
-def geometry(seconds: float) -> Iterator[Row]:
+def geometry(seconds: float) -> Iterator[Timing]:
     from experiments.benchmark.geometry import rows  # late, because it builds on this page
 
     yield from rows(seconds)
@@ -119,15 +119,15 @@ def geometry(seconds: float) -> Iterator[Row]:
 # --- tools and episodes -----------------------------------------------------------------------------------------------
 
 
-def tool(seconds: float) -> Iterator[Row]:
+def tool(seconds: float) -> Iterator[Timing]:
     for spec in ("disc", "grabcut", "sam"):
         try:
             yield from time_tool(tools.make(spec), f"{spec}, {BATCH} images", seconds)
         except (ImportError, SegenvError) as error:
-            yield Row("tool", spec, None, None, f"not measured: {error}")
+            yield Timing("tool", spec, None, None, f"not measured: {error}")
 
 
-def time_tool(one: SegTool, case: str, seconds: float) -> Iterator[Row]:
+def time_tool(one: SegTool, case: str, seconds: float) -> Iterator[Timing]:
     tasks = list(data.make("synthetic:val")[:BATCH])
     images, hashes = [task.image for task in tasks], [task.image_hash for task in tasks]
     encodings, prompts = one.encode(images, hashes), [Prompt((deepest(task),)) for task in tasks]
@@ -141,10 +141,10 @@ def time_tool(one: SegTool, case: str, seconds: float) -> Iterator[Row]:
         parts = [one.predict(encodings[i : i + size], prompts[i : i + size]) for i in range(0, BATCH, size)]
         return [prediction.mask for part in parts for prediction in part]
 
-    yield Row(
+    yield Timing(
         "tool", case, *compare(lambda: encode(1), lambda: encode(BATCH), close, seconds), "encode: singly | batched"
     )
-    yield Row(
+    yield Timing(
         "tool", case, *compare(lambda: decode(1), lambda: decode(BATCH), agree, seconds), "decode: singly | batched"
     )
 
@@ -166,22 +166,22 @@ def agree(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
     return all((a != b).mean() <= 1e-4 for a, b in zip(first, second, strict=True))
 
 
-def episodes(seconds: float) -> Iterator[Row]:
+def episodes(seconds: float) -> Iterator[Timing]:
     for spec in ("disc", "sam"):
         try:
             mdp = SegMDP(tools.make(spec), max_steps=5)
             yield time_rollout(mdp, agents.make("annotator"), BATCH, f"annotator and {spec}, {BATCH} episodes", seconds)
         except (ImportError, SegenvError) as error:
-            yield Row("rollout", spec, None, None, f"not measured: {error}")
+            yield Timing("rollout", spec, None, None, f"not measured: {error}")
     try:
         mdp, writer = SegMDP(tools.make("sam"), max_steps=7), agents.make("mllm", temperature=1.0)
         row = time_rollout(mdp, writer, LARGE_BATCH, f"mllm and sam, {LARGE_BATCH} episodes", seconds)
         yield replace(row, passed=row.ratio is not None and row.ratio >= PAIR_RATIO)
     except (ImportError, SegenvError) as error:
-        yield Row("rollout", "mllm and sam", None, None, f"not measured: {error}")
+        yield Timing("rollout", "mllm and sam", None, None, f"not measured: {error}")
 
 
-def time_rollout(mdp: SegMDP, player: agents.Agent, count: int, case: str, seconds: float) -> Row:
+def time_rollout(mdp: SegMDP, player: agents.Agent, count: int, case: str, seconds: float) -> Timing:
     """Milliseconds for `count` episodes one at a time, and all together."""
     tasks = list(data.make("synthetic:val")[:count])
 
@@ -191,7 +191,7 @@ def time_rollout(mdp: SegMDP, player: agents.Agent, count: int, case: str, secon
 
     plain, fast = compare(lambda: play(1), lambda: play(count), same_episodes, seconds)
     rates = " | ".join(f"{1000 * count / time:.3g}" for time in (plain, fast))
-    return Row(
+    return Timing(
         "rollout", case, plain, fast, f"one at a time | together, images encoded anew: {rates} episodes a second"
     )
 
@@ -207,7 +207,7 @@ def same_episodes(first: list[Episode], second: list[Episode]) -> bool:
     return sum(same) >= 0.9 * len(same)
 
 
-def trees(seconds: float) -> Iterator[Row]:
+def trees(seconds: float) -> Iterator[Timing]:
     from experiments.benchmark.search import rows
 
     yield from rows(seconds)
@@ -215,7 +215,7 @@ def trees(seconds: float) -> Iterator[Row]:
 
 # --- the page ---------------------------------------------------------------------------------------------------------
 
-BENCHMARKS: dict[str, Callable[[float], Iterator[Row]]] = {
+BENCHMARKS: dict[str, Callable[[float], Iterator[Timing]]] = {
     "iou": iou,
     "next-click": next_click,
     "overlay": overlay,

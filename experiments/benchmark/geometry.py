@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from experiments.benchmark.timing import PARSER_BYTES, PARSER_LIMIT_MS, Row, adversarial_texts, compare
+from experiments.benchmark.timing import PARSER_BYTES, PARSER_LIMIT_MS, Timing, adversarial_texts, compare
 from segenv.codec import polygons
 from segenv.geometry import polygon_iou, polygon_ious, polygons_to_mask
 from segenv.geometry.rasterize import PackedMask
@@ -29,7 +29,7 @@ BATCHED_RATIO, SINGLE_RATIO = 2.0, 4.0  # how many times faster than pycocotools
 AGREEMENT = 1e-3  # how far its IoUs may be from those of pycocotools
 
 
-def rows(seconds: float) -> Iterator[Row]:
+def rows(seconds: float) -> Iterator[Timing]:
     for kind, roughness in (("smooth", 0.0), ("rough", 0.1)):
         yield from ious(kind, roughness, seconds)
     yield raster(seconds)
@@ -44,7 +44,7 @@ def outline(rng: np.random.Generator, roughness: float) -> np.ndarray:
     return rng.uniform(0.44, 0.56, 2) * SIZE + radii[:, None] * np.stack((np.cos(angles), np.sin(angles)), axis=1)
 
 
-def ious(kind: str, roughness: float, seconds: float) -> Iterator[Row]:
+def ious(kind: str, roughness: float, seconds: float) -> Iterator[Timing]:
     """IoUs of outlines with a mask: together, one at a time, and one at a time with a prepared mask."""
     rng = np.random.default_rng(0)
     mask = np.zeros((SIZE, SIZE), np.uint8)
@@ -81,14 +81,14 @@ def ious(kind: str, roughness: float, seconds: float) -> Iterator[Row]:
         note = f"pycocotools | polygon_iou, {OUTLINES} outlines of {VERTICES} vertices"
         note += "" if least is None else f"; at least {least:g}x"
         passed = None if least is None else plain_ms / fast_ms >= least
-        yield Row("polygon-iou", f"{kind}, {case}", plain_ms, fast_ms, note, passed)
+        yield Timing("polygon-iou", f"{kind}, {case}", plain_ms, fast_ms, note, passed)
 
 
 def close(first: list[float] | np.ndarray, second: list[float] | np.ndarray) -> bool:
     return bool(np.abs(np.asarray(first) - np.asarray(second)).max() <= AGREEMENT)
 
 
-def raster(seconds: float) -> Row:
+def raster(seconds: float) -> Timing:
     """Filling polygons."""
     rng = np.random.default_rng(0)
     outlines = [outline(rng, 0.1) for _ in range(OUTLINES)]
@@ -98,10 +98,10 @@ def raster(seconds: float) -> Row:
         lambda first, second: np.mean([(a != b).mean() for a, b in zip(first, second, strict=True)]) <= 1e-6,
         seconds,
     )
-    return Row("polygons-to-mask", "rough", *times, f"pycocotools | polygons_to_mask, {OUTLINES} outlines")
+    return Timing("polygons-to-mask", "rough", *times, f"pycocotools | polygons_to_mask, {OUTLINES} outlines")
 
 
-def parsers() -> Iterator[Row]:
+def parsers() -> Iterator[Timing]:
     """The slowest of many hostile texts, for each polygon codec."""
     task = Task("scene", np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640), np.uint8))
     drawn = Polygons((np.array([[10, 10], [10, 90], [90, 90.0]]), np.array([[200, 10], [200, 90], [300, 50.0]])))
@@ -117,4 +117,4 @@ def parsers() -> Iterator[Row]:
         slowest = max(texts, key=read)
         best = min(read(slowest) for _ in range(3))
         note = f"slowest of {len(texts)} texts of {PARSER_BYTES // 1000} kB: {slowest}"
-        yield Row("parser", name, None, best, note, best < PARSER_LIMIT_MS)
+        yield Timing("parser", name, None, best, note, best < PARSER_LIMIT_MS)

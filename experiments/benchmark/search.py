@@ -14,12 +14,12 @@ import numpy as np
 
 import agents
 from agents.base import Agent
-from experiments.benchmark.timing import Row, compare
+from experiments.benchmark.timing import Timing, compare
 from search.algorithms.best_first import best_first
 from search.budget import Limits
 from search.expand import Expander
-from search.planner import Terms, plan
-from search.tree import Ask, Node, Tree, ranked
+from search.planner import SearchConfig, run_searches
+from search.tree import ExpansionRequest, Node, Tree, ranked
 from search.values import OracleValue
 from segenv import data, tools
 from segenv.mdp import SegMDP
@@ -42,7 +42,7 @@ def scene() -> Task:
     return Task("scene", image, (rows - 240) ** 2 + (columns - 320) ** 2 <= 90**2)
 
 
-def node(seconds: float) -> Iterator[Row]:
+def node(seconds: float) -> Iterator[Timing]:
     """A child over the arrays of its parent."""
     mdp = SegMDP(tools.make("disc"))
     (state,) = mdp.transition([mdp.initial(scene())], [Click(320, 240)])
@@ -60,17 +60,17 @@ def node(seconds: float) -> Iterator[Row]:
 
     times = compare(plain, branch, equal, seconds)
     note = f"deep copy of the state | a node over the same arrays; limit {1000 * BRANCH_LIMIT_MS:g} µs"
-    yield Row("tree-node", f"{WIDTH} x {HEIGHT}", *times, note, times[1] < BRANCH_LIMIT_MS)
+    yield Timing("tree-node", f"{WIDTH} x {HEIGHT}", *times, note, times[1] < BRANCH_LIMIT_MS)
 
 
-def memory() -> Iterator[Row]:
+def memory() -> Iterator[Timing]:
     """A tree of a thousand nodes, with the embedded tool and with logits as large as the original SAM's."""
     large = FullLogits()
     yield replace(measure_memory(large, "256 x 256 logits"), passed=None)  # of larger tools; not asked for
     try:
         yield measure_memory(tools.make("sam"), "sam")
     except (ImportError, SegenvError) as error:
-        yield Row("tree-memory", "sam", None, None, f"not measured: {error}")
+        yield Timing("tree-memory", "sam", None, None, f"not measured: {error}")
 
 
 class FullLogits(DiscTool):
@@ -80,24 +80,24 @@ class FullLogits(DiscTool):
         return [replace(one, logits=np.zeros((256, 256), np.float32)) for one in super()._predict(encodings, prompts)]
 
 
-def measure_memory(tool: SegTool, case: str, nodes: int = NODES) -> Row:
+def measure_memory(tool: SegTool, case: str, nodes: int = NODES) -> Timing:
     """What a tree of `nodes` nodes holds in memory beside the image and its encoding."""
     mdp, agent, task = SegMDP(tool), agents.make("random:p=0.9"), scene()
     tool.encode([task.image], [task.image_hash])
-    terms = Terms(Limits(policy_calls=nodes - 1), near=0)
+    terms = SearchConfig(Limits(policy_calls=nodes - 1), near=0)
     gc.collect()
     tracemalloc.start()
     try:
-        (tree,) = plan(mdp, agent, [task], partial(best_first, k=8, expansions=nodes), OracleValue(), terms)
+        (tree,) = run_searches(mdp, agent, [task], partial(best_first, k=8, expansions=nodes), OracleValue(), terms)
         gc.collect()
         held = tracemalloc.get_traced_memory()[0] / 1e6
     finally:
         tracemalloc.stop()
     note = f"{len(tree.nodes)} nodes hold {held:.1f} MB; limit {MEGABYTES} MB"
-    return Row("tree-memory", f"{case}, {WIDTH} x {HEIGHT}", None, None, note, held < MEGABYTES)
+    return Timing("tree-memory", f"{case}, {WIDTH} x {HEIGHT}", None, None, note, held < MEGABYTES)
 
 
-def expansion(seconds: float) -> Iterator[Row]:
+def expansion(seconds: float) -> Iterator[Timing]:
     """Nodes per second with the embedded models: siblings, frontier and tasks at once, and one by one."""
     try:
         with warnings.catch_warnings(record=True) as caught:  # of an agent without weights: its replies are no clicks
@@ -105,10 +105,10 @@ def expansion(seconds: float) -> Iterator[Row]:
         case = "sam and mllm (untrained)" if caught else "sam and mllm"
         yield time_expansion(SegMDP(tools.make("sam"), ROUNDS), agent, case, seconds)
     except (ImportError, SegenvError) as error:
-        yield Row("tree-expand", "sam and mllm", None, None, f"not measured: {error}")
+        yield Timing("tree-expand", "sam and mllm", None, None, f"not measured: {error}")
 
 
-def time_expansion(mdp: SegMDP, agent: Agent, case: str, seconds: float) -> Row:
+def time_expansion(mdp: SegMDP, agent: Agent, case: str, seconds: float) -> Timing:
     """A beam of 2, with `SIBLINGS` replies at each node, over `TASKS` tasks."""
     tasks = list(data.make("synthetic:val")[:TASKS])
     mdp.tool.encode([task.image for task in tasks], [task.image_hash for task in tasks])
@@ -119,7 +119,8 @@ def time_expansion(mdp: SegMDP, agent: Agent, case: str, seconds: float) -> Row:
         frontiers = [[tree.root] for tree in trees]
         for _ in range(ROUNDS):
             asked = [
-                (tree, [Ask(node, SIBLINGS) for node in nodes]) for tree, nodes in zip(trees, frontiers, strict=True)
+                (tree, [ExpansionRequest(node, SIBLINGS) for node in nodes])
+                for tree, nodes in zip(trees, frontiers, strict=True)
             ]
             answers = expand(asked) if together else [one_by_one(expand, *asking) for asking in asked]
             frontiers = [[node for node in ranked(families)[:2] if not node.terminal] for families in answers]
@@ -136,10 +137,10 @@ def time_expansion(mdp: SegMDP, agent: Agent, case: str, seconds: float) -> Row:
     nodes = sum(len(tree.nodes) - 1 for tree in grow(True))
     each = [f"{1000 * nodes / time:.1f}" for time in times]
     note = f"{each[0]} nodes a second, one by one | {each[1]}, all at once"
-    return Row("tree-expand", case, *times, note, times[0] >= RATIO * times[1])
+    return Timing("tree-expand", case, *times, note, times[0] >= RATIO * times[1])
 
 
-def one_by_one(expand: Expander, tree: Tree, asks: Sequence[Ask]) -> list[list[Node]]:
+def one_by_one(expand: Expander, tree: Tree, asks: Sequence[ExpansionRequest]) -> list[list[Node]]:
     """The same draws, each in an expansion of its own."""
     families = []
     for ask in asks:
@@ -148,7 +149,7 @@ def one_by_one(expand: Expander, tree: Tree, asks: Sequence[Ask]) -> list[list[N
     return families
 
 
-def rows(seconds: float) -> Iterator[Row]:
+def rows(seconds: float) -> Iterator[Timing]:
     """All lines about trees."""
     yield from node(seconds)
     yield from memory()

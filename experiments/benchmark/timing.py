@@ -11,7 +11,7 @@ PARSER_BYTES, PARSER_LIMIT_MS = 100_000, 20.0
 
 
 @dataclass(frozen=True)
-class Row:
+class Timing:
     """One line of the table. `plain_ms` is the way compared with (None where there is none), `fast_ms` ours; `passed`
     is None where nothing is asked of it; `note` says what was timed, or why it could not be."""
 

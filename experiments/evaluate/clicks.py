@@ -11,7 +11,7 @@ from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.evaluate import filter as filtering
 from experiments.evaluate import metrics, polygons, report
-from experiments.evaluate.config import FREE, Args
+from experiments.evaluate.config import RESUMABLE, Args
 from experiments.evaluate.metrics import Outcome
 from search.episode import Episode
 from search.executors import Player, Setup, Skipped, play
@@ -35,7 +35,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     out = args.resume or args.out
     if out is None:
         raise RunError("an evaluation needs a folder: give out, or resume")
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         about = _manifest(args, player, folder)
         places = {name: place for place, name in enumerate(ids)}
         outcomes = _finished(folder, places)
@@ -50,7 +50,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
                 if places[episode.task] in outcomes:
                     continue  # in a group that a kill cut
                 file.add(episode.to_json())
-                outcomes[places[episode.task]] = item = metrics.outcome(episode)
+                outcomes[places[episode.task]] = item = metrics.outcome_of(episode)
                 total += item.final_iou
                 bar.set_postfix(mIoU=f"{total / len(outcomes):.4f}", refresh=False)
                 bar.update()
@@ -98,7 +98,7 @@ def _manifest(args: Args, player: Player, folder: RunFolder) -> dict[str, Any]:
         "threads": args.threads,
         "batch_size": args.batch_size,
         "start": "the task's initial mask, or an empty one where it has none",
-        **metrics.PROTOCOL,
+        **metrics.METRIC_DEFINITIONS,
     }
     hashes = {"data": player.dataset.fingerprint, "tool": player.tool.fingerprint, "agent": protocol.get("weights")}
     return folder.keep_manifest(manifest(args.seed, protocol, hashes))
@@ -108,7 +108,7 @@ def _finished(folder: RunFolder, places: dict[str, int]) -> dict[int, Outcome]:
     """The episodes that the run has already, by their task's place in the data."""
     outcomes = {}
     for record in folder.records("episodes.jsonl"):
-        item = metrics.outcome(Episode.from_json(record))
+        item = metrics.outcome_of(Episode.from_json(record))
         if item.task not in places:
             raise RunError(
                 f"{folder / 'episodes.jsonl'} holds task {item.task!r}, which the data does not; start another run "

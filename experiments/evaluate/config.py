@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-FREE = frozenset({"executor", "workers", "report_episodes"})  # settings that change no result
+RESUMABLE = frozenset({"executor", "workers", "report_episodes"})  # settings that change no result
 
 
 @dataclass(frozen=True)

@@ -18,19 +18,19 @@ from tqdm import tqdm
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.evaluate import iou_report
-from experiments.evaluate.iou_estimates import READINGS, TOOL, measured
+from experiments.evaluate.iou_estimates import READINGS, TOOL, iou_estimate_metrics
 from search.executors import Player
-from search.labelled_masks import Judged, observed, pointed
+from search.labelled_masks import LabelledMask, observation_of, point_masks
 from segenv.envs.filter import POINTS
 from segenv.mdp import Observation
-from segenv.statistics import PROTOCOL, acceptance
+from segenv.statistics import METRIC_DEFINITIONS, acceptance
 from segenv.types import Task
 
 if TYPE_CHECKING:
     from experiments.evaluate.config import Args
 
-FREE = frozenset({"report_episodes"})
-Judge = Callable[[Sequence[Observation]], dict[str, list[float | None]]]
+RESUMABLE = frozenset({"report_episodes"})
+IouEstimator = Callable[[Sequence[Observation]], dict[str, list[float | None]]]
 
 
 def run(args: Args, player: Player, quiet: bool = False) -> dict[str, Any]:
@@ -40,7 +40,7 @@ def run(args: Args, player: Player, quiet: bool = False) -> dict[str, Any]:
         raise RunError(f"filter: masks {options.masks} must be 1 or more, and threshold {options.threshold} in 0..1")
     if args.executor != "serial" or player.search is not None:
         raise RunError("the task filter plays no episode: leave out --executor and --search")
-    judge, how = judge_of(player)
+    judge, how = iou_estimator(player)
     data, out = player.dataset[: args.limit], args.resume or args.out
     if out is None:
         raise RunError("an evaluation needs a folder: give out, or resume")
@@ -61,13 +61,13 @@ def run(args: Args, player: Player, quiet: bool = False) -> dict[str, Any]:
             "seed": args.seed,
             "threads": args.threads,
             "batch_size": args.batch_size,
-            **PROTOCOL,
+            **METRIC_DEFINITIONS,
             "precision": "share of the masks kept that are as good as the threshold",
             "recall": "share of the masks as good as the threshold that are kept",
         },
         {"data": data.fingerprint, "tool": player.tool.fingerprint, "agent": player.agent.settings.get("weights")},
     )
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         about = folder.keep_manifest(about)
         have = {record["task"] for record in folder.records("masks.jsonl")}
         with (
@@ -78,18 +78,18 @@ def run(args: Args, player: Player, quiet: bool = False) -> dict[str, Any]:
                 group = data[start : start + args.batch_size]
                 if have.issuperset(group.ids):
                     continue
-                for record in judged(list(group), player, options.masks, args.seed, judge):
+                for record in estimate_masks(list(group), player, options.masks, args.seed, judge):
                     if record["task"] not in have:
                         file.add(record)
                         bar.update()
         return _write_results(folder, args, about, player)
 
 
-def judge_of(player: Player) -> tuple[Judge, str]:
+def iou_estimator(player: Player) -> tuple[IouEstimator, str]:
     """What the agent states of observed masks, by reading, and how it is asked: a language model here is read, another
     agent's text is searched for a statement."""
     from agents.mllm import MllmAgent
-    from search.prm import IouReader, mean_of
+    from search.prm import IouReader, expected_iou
 
     agent = player.agent
     if agent.privileged:
@@ -99,7 +99,7 @@ def judge_of(player: Player) -> tuple[Judge, str]:
 
         def read(seen: Sequence[Observation]) -> dict[str, list[float | None]]:
             greedy, shares = reader.both(seen)
-            return {"greedy": greedy.tolist(), "mean": mean_of(shares).tolist()}
+            return {"greedy": greedy.tolist(), "mean": expected_iou(shares).tolist()}
 
         return read, "greedy: the likeliest number behind `Current IOU: `; mean: the expectation over 0 .. 100"
 
@@ -109,10 +109,12 @@ def judge_of(player: Player) -> tuple[Judge, str]:
     return ask, "greedy: what a whole reply states; 0 where it states nothing"
 
 
-def judged(tasks: Sequence[Task], player: Player, count: int, seed: int, judge: Judge) -> list[dict[str, Any]]:
+def estimate_masks(
+    tasks: Sequence[Task], player: Player, count: int, seed: int, judge: IouEstimator
+) -> list[dict[str, Any]]:
     """One record for each task: its masks, and what was stated of them."""
-    made = pointed(player.mdp, tasks, count, seed)
-    seen = [observed(one, task) for task, masks in zip(tasks, made, strict=True) for one in masks]
+    made = point_masks(player.mdp, tasks, count, seed)
+    seen = [observation_of(one, task) for task, masks in zip(tasks, made, strict=True) for one in masks]
     stated = judge(seen)
     return [
         {
@@ -131,13 +133,13 @@ def _write_results(folder: RunFolder, args: Args, about: dict[str, Any], player:
         raise RunError(f"all {len(skipped)} items of {args.data!r} are bad: {next(iter(skipped.values()), '')}")
     places = {name: place for place, name in enumerate(data.ids)}
     records.sort(key=lambda record: places[record["task"]])
-    masks = [Judged(**one) for record in records for one in record["masks"]]
+    masks = [LabelledMask(**one) for record in records for one in record["masks"]]
     said = {name: [v for record in records for v in record[name]] for name in READINGS if name in records[0]}
     silent = sum(value is None for value in said["greedy"])
     if silent == len(masks):
         raise RunError(f"agent {args.agent!r} states no IoU of any mask; take one that judges, such as mllm")
     stated = {name: [0.0 if value is None else value for value in values] for name, values in said.items()}
-    found = measured(masks, stated, args.seed)
+    found = iou_estimate_metrics(masks, stated, args.seed)
     true, scores = [one.iou for one in masks], [one.score for one in masks if one.score is not None]
     rivals = {**stated, **({TOOL: scores} if len(scores) == len(masks) else {})}
     numbers = {
@@ -152,9 +154,9 @@ def _write_results(folder: RunFolder, args: Args, about: dict[str, Any], player:
     }
     folder.write_json("metrics.json", numbers)
     numbers = folder.read_json("metrics.json")
-    shown = iou_report.Shown(args.data, masks, stated, lambda name: data[places[name]])
+    shown = iou_report.MaskSet(args.data, masks, stated, lambda name: data[places[name]])
     section = iou_report.section_of(folder, shown, {"all": numbers["readings"]}, "", args.report_episodes, "greedy")
-    section["notes"] = [f"{name}: {_kept(found)}" for name, found in numbers["acceptance"].items()]
+    section["notes"] = [f"{name}: {_acceptance_text(found)}" for name, found in numbers["acceptance"].items()]
     title = f"{args.agent} as a judge of masks by {args.tool} on {args.data}"
     lead = f"{len(masks)} masks of {len(records)} tasks, of random points in the target's box."
     iou_report.page(folder, title, lead, [section], numbers["protocol"], about)
@@ -169,11 +171,11 @@ def text(numbers: Mapping[str, Any]) -> str:
         f"{numbers['masks']} masks of {numbers['tasks']} tasks{skipped}",
         iou_report.text_table(numbers["readings"]),
     ]
-    lines += [f"  {name}: {_kept(found)}" for name, found in numbers["acceptance"].items()]
+    lines += [f"  {name}: {_acceptance_text(found)}" for name, found in numbers["acceptance"].items()]
     return "\n".join(lines)
 
 
-def _kept(found: Mapping[str, Any]) -> str:
+def _acceptance_text(found: Mapping[str, Any]) -> str:
     """What a filter does, in words."""
 
     def show(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from search.episode import action_from_json
-from search.labelled_masks import SOURCES, Judged, balanced
+from search.labelled_masks import SOURCES, LabelledMask, balanced
 from segenv import rewards
 from segenv.codec.base import Codec
 from segenv.statistics import calibration
@@ -18,7 +18,9 @@ READINGS = ("greedy", "mean")
 TOOL = "tool"  # the reading that is the tool's own estimate
 
 
-def measured(masks: Sequence[Judged], stated: Mapping[str, Sequence[float]], seed: int = 0) -> dict[str, Any]:
+def iou_estimate_metrics(
+    masks: Sequence[LabelledMask], stated: Mapping[str, Sequence[float]], seed: int = 0
+) -> dict[str, Any]:
     """`calibration` of each reading (one number a mask) and of the tool, by part: "all" masks, "balanced" (as many of
     each tenth of IoU as there are, about), and each source's. Empty masks have no part in it, since any model knows
     that their IoU is 0. `iou` counts the masks in each tenth."""
@@ -40,8 +42,8 @@ def measured(masks: Sequence[Judged], stated: Mapping[str, Sequence[float]], see
     return {"iou": histogram([masks[k].iou for k in filled]), "readings": readings}
 
 
-def acting(
-    masks: Sequence[Judged], said: Mapping[str, Any], codec: Codec, task: Callable[[str], Task]
+def action_metrics(
+    masks: Sequence[LabelledMask], said: Mapping[str, Any], codec: Codec, task: Callable[[str], Task]
 ) -> dict[str, Any]:
     """What whole replies are worth, as shares: `parsed` are actions, `agree` state the number of the greedy reading,
     `placed` click on an error with the right sign, of those that should click, and `stops` stop if and only if they

@@ -14,7 +14,7 @@ from experiments.common.html import data_uri, write_html
 from experiments.common.plots import figure_and_axes, png
 from experiments.common.run_folder import RunFolder, write_atomic
 from experiments.common.tables import columns
-from search.labelled_masks import SOURCES, Judged
+from search.labelled_masks import SOURCES, LabelledMask
 from segenv import render
 from segenv.seeds import seed_of
 from segenv.types import Task
@@ -33,11 +33,11 @@ PARTS = ("all", "balanced", *SOURCES)
 
 
 @dataclass(frozen=True)
-class Shown:
+class MaskSet:
     """What a page shows of a dataset: its masks, what was `said` of them, [N] each by reading, and their tasks."""
 
     data: str
-    masks: Sequence[Judged]
+    masks: Sequence[LabelledMask]
     said: Mapping[str, Any]
     task: Callable[[str], Task]
 
@@ -123,7 +123,7 @@ def plot_density(stated: Sequence[float], true: Sequence[float], name: str) -> b
 
 
 def write(
-    folder: RunFolder, numbers: Mapping[str, Any], about: Mapping[str, Any], shown: Sequence[Shown], limit: int
+    folder: RunFolder, numbers: Mapping[str, Any], about: Mapping[str, Any], shown: Sequence[MaskSet], limit: int
 ) -> None:
     """The plots and report.html of a PRM's training; at most `limit` masks of each dataset are shown."""
     sections = []
@@ -139,7 +139,7 @@ def write(
 
 
 def section_of(
-    folder: RunFolder, one: Shown, readings: Mapping[str, Mapping[str, Any]], prefix: str, limit: int, reading: str
+    folder: RunFolder, one: MaskSet, readings: Mapping[str, Mapping[str, Any]], prefix: str, limit: int, reading: str
 ) -> dict[str, Any]:
     """A page's part about one dataset, whose plots are also written into the run: a table for each part of the masks,
     plots of `readings["all"]`, and masks that `reading` judged worst and at random."""
@@ -157,7 +157,7 @@ def section_of(
     }
 
 
-def examples(one: Shown, filled: Sequence[int], reading: str, limit: int) -> list[dict[str, str]]:
+def examples(one: MaskSet, filled: Sequence[int], reading: str, limit: int) -> list[dict[str, str]]:
     """Pictures of masks with their stated and true IoU: half of them those judged worst, the others drawn."""
     worst = sorted(filled, key=lambda k: -abs(one.said[reading][k] - one.masks[k].iou))[: limit // 2]
     drawn = sorted(filled, key=lambda k: seed_of("report", one.masks[k].task, one.masks[k].number))

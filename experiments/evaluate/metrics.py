@@ -19,7 +19,7 @@ MEASURES = (
     *("acc_at_50", "best_iou", "regret", "parse_rate", "stop_rate"),
 )
 
-PROTOCOL = {
+METRIC_DEFINITIONS = {
     "iou": "intersection over union at the image's own size; pixels labelled 128 count in neither mask; two empty "
     "masks count 1",
     "miou": "mean IoU of the final masks over episodes; equals gIoU",
@@ -68,7 +68,7 @@ class Outcome:
         return float(self.ious[-1])
 
 
-def outcome(episode: Episode) -> Outcome:
+def outcome_of(episode: Episode) -> Outcome:
     """The numbers of an episode."""
     actions = [step.action["type"] for step in episode.steps]
     answered = [step.error is None and step.action["type"] in ("click", "box") for step in episode.steps]

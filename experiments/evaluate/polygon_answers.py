@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 UNITS = ("tokens", "vertices", "characters")
 
 
-class Outliner(Agent):
+class OracleAgent(Agent):
     """Writes the best outline of the target whose length is within a budget; nothing where not even a rectangle
     fits. Privileged: what it reaches is the most that any model can with this codec and budget."""
 
@@ -83,8 +83,8 @@ def answers(
 
     `seeds`, one a task, drive the sampling at `temperature`, where 0 takes the likeliest tokens. Raises ValueError for
     a question that a task cannot be asked."""
-    codec = codec_of(agent.codec, agent.spec)
-    if isinstance(agent, Outliner):
+    codec = polygon_codec(agent.codec, agent.spec)
+    if isinstance(agent, OracleAgent):
         texts = [agent.draw(task) for task in tasks]
         spent = [agent.tokens(text) for text in texts]
     else:
@@ -110,7 +110,7 @@ def _asked(
     return texts, [reply.tokens for reply in agent.backend.replies]
 
 
-def codec_of(codec: Codec, agent: str) -> PolygonCodec:
+def polygon_codec(codec: Codec, agent: str) -> PolygonCodec:
     """An agent's codec, which must be one of polygons."""
     if not isinstance(codec, PolygonCodec):
         raise RunError(f"agent {agent!r} speaks {codec.name!r}; give it a --codec of {', '.join(DIALECTS)}")

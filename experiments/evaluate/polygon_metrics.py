@@ -25,7 +25,7 @@ MEANS = ("giou", "acc_at_50", "precision_at_50", "boundary_f", "valid", "truncat
 PARTS = ("giou", "boundary_f", "valid", "tokens")  # of them, those told by size and by topology
 QUANTILES = (5, 25, 50, 75, 95)
 
-PROTOCOL = {
+METRIC_DEFINITIONS = {
     "iou": "intersection over union at the image's own size; pixels labelled 128 count in neither mask. Asked for a "
     "box, the masks are the two boxes; asked for a point or a text, IoU is 1 where the reply is right and else 0 "
     "(segenv.rewards.polygons)",
@@ -164,7 +164,8 @@ def topology_of(target: np.ndarray) -> str:
 
 
 def measures(records: Sequence[Record]) -> dict[str, Any]:
-    """The measures of replies, each mean over tasks with its interval; see `PROTOCOL`. What there is none of is None.
+    """The measures of replies, each mean over tasks with its interval; see `METRIC_DEFINITIONS`. What there is none of
+    is None.
 
     The order of `records` matters to the last digits of the intervals: give the data's.
     """

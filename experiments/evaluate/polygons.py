@@ -23,8 +23,8 @@ import agents
 from agents.base import Agent
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, hide_home, manifest
-from experiments.evaluate.polygon_answers import Outliner, answers, codec_of, read
-from experiments.evaluate.polygon_metrics import PROTOCOL, Record, measures
+from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec, read
+from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record, measures
 from segenv import codec as codecs
 from segenv import data as datasets
 from segenv.codec.polygons import PolygonCodec
@@ -35,7 +35,7 @@ from segenv.types import Task
 if TYPE_CHECKING:
     from experiments.evaluate.config import Args
 
-FREE = frozenset({"report_episodes", "executor", "workers"})
+RESUMABLE = frozenset({"report_episodes", "executor", "workers"})
 
 
 def make_agent(args: Args) -> Agent:
@@ -43,19 +43,19 @@ def make_agent(args: Args) -> Agent:
     options = args.polygon
     try:
         if args.agent == "annotator":
-            speaks = codec_of(codecs.get(args.codec or "rings"), args.agent)
+            speaks = polygon_codec(codecs.get(args.codec or "rings"), args.agent)
             if options.asked != "mask" or options.temperature:
                 raise RunError(
                     f"the annotator writes masks, the same ones each time; got asked {options.asked!r} and temperature "
                     f"{options.temperature}"
                 )
-            return Outliner(speaks, options.budget, options.unit)
+            return OracleAgent(speaks, options.budget, options.unit)
         if args.agent.partition(":")[0] != "mllm":
             raise RunError(f"agent {args.agent!r} draws no outlines; expected annotator, mllm or mllm:NAME_OR_PATH")
         made = agents.make(args.agent, args.codec, seed=args.seed, max_new_tokens=options.max_new_tokens)
     except (ValueError, OSError, ImportError) as error:
         raise RunError(f"cannot set up agent {args.agent!r} with codec {args.codec!r}: {error}") from error
-    codec_of(made.codec, args.agent)
+    polygon_codec(made.codec, args.agent)
     return made
 
 
@@ -78,11 +78,11 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to ask")
     agent = make_agent(args)
-    codec = codec_of(agent.codec, args.agent)
+    codec = polygon_codec(agent.codec, args.agent)
     cv2.setNumThreads(args.threads)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(args.threads)
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         about = folder.keep_manifest(_manifest(args, agent, data))
         have = {(one["task"], one["sample"]) for one in folder.records("answers.jsonl")}
         numbers = range(1 + options.samples if options.temperature else 1)
@@ -132,7 +132,7 @@ def _manifest(args: Args, agent: Agent, data: Dataset) -> dict[str, Any]:
         "seed": args.seed,
         "threads": args.threads,
         "batch_size": args.batch_size,
-        **PROTOCOL,
+        **METRIC_DEFINITIONS,
     }
     protocol.pop("proposal_temperature", None)
     return manifest(args.seed, protocol, {"data": data.fingerprint, "agent": settings.get("weights")})

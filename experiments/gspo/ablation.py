@@ -30,7 +30,7 @@ from experiments.gspo import report as gspo_report
 from experiments.gspo import train as gspo
 from experiments.gspo.answers import ANSWERS
 from experiments.gspo.config import Args
-from search.executors import side_by_side
+from search.executors import run_parallel
 from segenv import statistics
 
 
@@ -102,7 +102,7 @@ def run(args: Args) -> dict[str, Any]:
     chosen = arms(args, out)
     if not args.resume:
         gspo.prepare(args)  # what is wrong is said before anything is written
-    with RunFolder.resume(out, args, config.FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, config.RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         if args.ablation == "length" and not args.checkpoints:
             teach(args, folder / STARTS)
         hashes = {arm.name: identity(checkpoint(arm.own.get("agent", args.agent))) for arm in chosen}
@@ -112,7 +112,7 @@ def run(args: Args) -> dict[str, Any]:
         for one in waiting:
             if one.agent == args.agent and one.resume is None and checkpoint(args.agent) is not None:
                 _share(_start(args, folder), Path(one.out or ""))
-        side_by_side(_make, waiting, args.workers)
+        run_parallel(_make, waiting, args.workers)
         numbers = results(args, folder, chosen)
         folder.write_json("ablation.json", numbers)
         numbers = folder.read_json("ablation.json")
@@ -221,7 +221,7 @@ def _gain(values: np.ndarray, reference: np.ndarray) -> list[float]:
 
 def _protocol(args: Args, chosen: Sequence[Arm]) -> dict[str, Any]:
     settings = plain(args)
-    kept = {key: settings[key] for key in settings if key not in config.FREE | {"out", "resume"}}
+    kept = {key: settings[key] for key in settings if key not in config.RESUMABLE | {"out", "resume"}}
     return hide_home(
         {
             "arms": {arm.name: {**arm.own, **_options(args, arm)} for arm in chosen},

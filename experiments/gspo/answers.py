@@ -10,7 +10,7 @@ from typing import Any
 from experiments.common.config import plain
 from experiments.common.run_folder import RunFolder, hide_home
 from experiments.evaluate.polygon_metrics import Record
-from experiments.gspo.config import FREE, Args
+from experiments.gspo.config import RESUMABLE, Args
 from segenv.data.base import Dataset
 from segenv.seeds import seed_of
 from segenv.types import Task
@@ -46,14 +46,14 @@ def hashes(this: Run) -> dict[str, str | None]:
 
 def protocol(this: Run) -> dict[str, Any]:
     """Every choice that changes a number."""
-    from experiments.evaluate.polygon_metrics import PROTOCOL
+    from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS
 
     args = plain(this.args)
-    elsewhere = FREE | {"out", "resume", "ablation", "seeds", "checkpoints"}
+    elsewhere = RESUMABLE | {"out", "resume", "ablation", "seeds", "checkpoints"}
     chosen = {key: args[key] for key in args if key not in elsewhere}
     chosen |= {"codec": this.agent.codec.name, "prompt": this.agent.prompt_style}
     chosen |= {"training_tasks": len(this.train_places), "held_out_tasks": len(this.eval_places)}
-    return hide_home({**chosen, **PROTOCOL})
+    return hide_home({**chosen, **METRIC_DEFINITIONS})
 
 
 def measure(this: Run, agent: Any, step: int, places: Sequence[int]) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 MEASURED = ("giou", "valid", "truncated", "tokens")
 
 
-class Probe(TrainerCallback):
+class EvalCallback(TrainerCallback):
     """Measures the first process's model every so many steps. Replies are drawn with seeds of their own, so that the
     training is the same without it."""
 

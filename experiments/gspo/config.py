@@ -10,7 +10,7 @@ import tyro
 from agents.training.gspo import GSPOOptions
 from agents.training.polygon_examples import RATIO, VERTICES
 
-FREE = frozenset({"panel", "workers"})
+RESUMABLE = frozenset({"panel", "workers"})
 
 
 COUNTS = ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "threads", "start_steps")

@@ -9,16 +9,16 @@ from typing import Any
 import yaml
 
 from agents.training.gspo import processes
-from agents.training.polygon_examples import drawn
+from agents.training.polygon_examples import format_rings
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, disk_errors, manifest
 from experiments.common.splits import split
 from experiments.gspo.answers import Run, hashes, measure, protocol
-from experiments.gspo.config import COUNTS, FREE, Args
+from experiments.gspo.config import COUNTS, RESUMABLE, Args
 from segenv.types import ignored_of, object_of
 
 
-class Questions(Sequence):
+class QueryRows(Sequence):
     """Training tasks as rows of `agents.training.gspo` (with the target to be met) or of `agents.training.sft` (with
     the reply to learn), made when they are asked for."""
 
@@ -37,7 +37,7 @@ class Questions(Sequence):
         query = queries.query(task, codec, style=self.agent.prompt_style)
         row = {"image": self.agent.backend.sent(query.picture), "prompt": query.prompt}
         if args.method == "sft":
-            return {**row, "reply": drawn(task, codec, args.vertices, args.ratio)}
+            return {**row, "reply": format_rings(task, codec, args.vertices, args.ratio)}
         ignored = ignored_of(task.target)
         return {
             **row,
@@ -104,10 +104,10 @@ def run(args: Args) -> dict[str, Any] | None:
     if not everyone.is_main_process:
         this.agent.backend.model = None
         everyone.wait_for_everyone()
-        learn(this)
+        finetune(this)
         return None
     out = this.folder.path
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         this.folder = folder
         about = manifest(args.train.seed, protocol(this), hashes(this))
         folder.keep_manifest(about)
@@ -116,9 +116,9 @@ def run(args: Args) -> dict[str, Any] | None:
                 measure(this, this.agent, 0, this.eval_places)
                 folder.finish("before")
             everyone.wait_for_everyone()
-            learn(this)
+            finetune(this)
             if not folder.done("after"):
-                measure(this, trained(this), args.train.steps, this.eval_places)
+                measure(this, trained_agent(this), args.train.steps, this.eval_places)
                 folder.finish("after")
             from experiments.gspo import report
 
@@ -130,7 +130,7 @@ def run(args: Args) -> dict[str, Any] | None:
 # --------------------------------------------------------------------------------------------------------------- stages
 
 
-def learn(this: Run) -> None:
+def finetune(this: Run) -> None:
     """Train, in every process; the checkpoint goes to `policy`."""
     from agents.mllm import checkpoint
 
@@ -145,20 +145,22 @@ def learn(this: Run) -> None:
     agent.backend.model = None  # it is loaded again for training; two copies of a large one may not fit
     from agents.training.gspo import optimise
     from agents.training.sft import finetune
-    from experiments.gspo.callbacks import Probe
+    from experiments.gspo.callbacks import EvalCallback
     from segenv import rewards
 
     try:
         if args.method == "sft":
-            finetune(base, Questions(this, control(args).batch_size * args.train.steps), out, control(args), declare)
+            finetune(
+                base, QueryRows(this, sft_control(args).batch_size * args.train.steps), out, sft_control(args), declare
+            )
         else:
             reward = rewards.polygon(args.reward, agent.codec)
-            optimise(base, Questions(this), reward, out, args.train, declare, [Probe(this)])
+            optimise(base, QueryRows(this), reward, out, args.train, declare, [EvalCallback(this)])
     except (ValueError, yaml.YAMLError) as error:
         raise RunError(str(error)) from error
 
 
-def control(args: Args) -> Any:
+def sft_control(args: Args) -> Any:
     """The supervised training that makes as many steps, each of as many replies."""
     from agents.training.sft import SFTOptions
 
@@ -178,7 +180,7 @@ def control(args: Args) -> Any:
     )
 
 
-def trained(this: Run) -> Any:
+def trained_agent(this: Run) -> Any:
     """The policy after training, as an agent."""
     import agents
 

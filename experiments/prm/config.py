@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from experiments.common.config import TrainerOptions
 
-FREE = frozenset({"report_masks"})  # settings that change no result
+RESUMABLE = frozenset({"report_masks"})  # settings that change no result
 
 
 @dataclass(frozen=True)

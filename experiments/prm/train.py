@@ -19,10 +19,19 @@ import agents
 from experiments.common.config import RunError, plain
 from experiments.common.run_folder import RunFolder, disk_errors, hide_home, manifest
 from experiments.evaluate import iou_report
-from experiments.evaluate.iou_estimates import READINGS, acting, histogram, measured
-from experiments.prm.config import FREE, Args
-from search.labelled_masks import ERRORS, SAMPLES, SOURCES, Judged, Statements, balanced, gather, observed
-from search.prm import IouReader, mean_of
+from experiments.evaluate.iou_estimates import READINGS, action_metrics, histogram, iou_estimate_metrics
+from experiments.prm.config import RESUMABLE, Args
+from search.labelled_masks import (
+    ERRORS,
+    SAMPLES,
+    SOURCES,
+    LabelledMask,
+    PredictedIouExamples,
+    balanced,
+    collect_masks,
+    observation_of,
+)
+from search.prm import IouReader, expected_iou
 from search.star import Rules
 from segenv import data as datasets
 from segenv import tools
@@ -30,7 +39,7 @@ from segenv.data import Dataset
 from segenv.envs.filter import POINTS
 from segenv.mdp import SegMDP
 from segenv.seeds import seed_of
-from segenv.statistics import PROTOCOL
+from segenv.statistics import METRIC_DEFINITIONS
 from segenv.types import Task
 
 
@@ -68,9 +77,9 @@ class Run:
         places = {name: place for place, name in enumerate(data.ids)}
         return lambda name: data[places[name]]
 
-    def masks(self, name: str) -> list[Judged]:
+    def masks(self, name: str) -> list[LabelledMask]:
         """All that were gathered in the file `name`."""
-        return [Judged(**one) for record in self.folder.records(name) for one in record["masks"]]
+        return [LabelledMask(**one) for record in self.folder.records(name) for one in record["masks"]]
 
 
 def splits(args: Args) -> tuple[Dataset, list[Dataset]]:
@@ -125,14 +134,14 @@ def collect(this: Run, data: Dataset, name: str) -> None:
             if have.issuperset(group.ids):
                 continue
             tasks = list(group)
-            made = gather(this.mdp, policy, tasks, args.seed, this.rules)
+            made = collect_masks(this.mdp, policy, tasks, args.seed, this.rules)
             for task, masks in zip(tasks, made, strict=True):
                 if task.id not in have:
                     file.add({"task": task.id, "masks": [one.to_json() for one in masks]})
                     bar.update()
 
 
-def learn(this: Run) -> None:
+def finetune(this: Run) -> None:
     """Fine-tune the agent's checkpoint on balanced masks of training tasks."""
     from agents.mllm import checkpoint
     from agents.training.sft import SFTOptions, finetune
@@ -158,13 +167,13 @@ def learn(this: Run) -> None:
     declare = {"codec": pupil.codec.name, "prompt": pupil.prompt_style, "image_size": pupil.backend.image_size}
     pupil.backend.model = None  # it is loaded again for training; two copies of a large one may not fit
     rows = balanced(this.masks("train.jsonl"), args.rows, args.seed)
-    lessons = Statements(rows, pupil, this.task(this.train))
+    lessons = PredictedIouExamples(rows, pupil, this.task(this.train))
     base, trained = checkpoint(args.agent), this.folder / "trained"
     finetune(base, lessons, trained, options, declare)
-    keep(trained, this.folder / "model", base)
+    export(trained, this.folder / "model", base)
 
 
-def keep(trained: Path, out: Path, base: str | Path | None) -> None:
+def export(trained: Path, out: Path, base: str | Path | None) -> None:
     """Move a trained checkpoint to `out`, in float16 where `base` is stored so, as the embedded one is: what is judged
     afterwards is what is kept."""
     from transformers import AutoConfig
@@ -186,7 +195,7 @@ def keep(trained: Path, out: Path, base: str | Path | None) -> None:
     shutil.rmtree(trained)
 
 
-def judge(this: Run, k: int, model: str) -> None:
+def score_masks(this: Run, k: int, model: str) -> None:
     """What a model states about the held-out masks of dataset k: the greedy number, the expected one, and on some
     masks its whole reply."""
     agent = this.agent(model)
@@ -196,11 +205,11 @@ def judge(this: Run, k: int, model: str) -> None:
     stated: dict[str, list[float]] = {way: [] for way in READINGS}
     size = agent.backend.batch_size
     for start in tqdm(range(0, len(masks), size), desc=f"{model}, {this.args.eval_data[k]}", unit="batch"):
-        seen = [observed(one, task(one.task)) for one in masks[start : start + size]]
+        seen = [observation_of(one, task(one.task)) for one in masks[start : start + size]]
         greedy, shares = reader.both(seen)
         stated["greedy"] += greedy.tolist()
-        stated["mean"] += mean_of(shares).tolist()
-    written = agent.act([observed(one, task(one.task)) for one in replied], [0] * len(replied))
+        stated["mean"] += expected_iou(shares).tolist()
+    written = agent.act([observation_of(one, task(one.task)) for one in replied], [0] * len(replied))
     places = {(one.task, one.number): place for place, one in enumerate(masks)}
     replies = [[places[one.task, one.number], text] for one, text in zip(replied, written, strict=True)]
     this.folder.write_json(f"{model}{k}.json", {**stated, "replies": replies})
@@ -217,11 +226,11 @@ def stages(this: Run) -> list[tuple[str, Callable[[], None]]]:
     for k, data in enumerate(this.held_out):
         gathered.append((f"gather/eval{k}", partial(collect, this, data, f"eval{k}.jsonl")))
     for name in this.models:
-        judged += [(f"judge/{name}{k}", partial(judge, this, k, name)) for k in range(len(this.held_out))]
+        judged += [(f"judge/{name}{k}", partial(score_masks, this, k, name)) for k in range(len(this.held_out))]
     if not this.args.steps:
         return [*gathered, *judged]
     first = ("gather/train", partial(collect, this, this.train, "train.jsonl"))
-    return [first, *gathered, ("train", partial(learn, this)), *judged]
+    return [first, *gathered, ("train", partial(finetune, this)), *judged]
 
 
 # -------------------------------------------------------------------------------------------------------------- results
@@ -238,8 +247,8 @@ def results(this: Run) -> dict[str, Any]:
             {model: this.folder.read_json(f"{model}{k}.json") for model in this.models},
         )
         read = {f"{model}, {way}": said[model][way] for model in this.models for way in READINGS}
-        acts = {model: acting(masks, said[model], codec, this.task(data)) for model in this.models}
-        found[args.eval_data[k]] = {**measured(masks, read, args.seed), "replies": acts}
+        acts = {model: action_metrics(masks, said[model], codec, this.task(data)) for model in this.models}
+        found[args.eval_data[k]] = {**iou_estimate_metrics(masks, read, args.seed), "replies": acts}
     return {"data": found, "training": training(this) if args.steps else None, "protocol": protocol(this)}
 
 
@@ -258,9 +267,9 @@ def training(this: Run) -> dict[str, Any]:
 def protocol(this: Run) -> dict[str, Any]:
     """Every choice that changes a number."""
     args = plain(this.args)
-    chosen = {key: args[key] for key in args if key not in FREE | {"out", "resume"}}
+    chosen = {key: args[key] for key in args if key not in RESUMABLE | {"out", "resume"}}
     counts = {"training_tasks": len(this.train), "held_out_tasks": [len(data) for data in this.held_out]}
-    return hide_home({**chosen, **counts, "samples": SAMPLES, "errors": ERRORS, "points": POINTS, **PROTOCOL})
+    return hide_home({**chosen, **counts, "samples": SAMPLES, "errors": ERRORS, "points": POINTS, **METRIC_DEFINITIONS})
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -270,7 +279,7 @@ def run(args: Args) -> dict[str, Any]:
     hashes |= {f"eval_data {k}": data.fingerprint for k, data in enumerate(this.held_out)}
     hashes["agent"] = this.agent().settings["weights"]
     out = this.folder.path
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         this.folder = folder
         about = folder.keep_manifest(manifest(args.seed, protocol(this), hashes))
         for name, work in stages(this):
@@ -285,7 +294,7 @@ def run(args: Args) -> dict[str, Any]:
             print(f"[{name}] {time.perf_counter() - began:.1f} s", file=sys.stderr)
         folder.write_json("metrics.json", results(this))
         shown = [
-            iou_report.Shown(
+            iou_report.MaskSet(
                 spec, this.masks(f"eval{k}.jsonl"), folder.read_json(f"{this.models[-1]}{k}.json"), this.task(data)
             )
             for k, (spec, data) in enumerate(zip(args.eval_data, this.held_out, strict=True))

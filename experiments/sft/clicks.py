@@ -15,26 +15,33 @@ from torch.utils.data import Dataset
 from agents import tiny
 from agents.backends.transformers import TransformersBackend
 from agents.mllm import parse
-from agents.tiny.vision_tower import TowerConfig
+from agents.tiny.vision_tower import VisionTowerConfig
 from agents.training.checkpoints import identity
-from agents.training.click_examples import Lesson, Lessons, Plan, cheap_mask, lesson_action, played
+from agents.training.click_examples import (
+    ClickExample,
+    ClickExamples,
+    Mixture,
+    annotator_states,
+    correct_action,
+    distorted_mask,
+)
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest
-from experiments.sft.trainer import FREE, Trainer, tiny_checkpoint, train
+from experiments.sft.trainer import RESUMABLE, Trainer, tiny_checkpoint, train
 from segenv import codec, metrics, render, tools
 from segenv.data.synthetic.scenes import Synthetic
 from segenv.tools.base import SegTool
 from segenv.types import Click, Stop, Task
 
-SPEECH = "segagent"  # the codec of the replies
+CODEC = "segagent"  # the codec of the replies
 STAGES = ("look", "easy", "click", "state")
-PLANS = {
-    "look": Plan(first=0, cheap=1),
-    "easy": Plan(first=4, easy=0.8),
-    "click": Plan(first=4),
-    "state": Plan(first=4, trajectory=5, easy=0.2),
+MIXTURES = {
+    "look": Mixture(first=0, cheap=1),
+    "easy": Mixture(first=4, easy=0.8),
+    "click": Mixture(first=4),
+    "state": Mixture(first=4, trajectory=5, easy=0.2),
 }
-ANY = Plan(first=2, trajectory=4, cheap=4, crossed=4)  # of the stage `state` where masks are of any kind
+ANY_MASKS = Mixture(first=2, trajectory=4, cheap=4, crossed=4)  # of the stage `state` where masks are of any kind
 SIZES = ("image_size", "width", "vision_layers", "text_layers", "heads")
 LEAST = {  # what numbers may be at least
     **dict.fromkeys((*(f"{stage}_steps" for stage in STAGES), "cooldown", "vision_layers", "seed", "workers"), 0),
@@ -94,16 +101,16 @@ class Source(Dataset):
 
     def __init__(self, args: Args, stage: str) -> None:
         self.args, self.stage = args, stage
-        self.lessons: Lessons | None = None
+        self.lessons: ClickExamples | None = None
 
-    def __getitem__(self, i: int) -> Lesson:
+    def __getitem__(self, i: int) -> ClickExample:
         if self.lessons is None:
             cv2.setNumThreads(1)
             args = self.args
-            plan = ANY if self.stage == "state" and args.states == "any" else PLANS[self.stage]
+            plan = ANY_MASKS if self.stage == "state" and args.states == "any" else MIXTURES[self.stage]
             tool = tools.make(args.tool) if plan.trajectory else None
-            grid = args.image_size // TowerConfig().patch_size
-            self.lessons = Lessons(plan, tool, args.image_size, grid, args.stop_iou, args.seed)
+            grid = args.image_size // VisionTowerConfig().patch_size
+            self.lessons = ClickExamples(plan, tool, args.image_size, grid, args.stop_iou, args.seed)
         return self.lessons[i]
 
 
@@ -121,7 +128,7 @@ class ClickTrainer(Trainer):
                     f"base {self.args.base!r} sees images of {side} pixels, and image_size is {self.args.image_size}; "
                     "give the size of the base"
                 )
-            model.config.segenv = {"codec": SPEECH, "prompt": "instruction", "image_size": [side, side]}
+            model.config.segenv = {"codec": CODEC, "prompt": "instruction", "image_size": [side, side]}
             return model, processor
         return tiny.build(self.args.seed, **{name: getattr(self.args, name) for name in SIZES})
 
@@ -131,7 +138,7 @@ class ClickTrainer(Trainer):
 
 
 @dataclass(frozen=True, eq=False)
-class Probe:
+class EvalState:
     """A held-out state: how the averaged model answers in it is measured."""
 
     task: Task
@@ -139,32 +146,32 @@ class Probe:
     clicks: tuple[Click, ...] = ()
 
 
-def probes(args: Args, tool: SegTool) -> list[Probe]:
+def eval_states(args: Args, tool: SegTool) -> list[EvalState]:
     """`args.probe` empty masks, then states of trajectories and cheap masks, of `synthetic:val` from its end."""
     data = Synthetic("val")
     tasks = [data[len(data) - 1 - k] for k in range(args.probe)]
-    found = [Probe(task, np.zeros(task.target.shape, bool)) for task in tasks]
+    found = [EvalState(task, np.zeros(task.target.shape, bool)) for task in tasks]
     for k, task in enumerate(tasks[: args.probe // 2]):
         rng = np.random.default_rng([args.seed, 2, k])
-        states = played(tool, task, args.stop_iou)
+        states = annotator_states(tool, task, args.stop_iou)
         if states:
-            found.append(Probe(*states[rng.integers(len(states))]))
-        found.append(Probe(task, cheap_mask(task.target.view(bool), task.meta["instances"], rng)))
+            found.append(EvalState(*states[rng.integers(len(states))]))
+        found.append(EvalState(task, distorted_mask(task.target.view(bool), task.meta["instances"], rng)))
     return found
 
 
-def measure(trainer: Trainer, held_out: Sequence[Probe]) -> dict[str, float]:
+def measure(trainer: Trainer, held_out: Sequence[EvalState]) -> dict[str, float]:
     """Greedy replies of the averaged model: first clicks in the named object, and what it says and does about
     masks."""
     side = (trainer.args.image_size,) * 2
     backend = TransformersBackend((trainer.averaged, trainer.processor), trainer.device.type, image_size=side)
     pictures = [render.overlay(probe.task.image, probe.mask) for probe in held_out]
     replies = backend.generate(pictures, [probe.task.instruction for probe in held_out], [0] * len(held_out))
-    speech = codec.get(SPEECH)
+    speech = codec.get(CODEC)
     found: dict[str, list[float]] = {}
     for probe, text in zip(held_out, replies, strict=True):
         task, action = probe.task, speech.parse(text, probe.task)
-        wanted, stated = lesson_action(task, probe.mask, probe.clicks, trainer.args.stop_iou), speech.stated_iou(text)
+        wanted, stated = correct_action(task, probe.mask, probe.clicks, trainer.args.stop_iou), speech.stated_iou(text)
         inside = isinstance(action, Click) and bool(task.target[action.y, action.x])
         if not probe.mask.any():
             hit = inside and isinstance(action, Click) and action.positive
@@ -188,7 +195,7 @@ def check(args: Args) -> None:
             raise RunError(f"{name} is {getattr(args, name)}; expected {least} or more")
     if not any(getattr(args, f"{stage}_steps") for stage in STAGES):
         raise RunError("all stages have 0 steps; give at least one of them some")
-    patch = TowerConfig().patch_size
+    patch = VisionTowerConfig().patch_size
     if args.image_size < patch or args.image_size % patch:
         raise RunError(f"image_size is {args.image_size}; expected a multiple of {patch}")
     if args.width % (2 * args.heads):
@@ -214,7 +221,7 @@ def run(args: Args) -> Path:
     cv2.setNumThreads(1)
     out = args.resume or args.out or "runs/sft"
     trainer = ClickTrainer(args)
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         if (folder / "state.safetensors").exists():
             trainer.load(folder.path)
         if trainer.step > trainer.total:
@@ -223,7 +230,7 @@ def run(args: Args) -> Path:
         if args.base is not None:
             hashes["base"] = identity(parse(args.base)[0])
         folder.keep_manifest(manifest(args.seed, {}, hashes))
-        held_out = probes(args, tool)
+        held_out = eval_states(args, tool)
         train(args, folder, trainer, lambda: measure(trainer, held_out))
         trainer.export(folder / "model")
         folder.finish("sft")

@@ -24,8 +24,8 @@ from agents import tiny
 from agents.backends.transformers import TransformersBackend
 from agents.mllm import EMBEDDED, parse
 from agents.training.checkpoints import identity
-from agents.training.click_examples import Lesson, Plan
-from agents.training.polygon_examples import RATIO, TOKENS, VERTICES, Outlines
+from agents.training.click_examples import ClickExample, Mixture
+from agents.training.polygon_examples import RATIO, TOKENS, VERTICES, PolygonExamples
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest
 from experiments.evaluate.polygon_metrics import record
@@ -36,7 +36,7 @@ from segenv.codec import polygons
 from segenv.data.synthetic.scenes import Synthetic
 from segenv.types import Task
 
-FREE = shared.FREE | {"draw_steps"}
+RESUMABLE = shared.RESUMABLE | {"draw_steps"}
 VERTEX_TOKENS = 8  # of a vertex in `rings`
 
 
@@ -79,19 +79,19 @@ class Args:
     save_every: int = 250
 
 
-class Source(Dataset):
+class PolygonSource(Dataset):
     """Lessons in drawing, made where they are asked for: in the process beside the training."""
 
     def __init__(self, args: Args, image_size: int, grid: int) -> None:
         self.args, self.image_size, self.grid = args, image_size, grid
-        self.lessons: Outlines | None = None
+        self.lessons: PolygonExamples | None = None
 
-    def __getitem__(self, i: int) -> Lesson:
+    def __getitem__(self, i: int) -> ClickExample:
         if self.lessons is None:
             cv2.setNumThreads(1)
             args = self.args
-            self.lessons = Outlines(
-                Plan(first=args.questions),
+            self.lessons = PolygonExamples(
+                Mixture(first=args.questions),
                 args.codec,
                 args.vertices,
                 args.ratio,
@@ -103,7 +103,7 @@ class Source(Dataset):
         return self.lessons[i]
 
 
-class DrawingTrainer(Trainer):
+class PolygonTrainer(Trainer):
     """Trains the model of a checkpoint in one stage, `draw`."""
 
     stages = ("draw",)
@@ -125,7 +125,7 @@ class DrawingTrainer(Trainer):
     def source(self, stage: str) -> Dataset:
         """The lessons."""
         size = self.model.config.segenv["image_size"][0]
-        return Source(self.args, size, size // self.processor.patch_size)
+        return PolygonSource(self.args, size, size // self.processor.patch_size)
 
     def measure(self, tasks: Sequence[Task]) -> dict[str, float]:
         """How the averaged model outlines held-out tasks, greedily."""
@@ -153,9 +153,9 @@ def run(args: Args) -> Path:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     check(args)
-    trainer = DrawingTrainer(args)
+    trainer = PolygonTrainer(args)
     out = args.resume or args.out or "runs/polygon"
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         if (folder / "state.safetensors").exists():
             trainer.load(folder.path)
         if trainer.step > trainer.total:

@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from agents.backends.transformers import load
 from agents.mllm import EMBEDDED, parse
-from agents.tiny.vision_tower import TowerConfig, fold
-from agents.training.auxiliary_heads import Collator, Heads, look, read, reply_loss
-from agents.training.click_examples import Lesson
+from agents.tiny.vision_tower import VisionTowerConfig, fold
+from agents.training.auxiliary_heads import Collator, Heads, encode_images, forward_text, reply_loss
+from agents.training.click_examples import ClickExample
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, disk_errors
 from search.executors import start_worker
 
-FREE = frozenset(  # may change on the way
+RESUMABLE = frozenset(  # may change on the way
     {
         *(f"{stage}_steps" for stage in ("look", "easy", "click", "state")),
         "cooldown",
@@ -101,14 +101,14 @@ class Trainer:
         falling = (self.total - self.step) / max(1, self.args.cooldown)
         return self.args.rate * min(1.0, (self.step + 1) / 200, max(0.02, falling))
 
-    def train_step(self, lessons: Sequence[Lesson]) -> dict[str, float]:
+    def train_step(self, lessons: Sequence[ClickExample]) -> dict[str, float]:
         """One update."""
         batch = {name: values.to(self.device) for name, values in self.collate(lessons).items()}
         with torch.autocast(self.device.type, torch.bfloat16):
-            features = look(self.model, batch["pictures"])
+            features = encode_images(self.model, batch["pictures"])
             loss, measured = self.heads.seen_loss(features, batch)
             if self.stage(self.step)[0] != "look":
-                logits, tokens = read(self.model, features, batch)
+                logits, tokens = forward_text(self.model, features, batch)
                 told, more = self.heads.told_loss(tokens, batch)
                 reply = reply_loss(logits, batch)
                 loss = 0.25 * loss + 0.5 * told + reply
@@ -182,12 +182,12 @@ def tiny_checkpoint(base: str) -> tuple[Any, Any, int]:
         kind, side = model.config.vision_config.model_type, int(model.config.segenv["image_size"][0])
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise RunError(f"cannot start from --base {base!r}: {error}") from error
-    if kind != TowerConfig.model_type:
+    if kind != VisionTowerConfig.model_type:
         raise RunError(f"base {base!r} is no tiny model; for other checkpoints train with agents.training.sft")
     return model, processor, side
 
 
-def batches(args: Any, trainer: Trainer) -> Iterator[list[Lesson]]:
+def batches(args: Any, trainer: Trainer) -> Iterator[list[ClickExample]]:
     """The lessons of each step from `trainer.step` to the end of its stage, made by other processes beside
     the training."""
     stage, first, last = trainer.stage(trainer.step)

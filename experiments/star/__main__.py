@@ -19,7 +19,7 @@ from dataclasses import replace
 from experiments.common.config import parse_args
 from experiments.star import report
 from experiments.star.config import Args
-from experiments.star.train import plan, prepare, run
+from experiments.star.train import dry_run, prepare, run
 from segenv.types import SegenvError
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
             print(ablation.plan(args) if args.dry_run else ablation.text(ablation.run(args)))
         elif args.dry_run:
-            print(plan(prepare(args)))
+            print(dry_run(prepare(args)))
         else:
             print(report.text(run(args)))
     except (SegenvError, FileExistsError) as error:

@@ -27,10 +27,10 @@ from experiments.common.plots import figure_and_axes, png, whiskers
 from experiments.common.run_folder import RunFolder, disk_errors, hide_home, manifest, write_atomic
 from experiments.common.tables import columns, markdown
 from experiments.star import train as star
-from experiments.star.config import FREE, Args, settled
+from experiments.star.config import RESUMABLE, Args, with_defaults
 from experiments.star.stages import Run, episodes, player_of, stages
 from search.episode import Episode
-from search.executors import side_by_side
+from search.executors import run_parallel
 from segenv import statistics
 
 
@@ -95,9 +95,9 @@ def prepare(args: Args) -> Run:
 
 def run(args: Args) -> dict[str, Any]:
     """All arms in all seeds; returns what ablation.json holds."""
-    this = prepare(args := settled(replace(args, ablation=True)))
+    this = prepare(args := with_defaults(replace(args, ablation=True)))
     out = this.folder.path
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         folder.keep_manifest(manifest(args.seed, star.protocol(this), star.hashes(this)))
         first, *others = seeds = range(args.seed, args.seed + args.ablation_seeds)
         if others and _one_start(args):
@@ -120,7 +120,7 @@ def run(args: Args) -> dict[str, Any]:
 
 def plan(args: Args) -> str:
     """What the ablation would do, for a dry run; tool and agent are loaded to see that they can be."""
-    this = prepare(args := settled(replace(args, ablation=True)))
+    this = prepare(args := with_defaults(replace(args, ablation=True)))
     player_of(this.setup(this.train, args.agent))
     seeds = range(args.seed, args.seed + args.ablation_seeds)
     starts = 1 if _one_start(args) else len(seeds)
@@ -178,7 +178,7 @@ def _arm(args: Args, folder: RunFolder, seed: int, arm: str) -> Args:
 def _in_parallel(args: Args, runs: Sequence[Args]) -> None:
     """Make runs that are not finished, `workers` at a time; each goes on where it was cut."""
     waiting = [each for each in runs if not RunFolder(each.resume or each.out or "").done("star")]
-    side_by_side(_make, waiting, 1 if args.executor == "serial" else args.workers)
+    run_parallel(_make, waiting, 1 if args.executor == "serial" else args.workers)
 
 
 def _make(args: Args, what: Callable[[Args], Any] = star.run) -> None:
@@ -248,7 +248,11 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, An
         "between seeds": "sampling of rollouts and training order differ; the training tasks, and S_0 where it is the "
         "agent itself, are the same; intervals hold nothing of the spread over seeds",
         "arms": ARMS,
-        **{key: value for key, value in plain(args).items() if key not in FREE | {"out", "resume", "ablation", *OWN}},
+        **{
+            key: value
+            for key, value in plain(args).items()
+            if key not in RESUMABLE | {"out", "resume", "ablation", *OWN}
+        },
         "sft_steps": args.start_steps,
     }
     return {"policies": lines, "protocol": hide_home(protocol)}

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from experiments.common.config import TrainerOptions
 from search.star import Rules
 
-FREE = frozenset({"executor", "workers", "report_episodes", "dry_run"})
+RESUMABLE = frozenset({"executor", "workers", "report_episodes", "dry_run"})
 S_0_STEPS = 600  # for an agent that has not learned from the annotator before
 
 
@@ -123,7 +123,7 @@ class Args:
         return 0 if learned else S_0_STEPS
 
 
-def settled(args: Args) -> Args:
+def with_defaults(args: Args) -> Args:
     """`args` with what was left open, and depends on whether it is an ablation, filled in; a run that goes on has its
     own settings."""
     if args.resume is not None:

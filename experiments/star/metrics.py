@@ -11,7 +11,7 @@ from experiments.common.run_folder import finite
 from experiments.evaluate import metrics as summary
 from experiments.evaluate.metrics import first_click_inside
 from search.episode import Episode
-from search.star import Row, Rules, star_plus_rows
+from search.star import Rules, StarExample, star_plus_examples
 from segenv import metrics, statistics
 from segenv.types import Task
 
@@ -19,7 +19,7 @@ PAIRED = ("best_iou", "boundary_iou", "noc/85", "first_click_in_object", "stop_r
 Decision = tuple[bool, bool]  # whether it was a stop, and whether a stop was due
 FAULTS = ("no_gain", "stopped_too_early", "went_on_too_long", "invalid_reply", "undo")
 
-PROTOCOL = {
+METRIC_DEFINITIONS = {
     "evaluation": "every policy plays the same held-out tasks, greedily, from an empty mask or the task's initial one",
     "gain": "paired difference of the final IoU to S_0; 95 % bootstrap over tasks, nothing of the spread over seeds",
     "gains": "paired differences to S_0 of the other measures that are means over episodes, with intervals as of gain",
@@ -42,7 +42,7 @@ PROTOCOL = {
     "acceptance": "shares of all actions in the judged rollouts of a round: accepted (a lesson as it was played), "
     "corrected (the annotator's action in that state is the lesson) and dropped; 95 % bootstrap over tasks; before "
     "repetitions are left out. faults: what was wrong with the corrected ones, as shares of all actions",
-    **summary.PROTOCOL,
+    **summary.METRIC_DEFINITIONS,
 }
 
 
@@ -70,7 +70,7 @@ def policies(
     for n, (episodes, first, choices) in enumerate(
         zip(played, np.array(inside).T, zip(*decided, strict=True), strict=True)
     ):
-        numbers = summary.summarise([summary.outcome(episode) for episode in episodes], max_steps, {})
+        numbers = summary.summarise([summary.outcome_of(episode) for episode in episodes], max_steps, {})
         del numbers["protocol"]
         each = {**_each(episodes, max_steps), "first_click_in_object": first}
         base = base or each
@@ -111,7 +111,7 @@ def _each(episodes: Sequence[Episode], max_steps: int) -> dict[str, np.ndarray]:
 
 def decisions(episode: Episode, task: Task, rules: Rules) -> list[Decision]:
     """What was decided in the states of an episode, beside what `star_plus_rows` would teach in them."""
-    lessons = {row.step: row.action["type"] == "stop" for row in star_plus_rows(episode, task, rules)}
+    lessons = {row.step: row.action["type"] == "stop" for row in star_plus_examples(episode, task, rules)}
     kinds = [step.action["type"] for step in episode.steps]
     return [(kind == "stop", lessons[k]) for k, kind in enumerate(kinds) if kind != "invalid" and k in lessons]
 
@@ -124,8 +124,8 @@ def decisions_at(episode: Episode, stop_iou: float) -> list[Decision]:
 
 
 def stopping(decided: Sequence[Sequence[Decision]]) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """How well a policy knows when to stop, by the decisions of each episode, and the intervals of that; PROTOCOL says
-    what is counted.
+    """How well a policy knows when to stop, by the decisions of each episode, and the intervals of that;
+    METRIC_DEFINITIONS says what is counted.
 
     `stop_counts` are decisions, those that were stops, those where a stop was due, and the stops that were due. A share
     of nothing is NaN.
@@ -151,7 +151,7 @@ def stopping(decided: Sequence[Sequence[Decision]]) -> tuple[dict[str, Any], dic
     }
 
 
-def acceptance(rows: Sequence[Row], episodes: Iterable[Episode]) -> dict[str, Any]:
+def acceptance(rows: Sequence[StarExample], episodes: Iterable[Episode]) -> dict[str, Any]:
     """What became of the actions in the rollouts `episodes`, of which a filter made `rows` (repetitions included):
     "actions" and the shares "accepted", "corrected" and "dropped", "faults" of the corrected, and "intervals"."""
     played = {(episode.task, episode.sample): episode for episode in episodes}
@@ -178,7 +178,7 @@ def acceptance(rows: Sequence[Row], episodes: Iterable[Episode]) -> dict[str, An
     )
 
 
-def _fault(row: Row, episode: Episode) -> str:
+def _fault(row: StarExample, episode: Episode) -> str:
     """What was wrong with the action that a corrected row replaces."""
     step = episode.steps[row.step]
     own = step.other["action"] if step.corrected and step.other else step.action

@@ -17,13 +17,13 @@ from experiments.common.episode_viewer import describe, payload
 from experiments.common.html import data_uri, write_html
 from experiments.common.run_folder import RunFolder, finite, write_atomic
 from experiments.star import plots as star_plots
-from experiments.star.metrics import PROTOCOL, acceptance, policies
+from experiments.star.metrics import METRIC_DEFINITIONS, acceptance, policies
 from search.episode import Episode, clicks_of
 from segenv import render
 from segenv.seeds import seed_of
 from segenv.types import Click, Task, object_of
 
-__all__ = ["PROTOCOL", "acceptance", "policies", "scalars", "table", "text", "write"]
+__all__ = ["METRIC_DEFINITIONS", "acceptance", "policies", "scalars", "table", "text", "write"]
 
 MEASURES = (  # (key in metrics.json, name, digits, what is better)
     ("miou", "mIoU", 4, "higher"),

@@ -19,7 +19,7 @@ from experiments.star.config import Args
 from search import star
 from search.episode import Episode, decode_mask
 from search.executors import Player, Setup, Skipped, play
-from search.star import Row
+from search.star import StarExample
 from segenv.data.base import Dataset
 from segenv.mdp import Observation
 from segenv.seeds import seed_of
@@ -118,18 +118,22 @@ def episodes(folder: RunFolder, name: str) -> Iterator[Episode]:
 # --------------------------------------------------------------------------------------------------------------- stages
 
 
-def expert(this: Run, _: int) -> None:
+def demonstrate(this: Run, _: int) -> None:
     """D_0: the annotator plays the training tasks through the tool."""
     play_into(this, "round0/expert.jsonl", this.setup(this.train, "annotator"), this.train_places)
     played = episodes(this.folder, "round0/expert.jsonl")
     write_rows(
         this,
         0,
-        [row for episode in played for row in star.expert_rows(episode, this.args.rules, this.args.expert == "judged")],
+        [
+            row
+            for episode in played
+            for row in star.demonstration_examples(episode, this.args.rules, this.args.expert == "judged")
+        ],
     )
 
 
-def practise(this: Run, n: int) -> None:
+def rollout(this: Run, n: int) -> None:
     """Rollouts of S_{n-1} on training tasks."""
     args = this.args
     chosen = sorted(this.train_places, key=lambda place: seed_of(args.seed, "rollout", n, this.train.ids[place]))
@@ -145,20 +149,20 @@ def practise(this: Run, n: int) -> None:
     play_into(this, f"round{n}/rollout.jsonl", setup, sorted(chosen[: args.rollout_tasks]))
 
 
-def judge(this: Run, n: int) -> None:
+def filter_rollouts(this: Run, n: int) -> None:
     """D_n: keep what raised the IoU, correct the rest."""
     args, rows = this.args, []
     played = episodes(this.folder, f"round{n}/rollout.jsonl")
     judged = list(star.distinct_episodes(played) if args.dedup == "sequences" else played)
     for episode in judged:
         if args.variant == "star":
-            rows += star.star_rows(episode, args.rules)
+            rows += star.star_examples(episode, args.rules)
         else:
-            rows += star.star_plus_rows(episode, this.task(episode.task), args.rules)
+            rows += star.star_plus_examples(episode, this.task(episode.task), args.rules)
     write_rows(this, n, rows, metrics.acceptance(rows, judged))
 
 
-def learn(this: Run, n: int) -> None:
+def finetune(this: Run, n: int) -> None:
     """S_0 from the agent and D_0; S_n from S_0 (or S_{n-1}) and D_0 ∪ D_n (star: D_n alone; control: D_0 alone)."""
     from agents.training.sft import SFTOptions, finetune
 
@@ -168,7 +172,7 @@ def learn(this: Run, n: int) -> None:
     own = read_rows(this, n) if n else []
     lessons = own if n and args.variant == "star" else read_rows(this, 0) + own
     if args.dedup == "rows":
-        lessons = star.distinct(lessons)
+        lessons = star.unique_examples(lessons)
     if not lessons:
         raise RunError(
             f"round {n} has nothing to learn from: no rollout passed the filter; lower --keep-iou or --min-gain"
@@ -207,9 +211,9 @@ def evaluate(this: Run, n: int) -> None:
 def stages(variant: str, n: int) -> list[tuple[str, Any]]:
     """The stages of round n, by name."""
     if n == 0:
-        return [("expert", expert), ("train", learn), ("evaluate", evaluate)]
-    practice = [] if variant == "control" else [("rollout", practise), ("filter", judge)]
-    return [*practice, ("train", learn), ("evaluate", evaluate)]
+        return [("expert", demonstrate), ("train", finetune), ("evaluate", evaluate)]
+    practice = [] if variant == "control" else [("rollout", rollout), ("filter", filter_rollouts)]
+    return [*practice, ("train", finetune), ("evaluate", evaluate)]
 
 
 def _start(this: Run, n: int | None) -> Path | str:
@@ -229,20 +233,22 @@ def _start(this: Run, n: int | None) -> Path | str:
     return path
 
 
-def write_rows(this: Run, n: int, rows: Sequence[Row], judged: Mapping[str, Any] | None = None) -> None:
+def write_rows(this: Run, n: int, rows: Sequence[StarExample], judged: Mapping[str, Any] | None = None) -> None:
     """A round's lessons, what all of them were, and what became of the actions that were `judged`."""
     args = this.args
-    this.folder.write_json(f"round{n}/rates.json", {"visited": len(rows), **star.rates(rows), **(judged or {})})
+    this.folder.write_json(
+        f"round{n}/rates.json", {"visited": len(rows), **star.provenance_rates(rows), **(judged or {})}
+    )
     (this.folder / f"round{n}/rows.jsonl").unlink(missing_ok=True)
-    rows = star.distinct(rows) if args.dedup == "rows" else rows
+    rows = star.unique_examples(rows) if args.dedup == "rows" else rows
     with this.folder.appending(f"round{n}/rows.jsonl") as file:
         for row in star.capped(rows, args.per_task_cap, args.seed) if n else rows:
             file.add(row.to_json())
 
 
-def read_rows(this: Run, n: int) -> list[Row]:
+def read_rows(this: Run, n: int) -> list[StarExample]:
     """A round's lessons; none where it made none."""
-    return [Row(**record) for record in this.folder.records(f"round{n}/rows.jsonl")]
+    return [StarExample(**record) for record in this.folder.records(f"round{n}/rows.jsonl")]
 
 
 class Conversations(Sequence):
@@ -252,7 +258,7 @@ class Conversations(Sequence):
     The reply states the IoU of the mask before the action, which is what makes the policy its own process reward model.
     """
 
-    def __init__(self, this: Run, rows: Sequence[Row], pupil: Any) -> None:
+    def __init__(self, this: Run, rows: Sequence[StarExample], pupil: Any) -> None:
         self.rows, self.pupil, self.max_steps = rows, pupil, this.args.max_steps
         self.task = lru_cache(maxsize=TASKS_KEPT)(this.task)
 

@@ -14,7 +14,7 @@ from experiments.common.config import RunError, plain
 from experiments.common.run_folder import RunFolder, disk_errors, hide_home, manifest
 from experiments.common.splits import split
 from experiments.star import report
-from experiments.star.config import FREE, Args, settled
+from experiments.star.config import RESUMABLE, Args, with_defaults
 from experiments.star.stages import Run, episodes, player_of, read_rows, stages
 from search.episode import Episode
 from search.executors import Skipped
@@ -40,7 +40,7 @@ def check(args: Args) -> None:
 
 def prepare(args: Args) -> Run:
     """Settings that hold, data that can be read and an agent that can be trained; RunError says what is wrong."""
-    check(args := settled(args))
+    check(args := with_defaults(args))
     try:
         import agents.training.sft  # noqa: F401  # needs an extra, and is asked for only after the first stage
         from agents.mllm import checkpoint
@@ -55,7 +55,7 @@ def prepare(args: Args) -> Run:
         raise RunError(f"cannot set up data {args.data!r} and agent {args.agent!r}: {error}") from error
 
 
-def plan(this: Run) -> str:
+def dry_run(this: Run) -> str:
     """What a run would do, for a dry run; tool and agent are loaded to see that they can be."""
     args, player = this.args, player_of(this.setup(this.train, this.args.agent))
     train, held_out = len(this.train_places), len(this.eval_places)
@@ -77,12 +77,12 @@ def plan(this: Run) -> str:
 
 
 @contextmanager
-def opened(args: Args) -> Iterator[Run]:
+def open_run(args: Args) -> Iterator[Run]:
     """The run of `args`, with its folder open to write to."""
-    this = prepare(args := settled(args))
+    this = prepare(args := with_defaults(args))
     made_of = hashes(this)
     out = this.folder.path
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         this.folder = folder
         folder.keep_manifest(manifest(args.seed, protocol(this), made_of))
         yield this
@@ -90,13 +90,13 @@ def opened(args: Args) -> Iterator[Run]:
 
 def begin(args: Args) -> None:
     """Round 0 alone: D_0, S_0 and what it does on the held-out tasks. `run` goes on from there."""
-    with opened(args) as this:
+    with open_run(args) as this:
         play_round(this, 0)
 
 
 def run(args: Args) -> dict[str, Any]:
     """All stages, in the folder of `args`; returns what metrics.json holds."""
-    with opened(args) as this:
+    with open_run(args) as this:
         folder = this.folder
         played: list[list[Episode]] = []
         for n in range(args.rounds + 1):
@@ -156,10 +156,10 @@ def results(this: Run, played: Sequence[Sequence[Episode]]) -> dict[str, Any]:
 def protocol(this: Run) -> dict[str, Any]:
     """Every choice that changes a number."""
     args = plain(this.args)
-    chosen = {key: args[key] for key in args if key not in FREE | {"out", "resume"}}
+    chosen = {key: args[key] for key in args if key not in RESUMABLE | {"out", "resume"}}
     chosen["sft_steps"] = this.args.start_steps
     counts = {"training_tasks": len(this.train_places), "held_out_tasks": len(this.eval_places)}
-    return hide_home(chosen | counts | report.PROTOCOL)
+    return hide_home(chosen | counts | report.METRIC_DEFINITIONS)
 
 
 def _mean_iou(played: Sequence[Episode]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FREE = frozenset({"small_steps", "large_steps", "cooldown", "threads", "save_every"})  # may change on the way
+RESUMABLE = frozenset({"small_steps", "large_steps", "cooldown", "threads", "save_every"})  # may change on the way
 
 
 @dataclass

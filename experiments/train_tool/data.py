@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import Dataset
 
 from segenv import annotator
-from segenv.data.synthetic.dead_leaves import draw_leaves
+from segenv.data.synthetic.dead_leaves import sample_dead_leaves
 from segenv.data.synthetic.scenes import Synthetic
 from segenv.tools.tiny_sam import PIXEL_MEAN
 
@@ -32,7 +32,7 @@ class Crops(Dataset):
         rng = np.random.default_rng([self.seed, self.size, i])
         scene = None if rng.random() < self.leaves else self.scenes.scene(i)
         while True:  # until something can be seen well enough to be asked for
-            whole = draw_leaves(rng) if scene is None else (scene.image, scene.instances)
+            whole = sample_dead_leaves(rng) if scene is None else (scene.image, scene.instances)
             image, instances = self._view(*whole, rng)
             areas = np.bincount(instances.ravel(), minlength=2)
             areas[0] = 0

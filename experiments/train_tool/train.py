@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest
-from experiments.train_tool.config import FREE, Args
+from experiments.train_tool.config import RESUMABLE, Args
 from experiments.train_tool.data import Crops
 from experiments.train_tool.trainer import Trainer
 from segenv.data.synthetic.scenes import Synthetic
@@ -59,7 +59,7 @@ def run(args: Args) -> Path:
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     out = args.resume or args.out or "runs/train_tool"
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         trainer = Trainer(args)
         if (folder / "state.safetensors").exists():
             trainer.load(folder.path)

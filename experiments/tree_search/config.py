@@ -9,7 +9,7 @@ from experiments.common.config import RunError
 from experiments.tree_search.metrics import Condition
 from search import spec
 
-FREE = frozenset({"report_tasks"})
+RESUMABLE = frozenset({"report_tasks"})
 
 
 @dataclass(frozen=True)

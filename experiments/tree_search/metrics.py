@@ -23,7 +23,7 @@ COSTS = {
     "value_calls": "values",
     "seconds": "seconds",
 }
-PROTOCOL = {
+METRIC_DEFINITIONS = {
     "miou": "mean IoU of the masks that the searches return: the best-valued mask of the whole tree, the first and the "
     "last one included; where value is none, the last mask",
     "oracle": "a search whose values are the true IoU; it reads the target, is the ceiling, and has no place among the "

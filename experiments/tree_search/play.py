@@ -12,7 +12,7 @@ from tqdm import tqdm
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.tree_search import metrics, report
-from experiments.tree_search.config import FREE, Args, conditions
+from experiments.tree_search.config import RESUMABLE, Args, conditions
 from experiments.tree_search.metrics import Condition, Record
 from search import spec, values
 from search.executors import Player, Setup
@@ -60,7 +60,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     if out is None:
         raise RunError("a run needs a folder: give out, or resume")
     shown = frozenset(sorted(ids, key=lambda name: seed_of("report", name))[: args.report_tasks])
-    with RunFolder.resume(out, args, FREE) if args.resume else RunFolder.create(out, args) as folder:
+    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
         about = _manifest(args, player, folder)
         one = Run(args, folder, player, {name: place for place, name in enumerate(ids)}, shown)
         _search_all(one, wanted, quiet)
@@ -98,7 +98,7 @@ def _manifest(args: Args, player: Player, folder: RunFolder) -> dict[str, Any]:
         "seed": args.seed,
         "threads": args.threads,
         "batch_size": args.batch_size,
-        **metrics.PROTOCOL,
+        **metrics.METRIC_DEFINITIONS,
     }
     hashes = {"data": player.dataset.fingerprint, "tool": player.tool.fingerprint, "agent": protocol.get("weights")}
     return folder.keep_manifest(manifest(args.seed, protocol, hashes))

@@ -6,14 +6,14 @@ ends when all that are best have ended.
 
 from __future__ import annotations
 
-from search.tree import Ask, Node, Search, best, ranked
+from search.tree import ExpansionRequest, Node, Search, best, ranked
 
 
 def beam(root: Node, width: int = 3, k: int = 3) -> Search:
     """Advance the frontier step by step; it is ranked across all parents."""
     frontier = [root]
     while asked := [node for node in frontier if not node.terminal]:
-        families = yield [Ask(node, k) for node in asked]
+        families = yield [ExpansionRequest(node, k) for node in asked]
         if not any(families):
             break
         frontier = ranked(families)[:width]

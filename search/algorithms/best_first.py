@@ -5,19 +5,19 @@ Unlike greedy and beam search it goes back to an earlier state as soon as all th
 
 from __future__ import annotations
 
-from search.tree import Ask, Node, Search, merit
+from search.tree import ExpansionRequest, Node, Search, rank_key
 
 
 def best_first(root: Node, k: int = 3, expansions: int = 32, width: int = 1) -> Search:
     """Make `expansions` expansions of `k` replies each, `width` at a time."""
     frontier = [root]
     while expansions > 0 and frontier:
-        frontier.sort(key=merit)
+        frontier.sort(key=rank_key)
         chosen = frontier[: min(width, expansions)]
-        families = yield [Ask(node, k) for node in chosen]
+        families = yield [ExpansionRequest(node, k) for node in chosen]
         if not any(families):
             break
         expansions -= len(chosen)
         reached = {id(child): child for family in families for child in family if not child.terminal}
         frontier = [*frontier[len(chosen) :], *reached.values()]
-    return min(frontier, key=merit, default=root)
+    return min(frontier, key=rank_key, default=root)

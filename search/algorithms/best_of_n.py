@@ -6,7 +6,7 @@ and with them the tool's and the value source's work, but each draws a reply of 
 
 from __future__ import annotations
 
-from search.tree import Ask, Node, Search, best
+from search.tree import ExpansionRequest, Node, Search, best
 
 
 def best_of_n(root: Node, n: int = 8) -> Search:
@@ -19,7 +19,7 @@ def best_of_n(root: Node, n: int = 8) -> Search:
                 groups.setdefault(id(node), []).append(i)
         if not groups:
             break
-        families = yield [Ask(places[at[0]], len(at), likeliest=at[0] == 0) for at in groups.values()]
+        families = yield [ExpansionRequest(places[at[0]], len(at), likeliest=at[0] == 0) for at in groups.values()]
         if not any(families):
             break
         for at, family in zip(groups.values(), families, strict=True):

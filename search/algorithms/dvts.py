@@ -8,14 +8,14 @@ search.
 
 from __future__ import annotations
 
-from search.tree import Ask, Node, Search, best, ranked
+from search.tree import ExpansionRequest, Node, Search, best, ranked
 
 
 def dvts(root: Node, width: int = 3, k: int = 3) -> Search:
     """Draw `width * k` first actions, and go on greedily below each of the best `width`."""
     heads = [root]
     while asked := [node for node in heads if not node.terminal]:
-        families = yield [Ask(node, width * k if node is root else k) for node in asked]
+        families = yield [ExpansionRequest(node, width * k if node is root else k) for node in asked]
         if not any(families):
             break
         first = asked[0] is root

@@ -9,14 +9,14 @@ never values the last). With K = 1 and without values this is a plain rollout.
 
 from __future__ import annotations
 
-from search.tree import Ask, Node, Search, best
+from search.tree import ExpansionRequest, Node, Search, best
 
 
 def greedy(root: Node, k: int = 3) -> Search:
     """Walk down, always to the best of `k` children."""
     node = root
     while not node.terminal:
-        (children,) = yield [Ask(node, k)]
+        (children,) = yield [ExpansionRequest(node, k)]
         if not children:
             break
         node = best(children)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import sqrt
 
-from search.tree import Ask, Node, Search, ranked
+from search.tree import ExpansionRequest, Node, Search, ranked
 
 
 def mcts(root: Node, simulations: int = 32, k: int = 3, c: float = 0.1, batch: int = 1) -> Search:
@@ -26,7 +26,7 @@ def mcts(root: Node, simulations: int = 32, k: int = 3, c: float = 0.1, batch: i
         unknown = {id(leaf): leaf for leaf in leaves if not leaf.terminal}
         families: Sequence[list[Node]] = []
         if unknown:
-            families = yield [Ask(leaf, k) for leaf in unknown.values()]
+            families = yield [ExpansionRequest(leaf, k) for leaf in unknown.values()]
             if not any(families):
                 break
         worth = [max((child.value for child in family), default=0.0) for family in families]

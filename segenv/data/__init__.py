@@ -51,12 +51,12 @@ def make(spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_
 
             return Coco(*_split_images(rest, spec), skip_bad, max_pixels)
         case "absent":
-            from segenv.data.no_target import Absent
+            from segenv.data.no_target import NoTarget
 
             share, colon, whole = rest.partition(":")
             if colon and re.fullmatch(r"0?\.[0-9]+|1(\.0*)?", share):
-                return Absent(make(whole, skip_bad, max_pixels), float(share))
-            return Absent(make(rest, skip_bad, max_pixels))
+                return NoTarget(make(whole, skip_bad, max_pixels), float(share))
+            return NoTarget(make(rest, skip_bad, max_pixels))
         case "trajectories":
             from segenv.data.trajectories.dataset import Trajectories
 

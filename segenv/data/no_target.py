@@ -14,7 +14,7 @@ from segenv.types import BadItem, Task
 _TRIES = 100  # objects of other images, before an image is said to hold them all
 
 
-class Absent(Dataset):
+class NoTarget(Dataset):
     """The tasks of another dataset, of which about a `share` (0..1, by a hash of their ids) ask for what is not there.
 
     These have an empty target, the instruction of a task that is drawn from the same dataset until `Dataset.lacks` says

@@ -12,8 +12,8 @@ import torch
 
 from agents import make, tiny
 from agents.training.auxiliary_heads import Collator, Heads
-from agents.training.click_examples import Plan
-from agents.training.polygon_examples import ORDERS, TOKENS, Outlines, drawn, missing
+from agents.training.click_examples import Mixture
+from agents.training.polygon_examples import ORDERS, TOKENS, PolygonExamples, absent_instructions, format_rings
 from experiments import polygon_ablation
 from experiments.common.config import RunError
 from experiments.evaluate.polygon_metrics import TOPOLOGIES, Record
@@ -40,11 +40,11 @@ def test_drawn_replies_give_the_object_back_in_any_order_but_the_shuffled_one(co
     dialect, rng = polygons.get(codec), np.random.default_rng(0)
     for i in range(12):
         task = Synthetic("val")[i]
-        read = dialect.parse(drawn(task, dialect, 40, 0, order, rng), task)
+        read = dialect.parse(format_rings(task, dialect, 40, 0, order, rng), task)
         assert isinstance(read, Polygons) and not read.truncated and sum(map(len, read.rings)) <= 40
         iou = polygon_iou(read.rings, task.target, read.union)
         assert iou > 0.7 or order == "random"
-        right = dialect.parse(drawn(task, dialect, 40, 0), task)
+        right = dialect.parse(format_rings(task, dialect, 40, 0), task)
         if order == "random":
             assert [set(map(tuple, ring)) for ring in read.rings] == [set(map(tuple, ring)) for ring in right.rings]
         else:
@@ -60,19 +60,19 @@ def test_outlines_have_the_corners_that_they_need_and_no_more():
 
     def counts(*corners):
         task = Task("t", np.zeros((*shape, 3), np.uint8), polygons_to_mask([np.array(corners)], *shape), "it")
-        found = [rings.parse(drawn(task, rings, 12, ratio), task).rings for ratio in (0.0, 0.015)]
+        found = [rings.parse(format_rings(task, rings, 12, ratio), task).rings for ratio in (0.0, 0.015)]
         assert polygon_iou(found[1], task.target) > 0.7
         return [len(ring) for (ring,) in found]
 
     assert counts((10.3, 12.1), (40.7, 90.2), (88.4, 30.9)) == [12, 3]
     assert counts((10, 12), (88, 60), (83, 68), (5, 20)) == [10, 4]
     nothing = Task("n", np.zeros((*shape, 3), np.uint8), np.zeros(shape, bool), "it")
-    assert rings.parse(drawn(nothing, rings), nothing).rings == ()
+    assert rings.parse(format_rings(nothing, rings), nothing).rings == ()
 
 
 def test_lessons_depend_on_their_number_and_every_answer_is_right():
-    lessons = Outlines(Plan(first=6), vertices=30, image_size=64, grid=4, seed=3)
-    again = Outlines(Plan(first=6), vertices=30, image_size=64, grid=4, seed=3)
+    lessons = PolygonExamples(Mixture(first=6), vertices=30, image_size=64, grid=4, seed=3)
+    again = PolygonExamples(Mixture(first=6), vertices=30, image_size=64, grid=4, seed=3)
     kinds = {"box": 0, "mask": 0, "absent": 0}
     for i in range(40):
         lesson = lessons[i]
@@ -101,7 +101,7 @@ def test_lessons_depend_on_their_number_and_every_answer_is_right():
 
 
 def test_outlines_that_begin_anywhere_have_a_loss_too():
-    lessons = Outlines(Plan(first=2), "rings", 8, order="random", image_size=32, grid=2, seed=1)
+    lessons = PolygonExamples(Mixture(first=2), "rings", 8, order="random", image_size=32, grid=2, seed=1)
     _, processor = tiny.build(seed=1, image_size=32, width=32, vision_layers=1, text_layers=1, heads=2)
     batch = Collator(processor)([lessons[0], lessons[1]])
     assert (batch["clicks"] == -1).all()
@@ -116,7 +116,7 @@ def test_what_is_missing_is_nowhere_in_the_scene():
     for i in range(20):
         scene = Synthetic("train").scene(i)
         there = {f"the {thing.colour} {thing.shape}" for thing in (*scene.objects, *scene.clutter)}
-        assert there and not there & set(missing(scene))
+        assert there and not there & set(absent_instructions(scene))
 
 
 def test_new_tokens_shorten_polygons_and_leave_other_texts_alone():
@@ -144,7 +144,7 @@ def test_a_training_that_was_cut_ends_as_one_that_was_not(base, tmp_path):
     sft_polygon.run(_args(base, tmp_path / "cut", draw_steps=2, cooldown=3))
     # a run of two steps has another fall of the rate: go on from its state with the settings of the whole one
     (tmp_path / "cut" / "config.yaml").write_text((tmp_path / "whole" / "config.yaml").read_text())
-    first = sft_polygon.DrawingTrainer(_args(base, tmp_path / "first"))
+    first = sft_polygon.PolygonTrainer(_args(base, tmp_path / "first"))
     for k in range(2):
         first.train_step([first.source("draw")[2 * k + j] for j in range(2)])
     first.save(tmp_path / "cut")

@@ -20,8 +20,8 @@ from pycocotools.coco import COCO
 
 from experiments.annotate import __main__, annotate
 from experiments.annotate.config import Args
-from experiments.annotate.inputs import read_boxes, read_phrases, wanted
-from experiments.annotate.outputs import Outlines
+from experiments.annotate.inputs import read_boxes, read_inputs, read_phrases
+from experiments.annotate.outputs import PolygonWriter
 from experiments.annotate.pipeline import Annotator
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
@@ -82,7 +82,7 @@ def test_outlines_keep_their_budgets_and_their_objects(mask: np.ndarray, dialect
     task = Task("t", np.zeros((*mask.shape, 3), np.uint8), mask)
     speaks = codec.get(dialect)
     assert isinstance(speaks, PolygonCodec)
-    exact, tight = Outlines(0.0), Outlines(1.0, max_vertices=budget, max_tokens=60)
+    exact, tight = PolygonWriter(0.0), PolygonWriter(1.0, max_vertices=budget, max_tokens=60)
     rings = mask_to_polygons(mask)
     assert np.array_equal(polygons_to_mask(exact.draw(rings, *mask.shape), *mask.shape), mask)
     if mask.any():
@@ -263,7 +263,7 @@ def sheet_of_shapes(tmp_path: Path) -> Path:
 def test_specks_holes_and_small_or_doubtful_objects(sheet_of_shapes: Path) -> None:
     tool: Any = Bright()
     args = Args(boxes="given", tool=tool, min_part=5, min_area=3, min_mask_score=0.2)
-    found = wanted(str(sheet_of_shapes / "one"), (), None, str(sheet_of_shapes / "one.json"), None)
+    found = read_inputs(str(sheet_of_shapes / "one"), (), None, str(sheet_of_shapes / "one.json"), None)
     record = Annotator(args).annotate("x.png", found)
     assert record["dropped"] == {"empty mask": 2}  # the dot is a small part; nothing is bright in the last box
     assert [round(one["mask_score"], 2) for one in record["objects"]] == [0.28, 0.24]

@@ -140,13 +140,13 @@ def test_jobs_side_by_side_end_with_the_first_that_fails():
     other.start()
     try:
         with pytest.raises(ValueError, match="non-negative"):
-            executors.side_by_side(time.sleep, [600, -1, 600], 2)
+            executors.run_parallel(time.sleep, [600, -1, 600], 2)
         with pytest.raises(executors.WorkerError, match="died.*--resume"):
-            executors.side_by_side(os._exit, [3, 3], 2)
+            executors.run_parallel(os._exit, [3, 3], 2)
         assert time.monotonic() - began < 500 and other.is_alive()
     finally:
         other.kill()
-    executors.side_by_side(time.sleep, [0, 0, 0], 2)
+    executors.run_parallel(time.sleep, [0, 0, 0], 2)
 
 
 def test_ray_gives_the_same_or_says_how_to_get_it(photos):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from agents import tiny
 from agents.tiny import vision_tower
-from agents.training.gspo import GSPOOptions, Judge, optimise
+from agents.training.gspo import GSPOOptions, LengthPenalisedReward, optimise
 from agents.training.sft import SFTOptions, finetune
 from experiments import polygon_ablation
 from experiments.common.config import RunError
@@ -111,7 +111,7 @@ def test_the_judge_scores_replies_and_logs_what_they_are():
     right = row["reply"]
     replies = [right, "I see a disc", right[: right.rindex("[") - 1]]
     ids = [[0] * 20, [0] * 4, [0] * 10]
-    judge = Judge(REWARD, replace(QUICK, length_penalty=0.4, max_tokens=40))
+    judge = LengthPenalisedReward(REWARD, replace(QUICK, length_penalty=0.4, max_tokens=40))
     columns = {"target": [row["target"]] * 3, "log_metric": logged.__setitem__}
     found = judge([[{"role": "assistant", "content": reply}] for reply in replies], ids, **columns)
     task = disc_task(32, 32, 8, 8, 6)
@@ -227,7 +227,7 @@ def test_the_control_learns_outlines_of_as_many_vertices_as_it_is_told(taught, t
     counts = []
     for vertices, ratio in ((12, 0.0), (12, 0.03), (4, 0.0)):
         args = arguments(taught, tmp_path / "run", method="sft", vertices=vertices, ratio=ratio)
-        rows = run.Questions(run.prepare(args))
+        rows = run.QueryRows(run.prepare(args))
         counts.append([int(rows[k]["reply"].split()[1]) for k in range(len(rows))])
     assert len(counts[0]) >= 8 and max(counts[0]) == 12 and max(counts[2]) == 4
     assert np.mean(counts[2]) < np.mean(counts[1]) < np.mean(counts[0]) - 1

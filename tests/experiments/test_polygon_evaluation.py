@@ -171,11 +171,11 @@ def test_the_annotator_reaches_what_a_codec_can_say(shapes: str, tmp_path: Path,
 def test_budgets_are_kept_and_too_small_ones_are_no_answer() -> None:
     pytest.importorskip("transformers")
     for unit, budget in (("tokens", 60), ("vertices", 8), ("characters", 90)):
-        agent = polygon_answers.Outliner(RINGS, budget, unit)  # type: ignore[arg-type]
+        agent = polygon_answers.OracleAgent(RINGS, budget, unit)  # type: ignore[arg-type]
         for found in polygon_answers.answers(agent, [data.make("synthetic:val")[k] for k in range(3)], [0] * 3):
             spent = {"tokens": found.tokens, "vertices": found.vertices, "characters": len(found.text)}[unit]
             assert budget / 2 < spent <= budget and found.iou > 0.4
-    found = polygon_answers.answers(polygon_answers.Outliner(RINGS, 5), [task(ONE)], [0])[0]  # type: ignore[arg-type]
+    found = polygon_answers.answers(polygon_answers.OracleAgent(RINGS, 5), [task(ONE)], [0])[0]  # type: ignore[arg-type]
     assert (found.text, found.iou) == ("", 0) and found.error
 
 

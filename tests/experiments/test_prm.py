@@ -24,8 +24,17 @@ from agents.training.sft import SFTOptions, finetune
 from experiments.common.run_folder import RunFolder
 from experiments.prm import __main__, train
 from search.episode import action_from_json
-from search.labelled_masks import SOURCES, Judged, NoisyAnnotator, Statements, balanced, gather, observed, pointed
-from search.prm import IouReader, Numbers, mean_of
+from search.labelled_masks import (
+    SOURCES,
+    LabelledMask,
+    NoisyAnnotator,
+    PredictedIouExamples,
+    balanced,
+    collect_masks,
+    observation_of,
+    point_masks,
+)
+from search.prm import IouReader, NumberTokens, expected_iou
 from search.rollout import rollout
 from search.star import Rules
 from segenv import annotator, metrics, tools
@@ -50,8 +59,8 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def masks(mdp) -> list[list[Judged]]:
-    return gather(mdp, agents.make("random"), TASKS, seed=3)
+def masks(mdp) -> list[list[LabelledMask]]:
+    return collect_masks(mdp, agents.make("random"), TASKS, seed=3)
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
@@ -66,7 +75,7 @@ def views(words: str = "it") -> list[Observation]:
 @torch.inference_mode()
 def forced(agent, seen: Observation) -> tuple[int, np.ndarray]:
     """The likeliest number and the probability of each, by whole passes over the prompt and each beginning."""
-    backend, numbers = agent.backend, Numbers(agent.backend.processor)
+    backend, numbers = agent.backend, NumberTokens(agent.backend.processor)
     prompt = encode(
         backend.processor, [chat(backend.processor, agent.prompt(seen))[0] + numbers.begun], [agent.picture(seen)]
     )
@@ -112,7 +121,7 @@ def test_one_pass_reads_what_whole_passes_say(family: str, base: Path, tmp_path:
     np.testing.assert_allclose(read.sum(1), 1)
     assert reader.tokens == [10] * len(seen)  # 1 to 9, and 10, which may go on
     assert reader.both(seen)[0].tolist() == [number / 100 for number in numbers]
-    assert mean_of(read) == pytest.approx([sum(n * p / 100 for n, p in enumerate(row)) for row in read])
+    assert expected_iou(read) == pytest.approx([sum(n * p / 100 for n, p in enumerate(row)) for row in read])
     assert reader.greedy(seen).tolist() == [number / 100 for number in numbers]
     assert reader.tokens == [len(str(number)) for number in numbers]
     alone = [reader.greedy([one])[0] for one in seen[::-1]]
@@ -121,21 +130,21 @@ def test_one_pass_reads_what_whole_passes_say(family: str, base: Path, tmp_path:
 
 
 def test_every_number_has_its_own_tokens(base: Path) -> None:
-    numbers = Numbers(MllmAgent(base).backend.processor)
+    numbers = NumberTokens(MllmAgent(base).backend.processor)
     assert numbers.begun == "Current IOU: " and sorted(numbers.value.values()) == list(range(101))
     assert [len(level) for level in numbers.levels] == [1, 9, 1]
 
 
 def test_a_taught_model_states_what_is_read_and_still_acts(
-    base: Path, masks: list[list[Judged]], tmp_path: Path
+    base: Path, masks: list[list[LabelledMask]], tmp_path: Path
 ) -> None:
     """Twelve masks learned by heart: the statement read in one pass is the one that it writes."""
     learned, tasks = balanced([one for found in masks for one in found], 12), {task.id: task for task in TASKS}
     pupil = MllmAgent(base)
     options = SFTOptions(steps=130, batch_size=12, learning_rate=4e-3, save_steps=1000)
-    finetune(base, Statements(learned, pupil, tasks.__getitem__), tmp_path / "out", options)
+    finetune(base, PredictedIouExamples(learned, pupil, tasks.__getitem__), tmp_path / "out", options)
     taught = MllmAgent(tmp_path / "out")
-    seen = [observed(one, tasks[one.task]) for one in learned]
+    seen = [observation_of(one, tasks[one.task]) for one in learned]
     replies = taught.act(seen, [0] * len(seen))
     read, true = IouReader(taught).greedy(seen), [one.iou for one in learned]
     assert [taught.codec.stated_iou(text) for text in replies] == read.tolist()
@@ -154,7 +163,7 @@ def test_a_taught_model_states_what_is_read_and_still_acts(
 # -------------------------------------------------------------------------------------------------- what it learns from
 
 
-def test_masks_carry_what_is_true_of_them(mdp: SegMDP, masks: list[list[Judged]]) -> None:
+def test_masks_carry_what_is_true_of_them(mdp: SegMDP, masks: list[list[LabelledMask]]) -> None:
     assert [{one.task for one in found} for found in masks] == [{task.id} for task in TASKS]
     assert {one.source for found in masks for one in found} == set(SOURCES)
     rules = Rules()
@@ -163,21 +172,21 @@ def test_masks_carry_what_is_true_of_them(mdp: SegMDP, masks: list[list[Judged]]
         assert [one.number for one in found] == list(range(len(found)))
         assert sum(not one.pixels.any() for one in found) == 1  # every episode's beginning
         for one in found:
-            assert one.iou == metrics.iou(task.target, one.pixels) and Judged(**one.to_json()) == one
+            assert one.iou == metrics.iou(task.target, one.pixels) and LabelledMask(**one.to_json()) == one
             action = action_from_json(one.action)
             assert isinstance(action, Stop) == (one.iou >= rules.stop_iou)
             if isinstance(action, Click):
                 assert bool(task.target[action.y, action.x]) == action.positive != bool(one.pixels[action.y, action.x])
-    assert gather(mdp, agents.make("random"), TASKS[2:], seed=3) == masks[2:], "a task's masks are its own"
-    assert gather(mdp, agents.make("random"), TASKS, seed=4) != masks
+    assert collect_masks(mdp, agents.make("random"), TASKS[2:], seed=3) == masks[2:], "a task's masks are its own"
+    assert collect_masks(mdp, agents.make("random"), TASKS, seed=4) != masks
     (episode,) = rollout(mdp, agents.make("annotator"), TASKS[:1])
     kept = {one.mask for one in masks[0]}
     assert {episode.start_mask, *(step.mask for step in episode.steps)} <= kept, "the last mask is one of them"
 
 
 def test_random_points_need_no_episode(mdp: SegMDP) -> None:
-    made = pointed(mdp, TASKS, 6, seed=1)
-    assert [len(found) for found in made] == [6] * 4 and made[1:] == pointed(mdp, TASKS[1:], 6, seed=1)
+    made = point_masks(mdp, TASKS, 6, seed=1)
+    assert [len(found) for found in made] == [6] * 4 and made[1:] == point_masks(mdp, TASKS[1:], 6, seed=1)
     assert all(one.source == "points" and one.score is None for found in made for one in found)
 
 
@@ -195,11 +204,12 @@ def test_the_noisy_annotator_errs_now_and_then(mdp: SegMDP) -> None:
         assert (sum(bool(other[click.y, click.x]) for click in wrong) > 25) == bool(meta)
 
 
-def made(ious: list[float]) -> list[Judged]:
+def made(ious: list[float]) -> list[LabelledMask]:
     """Masks with these IoUs, of four sources in turn; that of IoU 0 is empty."""
     pixel = record.encode_mask(np.ones((1, 1), bool)), record.encode_mask(np.zeros((1, 1), bool))
     return [
-        Judged("t", k, SOURCES[k % 4], 1, 1, pixel[iou == 0], iou, None, {"type": "stop"}) for k, iou in enumerate(ious)
+        LabelledMask("t", k, SOURCES[k % 4], 1, 1, pixel[iou == 0], iou, None, {"type": "stop"})
+        for k, iou in enumerate(ious)
     ]
 
 
@@ -348,7 +358,7 @@ def test_a_trained_model_is_kept_in_the_precision_of_its_base(base: Path, tmp_pa
     for k, (origin, dtype) in enumerate([(base, torch.float32), (half, torch.float16), (None, torch.float32)]):
         shutil.copytree(base, trained)
         (trained / "sft.json").write_text("{}")
-        train.keep(trained, tmp_path / f"kept {k}", origin)
+        train.export(trained, tmp_path / f"kept {k}", origin)
         kept = load(tmp_path / f"kept {k}")[0].state_dict()
         assert all(torch.equal(kept[name], whole[name].to(dtype)) for name in whole)
         assert (tmp_path / f"kept {k}" / "sft.json").exists() and not trained.exists()

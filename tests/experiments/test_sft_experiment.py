@@ -17,19 +17,19 @@ from agents import tiny
 from agents.backends.transformers import chat, encode
 from agents.mllm import MllmAgent
 from agents.tiny.vision_tower import fold
-from agents.training.auxiliary_heads import IGNORED, Collator, look, pixels, read, reply_loss
+from agents.training.auxiliary_heads import IGNORED, Collator, encode_images, forward_text, pixels, reply_loss
 from agents.training.checkpoints import identity
 from agents.training.click_examples import (
     COLOUR_NAMES,
     KINDS,
     SHAPE_NAMES,
-    Lessons,
-    Plan,
-    cheap_mask,
+    ClickExamples,
+    Mixture,
+    annotator_states,
+    correct_action,
+    distorted_mask,
     leading_digits,
-    lesson_action,
-    played,
-    turned,
+    rotated,
 )
 from experiments.common.config import RunError
 from experiments.sft import __main__
@@ -42,13 +42,13 @@ from segenv.types import Click, Stop
 
 torch.set_num_threads(1)
 SMALL = {"image_size": 64, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
-MIXED = Plan(first=2, trajectory=2, cheap=2, crossed=2)
+MIXED = Mixture(first=2, trajectory=2, cheap=2, crossed=2)
 SPEECH = codec.get("segagent")
 
 
 @pytest.fixture(scope="module")
 def lessons():
-    return Lessons(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3)
+    return ClickExamples(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def pair():
 
 @pytest.mark.parametrize("i", range(6))
 def test_a_lesson_depends_on_its_number_alone(lessons, i):
-    one, other = lessons[i], Lessons(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3, window=400)[i]
+    one, other = lessons[i], ClickExamples(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3, window=400)[i]
     assert np.array_equal(one.pictures, other.pictures)
     assert [q.reply for q in one.questions] == [q.reply for q in other.questions]
     assert not np.array_equal(one.pictures[0], lessons[i + 6].pictures[0])
@@ -91,7 +91,7 @@ def test_a_mask_is_asked_about_for_its_own_object_and_for_another(lessons):
 @settings(max_examples=15, deadline=None)
 def test_turning_a_scene_keeps_what_is_true_of_it(number, turn):
     scene = Synthetic("train").scene(number)
-    moved = turned(scene, turn)
+    moved = rotated(scene, turn)
     for k, thing in enumerate(moved.objects):
         rows, columns = np.nonzero(moved.instances == k + 1)
         assert thing.centre == pytest.approx((columns.mean() + 0.5, rows.mean() + 0.5))
@@ -112,8 +112,8 @@ def test_a_mirror_exchanges_left_and_right():
         if any("the leftmost object" in expressions(s, k) for k in range(len(s.objects)))
     )
     k = next(k for k in range(len(scene.objects)) if "the leftmost object" in expressions(scene, k))
-    assert "the rightmost object" in expressions(turned(scene, 1), k)
-    assert "the topmost object" in expressions(turned(scene, 4), k)
+    assert "the rightmost object" in expressions(rotated(scene, 1), k)
+    assert "the topmost object" in expressions(rotated(scene, 4), k)
 
 
 def test_the_table_names_colour_shape_and_first_click_of_each_object(lessons):
@@ -126,14 +126,14 @@ def test_the_table_names_colour_shape_and_first_click_of_each_object(lessons):
         named = bool(table[k + 1, 2 + KINDS.index(("", True, True))])
         alike = [o for o in (*scene.objects, *scene.clutter) if (o.colour, o.shape) == (thing.colour, thing.shape)]
         assert named == (len(alike) == 1)
-        click = lesson_action(replace(task, target=scene.instances == k + 1), np.zeros_like(task.target), (), 0.9)
+        click = correct_action(replace(task, target=scene.instances == k + 1), np.zeros_like(task.target), (), 0.9)
         row, column = map(int, SPEECH.points.write_point(click, task))
         assert table[k + 1, -4:].tolist() == [*leading_digits(row), *leading_digits(column)]
 
 
 def test_played_states_are_what_the_tool_makes_of_their_clicks():
     task, tool = Synthetic("val").load(4), tools.make("disc")
-    states = played(tool, task, 0.9)
+    states = annotator_states(tool, task, 0.9)
     assert [len(clicks) for _, _, clicks in states] == list(range(1, len(states) + 1))
     mdp = SegMDP(tool)
     for _, mask, clicks in states:
@@ -148,8 +148,8 @@ def test_played_states_are_what_the_tool_makes_of_their_clicks():
 def test_lesson_actions_stop_where_the_mask_is_good_and_else_correct_it(seed):
     task = Synthetic("val").load(seed % 30)
     target = task.target.view(bool)
-    mask = cheap_mask(target, task.meta["instances"], np.random.default_rng(seed))
-    action, iou = lesson_action(task, mask, (), 0.9), metrics.iou(target, mask)
+    mask = distorted_mask(target, task.meta["instances"], np.random.default_rng(seed))
+    action, iou = correct_action(task, mask, (), 0.9), metrics.iou(target, mask)
     assert mask.dtype == bool and mask.shape == target.shape
     assert isinstance(action, Stop) == (iou >= 0.9)
     if isinstance(action, Click):
@@ -178,7 +178,7 @@ def test_labels_cover_the_reply_and_nothing_else(lessons, pair):
 def test_reading_gives_the_logits_of_the_whole_model(lessons, pair):
     model, processor = pair
     batch = Collator(processor)([lessons[2]])
-    logits, tokens = read(model, look(model, batch["pictures"]), batch)
+    logits, tokens = forward_text(model, encode_images(model, batch["pictures"]), batch)
     whole = model(
         input_ids=batch["ids"],
         attention_mask=batch["attention"],
@@ -245,7 +245,7 @@ def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
     (first, _) = sft_trainer.batches(args, fresh)
     asked = [[question.picture for question in lesson.questions] for lesson in first]
     assert any(len(set(some) - {0}) < sum(map(bool, some)) for some in asked), "masks are asked about for other objects"
-    assert max(len(lesson.pictures) for lesson in first) > 1 + sft.PLANS["state"].trajectory, "there are cheap masks"
+    assert max(len(lesson.pictures) for lesson in first) > 1 + sft.MIXTURES["state"].trajectory, "there are cheap masks"
     model = sft.run(args)
     now = load_file(model / "model.safetensors")
     assert now.keys() == before.keys() and not torch.equal(now[words], before[words])
@@ -307,11 +307,11 @@ def test_a_model_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_first_click_that_is_negative_is_not_in_the_object(tmp_path, monkeypatch):
     args = _args(tmp_path)
     trainer = sft.ClickTrainer(args)
-    held_out = [probe for probe in sft.probes(args, tools.make("disc")) if not probe.mask.any()]
+    held_out = [probe for probe in sft.eval_states(args, tools.make("disc")) if not probe.mask.any()]
     for positive, expected in ((True, 1.0), (False, 0.0)):
         replies = []
         for probe in held_out:
-            best = lesson_action(probe.task, probe.mask, (), 0.9)
+            best = correct_action(probe.task, probe.mask, (), 0.9)
             assert isinstance(best, Click)
             replies.append(SPEECH.format(replace(best, positive=positive), probe.task))
         monkeypatch.setattr(sft.TransformersBackend, "generate", lambda *_, said=replies: said)

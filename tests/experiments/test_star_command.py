@@ -121,9 +121,9 @@ def test_killed_ten_times_at_random_it_ends_as_if_uninterrupted(tmp_path):
         run += 1  # it ended before ten kills: another
 
 
-def lessons_of(out, n) -> list[star.Row]:
+def lessons_of(out, n) -> list[star.StarExample]:
     path = out / f"round{n}" / "rows.jsonl"
-    return [star.Row(**json.loads(line)) for line in path.open()] if path.exists() else []
+    return [star.StarExample(**json.loads(line)) for line in path.open()] if path.exists() else []
 
 
 def learned_from(out, n) -> dict:
@@ -164,7 +164,7 @@ def test_the_ablation_plays_every_arm_on_the_same_tasks_and_goes_on_after_a_kill
         assert learned_from(arms["judged"], 1)["rows"] == len(rows["judged", 0])
         assert not (arms["judged"] / "round0" / "rows.jsonl").samefile(arms["star+"] / "round0" / "rows.jsonl")
         assert learned_from(arms["star"], 1)["rows"] == len(rows["star", 1])
-        assert learned_from(arms["star+"], 1)["rows"] == len(star.distinct(first + rows["star+", 1]))
+        assert learned_from(arms["star+"], 1)["rows"] == len(star.unique_examples(first + rows["star+", 1]))
         assert {row.provenance for row in rows["star", 1]} == {"policy"}
         for arm, base in (("star+", EMBEDDED), ("continue", arms["continue"] / "round1" / "policy")):
             assert learned_from(arms[arm], 2)["base"] == identity(base)
@@ -198,7 +198,7 @@ def test_a_lesson_shows_what_the_policy_was_shown(tmp_path, monkeypatch):
 
     monkeypatch.setattr(agent.backend, "generate", watched)
     [episode] = player.play(this.train_places)
-    rows = star.star_plus_rows(episode, this.task(episode.task), args.rules)
+    rows = star.star_plus_examples(episode, this.task(episode.task), args.rules)
     assert [row.step for row in rows] == [0, 1, 2] and [row.error is None for row in rows] == [True, False, False]
     for lesson, (picture, prompt) in zip(Conversations(this, rows, agent), seen, strict=True):
         assert lesson["prompt"] == prompt and np.array_equal(lesson["image"], picture)
@@ -225,16 +225,16 @@ def test_a_dry_run_of_the_ablation_counts_all_of_it(tmp_path, capsys):
 
 
 def test_an_ablation_measures_on_tasks_that_no_rule_was_chosen_on():
-    from experiments.star.config import Args, settled
+    from experiments.star.config import Args, with_defaults
 
-    alone, many = settled(Args()), settled(Args(ablation=True))
+    alone, many = with_defaults(Args()), with_defaults(Args(ablation=True))
     assert (alone.eval_data, alone.eval_limit, alone.executor) == ("synthetic:val", 400, "serial")
     assert (many.eval_data, many.eval_limit, many.executor) == ("synthetic:test", 800, "process")
     given = Args(ablation=True, data="index:DIR", eval_limit=3, executor="serial")
-    assert settled(given) == given
-    assert settled(many) == many
+    assert with_defaults(given) == given
+    assert with_defaults(many) == many
     going_on = Args(ablation=True, resume="runs/of-an-older-version")
-    assert settled(going_on) == going_on, "a run that goes on keeps what it had"
+    assert with_defaults(going_on) == going_on, "a run that goes on keeps what it had"
 
 
 def test_what_arms_share_is_one_file_with_two_names(tmp_path):

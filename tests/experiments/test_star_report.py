@@ -75,7 +75,7 @@ def test_what_the_filter_keeps_was_decided_rightly(played, zero_gain):
     task, rules = made_task(), star.Rules(zero_gain=zero_gain)
     made = [made_episode(task, [(action, part(width)) for action, width in steps]) for steps in played]
     episodes = [replace(episode, sample=k) for k, episode in enumerate(made)]
-    rows = [row for episode in episodes for row in star.star_plus_rows(episode, task, rules)]
+    rows = [row for episode in episodes for row in star.star_plus_examples(episode, task, rules)]
     fates = metrics.acceptance(rows, episodes)
     assert fates["accepted"] + fates["corrected"] + fates["dropped"] == pytest.approx(1)
     assert sum(fates["faults"].values()) == pytest.approx(fates["corrected"])
@@ -92,12 +92,12 @@ def test_what_was_corrected_is_told_by_its_fault():
     steps: list = [(CLICK, part(12)), (MISS, part(9)), (INVALID, part(9)), (STOP, part(9))]
     late: list = [(CLICK, part(28)), (CLICK, part(29)), (UNDO, part(28))]
     episodes = [made_episode(task, steps), replace(made_episode(task, late), task="other")]
-    rows = [row for episode in episodes for row in star.star_plus_rows(episode, replace(task, id=episode.task))]
+    rows = [row for episode in episodes for row in star.star_plus_examples(episode, replace(task, id=episode.task))]
     fates = metrics.acceptance(rows, episodes)
     assert fates["actions"] == 7 and fates["accepted"] == 2 / 7 and fates["dropped"] == 0
     assert fates["faults"] == {name: 1 / 7 for name in metrics.FAULTS}
     assert fates["intervals"]["accepted"] == [0.25, pytest.approx(1 / 3)]  # of one task twice
-    whole = metrics.acceptance(star.star_rows(episodes[1], star.Rules()), episodes)
+    whole = metrics.acceptance(star.star_examples(episodes[1], star.Rules()), episodes)
     assert (whole["accepted"], whole["corrected"]) == (3 / 7, 0) and whole["dropped"] == pytest.approx(4 / 7)
 
 
@@ -136,14 +136,14 @@ def story(rounds: int) -> tuple[dict, list[list[Episode]], dict[str, Task]]:
         played.append(made)
     lessons: list[dict] = [{"round": 0, "rows": 9, "visited": 9, "expert": 1.0, "policy": 0.0, "corrected": 0.0}]
     for n, episodes in enumerate(played[:-1], 1):
-        rows = [row for episode in episodes for row in star.star_plus_rows(episode, tasks[episode.task])]
+        rows = [row for episode in episodes for row in star.star_plus_examples(episode, tasks[episode.task])]
         lessons.append({"round": n, "rows": len(rows), **metrics.acceptance(rows, episodes)})
     asked = {"variant": "star+", "agent": "mllm", "data": "made", "tool": "disc", "max_steps": 3, "seed": 0}
     numbers = {
         "policies": metrics.policies(played, 3, tasks.__getitem__),
         "lessons": lessons,
         "skipped": {},
-        "protocol": {**asked, **vars(star.Rules()), **report.PROTOCOL},
+        "protocol": {**asked, **vars(star.Rules()), **report.METRIC_DEFINITIONS},
     }
     return numbers, played, tasks
 

@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 from experiments.train_tool import __main__, config, data  # noqa: E402
 from experiments.train_tool import train as train_tool  # noqa: E402
 from experiments.train_tool import trainer as trainer_module  # noqa: E402
-from segenv.data.synthetic.dead_leaves import draw_leaves  # noqa: E402
+from segenv.data.synthetic.dead_leaves import sample_dead_leaves  # noqa: E402
 from segenv.tools import tiny_sam  # noqa: E402
 from segenv.types import Click, Prompt  # noqa: E402
 
@@ -132,8 +132,8 @@ def test_a_part_is_a_real_part_of_the_object():
 
 def test_leaves_are_things_among_pieces():
     for seed in range(8):
-        image, instances = draw_leaves(np.random.default_rng(seed))
-        again = draw_leaves(np.random.default_rng(seed))
+        image, instances = sample_dead_leaves(np.random.default_rng(seed))
+        again = sample_dead_leaves(np.random.default_rng(seed))
         assert image.shape == (256, 256, 3) and image.dtype == np.uint8 and image.std() > 5
         assert instances.shape == (256, 256) and 1 <= instances.max() <= 3
         np.testing.assert_array_equal(again[0], image)

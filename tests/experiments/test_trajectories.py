@@ -21,7 +21,7 @@ from experiments.common.run_folder import RunFolder
 from experiments.trajectories import Convert, Generate, convert, generate
 from search.episode import Episode
 from search.rollout import rollout
-from search.star import Row, Rules, expert_rows, star_plus_rows
+from search.star import Rules, StarExample, demonstration_examples, star_plus_examples
 from search.trajectories import Move, moves_of, rows_of, select, trajectories_of
 from segenv import annotator, codec, data, metrics
 from segenv.data.trajectories.dataset import Trajectories
@@ -273,14 +273,14 @@ def write_run(root: Path, spec: str, name: str, records: list[dict[str, Any]]) -
     return root / name
 
 
-def lessons_in(rows: list[Row]) -> list[tuple]:
+def lessons_in(rows: list[StarExample]) -> list[tuple]:
     return sorted((row.task, row.sample, row.step, row.mask, row.iou, json.dumps(row.action)) for row in rows)
 
 
 def test_rows_of_the_annotator_survive_the_way_through_the_file(index: str, tmp_path: Path) -> None:
     """D_0 as StaR makes it, converted and read as D_0 again, is the same lessons; the file's stops are at one IoU."""
     rules = Rules(stop_iou=0.9, no_gain="click")
-    rows = [row for episode in played(index, "annotator", 9) for row in expert_rows(episode, rules)]
+    rows = [row for episode in played(index, "annotator", 9) for row in demonstration_examples(episode, rules)]
     assert {row.action["type"] for row in rows} == {"click", "stop"}
     run = write_run(tmp_path / "run" / "round0", index, "rows.jsonl", [row.to_json() for row in rows])
     about = convert(Convert(run, tmp_path / "d0"))
@@ -294,7 +294,7 @@ def test_rows_of_the_annotator_survive_the_way_through_the_file(index: str, tmp_
 def test_corrected_rows_become_lessons_whose_outcome_is_not_known(index: str, tmp_path: Path) -> None:
     rules, tasks = Rules(stop_iou=0.9), {task.id: task for task in data.make(index)}
     rows = [
-        row for episode in played(index, "random", 5) for row in star_plus_rows(episode, tasks[episode.task], rules)
+        row for episode in played(index, "random", 5) for row in star_plus_examples(episode, tasks[episode.task], rules)
     ]
     assert {row.provenance for row in rows} == {"policy", "corrected"}
     run = write_run(tmp_path / "run" / "round1", index, "rows.jsonl", [row.to_json() for row in rows])

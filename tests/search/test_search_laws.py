@@ -16,9 +16,9 @@ import agents
 from agents.base import Agent
 from search import spec
 from search.budget import AXES, Budget, Cost, Limits
-from search.planner import as_episode, plan
+from search.planner import run_searches, to_episode
 from search.rollout import rollout
-from search.tree import Ask, Node, Tree
+from search.tree import ExpansionRequest, Node, Tree
 from search.values import ValueSource
 from segenv import codec, metrics, tools
 from segenv.mdp import SegMDP
@@ -271,7 +271,7 @@ def told(episode) -> dict:
 def test_greedy_of_one_without_values_is_a_plain_rollout(agent) -> None:
     mdp, player = mdp_of(), agents.make(agent)
     trees = spec.parse("greedy:k=1,value=none").search(mdp, player, TASKS, None, seed=5, samples=2)
-    episodes = [as_episode(mdp, player, tree) for tree in trees]
+    episodes = [to_episode(mdp, player, tree) for tree in trees]
     assert [told(one) for one in episodes] == [told(one) for one in rollout(mdp, player, TASKS, seed=5, samples=2)]
     assert all(set(one.seconds) == {"encode", "decode", "agent", "annotator", "other"} for one in episodes)
 
@@ -287,12 +287,12 @@ def test_of_width_one_beam_and_dvts_are_greedy(k, seed) -> None:
 def test_an_episode_ends_with_the_mask_that_was_chosen() -> None:
     mdp, agent = mdp_of(), Wanderer()
     for tree in grow("greedy:k=3", TASKS, agent=agent):
-        episode = as_episode(mdp, agent, tree)
+        episode = to_episode(mdp, agent, tree)
         assert np.array_equal(episode.mask(len(episode.steps)), tree.best.state.mask)
         assert episode.steps and (episode.stopped or len(episode.steps) == 4)
         assert [step.text for step in episode.steps if step.text] == [node.text for node in tree.best.path()[1:]]
     (empty,) = grow("greedy:k=3,policy_calls=0", agent=agent)
-    assert [step.action for step in as_episode(mdp, agent, empty).steps] == [{"type": "stop"}]
+    assert [step.action for step in to_episode(mdp, agent, empty).steps] == [{"type": "stop"}]
 
 
 def test_draws_are_new_at_every_node_and_every_time() -> None:
@@ -319,11 +319,11 @@ def test_values_that_are_no_fractions_are_refused() -> None:
 
 def test_a_node_is_asked_once_a_round() -> None:
     def twice(root: Node):
-        yield [Ask(root), Ask(root)]
+        yield [ExpansionRequest(root), ExpansionRequest(root)]
         return root
 
     with pytest.raises(ValueError, match="asked twice about one node"):
-        list(plan(mdp_of(), Wanderer(), TASKS[:1], twice, Judge()))
+        list(run_searches(mdp_of(), Wanderer(), TASKS[:1], twice, Judge()))
 
 
 def test_a_policy_that_writes_outlines_is_refused() -> None:

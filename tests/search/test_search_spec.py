@@ -17,7 +17,7 @@ from experiments.evaluate.config import Args
 from search import executors, spec, values
 from search.budget import Limits
 from search.episode import Episode
-from search.planner import Terms
+from search.planner import SearchConfig
 from search.prm import IouReader
 from segenv import data, metrics, tools
 from segenv.mdp import SegMDP
@@ -32,7 +32,7 @@ def test_a_spec_says_algorithm_value_budget_and_terms() -> None:
     one = spec.parse("mcts:k=5, simulations=9,c=0.5,value=tool,tokens=900,seconds=1.5,near=0.02,patience=3")
     assert one is not None and one.algorithm == "mcts" and one.value == "tool"
     assert one.options == {"simulations": 9, "k": 5, "c": 0.5}
-    assert one.terms == Terms(Limits(tokens=900, seconds=1.5), near=0.02, patience=3)
+    assert one.terms == SearchConfig(Limits(tokens=900, seconds=1.5), near=0.02, patience=3)
     assert str(one) == "mcts:simulations=9,k=5,c=0.5,value=tool,near=0.02,patience=3,tokens=900,seconds=1.5"
     for name in spec.ALGORITHMS:
         parsed = spec.parse(name)

@@ -24,7 +24,7 @@ def test_star_plus_keeps_gains_and_corrects_the_rest():
         task,
         [(CLICK, part(12)), (MISS, part(9)), (INVALID, part(9)), (STOP, part(9))],
     )
-    rows = star.star_plus_rows(episode, task)
+    rows = star.star_plus_examples(episode, task)
     assert [row.provenance for row in rows] == ["policy", "corrected", "corrected", "corrected"]
     assert rows[0].action == CLICK and rows[0].iou == 0.0 and rows[0].gain == pytest.approx(0.4)
     for row, mask in zip(rows[1:], (part(12), part(9), part(9)), strict=True):
@@ -40,7 +40,7 @@ def test_a_correction_never_repeats_an_earlier_click():
     assert first is not None
     deepest = {"type": "click", "x": first.x, "y": first.y, "positive": first.positive}
     episode = made_episode(task, [(CLICK, part(9)), (deepest, part(9)), (INVALID, part(9))])
-    rows = star.star_plus_rows(episode, task)
+    rows = star.star_plus_examples(episode, task)
     assert star.action_of(rows[1]) == first  # judged in the state before it
     third = star.action_of(rows[2])
     assert third == annotator.next_click(task.target, part(9), [Click(12, 12), first]) and third != first
@@ -49,22 +49,22 @@ def test_a_correction_never_repeats_an_earlier_click():
 def test_from_the_stopping_iou_on_the_lesson_is_to_stop():
     task = made_task()
     episode = made_episode(task, [(CLICK, part(28)), (CLICK, part(29)), (STOP, part(29))])
-    rows = star.star_plus_rows(episode, task, star.Rules(stop_iou=0.9))
+    rows = star.star_plus_examples(episode, task, star.Rules(stop_iou=0.9))
     assert [(row.provenance, row.action["type"]) for row in rows] == [
         ("policy", "click"),
         ("corrected", "stop"),
         ("policy", "stop"),
     ]
     perfect = made_episode(task, [(CLICK, part(30)), (UNDO, np.zeros(SHAPE, bool))])
-    assert star.action_of(star.star_plus_rows(perfect, task, star.Rules(stop_iou=1.01))[1]) == Stop()
+    assert star.action_of(star.star_plus_examples(perfect, task, star.Rules(stop_iou=1.01))[1]) == Stop()
 
 
 def test_expert_rows_drop_clicks_without_gain_and_end_with_a_stop():
     task = made_task()
     episode = made_episode(task, [(CLICK, part(12)), (MISS, part(12)), (CLICK, part(28)), (CLICK, part(29))])
-    rows = star.expert_rows(episode, star.Rules(stop_iou=0.9))
+    rows = star.demonstration_examples(episode, star.Rules(stop_iou=0.9))
     early = made_episode(task, [(CLICK, part(12)), (CLICK, part(20)), (MISS, part(9))])
-    early = star.expert_rows(early, star.Rules(spent_iou=0.5), judged=True)
+    early = star.demonstration_examples(early, star.Rules(spent_iou=0.5), judged=True)
     assert [(row.step, row.action["type"]) for row in early] == [(0, "click"), (1, "click"), (2, "stop")]
     assert [row.step for row in rows] == [0, 2, 3]
     assert [row.action["type"] for row in rows] == ["click", "click", "stop"]
@@ -79,7 +79,7 @@ def test_clicks_without_effect_are_corrected_kept_or_dropped():
         ("keep", ["policy", "policy", "policy"]),
         ("drop", ["policy", "policy"]),
     ):
-        rows = star.star_plus_rows(episode, task, star.Rules(zero_gain=choice))
+        rows = star.star_plus_examples(episode, task, star.Rules(zero_gain=choice))
         assert [row.provenance for row in rows] == expected
     assert star.Rules(min_gain=0.5, zero_gain="keep").verdict("click", 0.2, 0.6) == "correct"
 
@@ -94,7 +94,7 @@ def test_rollouts_can_go_on_from_corrections():
     [expert] = rollout(mdp, agents.make("annotator", "segagent"), [task])
     assert own.ious == expert.ious and own.final_iou > 0
     assert all(step.corrected and step.other is not None and step.other["action"]["x"] == 0 for step in own.steps)
-    rows = star.star_plus_rows(own, task, rules)
+    rows = star.star_plus_examples(own, task, rules)
     assert {row.provenance for row in rows} == {"corrected"}
     assert [row.action for row in rows] == [step.action for step in expert.steps]
     assert rows[1].iou == own.ious[0] and rows[1].iou_after == own.steps[1].other["iou"]
@@ -102,7 +102,7 @@ def test_rollouts_can_go_on_from_corrections():
     [plain] = rollout(mdp, corner, [task], correct=rules.corrector())
     [untouched] = rollout(mdp, corner, [task])
     assert plain.ious == untouched.ious and plain.steps[0].other == {"action": rows[0].action, "iou": own.ious[0]}
-    assert [row.action for row in star.star_plus_rows(plain, task, rules)][0] == rows[0].action
+    assert [row.action for row in star.star_plus_examples(plain, task, rules)][0] == rows[0].action
 
 
 def test_where_no_click_helps_the_lesson_is_to_stop():
@@ -112,18 +112,18 @@ def test_where_no_click_helps_the_lesson_is_to_stop():
     steps = tuple(dataclasses.replace(step, other=tried) if k else step for k, step in enumerate(episode.steps))
     episode = dataclasses.replace(episode, steps=steps)
     rules = star.Rules(spent_iou=0.3)
-    rows = star.star_plus_rows(episode, task, rules)
+    rows = star.star_plus_examples(episode, task, rules)
     assert [(row.provenance, row.action["type"]) for row in rows] == [
         ("policy", "click"),
         ("corrected", "stop"),  # from .4 the annotator's click would lead to .35
         ("corrected", "click"),  # from .3 it helps: too early to stop
     ]
     for other, kept in ((star.Rules(spent_iou=0.3, no_gain="click"), 3), (star.Rules(spent_iou=0.5), 2)):
-        assert [row.action["type"] for row in star.star_plus_rows(episode, task, other)] == ["click"] * kept
+        assert [row.action["type"] for row in star.star_plus_examples(episode, task, other)] == ["click"] * kept
     stopping = dataclasses.replace(
         episode, steps=(*episode.steps[:1], dataclasses.replace(episode.steps[2], other=tried))
     )
-    last = star.star_plus_rows(stopping, task, rules)[-1]
+    last = star.star_plus_examples(stopping, task, rules)[-1]
     assert (last.provenance, last.action) == ("policy", STOP)  # it stopped where nothing helped
 
 
@@ -145,7 +145,7 @@ def test_equal_rollouts_count_once_and_tasks_can_be_capped():
     one = made_episode(task, [(CLICK, part(12)), (MISS, part(9))])
     again, other = dataclasses.replace(one, sample=1), made_episode(task, [(MISS, part(0)), (CLICK, part(12))])
     assert list(star.distinct_episodes([one, again, other])) == [one, other]
-    rows = [dataclasses.replace(row, sample=k) for k in range(5) for row in star.star_plus_rows(one, task)]
+    rows = [dataclasses.replace(row, sample=k) for k in range(5) for row in star.star_plus_examples(one, task)]
     kept = star.capped(rows, 3)
     assert len(kept) == 3 and kept == star.capped(rows, 3) and star.capped(rows, 0) == rows
     assert [rows.index(row) for row in kept] == sorted(rows.index(row) for row in kept)
@@ -155,29 +155,29 @@ def test_plain_star_keeps_whole_trajectories():
     task = made_task()
     good = made_episode(task, [(CLICK, part(12)), (INVALID, part(12)), (CLICK, part(25))])
     bad = made_episode(task, [(CLICK, part(12)), (MISS, part(9))])
-    assert [row.step for row in star.star_rows(good, star.Rules(keep_iou=0.7))] == [0, 2]
-    assert star.star_rows(bad, star.Rules(keep_iou=0.7)) == []
+    assert [row.step for row in star.star_examples(good, star.Rules(keep_iou=0.7))] == [0, 2]
+    assert star.star_examples(bad, star.Rules(keep_iou=0.7)) == []
 
 
 def test_equal_lessons_count_once_and_rows_survive_json():
     task = made_task()
-    rows = star.star_plus_rows(made_episode(task, [(CLICK, part(12)), (MISS, part(9))]), task)
-    assert star.distinct(rows + rows) == rows
-    assert [star.Row(**json.loads(json.dumps(row.to_json()))) for row in rows] == rows
-    assert star.rates(rows) == {"expert": 0.0, "policy": 0.5, "corrected": 0.5}
+    rows = star.star_plus_examples(made_episode(task, [(CLICK, part(12)), (MISS, part(9))]), task)
+    assert star.unique_examples(rows + rows) == rows
+    assert [star.StarExample(**json.loads(json.dumps(row.to_json()))) for row in rows] == rows
+    assert star.provenance_rates(rows) == {"expert": 0.0, "policy": 0.5, "corrected": 0.5}
 
 
 @pytest.mark.parametrize("action", [Click(3, 4, False), Box(1, 2, 3, 4), Stop(), Undo()])
 def test_actions_survive_rows(action):
     from search.episode import action_to_json
 
-    row = star.Row("t", 0, 0, 4, 4, "", 0.0, action_to_json(action), "policy", 0.0, "")
+    row = star.StarExample("t", 0, 0, 4, 4, "", 0.0, action_to_json(action), "policy", 0.0, "")
     assert star.action_of(row) == action
 
 
 def test_equal_states_with_other_complaints_are_two_lessons():
     task = made_task()
     steps: list = [(INVALID, part(0)), (INVALID, part(0)), (INVALID, part(0))]
-    rows = star.star_plus_rows(made_episode(task, steps), task)
+    rows = star.star_plus_examples(made_episode(task, steps), task)
     assert [row.error for row in rows] == [None, "not read", "not read"]
-    assert star.distinct(rows) == rows[:2]
+    assert star.unique_examples(rows) == rows[:2]

@@ -12,7 +12,7 @@ import pytest
 
 from segenv import data
 from segenv.data.base import Dataset
-from segenv.data.no_target import Absent
+from segenv.data.no_target import NoTarget
 from segenv.data.synthetic.scenes import DIFFICULTIES, Synthetic
 from segenv.data.synthetic.shapes import COLOURS
 from segenv.types import BadItem, Task
@@ -63,7 +63,7 @@ def test_nothing_in_a_synthetic_scene_fits_the_words() -> None:
 
 def test_a_share_leaves_the_other_tasks_as_they_are() -> None:
     whole = Worded([f"thing-{i}" for i in range(200)])
-    found = list(Absent(whole, 0.3))
+    found = list(NoTarget(whole, 0.3))
     gone = ["absent" in task.meta for task in found]
     assert 40 <= sum(gone) <= 80
     for out, task, original in zip(gone, found, whole, strict=True):
@@ -75,20 +75,20 @@ def test_a_share_leaves_the_other_tasks_as_they_are() -> None:
 
 
 def test_other_data_goes_by_the_words_of_the_images_own_tasks() -> None:
-    absent = Absent(Worded(["the red cat", "the dog", "a red car", "the tall tree", "a dog", "the sky"]))
+    absent = NoTarget(Worded(["the red cat", "the dog", "a red car", "the tall tree", "a dog", "the sky"]))
     assert {absent[0].instruction, absent[1].instruction} <= {"the tall tree", "the sky"}
     assert absent[2].instruction in {"the dog", "a dog", "the sky"}
-    part = Absent(Worded(["the red cat", "the dog", "a red car", "the tree"])[1:])
+    part = NoTarget(Worded(["the red cat", "the dog", "a red car", "the tree"])[1:])
     assert part[0].instruction in {"the tree"}, "of the tasks that were selected"
 
 
 def test_an_image_of_which_too_little_is_known_is_told() -> None:
     for words in (["the cat"] * 4, ["the cat", "", "the dog", "the car"]):
         with pytest.raises(BadItem, match="item '0': of 100 instructions drawn from worded, none is known"):
-            Absent(Worded(words))[0]
+            NoTarget(Worded(words))[0]
     for share in (0, 1.5):
         with pytest.raises(ValueError, match="expected a part of the tasks, above 0 and at most 1"):
-            Absent(Worded(["a"]), share)
+            NoTarget(Worded(["a"]), share)
 
 
 def test_cocos_classes_are_absent_where_they_are_annotated_nowhere(tmp_path: Path) -> None:

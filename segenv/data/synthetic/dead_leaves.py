@@ -16,7 +16,7 @@ SIDE = 256  # pixels of a scene, both ways
 _PIECES = ("blob", "blob", "blob", "square", "circle", "triangle", "bar")
 
 
-def draw_leaves(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def sample_dead_leaves(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 [256, 256, 3], and instance map uint8 [256, 256] of at most three things that can be seen (0 is the
     rest)."""
     palette = _palette(rng, int(rng.integers(3, 9)))

@@ -53,7 +53,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class StateAction:
     """What to do about `mask`, whose IoU is `iou`, and the IoU that it led to; None where that is not known."""
 
     step: int
@@ -114,7 +114,7 @@ class Trajectory:
             labels[self.decode(self.ignored)] = IGNORE
         return labels
 
-    def lessons(self, stop_iou: float = STOP_IOU) -> Iterator[Lesson]:
+    def lessons(self, stop_iou: float = STOP_IOU) -> Iterator[StateAction]:
         """Each state with the click that was made in it, and a stop where the mask reaches `stop_iou`; above 1, there
         is none."""
         mask, iou = (self.start.mask, self.start.iou) if self.start else (self._empty, 0.0)
@@ -123,12 +123,12 @@ class Trajectory:
             step = recorded.idx
             if iou >= stop_iou:
                 break
-            yield Lesson(step, mask, iou, recorded.click, recorded.iou)
+            yield StateAction(step, mask, iou, recorded.click, recorded.iou)
             if recorded.mask is None or recorded.iou is None:
                 return
             mask, iou, step = recorded.mask, recorded.iou, step + 1
         if iou >= stop_iou:
-            yield Lesson(step, mask, iou, Stop(), iou)
+            yield StateAction(step, mask, iou, Stop(), iou)
 
     def to_json(self) -> dict[str, Any]:
         """The entry as what JSON holds; `from_json` is the inverse."""
