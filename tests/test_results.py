@@ -63,10 +63,17 @@ def test_runs_with_equal_columns_share_a_table_in_the_order_given(run, tmp_path)
 
 def test_text_written_by_hand_survives_and_all_else_is_written_anew(run, tmp_path):
     text = page_of([run], tmp_path, "--title", "Tools")
-    edited = text.replace(results.HAND["question"], "Which tool?").replace(results.HAND["meaning"], "None.\n\nTwo lines.")
+    edited = text.replace(results.HAND["question"], "Which tool?")
+    edited = edited.replace(results.HAND["meaning"], "None.\n\nTwo lines.")
     (tmp_path / "tools.md").write_text(edited.replace("| disc |", "| typed |"))
     again = page_of([run], tmp_path)
     assert again == edited and "Which tool?" in again and "typed" not in again
+
+
+def test_a_page_without_markers_is_not_written_over(run, tmp_path, capsys):
+    (tmp_path / "tools.md").write_text("# Tools\n\nWritten by hand.\n")
+    assert results.main([str(run), "--name", "tools", "--out", str(tmp_path)]) == 1
+    assert "markers" in capsys.readouterr().err and "by hand" in (tmp_path / "tools.md").read_text()
 
 
 def test_no_private_path_gets_into_a_page(run, tmp_path):
@@ -77,7 +84,7 @@ def test_no_private_path_gets_into_a_page(run, tmp_path):
     page = page_of([secret], tmp_path)
     assert "index:DIR#a" in page and "sam:sam.pth" in page
     assert not re.search(r"anna|/srv|/home", page) and str(tmp_path) not in page
-    assert results.hidden("coco:/a/b.json@~/c, mllm:org/name, ../x/y, 5 / 6") == "coco:b.json@DIR, mllm:org/name, DIR, 5 / 6"
+    assert results.hidden("coco:/a/b.json@~/c, org/name, ../x/y, 5 / 6") == "coco:b.json@DIR, org/name, DIR, 5 / 6"
 
 
 def test_tables_of_an_ablation_are_copied_as_they_are(run, tmp_path):
@@ -108,9 +115,9 @@ def test_inputs_and_upper_bounds_are_read_from_their_files(tmp_path):
     found = {"value": 0.8024, "interval": [0.766, 0.838], "episodes": 500}
     protocol = {"data": "synthetic:val", "limit": 500, "tool": "sam"}
     (tmp_path / "inputs.json").write_text(json.dumps({"measures": {"first click": found}, "protocol": protocol}))
-    row = {"budget": 64, "topology": "all", "codec": "rings", "tasks": 3, "iou": 0.5, "boundary_f": 0.25, "tokens": 60.4}
-    row |= {"difference": 0.0461, "interval": [0.01, 0.09]}
+    row = {"budget": 64, "topology": "all", "codec": "rings", "tasks": 3, "iou": 0.5, "boundary_f": 0.25}
+    row |= {"tokens": 60.4, "difference": 0.0461, "interval": [0.01, 0.09]}
     (tmp_path / "ceiling.json").write_text(json.dumps([row]))
     text = page_of([tmp_path / "inputs.json", tmp_path / "ceiling.json"], tmp_path)
     assert rows_of(text, "measure") == [{"measure": "first click", "value": "0.802 [0.766, 0.838]", "episodes": "500"}]
-    assert rows_of(text, "budget")[0]["first codec less this one"] == "+0.046 [+0.010, +0.090]"
+    assert rows_of(text, "budget")[0]["gain of the first codec"] == "+0.046 [+0.010, +0.090]"
