@@ -95,10 +95,11 @@ def test_every_command_line_is_read_by_its_command(page, monkeypatch, capsys):
 
 def snippets() -> list:
     """The Python blocks of README and guides; training is cut to one round, and measuring to a few episodes."""
-    found = []
+    found, known = [], set()
     for page in GUIDES:
         for k, (language, body) in enumerate(FENCE.findall(page.read_text())):
-            if language == "python":
+            if language == "python" and body not in known:
+                known.add(body)
                 short = body.replace("learn(20_000)", "learn(1)").replace("episodes=300", "episodes=4")
                 marks = [pytest.mark.slow] if short != body or "from datasets" in body else []
                 found.append(pytest.param(short, id=f"{name_of(page)}-{k}", marks=marks))
