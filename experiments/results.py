@@ -175,7 +175,7 @@ def _rows(kind: str, numbers: Any) -> Iterator[tuple[str, Row]]:
         yield from ((kind, row | {"intervals": {"difference": row["interval"]}}) for row in numbers)
     else:
         rows = numbers.get("measures") or {f"IoU@{k}": row for k, row in numbers["iou_at"].items()}
-        yield kind, {"paired": "", "first": numbers["names"][0], "second": numbers["names"][1], "difference": ""}
+        yield kind, {"paired": "run", "first": numbers["names"][0], "second": numbers["names"][1], "difference": ""}
         for name, row in rows.items():
             yield kind, row | {"paired": name, "intervals": {"difference": row["interval"]}}
 
