@@ -23,8 +23,9 @@ from typing import Any
 import tyro
 import yaml
 
-from experiments.report import markdown
-from experiments.runs import RunError, write_atomic
+from experiments.common.config import RunError
+from experiments.common.run_folder import write_atomic
+from experiments.common.tables import markdown
 from segenv.types import SegenvError
 
 PATH = re.compile(r"(?<![\w./)\]])(?:~|\.{1,2})?/[\w.+-][^\s@#,|`'\"]*")
