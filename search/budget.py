@@ -1,22 +1,22 @@
-"""What a search may spend, and what it has spent: one `Budget` for each tree, and one place that charges it.
+"""Budgets of searches: one `Budget` for each tree, and one place that charges it (`search.expand`).
 
-The counts are hard limits. Before anything is asked of an agent, a tool or a value source, `affordable` says how much
-of it could be paid for in the worst case (a reply may be as long as the model allows), and only that is done; `charge`
-then takes what it did cost. Time cannot be reserved: no round of expansion begins once the seconds are spent, and what
-the last one brings back too late is not used.
+The counts are hard limits. Before an agent, a tool or a value function is called, `affordable` says how many calls can
+be paid for in the worst case (a reply may be as long as the model allows), and only those are made; `charge` then takes
+what they cost. Time cannot be reserved: no round of expansion begins once the seconds are spent, and children that the
+last round brings back too late are not used.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 
 AXES = ("policy_calls", "tokens", "tool_calls", "value_calls", "seconds")
 
 
 @dataclass(frozen=True)
 class Cost:
-    """An amount on every axis: replies asked of the policy, tokens that models wrote, prompts that the tool answered,
-    masks that were valued, and wall-clock seconds (an equal share where a batch served several searches)."""
+    """An amount on every axis: replies of the policy, tokens that models wrote, prompts that the tool answered, masks
+    that were valued, and wall-clock seconds (an equal share where a batch served several searches)."""
 
     policy_calls: int = 0
     tokens: int = 0
@@ -25,7 +25,7 @@ class Cost:
     seconds: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+        return Cost(*(getattr(self, axis) + getattr(other, axis) for axis in AXES))
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class Limits:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        for name, limit in self.given().items():
+        for name, limit in self.finite().items():
             if not limit >= 0:
                 raise ValueError(f"budget: {name} is {limit}; expected 0 or more")
 
-    def given(self) -> dict[str, float]:
+    def finite(self) -> dict[str, float]:
         """The axes that have a limit."""
         return {item.name: limit for item in fields(self) if (limit := getattr(self, item.name)) is not None}
 
 
 class Budget:
-    """Keeps what one search has `spent` within its `limits`."""
+    """Keeps the cost that one search has `spent` within its `limits`."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -60,21 +60,21 @@ class Budget:
         """Whether the seconds are over."""
         return self.limits.seconds is not None and self.spent.seconds >= self.limits.seconds
 
-    def affordable(self, wanted: int, each: Cost) -> int:
-        """How many of `wanted` things that cost at most `each` can be paid for; seconds are not reserved."""
+    def affordable(self, count: int, each: Cost) -> int:
+        """How many of `count` calls that cost at most `each` can be paid for; seconds are not reserved."""
         if self.late:
             return 0
-        for name, limit in self.limits.given().items():
+        for name, limit in self.limits.finite().items():
             price = getattr(each, name)
             if name != "seconds" and price > 0:
-                wanted = min(wanted, int((limit - getattr(self.spent, name)) // price))
-        return wanted
+                count = min(count, int((limit - getattr(self.spent, name)) // price))
+        return count
 
     def charge(self, cost: Cost) -> None:
-        """Take `cost`. Raises RuntimeError where a count would pass its limit: then something was done that nobody had
-        asked `affordable` about, or it cost more than was said."""
+        """Take `cost`. Raises RuntimeError where a count would pass its limit: then a call was made without asking
+        `affordable`, or it cost more than was said."""
         total = self.spent + cost
-        for name, limit in self.limits.given().items():
+        for name, limit in self.limits.finite().items():
             if name != "seconds" and getattr(total, name) > limit:
                 raise RuntimeError(
                     f"a search of {getattr(self.spent, name)} {name} was charged {getattr(cost, name)} more, over its "

@@ -70,7 +70,7 @@ class Player:
         self.agent = agents.make(setup.agent, setup.codec, seed=setup.seed, **sampling)
         self.mdp = SegMDP(self.tool, setup.max_steps, setup.reward)
         self.search = spec.parse(setup.search)
-        self.value = self.search.source(self.mdp, self.agent) if self.search else None
+        self.value = self.search.value_function(self.mdp, self.agent) if self.search else None
         if "cv2" in sys.modules:
             sys.modules["cv2"].setNumThreads(setup.threads)
         if "torch" in sys.modules:

@@ -1,16 +1,16 @@
-"""Expansion: from what many searches ask for, in one batch, to the children in their trees.
+"""Expansion: the requests of many searches, in one batch, become children in their trees.
 
-    draw replies of the policy → read actions → merge equal ones → tool → value the new masks → hang them in the trees
+    sample replies → parse actions → merge equal ones → call the tool → value the new masks → attach the children
 
-Siblings, the nodes of a frontier and the trees of many tasks share each call. This is the only place that asks agent,
-tool and value source, and the only one that charges for it.
+Siblings, the nodes of a frontier and the trees of many tasks share each call. This is the only place that calls agent,
+tool and value function, and the only one that charges for it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import exp
 from typing import Any
 
@@ -18,9 +18,8 @@ import numpy as np
 
 from agents.base import Agent
 from search.budget import Budget, Cost, Limits
-from search.episode import PARTS
 from search.tree import ExpansionRequest, Node, Tree, near, order_of
-from search.values import ValueSource
+from search.values import ValueFunction
 from segenv.codec.polygons import PolygonCodec
 from segenv.mdp import SegMDP, SegState
 from segenv.seeds import seed_of
@@ -29,173 +28,167 @@ from segenv.types import Action, Box, Click, Task, ToolError
 
 @dataclass
 class Sample:
-    """One reply to be had at `node`, and what became of it."""
+    """One reply of the policy at `node`, and the child that it leads to."""
 
     tree: Tree
     node: Node
-    number: int  # 0 is the policy's own reply, n > 0 its nth sample at this node
+    number: int  # 0 is the policy's greedy reply, n > 0 its nth sample at this node
     text: str = ""
     log_probability: float | None = None  # of the reply, where the agent's backend tells it
     child: Node | None = None
 
 
-@dataclass
-class BatchCost:
-    """What one tree's part of a batch comes to; seconds by `search.rollout.PARTS`."""
+class Costs(dict[Tree, Cost]):
+    """Costs of each tree's part in a batch, which are charged together at its end."""
 
-    policy_calls: int = 0
-    tokens: int = 0
-    tool_calls: int = 0
-    value_calls: int = 0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
+    def add(self, tree: Tree, part: str, seconds: float, **counts: int) -> None:
+        """Add counts, and seconds that were spent in `part` (of `search.episode.PARTS`)."""
+        self[tree] = self.get(tree, Cost()) + Cost(seconds=seconds, **counts)
+        tree.seconds[part] += seconds
+
+    def charge(self) -> None:
+        """Charge every tree: the one place where anything is."""
+        for tree, cost in self.items():
+            tree.budget.charge(cost)
 
 
 class Expander:
-    """Expands the trees of one process and policy. `source` None leaves masks without a value. `near` is the distance,
-    as a part of the image's longer side, within which two clicks are one."""
+    """Expands the trees of one process and policy. `value_fn` None leaves masks without a value. `near` is the
+    distance, as a part of the image's longer side, within which two clicks are one."""
 
-    def __init__(self, mdp: SegMDP, agent: Agent, source: ValueSource | None = None, near: float = 0.01) -> None:
+    def __init__(self, mdp: SegMDP, agent: Agent, value_fn: ValueFunction | None = None, near: float = 0.01) -> None:
         if near < 0:
             raise ValueError(f"near is {near}; expected a part of the image's longer side, such as 0.01")
         if isinstance(agent.codec, PolygonCodec):
             raise ValueError(f"agent {agent.spec!r} writes outlines, and a search is over clicks; give one that clicks")
-        self.mdp = mdp
-        self.agent = agent
-        self.source = source
-        self.near = near
+        self.mdp, self.agent, self.value_fn, self.near = mdp, agent, value_fn, near
         backend = getattr(agent, "backend", None)
-        judged = 0 if source is None else source.max_tokens
-        self.value_price = Cost(tokens=judged, value_calls=int(source is not None))
-        replied = 0 if backend is None else backend.max_new_tokens
-        self.price = Cost(policy_calls=1, tokens=replied, tool_calls=1) + self.value_price  # of a draw, at most
+        reply_tokens = 0 if backend is None else backend.max_new_tokens
+        value_tokens = 0 if value_fn is None else value_fn.max_tokens
+        self.max_value_cost = Cost(tokens=value_tokens, value_calls=int(value_fn is not None))
+        self.max_sample_cost = Cost(policy_calls=1, tokens=reply_tokens, tool_calls=1) + self.max_value_cost
 
-    # ------------------------------------------------------------------------------------------------------- the start
-
-    def plant(self, items: Sequence[tuple[Task, int]], run: tuple[int, int], limits: Limits) -> list[Tree]:
-        """One tree for each task and sample, its root valued where the budget allows it. `run` holds the run's seed and
-        round."""
+    def make_roots(
+        self, items: Sequence[tuple[Task, int]], limits: Limits, seed: int = 0, round_index: int = 0
+    ) -> list[Tree]:
+        """Make one tree for each task and sample, its root valued where the budget allows it."""
         trees = []
         for task, sample in items:
             state = self.mdp.initial(task)
-            root = Node(state, terminal=self.mdp.terminal(state), trunk=True)
-            trees.append(Tree(task, root, sample, (run[0], task.id, run[1], sample), Budget(limits)))
-        bills = {id(tree): BatchCost() for tree in trees}
-        payable = [tree for tree in trees if tree.budget.affordable(1, self.value_price)]
-        self._value([(tree, tree.root) for tree in payable], bills)
-        for tree in trees:
-            self._settle(tree, bills[id(tree)])
+            root = Node(state, terminal=self.mdp.terminal(state), on_greedy_path=True)
+            trees.append(Tree(task, root, sample, (seed, task.id, round_index, sample), Budget(limits)))
+        costs = Costs()
+        self._value([(tree, tree.root) for tree in trees if tree.budget.affordable(1, self.max_value_cost)], costs)
+        costs.charge()
         return trees
 
-    # --------------------------------------------------------------------------------------------------------- a round
-
-    def __call__(self, asked: Sequence[tuple[Tree, Sequence[ExpansionRequest]]]) -> list[list[list[Node]]]:
-        """For each tree and each of its asks, the nodes that the paid draws led to, in the order of the draws."""
+    def __call__(self, requests: Sequence[tuple[Tree, Sequence[ExpansionRequest]]]) -> list[list[list[Node]]]:
+        """For each tree and each of its requests, the nodes that the paid samples led to, in the order of the
+        samples."""
         began = time.perf_counter()
-        granted = [self._grant(tree, asks) for tree, asks in asked]
-        draws = [draw for families in granted for family in families for draw in family if draw.child is None]
-        bills = {id(tree): BatchCost() for tree, _ in asked}
-        self._reply(draws, bills)
-        born = self._act(draws, bills)
-        self._value([(draw.tree, draw.child) for draw in born if draw.child is not None], bills)
-        spent = sum(sum(bill.seconds.values()) for bill in bills.values())
-        for tree, _ in asked:
-            bills[id(tree)].seconds["other"] += (time.perf_counter() - began - spent) / len(asked)
-            self._settle(tree, bills[id(tree)])
-        self._hang(draws)
+        granted = [self._grant(tree, of_tree) for tree, of_tree in requests]
+        samples = [sample for families in granted for family in families for sample in family if sample.child is None]
+        costs = Costs()
+        self._sample_replies(samples, costs)
+        first = self._merge(samples)
+        self._transition(first, costs)
+        self._value([(sample.tree, sample.child) for sample in first if sample.child is not None], costs)
+        spent = sum(cost.seconds for cost in costs.values())
+        for tree, _ in requests:
+            costs.add(tree, "other", (time.perf_counter() - began - spent) / len(requests))
+        costs.charge()
+        self._attach(samples)
         return [
-            [[draw.child for draw in family if draw.child is not None and draw.child.index] for family in families]
+            [[sample.child for sample in family if sample.child and sample.child.index] for family in families]
             for families in granted
         ]
 
-    def _grant(self, tree: Tree, asks: Sequence[ExpansionRequest]) -> list[list[Sample]]:
-        """The draws of each ask, the first ones first, as far as the tree can pay for them; a reply that is known costs
-        nothing."""
-        if len({id(ask.node) for ask in asks}) < len(asks):
+    def _grant(self, tree: Tree, requests: Sequence[ExpansionRequest]) -> list[list[Sample]]:
+        """The samples of each request, the first ones first, as far as the tree can pay for them; a reply that is known
+        costs nothing."""
+        if len({request.node for request in requests}) < len(requests):
             raise ValueError("a search asked twice about one node in one round; ask once, for more draws")
-        known = [ask.likeliest and ask.node.likeliest is not None for ask in asks]
-        payable = tree.budget.affordable(sum(ask.k for ask in asks) - sum(known), self.price)
+        known = [request.greedy and request.node.greedy_child is not None for request in requests]
+        payable = tree.budget.affordable(sum(request.k for request in requests) - sum(known), self.max_sample_cost)
         granted = []
-        for ask, replied in zip(asks, known, strict=True):
-            draws = [Sample(tree, ask.node, 0, child=ask.node.likeliest)] if replied else []
-            while len(draws) < ask.k and payable > 0:
-                own = ask.likeliest and not draws
-                ask.node.draws += not own
-                draws.append(Sample(tree, ask.node, 0 if own else ask.node.draws))
+        for request, replied in zip(requests, known, strict=True):
+            node = request.node
+            samples = [Sample(tree, node, 0, child=node.greedy_child)] if replied else []
+            while len(samples) < request.k and payable > 0:
+                greedy = request.greedy and not samples
+                node.sample_count += not greedy
+                samples.append(Sample(tree, node, 0 if greedy else node.sample_count))
                 payable -= 1
-            granted.append(draws)
+            granted.append(samples)
         return granted
 
-    def _reply(self, draws: Sequence[Sample], bills: dict[int, BatchCost]) -> None:
-        """Ask the agent for the text of each draw."""
+    def _sample_replies(self, samples: Sequence[Sample], costs: Costs) -> None:
+        """Ask the agent for the text of each sample: greedy replies in one call, the others in a second one."""
         agent = self.agent
-        look: Callable[[SegState], Any] = (lambda state: state) if agent.privileged else self.mdp.observation
-        seen = {id(node): look(node.state) for node in {id(draw.node): draw.node for draw in draws}.values()}
-        for own in (True, False):
-            part = [draw for draw in draws if (draw.number == 0) == own]
-            if not part:
+        observe: Callable[[SegState], Any] = (lambda state: state) if agent.privileged else self.mdp.observation
+        observed = {node: observe(node.state) for node in dict.fromkeys(sample.node for sample in samples)}
+        for greedy in (True, False):
+            batch = [sample for sample in samples if (sample.number == 0) == greedy]
+            if not batch:
                 continue
             began = time.perf_counter()
-            items, seeds = [seen[id(draw.node)] for draw in part], [_seed(draw) for draw in part]
-            if own:
+            items, seeds = [observed[sample.node] for sample in batch], [_seed(sample) for sample in batch]
+            if greedy:
                 texts = agent.act_on(items, seeds) if agent.privileged else agent.act(items, seeds)
             else:
                 texts = [text for (text,) in agent.propose(items, 1, seeds)]
-            share = (time.perf_counter() - began) / len(part)
-            for draw, text, (tokens, chance) in zip(part, texts, token_counts(agent, texts), strict=True):
-                draw.text, draw.log_probability = text, chance
-                bill = bills[id(draw.tree)]
-                bill.policy_calls += 1
-                bill.tokens += tokens
-                bill.seconds["annotator" if agent.privileged else "agent"] += share
+            share = (time.perf_counter() - began) / len(batch)
+            for sample, text, (tokens, log_probability) in zip(batch, texts, token_counts(agent, texts), strict=True):
+                sample.text, sample.log_probability = text, log_probability
+                part = "annotator" if agent.privileged else "agent"
+                costs.add(sample.tree, part, share, policy_calls=1, tokens=tokens)
 
-    def _act(self, draws: Sequence[Sample], bills: dict[int, BatchCost]) -> list[Sample]:
-        """Read the actions, merge what is near, and take what is new: the first draw of each new child is returned.
+    def _merge(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Parse the actions, merge those that are near each other, and return the first sample of each new child.
 
         Of several new actions that are near each other, the first in `order_of` stands for all, so that it does not
-        matter which was drawn first. A child that is in the tree already stands for what is near it.
+        matter which was sampled first. A child that is in the tree already stands for what is near it.
         """
-        families: dict[int, list[tuple[Action, Sample]]] = {}
-        for draw in draws:
-            action = self.agent.codec.parse(draw.text, draw.tree.task)
-            families.setdefault(id(draw.node), []).append((action, draw))
-        born: list[Sample] = []
-        for family in families.values():
+        first: list[Sample] = []
+        for node, family in _by_node(samples):
+            actions = [(self.agent.codec.parse(sample.text, sample.tree.task), sample) for sample in family]
             new: list[Node] = []
-            for action, draw in sorted(family, key=lambda pair: (order_of(pair[0]), pair[1].text)):
-                pixels = self.near * max(draw.tree.task.height, draw.tree.task.width)
-                known = [*draw.node.children, *new]
-                draw.child = next((n for n in known if n.action is not None and near(n.action, action, pixels)), None)
-                if draw.child is None:
-                    order = (*draw.node.order, order_of(action))
-                    draw.child = Node(draw.node.state, draw.node, action, draw.text, order=order)
-                    new.append(draw.child)
-                    born.append(draw)
-        self._transition(born, bills)
-        return born
+            for action, sample in sorted(actions, key=lambda pair: (order_of(pair[0]), pair[1].text)):
+                pixels = self.near * max(sample.tree.task.height, sample.tree.task.width)
+                known = [*node.children, *new]
+                sample.child = next((n for n in known if n.action is not None and near(n.action, action, pixels)), None)
+                if sample.child is None:
+                    order = (*node.order, order_of(action))
+                    sample.child = Node(node.state, node, action, sample.text, order=order)
+                    new.append(sample.child)
+                    first.append(sample)
+        return first
 
-    def _transition(self, born: Sequence[Sample], bills: dict[int, BatchCost]) -> None:
+    def _transition(self, samples: Sequence[Sample], costs: Costs) -> None:
         """Give each new child its state."""
-        if not born:
+        if not samples:
             return
-        children = [draw.child for draw in born if draw.child is not None]
+        children = [sample.child for sample in samples if sample.child is not None]
+        actions: list[Action] = [child.action for child in children if child.action]
         before = dict(self.mdp.tool.seconds)
         try:
-            states = self.mdp.transition([draw.node.state for draw in born], [n.action for n in children if n.action])
+            states = self.mdp.transition([sample.node.state for sample in samples], actions)
         except ToolError as error:
-            names = ", ".join(dict.fromkeys(draw.tree.task.id for draw in born))
+            names = ", ".join(dict.fromkeys(sample.tree.task.id for sample in samples))
             raise ToolError(f"{error} (asked about tasks {names})") from error
-        called = [state.packed is not draw.node.state.packed for draw, state in zip(born, states, strict=True)]
-        called = [new and isinstance(n.action, (Click, Box)) for new, n in zip(called, children, strict=True)]
-        for draw, child, state, tool in zip(born, children, states, called, strict=True):
+        called = [
+            isinstance(action, (Click, Box)) and state.packed is not sample.node.state.packed
+            for action, sample, state in zip(actions, samples, states, strict=True)
+        ]
+        for sample, child, state, tool_call in zip(samples, children, states, called, strict=True):
             child.state, child.terminal = state, self.mdp.terminal(state)
-            bill = bills[id(draw.tree)]
-            bill.tool_calls += tool
             for part in ("encode", "decode"):
-                bill.seconds[part] += tool * (self.mdp.tool.seconds[part] - before[part]) / max(1, sum(called))
+                share = (self.mdp.tool.seconds[part] - before[part]) / max(1, sum(called))
+                costs.add(sample.tree, part, tool_call * share, tool_calls=tool_call and part == "decode")
 
-    def _value(self, nodes: Sequence[tuple[Tree, Node]], bills: dict[int, BatchCost]) -> None:
+    def _value(self, nodes: Sequence[tuple[Tree, Node]], costs: Costs) -> None:
         """Value the nodes whose mask is new to their branch; the others have the value that the mask has already."""
-        if self.source is None:
+        if self.value_fn is None:
             return
         fresh = []
         for tree, node in nodes:
@@ -207,66 +200,61 @@ class Expander:
         if not fresh:
             return
         began = time.perf_counter()
-        values = checked_values(self.source, [node.state for _, node in fresh])
+        values = checked_values(self.value_fn, [node.state for _, node in fresh])
         share = (time.perf_counter() - began) / len(fresh)
-        tokens = self.source.tokens or [0] * len(fresh)
-        for (tree, node), value, taken in zip(fresh, values, tokens, strict=True):
+        part = "agent" if self.value_fn.max_tokens else "other"
+        token_numbers = self.value_fn.tokens or [0] * len(fresh)
+        for (tree, node), value, tokens in zip(fresh, values, token_numbers, strict=True):
             node.value = float(value)
-            bill = bills[id(tree)]
-            bill.value_calls += 1
-            bill.tokens += taken
-            bill.seconds["agent" if self.source.max_tokens else "other"] += share
+            costs.add(tree, part, share, value_calls=1, tokens=tokens)
 
-    # ------------------------------------------------------------------------------------------------------ the end
-
-    def _settle(self, tree: Tree, bill: BatchCost) -> None:
-        """Charge a tree for its part of a batch: the one place where anything is."""
-        counts = (bill.policy_calls, bill.tokens, bill.tool_calls, bill.value_calls)
-        tree.budget.charge(Cost(*counts, sum(bill.seconds.values())))
-        for part, seconds in bill.seconds.items():
-            tree.seconds[part] = tree.seconds.get(part, 0.0) + seconds
-
-    def _hang(self, draws: Sequence[Sample]) -> None:
-        """Hang the new children in their trees, and weigh siblings by the replies that led to them. What came after a
-        tree's seconds were over is left out."""
-        families: dict[int, list[Sample]] = {}
-        for draw in draws:
-            families.setdefault(id(draw.node), []).append(draw)
-        for family in families.values():
-            node, tree = family[0].node, family[0].tree
+    def _attach(self, samples: Sequence[Sample]) -> None:
+        """Attach the new children to their trees, and weigh siblings by the replies that led to them. Children that
+        came after a tree's seconds were over are left out."""
+        for node, family in _by_node(samples):
+            tree = family[0].tree
             if tree.budget.late:
                 continue
-            for child in sorted({id(d.child): d.child for d in family if d.child}.values(), key=lambda n: n.order):
+            children = dict.fromkeys(sample.child for sample in family if sample.child)
+            for child in sorted(children, key=lambda child: child.order):
                 if not child.index:
                     tree.add(child)
-            for draw in sorted(family, key=lambda draw: draw.text):  # sums of floats depend on the order
-                assert draw.child is not None
-                draw.child.weight += prior_weight(draw)
-                node.said |= {draw.text}
-                if draw.number == 0:
-                    node.likeliest = draw.child
-                    draw.child.trunk = draw.child.trunk or node.trunk
+            for sample in sorted(family, key=lambda sample: sample.text):  # sums of floats depend on the order
+                assert sample.child is not None
+                sample.child.weight += prior_weight(sample)
+                node.sampled_texts |= {sample.text}
+                if sample.number == 0:
+                    node.greedy_child = sample.child
+                    sample.child.on_greedy_path |= node.on_greedy_path
             total = sum(child.weight for child in node.children)
             for child in node.children:
                 child.prior = child.weight / total if total else 1 / len(node.children)
 
 
-def checked_values(source: ValueSource, states: Sequence[SegState]) -> np.ndarray:
-    """The source's values, float64 [N]; ValueError where they are not one number in 0..1 for each state."""
-    values = np.asarray(source.values(states), np.float64)
+def _by_node(samples: Iterable[Sample]) -> Iterable[tuple[Node, list[Sample]]]:
+    """The samples at each node."""
+    families: dict[Node, list[Sample]] = {}
+    for sample in samples:
+        families.setdefault(sample.node, []).append(sample)
+    return families.items()
+
+
+def checked_values(value_fn: ValueFunction, states: Sequence[SegState]) -> np.ndarray:
+    """The values of `states`, float64 [N]; ValueError where they are not one number in 0..1 for each."""
+    values = np.asarray(value_fn.values(states), np.float64)
     if values.shape != (len(states),) or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(
-            f"value {source.name!r} gave {values.tolist()} for {len(states)} states; expected one number in 0..1 each"
+            f"value {value_fn.name!r} gave {values.tolist()} for {len(states)} states; expected one number in 0..1 each"
         )
     return values
 
 
-def prior_weight(draw: Sample) -> float:
-    """What a reply adds to the weight of the child that it led to: its probability, once for each text; or 1 for each
-    time that it was drawn, where the agent tells no probabilities."""
-    if draw.log_probability is None:
+def prior_weight(sample: Sample) -> float:
+    """The weight that a reply adds to its child: its probability, once for each text; or 1 for each time that it was
+    sampled, where the agent tells no probabilities."""
+    if sample.log_probability is None:
         return 1.0
-    return 0.0 if draw.text in draw.node.said else exp(draw.log_probability)
+    return 0.0 if sample.text in sample.node.sampled_texts else exp(sample.log_probability)
 
 
 def token_counts(agent: Agent, texts: Sequence[str]) -> list[tuple[int, float | None]]:
@@ -278,9 +266,9 @@ def token_counts(agent: Agent, texts: Sequence[str]) -> list[tuple[int, float | 
     return [(reply.tokens, reply.log_probability) for reply in backend.replies]
 
 
-def _seed(draw: Sample) -> int:
-    """The seed of a draw: from what it is, and never from the batch or from its siblings. A plain rollout has the same
-    for the policy's own replies."""
-    if draw.number == 0 and draw.node.trunk:
-        return seed_of(*draw.tree.key, draw.node.state.step)
-    return seed_of(*draw.tree.key, draw.node.order, draw.number)
+def _seed(sample: Sample) -> int:
+    """The seed of a sample: from what it is, and never from the batch or from its siblings. A plain rollout has the
+    same for greedy replies."""
+    if sample.number == 0 and sample.node.on_greedy_path:
+        return seed_of(*sample.tree.key, sample.node.state.step)
+    return seed_of(*sample.tree.key, sample.node.order, sample.number)

@@ -1,4 +1,4 @@
-"""Searches by name, the same in Python and on the command line: `greedy:k=3,value=prm`, `mcts:c=2,tokens=2000`.
+"""Specs of searches, the same in Python and on the command line: `greedy:k=3,value=prm`, `mcts:c=2,tokens=2000`.
 
 | name | options beside those of all |
 |---|---|
@@ -10,9 +10,9 @@
 | `best-first` | `k`, `expansions`, `width` |
 | `mcts` | `simulations`, `k`, `c`, `batch` |
 
-All take `value` (`prm`, `tool`, `oracle`, or `none` where nothing is to choose from), a budget for each task
+All take `value` (`prm`, `tool`, `oracle`, or `none` where there is nothing to choose from), a budget for each task
 (`policy_calls`, `tokens`, `tool_calls`, `value_calls`, `seconds`), `near`, `patience` and `tolerance` (see
-`search.planner.Terms`).
+`search.planner.SearchConfig`).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ ALGORITHMS: dict[str, Callable[..., Search]] = {
     "best-first": best_first,
     "mcts": mcts,
 }
-TERMS = {"near": 0.01, "patience": 0, "tolerance": 0.0}
+CONFIG_DEFAULTS = {"near": 0.01, "patience": 0, "tolerance": 0.0}
 NO_VALUE = "none"
 
 
@@ -58,23 +58,25 @@ class SearchSpec:
     algorithm: str
     options: dict[str, int | float] = field(default_factory=dict)  # the algorithm's, as given
     value: str = "prm"
-    terms: SearchConfig = SearchConfig()
+    config: SearchConfig = SearchConfig()
 
     def __str__(self) -> str:
-        terms = {name: getattr(self.terms, name) for name in TERMS if getattr(self.terms, name) != TERMS[name]}
-        parts = {**self.options, "value": self.value, **terms, **self.terms.limits.given()}
+        set_here = {
+            name: value for name, usual in CONFIG_DEFAULTS.items() if (value := getattr(self.config, name)) != usual
+        }
+        parts = {**self.options, "value": self.value, **set_here, **self.config.limits.finite()}
         return f"{self.algorithm}:" + ",".join(f"{key}={value}" for key, value in parts.items())
 
-    def source(self, mdp: SegMDP, agent: Agent) -> values.ValueSource | None:
-        """Its value source; ValueError where agent or tool has no such value."""
+    def value_function(self, mdp: SegMDP, agent: Agent) -> values.ValueFunction | None:
+        """The value function of the search; ValueError where agent or tool has no such value."""
         return None if self.value == NO_VALUE else values.make(self.value, mdp, agent)
 
     def search(
-        self, mdp: SegMDP, agent: Agent, tasks: Iterable[Task], source: values.ValueSource | None, **options: Any
+        self, mdp: SegMDP, agent: Agent, tasks: Iterable[Task], value_fn: values.ValueFunction | None, **options: Any
     ) -> Iterator[Tree]:
-        """The finished trees of `tasks`; `options` are those of `search.planner.plan`."""
+        """The finished trees of `tasks`; `options` are those of `search.planner.run_searches`."""
         algorithm = partial(ALGORITHMS[self.algorithm], **self.options)
-        return run_searches(mdp, agent, tasks, algorithm, source, self.terms, **options)
+        return run_searches(mdp, agent, tasks, algorithm, value_fn, self.config, **options)
 
 
 def parse(spec: str) -> SearchSpec | None:
@@ -85,7 +87,7 @@ def parse(spec: str) -> SearchSpec | None:
     if name not in ALGORITHMS:
         raise ValueError(f"unknown search {spec!r}; expected none, or one of {', '.join(ALGORITHMS)} with options")
     own = {key: parameter.default for key, parameter in signature(ALGORITHMS[name]).parameters.items() if key != "root"}
-    kinds = {key: type(default) for key, default in {**own, **TERMS}.items()}
+    kinds = {key: type(default) for key, default in {**own, **CONFIG_DEFAULTS}.items()}
     kinds |= {axis: float if axis == "seconds" else int for axis in AXES}
     given: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
@@ -101,8 +103,8 @@ def parse(spec: str) -> SearchSpec | None:
     value = given.get("value", "prm")
     _check_value(spec, name, {**own, **options}, value)
     limits = Limits(**{axis: given[axis] for axis in AXES if axis in given})
-    terms = SearchConfig(limits, **{key: given[key] for key in TERMS if key in given})
-    return SearchSpec(name, options, value, terms)
+    config = SearchConfig(limits, **{key: given[key] for key in CONFIG_DEFAULTS if key in given})
+    return SearchSpec(name, options, value, config)
 
 
 def _number(spec: str, key: str, text: str, kind: type) -> int | float:
@@ -114,7 +116,7 @@ def _number(spec: str, key: str, text: str, kind: type) -> int | float:
 
 
 def _check_value(spec: str, name: str, options: dict[str, Any], value: str) -> None:
-    """Without values there is nothing to choose by, and so there must be nothing to choose from."""
+    """Refuse an unknown value function, and a search without one that has several children to choose from."""
     if value == NO_VALUE:
         if name != "greedy" or options["k"] > 1:
             raise ValueError(f"search {spec!r}: it chooses by value; take value=prm, tool or oracle, or greedy:k=1")

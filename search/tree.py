@@ -1,14 +1,14 @@
-"""The tree that every search grows: nodes over states, and the terms in which an algorithm asks for more of them.
+"""The tree that every search grows: nodes over states, and requests to expand them.
 
-An algorithm is a generator. It yields what it wants expanded, a list of `Ask`, and is sent the child that each draw led
-to, one list for each ask; it returns the node where it ended. It never calls a model: `search.planner` answers the asks
+An algorithm is a generator. It yields a list of `ExpansionRequest`, and is sent the child that each sample led to, one
+list for each request; it returns the node where it ended. It never calls a model: `search.planner` answers the requests
 of many trees together, pays for them, and values the children. So each algorithm is a page of plain code, and all of
 them share one way to expand, one to value and one budget.
 
     def greedy(root, k):
         node = root
         while not node.terminal:
-            (children,) = yield [Ask(node, k)]
+            (children,) = yield [ExpansionRequest(node, k)]
             if not children:  # the budget is spent
                 break
             node = best(children)
@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from search.budget import Budget, Cost, Limits
+from search.episode import PARTS
 from segenv.mdp import SegState
 from segenv.seeds import Part
 from segenv.types import Action, Box, Click, Invalid, Stop, Task, Undo
@@ -34,9 +35,9 @@ KINDS = (Click, Box, Stop, Undo, Invalid)  # the order in which equals are taken
 class Node:
     """A state in the tree. Its arrays are the state's own: a child whose mask did not change shares its parent's.
 
-    `value` in 0..1 is the value source's, NaN where there is none. `prior` is the policy's probability of this child
+    `value` in 0..1 is the value function's, NaN where there is none. `prior` is the policy's probability of this child
     among its siblings: from the log-probabilities of the replies that led here, or from how many did where the agent
-    tells none. `visits` and `total` are MCTS's.
+    tells none. `visits` and `value_sum` are MCTS's N(s) and W(s).
     """
 
     state: SegState
@@ -44,18 +45,18 @@ class Node:
     action: Action | None = None  # what led here, as the codec read it in `text`
     text: str = ""
     terminal: bool = False
-    order: tuple = ()  # of siblings and cousins that are equally good: their actions from the root
+    order: tuple = ()  # `order_of` the actions from the root, which breaks ties
     value: float = NAN
     prior: float = 1.0
     weight: float = 0.0  # `prior` before it is normalised
     visits: int = 0
-    total: float = 0.0
+    value_sum: float = 0.0
     children: list[Node] = field(default_factory=list)
     index: int = 0  # its place in `Tree.nodes`
-    draws: int = 0  # replies sampled here so far
-    said: frozenset[str] = frozenset()  # all of them
-    likeliest: Node | None = None  # the child that the policy's own reply led to, once it was asked for
-    trunk: bool = False  # reached by the policy's own replies alone: what a plain rollout would see
+    sample_count: int = 0  # replies sampled here so far, without the greedy one
+    sampled_texts: frozenset[str] = frozenset()  # all replies here, the greedy one included
+    greedy_child: Node | None = None  # the child that the greedy reply led to, once it was requested
+    on_greedy_path: bool = False  # reached by greedy replies alone: a state that a plain rollout visits
 
     def path(self) -> list[Node]:
         """The nodes from the root to this one, both included."""
@@ -66,7 +67,7 @@ class Node:
         return nodes[::-1]
 
     def ancestors(self) -> Iterator[Node]:
-        """Its parent, and so on up to the root."""
+        """The nodes above this one, from its parent up to the root."""
         node = self.parent
         while node is not None:
             yield node
@@ -75,44 +76,44 @@ class Node:
 
 @dataclass(frozen=True)
 class ExpansionRequest:
-    """`k` replies of the policy at `node`. With `likeliest`, the first is its own (what `Agent.act` says, and what a
-    rollout would do) and the others are sampled; without, all are. The policy's own reply is drawn, and paid for,
-    once a node."""
+    """Requests `k` replies of the policy at `node`. With `greedy`, the first is what `Agent.act` gives, as in a
+    rollout, and the others are samples of `Agent.propose`; without, all are. A node's greedy reply is made, and paid
+    for, once."""
 
     node: Node
     k: int = 1
-    likeliest: bool = True
+    greedy: bool = True
 
 
-# What an algorithm yields, is sent (for each ask, the node that each paid draw led to; equal draws lead to one node,
-# and an empty list says that the budget is spent) and returns (where it ended).
+# An algorithm yields requests, is sent for each the nodes that its paid samples led to (equal samples lead to one node,
+# and an empty list says that the budget is spent), and returns the node where it ended.
 Search = Generator[Sequence[ExpansionRequest], Sequence[list[Node]], Node]
 Algorithm = Callable[[Node], Search]
 
 
 def rank_key(node: Node) -> tuple:
-    """A key that sorts the best first: the highest value, then fewer steps, then what the policy prefers. It does not
-    depend on the order in which nodes were made."""
+    """A key that sorts the best node first: the highest value, then fewer steps, then the higher prior, whatever the
+    order in which nodes were made."""
     return -node.value, node.state.step, -node.prior, node.order
 
 
 def best(nodes: Iterable[Node]) -> Node:
-    """The node of most merit."""
+    """The node that `rank_key` puts first."""
     return min(nodes, key=rank_key)
 
 
 def ranked(families: Iterable[Iterable[Node]]) -> list[Node]:
     """The distinct nodes of some families, the best first."""
-    return sorted({id(node): node for family in families for node in family}.values(), key=rank_key)
+    return sorted(dict.fromkeys(node for family in families for node in family), key=rank_key)
 
 
 @dataclass(eq=False)
 class Tree:
-    """One search: its nodes in the order they were made, what it spent, and where it ended.
+    """One search: its nodes in the order they were made, its budget, and the node where it ended.
 
-    It is number `sample` of its task's, and its random draws derive from `key`. `seconds` say where its time went, by
-    `search.rollout.PARTS`. `trace` holds what had been spent after each round of expansion, and the index of the best
-    node then.
+    It is number `sample` of its task's, and its seeds derive from `key`: run's seed, task id, round and sample.
+    `seconds` say where its time went, by `search.episode.PARTS`. `trace` holds what had been spent after each round of
+    expansion, and the index of the best node then.
     """
 
     task: Task
@@ -123,13 +124,13 @@ class Tree:
     nodes: list[Node] = field(default_factory=list)
     last: Node | None = None
     trace: list[tuple[Cost, int]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
     def __post_init__(self) -> None:
         self.nodes.append(self.root)
 
     def add(self, child: Node) -> None:
-        """Hang `child`, whose parent is in the tree, below it."""
+        """Attach `child` below its parent, which is in the tree."""
         assert child.parent is not None
         child.index = len(self.nodes)
         child.parent.children.append(child)
@@ -143,7 +144,7 @@ class Tree:
 
 
 def order_of(action: Action) -> tuple[Any, ...]:
-    """A key that sorts actions in an order of their own: clicks, boxes, stop, undo, what is no action."""
+    """A key that sorts actions: clicks, boxes, stop, undo, invalid ones."""
     kind = KINDS.index(type(action))
     match action:
         case Click(x, y, positive):

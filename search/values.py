@@ -1,14 +1,14 @@
-"""Value sources: how good the mask of a state is thought to be, as what a search ranks its nodes by.
+"""Value functions: estimates of a state's IoU, by which a search ranks its nodes.
 
 | name | value |
 |---|---|
-| `prm` | the IoU that a language model would state (`search.prm`): a process reward model; `judge` says which one |
+| `prm` | the IoU that a language model would state (`search.prm`): a process reward model, see `default_prm` |
 | `prm-mean` | the expectation of that IoU over the probabilities of its digits |
-| `prm:NAME_OR_PATH`, `prm-mean:…` | the same, of a checkpoint that is named |
+| `prm:NAME_OR_PATH`, `prm-mean:…` | `prm` and `prm-mean` of the checkpoint that is named |
 | `tool` | the IoU that the tool predicts for its own mask |
-| `oracle` | the true IoU: it reads the target, so it is a ceiling and no result |
+| `oracle` | the true IoU: it reads the target, so it is an upper bound and no result |
 
-A new source is a subclass of `ValueSource` and a line in `make`.
+A new one is a subclass of `ValueFunction` and a line in `make`.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ NAMES = ("prm", "prm-mean", "tool", "oracle")
 EMBEDDED = "tiny-prm"  # the folder of the embedded process reward model, among the weights of the agents
 
 
-class ValueSource(ABC):
+class ValueFunction(ABC):
     """Values the masks of states. A state's value depends on its image, instruction and mask, and never on the batch
     around it; a search values each mask once.
 
-    `privileged` says that it reads the target: such a source is shown as a ceiling, apart from the others. One that
-    writes text says how many tokens a state may take at most (`max_tokens`), and after each call how many each state
-    took (`tokens`, [N]); both count against a search's budget.
+    `privileged` marks a function that reads the target: it is shown as an upper bound, apart from the others. A
+    function that runs a language model gives the most tokens that a state may take (`max_tokens`), and after each call
+    the tokens of each state (`tokens`, [N]); both count against a search's budget.
     """
 
     name: str
@@ -44,7 +44,7 @@ class ValueSource(ABC):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every choice that changes its values, to be recorded with results."""
+        """Every choice that changes the values, to be recorded with results."""
         return {"value": self.name, "privileged": self.privileged}
 
     @abstractmethod
@@ -52,7 +52,7 @@ class ValueSource(ABC):
         """float64 [N] in 0..1, one for each state."""
 
 
-class OracleValue(ValueSource):
+class OracleValue(ValueFunction):
     """The true IoU."""
 
     name = "oracle"
@@ -62,8 +62,8 @@ class OracleValue(ValueSource):
         return np.array([metrics.iou(state.task.target, state.mask) for state in states], np.float64)
 
 
-class ToolValue(ValueSource):
-    """The tool's own estimate. A mask that the tool did not make counts 0: the empty start, or one that was given."""
+class ToolValue(ValueFunction):
+    """The tool's own estimate. A mask that the tool did not make counts 0: the empty start, or a given first mask."""
 
     name = "tool"
 
@@ -74,9 +74,9 @@ class ToolValue(ValueSource):
         return np.array([0.0 if np.isnan(state.score) else state.score for state in states], np.float64)
 
 
-class PredictedIouValue(ValueSource):
-    """What a language model would state, `Current IOU: 74`, as a fraction: the likeliest number, or with `mean` the
-    expected one."""
+class PredictedIouValue(ValueFunction):
+    """The IoU that a language model would state, `Current IOU: 74`, as a fraction: the greedy number, or with `mean`
+    the expected one."""
 
     def __init__(self, mdp: SegMDP, agent: Agent, mean: bool = False, name: str = "prm") -> None:
         from agents.mllm import MllmAgent
@@ -87,10 +87,7 @@ class PredictedIouValue(ValueSource):
                 f"value {name!r} is what a language model states, and agent {agent.spec!r} is none; take agent "
                 f"mllm[:…], or name the model: value={name}:NAME_OR_PATH"
             )
-        self.name = name
-        self.mdp = mdp
-        self.agent = agent
-        self.mean = mean
+        self.name, self.mdp, self.agent, self.mean = name, mdp, agent, mean
         self.reader = IouReader(agent)
         branches = sum(map(len, self.reader.numbers.levels[1:]))  # tokens read to know the probability of every number
         self.max_tokens = branches if mean else self.reader.max_tokens
@@ -102,18 +99,18 @@ class PredictedIouValue(ValueSource):
     def values(self, states: Sequence[SegState]) -> np.ndarray:
         from search.prm import expected_iou
 
-        seen = [self.mdp.observation(state) for state in states]
-        values = expected_iou(self.reader.distribution(seen)).clip(0, 1) if self.mean else self.reader.greedy(seen)
-        self.tokens = self.reader.tokens
+        observed, reader = [self.mdp.observation(state) for state in states], self.reader
+        values = expected_iou(reader.distribution(observed)) if self.mean else reader.greedy(observed)
+        self.tokens = reader.tokens
         return values
 
 
-def make(spec: str, mdp: SegMDP, agent: Agent) -> ValueSource:
-    """The value source that `spec` names, for searches of `mdp` by `agent`. Raises ValueError for an unknown name."""
+def make(spec: str, mdp: SegMDP, agent: Agent) -> ValueFunction:
+    """The value function that `spec` names, for searches of `mdp` by `agent`; ValueError for an unknown name."""
     name, _, path = spec.partition(":")
     if name in ("prm", "prm-mean"):
-        stating = agents.make(f"mllm:{path}") if path else default_prm(agent)
-        return PredictedIouValue(mdp, stating, name == "prm-mean", spec)
+        model = agents.make(f"mllm:{path}") if path else default_prm(agent)
+        return PredictedIouValue(mdp, model, name == "prm-mean", spec)
     if spec == "tool":
         return ToolValue()
     if spec == "oracle":
@@ -122,8 +119,8 @@ def make(spec: str, mdp: SegMDP, agent: Agent) -> ValueSource:
 
 
 def default_prm(agent: Agent) -> Agent:
-    """Whose statements `prm` takes in searches of `agent`: those of the policy's own model, as SegAgent does; and where
-    a process reward model is embedded, its own for the embedded policy `mllm`, and for agents that state nothing."""
+    """The agent whose predicted IoU `prm` takes in searches of `agent`: the policy itself, as in SegAgent; where a
+    process reward model is embedded, that one for the embedded policy `mllm` and for agents that predict no IoU."""
     from agents import mllm
 
     if not (mllm.WEIGHTS / EMBEDDED / "config.json").is_file():

@@ -84,11 +84,11 @@ def measure_memory(tool: SegTool, case: str, nodes: int = NODES) -> Timing:
     """What a tree of `nodes` nodes holds in memory beside the image and its encoding."""
     mdp, agent, task = SegMDP(tool), agents.make("random:p=0.9"), scene()
     tool.encode([task.image], [task.image_hash])
-    terms = SearchConfig(Limits(policy_calls=nodes - 1), near=0)
+    config = SearchConfig(Limits(policy_calls=nodes - 1), near=0)
     gc.collect()
     tracemalloc.start()
     try:
-        (tree,) = run_searches(mdp, agent, [task], partial(best_first, k=8, expansions=nodes), OracleValue(), terms)
+        (tree,) = run_searches(mdp, agent, [task], partial(best_first, k=8, expansions=nodes), OracleValue(), config)
         gc.collect()
         held = tracemalloc.get_traced_memory()[0] / 1e6
     finally:
@@ -115,7 +115,7 @@ def time_expansion(mdp: SegMDP, agent: Agent, case: str, seconds: float) -> Timi
 
     def grow(together: bool) -> list[Tree]:
         expand = Expander(mdp, agent, OracleValue(), near=0)
-        trees = expand.plant([(task, 0) for task in tasks], (0, 0), Limits())
+        trees = expand.make_roots([(task, 0) for task in tasks], Limits())
         frontiers = [[tree.root] for tree in trees]
         for _ in range(ROUNDS):
             asked = [
@@ -144,7 +144,7 @@ def one_by_one(expand: Expander, tree: Tree, asks: Sequence[ExpansionRequest]) -
     """The same draws, each in an expansion of its own."""
     families = []
     for ask in asks:
-        draws = [replace(ask, k=1, likeliest=i == 0) for i in range(ask.k)]
+        draws = [replace(ask, k=1, greedy=i == 0) for i in range(ask.k)]
         families.append([child for draw in draws for (family,) in [expand([(tree, [draw])])[0]] for child in family])
     return families
 

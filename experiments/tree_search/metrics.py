@@ -75,7 +75,8 @@ class Condition:
     @property
     def budget(self) -> str:
         return (
-            ", ".join(f"{limit:g} {COSTS[axis]}" for axis, limit in self.parsed.terms.limits.given().items()) or "none"
+            ", ".join(f"{limit:g} {COSTS[axis]}" for axis, limit in self.parsed.config.limits.finite().items())
+            or "none"
         )
 
     @property
@@ -88,7 +89,7 @@ class Condition:
         options: dict[str, int | float] = dict(old.options) if algorithm is None else {"k": self.k}
         if k is not None:
             options = {key: k if key in ("k", "n") else option for key, option in options.items()}
-        new = SearchSpec(algorithm or old.algorithm, options, value or old.value, old.terms)
+        new = SearchSpec(algorithm or old.algorithm, options, value or old.value, old.config)
         return Condition(str(new), self.depth)
 
 
@@ -213,7 +214,7 @@ def _steps(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int]) 
 
 
 def _stepwise(condition: Condition) -> bool:
-    return condition.parsed.algorithm == "greedy" and not condition.parsed.terms.limits.given()
+    return condition.parsed.algorithm == "greedy" and not condition.parsed.config.limits.finite()
 
 
 def after(records: Sequence[Record], step: int, chosen: bool = False) -> np.ndarray:
@@ -239,7 +240,7 @@ def findings(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int]
             what = f"K = {one.k} over K = 1" if one.k > 1 else "the best-valued mask over the last one"
             if base in ious:
                 lines.append(f"{what} ({where}): {_difference(ious[one], ious[base])}")
-        elif greedy in ious and one.parsed.terms.limits.given():
+        elif greedy in ious and one.parsed.config.limits.finite():
             words = f"{one.name} against greedy, K = {one.k} ({where}): {_difference(ious[one], ious[greedy])}"
             _, low, high = statistics.bootstrap_difference(ious[one], ious[greedy])
             if low <= 0:

@@ -17,7 +17,7 @@ from experiments.tree_search.metrics import Condition, Record
 from search import spec, values
 from search.executors import Player, Setup
 from search.tree import Tree
-from search.values import ValueSource
+from search.values import ValueFunction
 from segenv.mdp import SegMDP
 from segenv.seeds import seed_of
 
@@ -37,13 +37,13 @@ class Run:
         mdp = SegMDP(self.player.tool, condition.depth)
         search = spec.parse(condition.search)
         assert search is not None
-        source = search.source(mdp, self.player.agent)
+        value_fn = search.value_function(mdp, self.player.agent)
         for start in range(0, len(pending), self.args.batch_size):
             group = pending[start : start + self.args.batch_size]
             tasks = list(self.player.dataset.select(group))
             mdp.tool.encode([task.image for task in tasks], [task.image_hash for task in tasks])
             how = {"seed": self.args.seed, "batch_size": len(group)}
-            yield from search.search(mdp, self.player.agent, tasks, source, **how)
+            yield from search.search(mdp, self.player.agent, tasks, value_fn, **how)
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _player(args: Args, wanted: Sequence[Condition]) -> Player:
     return player
 
 
-def _source(value: str, player: Player) -> ValueSource:
+def _source(value: str, player: Player) -> ValueFunction:
     return values.make(value, player.mdp, player.agent)
 
 

@@ -72,7 +72,7 @@ def draw(results: Results, numbers: Mapping) -> dict[str, bytes]:
     groups: dict[tuple[int, str, str], list[Condition]] = {}
     for condition in results:
         parsed = condition.parsed
-        if not condition.privileged and parsed.value != "none" and parsed.terms.limits.given():
+        if not condition.privileged and parsed.value != "none" and parsed.config.limits.finite():
             groups.setdefault((condition.depth, condition.budget, parsed.value), []).append(condition)
     for (depth, budget, value), group in groups.items():
         name = "".join(sign if sign.isalnum() else "_" for sign in f"{value}_{depth}_{budget}")

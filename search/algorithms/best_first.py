@@ -1,6 +1,7 @@
 """Best-first search: always expand the best-valued state that has not been expanded, wherever in the tree it is.
 
-Unlike greedy and beam search it goes back to an earlier state as soon as all that came of a later one are worth less.
+Unlike greedy and beam search it backtracks to an earlier state as soon as the descendants of a later one are worth
+less.
 """
 
 from __future__ import annotations
@@ -18,6 +19,6 @@ def best_first(root: Node, k: int = 3, expansions: int = 32, width: int = 1) -> 
         if not any(families):
             break
         expansions -= len(chosen)
-        reached = {id(child): child for family in families for child in family if not child.terminal}
-        frontier = [*frontier[len(chosen) :], *reached.values()]
+        reached = dict.fromkeys(child for family in families for child in family if not child.terminal)
+        frontier = [*frontier[len(chosen) :], *reached]
     return min(frontier, key=rank_key, default=root)

@@ -1,7 +1,7 @@
 """Best of N: play N whole episodes, and keep the best-valued mask that any of them passed through.
 
-The first episode takes the policy's own replies, the others are sampled. Episodes that begin alike share their nodes,
-and with them the tool's and the value source's work, but each draws a reply of its own at every step.
+The first episode takes greedy replies, the others are sampled. Episodes that begin alike share their nodes, and with
+them the calls of tool and value function, but each samples a reply of its own at every step.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from search.tree import ExpansionRequest, Node, Search, best
 
 def best_of_n(root: Node, n: int = 8) -> Search:
     """Let `n` episodes advance together until all have ended."""
-    places = [root] * n  # where each episode is; the first is the policy's own
+    nodes = [root] * n  # of each episode; the first is greedy
     while True:
-        groups: dict[int, list[int]] = {}
-        for i, node in enumerate(places):
+        groups: dict[Node, list[int]] = {}
+        for i, node in enumerate(nodes):
             if not node.terminal:
-                groups.setdefault(id(node), []).append(i)
+                groups.setdefault(node, []).append(i)
         if not groups:
             break
-        families = yield [ExpansionRequest(places[at[0]], len(at), likeliest=at[0] == 0) for at in groups.values()]
+        families = yield [ExpansionRequest(node, len(group), greedy=group[0] == 0) for node, group in groups.items()]
         if not any(families):
             break
-        for at, family in zip(groups.values(), families, strict=True):
-            for i, child in zip(at, family, strict=False):  # those that could not be paid for stay where they are
-                places[i] = child
-    return best(places)
+        for group, family in zip(groups.values(), families, strict=True):
+            for i, child in zip(group, family, strict=False):  # episodes that could not be paid for stay where they are
+                nodes[i] = child
+    return best(nodes)

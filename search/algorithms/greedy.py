@@ -3,8 +3,8 @@
     s ← s_0
     until the episode ends:  a_1 … a_K ~ π(· | s);  s ← the best-valued of F(s, a_1) … F(s, a_K)
 
-Width 1, no backtracking. What is returned is the best-valued mask of all, the last one included (the published code
-never values the last). With K = 1 and without values this is a plain rollout.
+Width 1, no backtracking. The best-valued mask of all is returned, the last one included (the published code never
+values the last). With K = 1 and without values this is a plain rollout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from search.tree import ExpansionRequest, Node, Search, best
 
 
 def greedy(root: Node, k: int = 3) -> Search:
-    """Walk down, always to the best of `k` children."""
+    """Descend, always to the best of `k` children."""
     node = root
     while not node.terminal:
         (children,) = yield [ExpansionRequest(node, k)]

@@ -1,7 +1,7 @@
-"""Lookahead search (Snell et al. 2024): greedy search that judges a child by where it leads.
+"""Lookahead search (Snell et al. 2024): greedy search that values a child by a playout.
 
-Below each of K children the policy plays `ahead` more steps by its own replies, and the child counts as much as the
-best mask on that way. The steps looked ahead stay in the tree: where the search goes there, they are paid for already.
+Below each of K children the policy plays `ahead` more steps greedily, and the child is worth the best mask on that
+path. The steps of playouts stay in the tree: where the search goes there, they are paid for already.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from search.tree import ExpansionRequest, Node, Search, rank_key, ranked
 
 
 def lookahead(root: Node, k: int = 3, ahead: int = 2) -> Search:
-    """Walk down, always to the child with the best prospect."""
+    """Descend, always to the child with the best playout."""
     node = root
     while not node.terminal:
         families = yield [ExpansionRequest(node, k)]
         if not any(families):
             break
-        ways = [[child] for child in ranked(families)]  # below each child, what its playout passes through
+        paths = [[child] for child in ranked(families)]  # each child and its playout
         for _ in range(ahead):
-            open_ways = [way for way in ways if not way[-1].terminal]
-            if not open_ways:
+            unfinished = [path for path in paths if not path[-1].terminal]
+            if not unfinished:
                 break
-            played = yield [ExpansionRequest(way[-1]) for way in open_ways]
-            for way, family in zip(open_ways, played, strict=True):
-                way += family
-        prospects = {id(way[0]): max(step.value for step in way) for way in ways}
-        node = min((way[0] for way in ways), key=lambda child: (-prospects[id(child)], rank_key(child)))
+            replies = yield [ExpansionRequest(path[-1]) for path in unfinished]
+            for path, family in zip(unfinished, replies, strict=True):
+                path += family
+        worth = {path[0]: max(step.value for step in path) for path in paths}
+        node = min(worth, key=lambda child: (-worth[child], rank_key(child)))
     return node

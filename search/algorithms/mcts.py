@@ -2,11 +2,11 @@
 
     descend to the child of highest   Q(s, a) + c · P(a | s) · √N(s) / (1 + N(s, a))   until a leaf
     expand the leaf by K replies, whose masks are valued
-    back up the best of those values (the leaf's own, where it has ended) along the path
+    back up the best of those values (the leaf's own, where it is terminal) along the path
 
-P is the policy's probability among the replies drawn at s. Q is the mean of what was backed up through a child, and
-before its first visit the value of its own mask. A simulation is worth its best new mask and not their mean, because
-the process is deterministic and the best mask anywhere may be returned.
+P is the policy's probability among the replies sampled at s. Q is the mean of the values backed up through a child,
+and before its first visit the value of its own mask. A simulation is worth its best new mask and not their mean,
+because the process is deterministic and the best mask anywhere may be returned.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ def mcts(root: Node, simulations: int = 32, k: int = 3, c: float = 0.1, batch: i
     while simulations > 0:
         leaves = [descend(root, c) for _ in range(min(batch, simulations))]
         simulations -= len(leaves)
-        unknown = {id(leaf): leaf for leaf in leaves if not leaf.terminal}
+        unexpanded = list(dict.fromkeys(leaf for leaf in leaves if not leaf.terminal))
         families: Sequence[list[Node]] = []
-        if unknown:
-            families = yield [ExpansionRequest(leaf, k) for leaf in unknown.values()]
+        if unexpanded:
+            families = yield [ExpansionRequest(leaf, k) for leaf in unexpanded]
             if not any(families):
                 break
         worth = [max((child.value for child in family), default=0.0) for family in families]
-        found = dict(zip(unknown, worth, strict=True))
+        values = dict(zip(unexpanded, worth, strict=True))
         for leaf in leaves:
-            backward(leaf, found.get(id(leaf), leaf.value))
+            backward(leaf, values.get(leaf, leaf.value))
     node = root
     while visited := [child for child in node.children if child.visits]:
         most = max(child.visits for child in visited)
@@ -41,7 +41,7 @@ def mcts(root: Node, simulations: int = 32, k: int = 3, c: float = 0.1, batch: i
 
 
 def descend(root: Node, c: float) -> Node:
-    """The leaf that PUCT leads to; every node on the way is marked as visited."""
+    """The leaf that PUCT leads to; every node on the path counts a visit."""
     node = root
     node.visits += 1
     while node.children:
@@ -52,12 +52,12 @@ def descend(root: Node, c: float) -> Node:
 
 
 def puct(parent: Node, child: Node, c: float) -> float:
-    """What makes `child` worth visiting: what it has given so far, and how little it was tried for its prior."""
-    mean = child.total / child.visits if child.visits else child.value
+    """Q(s, a) + c · P(a | s) · √N(s) / (1 + N(s, a)) of the child that action a leads to."""
+    mean = child.value_sum / child.visits if child.visits else child.value
     return mean + c * child.prior * sqrt(parent.visits) / (1 + child.visits)
 
 
 def backward(leaf: Node, value: float) -> None:
     """Add `value` to every node from the leaf to the root."""
     for node in (leaf, *leaf.ancestors()):
-        node.total += value
+        node.value_sum += value

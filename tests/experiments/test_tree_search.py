@@ -127,7 +127,7 @@ def test_greedy_cut_after_t_steps_is_greedy_of_t_steps() -> None:
 
     def search(text: str, depth: int) -> list[dict]:
         parsed, mdp, agent = spec.parse(text), SegMDP(tool, depth), agents.make("annotator:depth")
-        trees = parsed.search(mdp, agent, tasks, parsed.source(mdp, agent))
+        trees = parsed.search(mdp, agent, tasks, parsed.value_function(mdp, agent))
         return [metrics.record(Condition(text, depth), tree) for tree in trees]
 
     for text in ("greedy:k=1,value=oracle", "greedy:k=3,value=oracle"):

@@ -16,7 +16,7 @@ import pytest
 from agents.base import Agent
 from search import spec
 from search.tree import Tree
-from search.values import ValueSource
+from search.values import ValueFunction
 from segenv import codec, tools
 from segenv.mdp import SegMDP
 from segenv.types import Click, Stop, Task, Undo
@@ -71,7 +71,7 @@ class Scripted(Agent):
         return PIXELS.format(actions[reply] if reply in actions else Click("abcdefgh".index(reply), 0), task)
 
 
-class Table(ValueSource):
+class Table(ValueFunction):
     """Values of a table; counts what it was asked."""
 
     name = "table"
@@ -166,7 +166,7 @@ def test_mcts_visits_what_puct_says() -> None:
     backs up .58.
     """
     tree = grow("mcts:simulations=4,k=2,c=1")
-    visited = {name: (node.visits, round(node.total, 12)) for node, name in names(tree).items() if node.visits}
+    visited = {name: (node.visits, round(node.value_sum, 12)) for node, name in names(tree).items() if node.visits}
     assert visited == {"": (4, 2.20), "b": (2, 1.18), "a": (1, 0.52), "bc": (1, 0.58)}
     assert all(node.prior == 0.5 for node in tree.nodes[1:])
 

@@ -19,7 +19,7 @@ from search.budget import AXES, Budget, Cost, Limits
 from search.planner import run_searches, to_episode
 from search.rollout import rollout
 from search.tree import ExpansionRequest, Node, Tree
-from search.values import ValueSource
+from search.values import ValueFunction
 from segenv import codec, metrics, tools
 from segenv.mdp import SegMDP
 from segenv.types import Box, Click, Stop, Undo
@@ -61,7 +61,7 @@ class Wanderer(Agent):
         return PIXELS.format(kinds[kind], seen) if kind < 4 else "no idea"
 
 
-class Judge(ValueSource):
+class Judge(ValueFunction):
     """The true IoU with an error that belongs to the mask, and 7 tokens a mask; it calls itself no oracle here."""
 
     name = "judge"
@@ -78,10 +78,10 @@ def mdp_of(max_steps: int = 4) -> SegMDP:
     return SegMDP(tools.make("disc:radius=3"), max_steps)
 
 
-def grow(search: str, tasks=TASKS[:1], agent=None, source=None, max_steps: int = 4, **options) -> list[Tree]:
+def grow(search: str, tasks=TASKS[:1], agent=None, value_fn=None, max_steps: int = 4, **options) -> list[Tree]:
     parsed = spec.parse(search)
     assert parsed is not None
-    return list(parsed.search(mdp_of(max_steps), agent or Wanderer(), tasks, source or Judge(), **options))
+    return list(parsed.search(mdp_of(max_steps), agent or Wanderer(), tasks, value_fn or Judge(), **options))
 
 
 def contents(tree: Tree) -> dict:
@@ -242,7 +242,7 @@ def test_no_round_begins_and_nothing_counts_once_the_seconds_are_over(search, mo
 @given(search=searches, calls=st.integers(0, 25), seed=st.integers(0, 20))
 @settings(max_examples=40)
 def test_a_search_that_is_cut_is_the_beginning_of_the_whole(search, calls, seed) -> None:
-    """So what is returned only gets better (in the eyes of the value source) as the budget grows."""
+    """So what is returned only gets better (in the eyes of the value function) as the budget grows."""
     (whole,) = grow(f"{search},near=0", seed=seed)
     (cut,) = grow(f"{search},near=0,policy_calls={calls}", seed=seed)
     known = contents(whole)
@@ -254,7 +254,9 @@ def test_a_search_that_is_cut_is_the_beginning_of_the_whole(search, calls, seed)
 @settings(max_examples=40)
 def test_the_oracle_dominates(search, seed) -> None:
     """It returns the best mask of its tree; and where values do not steer the growth, no other source finds better."""
-    (tree,) = grow(f"{search},value=oracle", source=spec.parse(f"{search},value=oracle").source(mdp_of(), Wanderer()))
+    (tree,) = grow(
+        f"{search},value=oracle", value_fn=spec.parse(f"{search},value=oracle").value_function(mdp_of(), Wanderer())
+    )
     true = {node.index: metrics.iou(tree.task.target, node.state.mask) for node in tree.nodes}
     assert true[tree.best.index] == max(true.values()) == tree.best.value
     if search in ("greedy:k=1", "best-of-n:n=4"):
@@ -314,7 +316,7 @@ def test_values_that_are_no_fractions_are_refused() -> None:
             return np.full(len(states), 74.0)
 
     with pytest.raises(ValueError, match="'judge' gave .74.0. for 1 states; expected one number in 0..1 each"):
-        grow("greedy:k=2", source=Wrong())
+        grow("greedy:k=2", value_fn=Wrong())
 
 
 def test_a_node_is_asked_once_a_round() -> None:

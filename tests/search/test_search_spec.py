@@ -1,4 +1,4 @@
-"""Searches by name: what a spec means, what it refuses, and `--search` of an evaluation; and the value sources."""
+"""Searches by name: what a spec means, what it refuses, and `--search` of an evaluation; and the value functions."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ TASKS = [disc_task(20 + 3 * i, 30 - 2 * i, 12 + i, 9 + i, 5 + i, f"disc {i}") fo
 WEIGHTS = Path(agents.__file__).parent / "weights" / values.EMBEDDED
 
 
-def test_a_spec_says_algorithm_value_budget_and_terms() -> None:
+def test_a_spec_says_algorithm_value_budget_and_config() -> None:
     assert spec.parse("none") is None
     one = spec.parse("mcts:k=5, simulations=9,c=0.5,value=tool,tokens=900,seconds=1.5,near=0.02,patience=3")
     assert one is not None and one.algorithm == "mcts" and one.value == "tool"
     assert one.options == {"simulations": 9, "k": 5, "c": 0.5}
-    assert one.terms == SearchConfig(Limits(tokens=900, seconds=1.5), near=0.02, patience=3)
+    assert one.config == SearchConfig(Limits(tokens=900, seconds=1.5), near=0.02, patience=3)
     assert str(one) == "mcts:simulations=9,k=5,c=0.5,value=tool,near=0.02,patience=3,tokens=900,seconds=1.5"
     for name in spec.ALGORITHMS:
         parsed = spec.parse(name)
@@ -157,7 +157,7 @@ def test_the_embedded_judge_tells_good_masks_from_bad_ones() -> None:
 def test_a_language_model_searches_within_its_tokens_in_any_batch(writer) -> None:
     mdp = SegMDP(tools.make("disc:radius=3"), 9)
     parsed = spec.parse("beam:width=2,k=2,value=prm,tokens=24")
-    source = parsed.source(mdp, writer)
+    source = parsed.value_function(mdp, writer)
     before = writer.backend.tokens["reply"]
     found = []
     for batch_size in (1, 3):
