@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
 from experiments.evaluate import polygon_answers
@@ -26,7 +27,6 @@ from experiments.evaluate.metrics import Outcome, curves, outcome_of
 from experiments.evaluate.polygon_metrics import MEANS, SIZES, TOPOLOGIES, VALUES, Record, by_task, having
 from search.episode import Episode
 from segenv import statistics
-from segenv.types import SegenvError
 
 SAME = ("task", "data", "limit", "max_steps", "start", "asked")  # what two runs must share, to be of the same episodes
 SHOWN = (1, 3, 5, 7, 10, 20)
@@ -146,18 +146,17 @@ def text(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    try:
-        result = compare(args.first, args.second)
-    except SegenvError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(text(result))
+def show(args: Args) -> str:
+    """Compare two runs, write the JSON file, and return the comparison for a terminal."""
+    result = compare(args.first, args.second)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
+    return text(result)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return cli.main("compare", Args, show, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from PIL import Image
 
+from experiments.common import cli
 from search.episode import clicks_of
 from search.executors import Player, Setup
 from segenv import render
@@ -40,16 +40,10 @@ class Args:
     """longer side of a panel, in pixels"""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    setup = Setup(args.data, args.tool, args.agent, args.codec, args.max_steps, seed=args.seed)
-    try:
-        player = Player(setup)
-        episode = next(player.play([args.item]))
-    except (SegenvError, ValueError, OSError, IndexError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def show(args: Args) -> str:
+    """Play the episode, write its picture, and return what is in it."""
+    player = Player(Setup(args.data, args.tool, args.agent, args.codec, args.max_steps, seed=args.seed))
+    episode = next(player.play([args.item]))
     steps = range(1, len(episode.steps) + 1)
     strip = render.filmstrip(
         player.dataset[args.item],
@@ -60,8 +54,12 @@ def main(argv: list[str] | None = None) -> int:
     )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(strip).save(args.out, optimize=True)
-    print(f"{args.out}: {episode.instruction or episode.task}, IoU {', '.join(f'{iou:.3f}' for iou in episode.ious)}")
-    return 0
+    return f"{args.out}: {episode.instruction or episode.task}, IoU {', '.join(f'{iou:.3f}' for iou in episode.ious)}"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return cli.main("filmstrip", Args, show, __doc__, argv, errors=(SegenvError, ValueError, OSError, IndexError))
 
 
 if __name__ == "__main__":

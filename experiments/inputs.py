@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
-from tqdm import tqdm
 
 import agents
 from agents.base import Agent
+from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import write_atomic
 from experiments.evaluate.metrics import first_click_inside
@@ -29,7 +28,7 @@ from search.episode import Episode
 from search.rollout import rollout
 from segenv import data, metrics, statistics, tools
 from segenv.mdp import Observation, SegMDP
-from segenv.types import SegenvError, Task, object_of
+from segenv.types import Task, object_of
 
 Number = dict[str, Any]  # {"value", "interval", "episodes"}
 
@@ -66,19 +65,13 @@ class Blindfolded(Agent):
 
 def run(args: Args) -> dict[str, Any]:
     """Every measure as value, 95 % bootstrap interval over episodes and number of episodes, and the protocol."""
-    try:
+    with cli.setting_up(f"data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}"):
         dataset, tool = data.make(args.data), tools.make(args.tool)
         agent = agents.make(args.agent, args.codec, seed=args.seed)
-    except (ValueError, OSError, ImportError) as error:
-        raise RunError(
-            f"cannot set up data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}: {error}"
-        ) from error
     if agent.privileged:
         raise RunError(f"agent {args.agent!r} reads the target; ask this of agents that only see observations")
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(args.threads)
-    if args.limit < 1:
-        raise RunError(f"limit is {args.limit}; expected 1 or more")
+    cli.set_threads(args.threads)
+    cli.check_least(args, limit=1)
     tasks = [dataset[k] for k in range(min(args.limit, len(dataset)))]
     if not all({"instances", "others"} <= task.meta.keys() for task in tasks):
         raise RunError(f"the tasks of {args.data!r} do not say what else is in their scenes; take synthetic:val")
@@ -87,7 +80,7 @@ def run(args: Args) -> dict[str, Any]:
     def play(player: Agent, chosen: Sequence[Task], steps: int, name: str) -> list[Episode]:
         mdp = SegMDP(tool, steps)
         played = rollout(mdp, player, chosen, seed=args.seed, batch_size=args.batch_size)
-        return list(tqdm(played, total=len(chosen), desc=name, unit="episode", mininterval=1))
+        return list(cli.progress(len(chosen), "episode", name=name, items=played))
 
     plain = play(agent, tasks, args.max_steps, "as it is")
     expert = play(agents.make("annotator"), tasks, args.max_steps, "annotator")
@@ -175,18 +168,17 @@ def text(numbers: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    try:
-        numbers = run(args)
-    except SegenvError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(text(numbers))
+def show(args: Args) -> str:
+    """Measure, write the JSON file, and return the measures for a terminal."""
+    numbers = run(args)
     if args.out is not None:
         write_atomic(args.out, json.dumps(numbers, indent=1, default=str) + "\n")
-    return 0
+    return text(numbers)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return cli.main("inputs", Args, show, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
+from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import finite
 from experiments.common.tables import columns
@@ -59,7 +59,7 @@ def upper_bounds(args: Args) -> list[dict[str, Any]]:
     agents = {(codec.name, budget): OracleAgent(codec, budget, args.unit) for budget in args.budgets for codec in made}
     found: dict[tuple[str, int], list[Record]] = {key: [] for key in agents}
     try:
-        for task in tqdm(data, total=len(data), unit="task", mininterval=2.0):
+        for task in cli.progress(len(data), "task", items=data):
             replies = {key: answers(agent, [task], [0]) for key, agent in agents.items()}
             for key, records in replies.items():
                 found[key] += records
@@ -114,20 +114,17 @@ def text(rows: Sequence[dict[str, Any]], args: Args) -> str:
     return columns(cells)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    import tyro
-
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    try:
-        rows = upper_bounds(args)
-    except (SegenvError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(text(rows, args))
+def show(args: Args) -> str:
+    """Measure the upper bounds, write the JSON file, and return the tables for a terminal."""
+    rows = upper_bounds(args)
     if args.json is not None:
         args.json.write_text(json.dumps(finite(rows), indent=1) + "\n")
-    return 0
+    return text(rows, args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return cli.main("polygons_ceiling", Args, show, __doc__, argv, errors=(SegenvError, ValueError))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -27,9 +26,9 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 import yaml
-from tqdm import tqdm
 
-from experiments.common.config import RunError, parse_args, plain
+from experiments.common import cli
+from experiments.common.config import RunError, plain
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from search.episode import Episode
 from search.executors import Player, Setup
@@ -135,14 +134,9 @@ class Export:
 
 def generate(args: Generate) -> dict[str, Any]:
     """Play as `args` say, into their folder, and return what was made."""
-    for name in ("samples", "max_clicks", "limit", "batch_size", "points"):
-        if getattr(args, name) < 1:
-            raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
+    cli.check_least(args, samples=1, max_clicks=1, limit=1, batch_size=1, points=1)
     if args.min_gain and args.rule != "paper":
         raise RunError(f"min_gain {args.min_gain} has no effect with rule {args.rule!r}; give --rule paper with it")
-    out = args.resume or args.out
-    if out is None:
-        raise RunError("a run needs a folder: give out, or resume")
     setup = Setup(
         args.data,
         args.tool,
@@ -153,12 +147,10 @@ def generate(args: Generate) -> dict[str, Any]:
         skip_bad=args.skip_bad,
         threads=args.threads,
     )
-    try:
+    with cli.setting_up(f"data {args.data!r} and tool {args.tool!r}"):
         player = Player(setup)
         expert = Expert(args.annotator, args.stop_iou, args.max_clicks, args.rule == "released")
-    except (ValueError, OSError, ImportError) as error:
-        raise RunError(f"cannot set up data {args.data!r} and tool {args.tool!r}: {error}") from error
-    with RunFolder.resume(out, args) if args.resume else RunFolder.create(out, args) as run:
+    with cli.open_run(args) as run:
         hashes: dict[str, str | None] = {"data": player.dataset.fingerprint, "tool": player.tool.fingerprint}
         settings = {key: value for key, value in plain(args).items() if key not in ("out", "resume", "images")}
         run.keep_manifest(manifest(args.seed, settings, hashes))
@@ -199,7 +191,7 @@ def _play_all(run: RunFolder, args: Generate, player: Player, expert: Expert) ->
     have = {(record["task"], record["start"], record["sample"]) for record in run.records("plays.jsonl")}
     load, sources = lru_cache(maxsize=1)(player.dataset.__getitem__), player.dataset.sources
     mdp = SegMDP(player.tool, args.max_clicks + args.points + 1)  # the expert counts its clicks, and then stops
-    with run.appending("plays.jsonl") as file, _bar(len(plays), len(have), "play") as bar:
+    with run.appending("plays.jsonl") as file, cli.progress(len(plays), "play", len(have)) as bar:
         for first in range(0, len(plays), args.batch_size):
             group = plays[first : first + args.batch_size]
             if all(play.key in have for play in group):
@@ -247,7 +239,7 @@ def convert(args: Convert) -> dict[str, Any]:
     load, sources = lru_cache(maxsize=1)(data.__getitem__), data.sources
 
     def entries() -> Iterator[list[dict[str, Any]]]:
-        with _bar(len(plays), 0, "play") as bar:
+        with cli.progress(len(plays), "play") as bar:
             for name, sample, moves in plays:
                 task = load(places[name])
                 image = _name_image(task, sources[places[name]], args.images, args.out)
@@ -296,7 +288,7 @@ def run_export(args: Export) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(str(error)) from error
     chosen = data[: args.limit]
-    with _bar(len(chosen), 0, "trajectory") as bar:
+    with cli.progress(len(chosen), "trajectory") as bar:
 
         def counted() -> Iterator[Task]:
             for task in chosen:
@@ -343,10 +335,6 @@ def _write(path: Path, plays: Iterable[list[dict[str, Any]]], info: dict[str, An
     return {"file": str(path), **counts, "mean_last_iou": float(np.mean(last)) if last else None}
 
 
-def _bar(total: int, done: int, unit: str) -> tqdm:
-    return tqdm(total=total, initial=done, unit=unit, mininterval=0.2 if sys.stderr.isatty() else 10.0)
-
-
 COMMANDS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
     "generate": (Generate, generate),
     "convert": (Convert, convert),
@@ -359,29 +347,16 @@ def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
     if name not in COMMANDS:
-        tyro.extras.subcommand_cli_from_dict(
-            {key: kind for key, (kind, _) in COMMANDS.items()}, args=argv, description=__doc__
-        )
+        kinds: dict[str, Callable[..., Any]] = {key: kind for key, (kind, _) in COMMANDS.items()}
+        tyro.extras.subcommand_cli_from_dict(kinds, args=argv, description=__doc__)
         return 2
     kind, work = COMMANDS[name]
-    args: Any = None
-    try:
-        if kind is Generate:
-            args = parse_args(Generate, argv[1:], __doc__)
-            if args.resume is None and args.out is None:
-                args = replace(args, out=time.strftime("runs/trajectories-%Y%m%d-%H%M%S"))
-        else:
-            args = tyro.cli(kind, args=argv[1:], description=__doc__)
-        made = work(args)
-    except (SegenvError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        again = f"generate --resume {args.resume or args.out}" if isinstance(args, Generate) else "the same flags"
-        print(f"\ninterrupted; go on with: python -m experiments.trajectories {again}", file=sys.stderr)
-        return 130
-    print(json.dumps(made, indent=1))
-    return 0
+
+    def show(args: Any) -> None:
+        print(json.dumps(work(args), indent=1))
+
+    errors = (SegenvError, OSError)
+    return cli.main(f"trajectories {name}", kind, show, __doc__, argv[1:], folder="trajectories", errors=errors)
 
 
 if __name__ == "__main__":

@@ -16,40 +16,24 @@ outlines and conversations may be given anew then: neither detector nor tool is 
 from __future__ import annotations
 
 import sys
-import time
-from dataclasses import replace
 
 from experiments.annotate import report
 from experiments.annotate.annotate import dry_run, run
 from experiments.annotate.config import Args
-from experiments.common.config import parse_args
-from segenv.types import SegenvError
+from experiments.common import cli
+
+
+def show(args: Args) -> str | None:
+    """Annotate, or print the plan of a dry run; returns the facts for a terminal."""
+    if args.dry_run:
+        print(dry_run(args))
+        return None
+    return "\n".join(f"{name:<14} {text}" for name, text in report.facts(run(args)).items())
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    args = Args()
-    try:
-        args = parse_args(Args, argv, __doc__)
-        if args.resume is None and args.out is None:
-            args = replace(args, out=time.strftime("runs/annotate-%Y%m%d-%H%M%S"))
-        if args.dry_run:
-            print(dry_run(args))
-            return 0
-        numbers = run(args)
-    except SegenvError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; go on with: python -m experiments.annotate --resume {args.resume or args.out}",
-            file=sys.stderr,
-        )
-        return 130
-    for name, text in report.facts(numbers).items():
-        print(f"{name:<14} {text}")
-    print(f"report: {args.resume or args.out}/report.html")
-    return 0
+    return cli.main("annotate", Args, show, __doc__, argv)
 
 
 if __name__ == "__main__":

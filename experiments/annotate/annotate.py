@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from experiments.annotate import inputs, outputs, report
 from experiments.annotate.config import OUTPUT, Args
 from experiments.annotate.inputs import Inputs
 from experiments.annotate.outputs import PolygonWriter, Questions, Record
 from experiments.annotate.pipeline import Annotator
+from experiments.common import cli
 from experiments.common.config import RunError, plain
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from segenv import codec
@@ -36,7 +35,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     annotator = None if args.resume and RunFolder(out).done("annotate") else Annotator(args)
     if annotator is not None:
         annotator.check(found)
-    with RunFolder.resume(out, args, OUTPUT) if args.resume else RunFolder.create(out, args) as folder:
+    with cli.open_run(args, OUTPUT) as folder:
         if annotator is not None:
             settings = {k: v for k, v in plain(args).items() if k not in OUTPUT | {"out", "resume", "images"}}
             hashes = {"data": found.fingerprint, **annotator.fingerprints}
@@ -50,11 +49,8 @@ def prepare(args: Args) -> tuple[Questions, PolygonWriter, Inputs]:
     """Settings that hold, and inputs that can be read; RunError says what is wrong."""
     if not args.images:
         raise RunError("no images; give the folder that they lie in with --images DIR")
-    least = {"max_objects": 1, "min_area": 1, "min_part": 0, "max_pixels": 1, "show": 0, "tolerance": 0, "threads": 1}
-    least |= {"max_vertices": 4, "max_tokens": 1, "limit": 1}
-    for name, limit in least.items():
-        if (value := getattr(args, name)) is not None and not value >= limit:
-            raise RunError(f"{name} is {value}; expected {limit} or more")
+    cli.check_least(args, max_objects=1, min_area=1, min_part=0, max_pixels=1, show=0, tolerance=0, threads=1)
+    cli.check_least(args, max_vertices=4, max_tokens=1, limit=1)
     for name in ("nms", "min_mask_score", "box_threshold", "text_threshold"):
         if not 0 <= getattr(args, name) <= 1:
             raise RunError(f"{name} is {getattr(args, name)}; expected a number in 0..1")
@@ -87,10 +83,9 @@ def _token_counter(name: str | None) -> Any:
 def _annotate_all(folder: RunFolder, found: Inputs, annotator: Annotator, quiet: bool) -> None:
     """Annotate the images that images.jsonl lacks: one record each, with the reason in place of a bad one's objects."""
     have = {record["image"] for record in folder.records("images.jsonl")}
-    interval = 0.2 if sys.stderr.isatty() else 10.0
     with (
         folder.appending("images.jsonl") as file,
-        tqdm(total=len(found.images), initial=len(have), unit="image", disable=quiet, mininterval=interval) as bar,
+        cli.progress(len(found.images), "image", len(have), quiet=quiet) as bar,
     ):
         counts: Counter[str] = Counter()
         for name in found.images:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from experiments.annotate.inputs import Inputs
 from experiments.annotate.outputs import Record
+from experiments.common import cli
 from experiments.common.config import RunError
 from segenv import render, tools
 from segenv.data.base import read_image, within
@@ -38,17 +38,11 @@ class Annotator:
 
     def __init__(self, args: Args) -> None:
         self.args = args
-        try:
+        with cli.setting_up(f"tool {args.tool!r}, detector {args.detector!r}, caption {args.caption!r}"):
             self.tool: SegTool = tools.make(args.tool)
             self.detector: Detector | None = None if args.boxes else self._detector()
             self.captioner: MllmAgent | None = self._captioner(args.caption) if args.caption else None
-        except (ValueError, OSError, ImportError) as error:  # a spec or path that is wrong, or an extra not installed
-            raise RunError(
-                f"cannot set up tool {args.tool!r}, detector {args.detector!r}, caption {args.caption!r}: {error}"
-            ) from error
-        cv2.setNumThreads(args.threads)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(args.threads)
+        cli.set_threads(args.threads)
 
     def _detector(self) -> Detector:
         from experiments.annotate.detector import Detector

@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import cv2
-import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments.benchmark.cases import BENCHMARKS
 from experiments.benchmark.timing import Timing
+from experiments.common import cli
 from experiments.common.run_folder import finite, manifest, write_atomic
 
 
@@ -39,34 +40,40 @@ class Args:
     """Time for each comparison."""
 
 
-def show(rows: list[Timing], console: Console) -> None:
-    table = Table(
+def show(args: Args) -> str:
+    """Time the comparisons, print their table, write benchmark.json, and return where it is."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported by the tools that need it
+    cv2.setNumThreads(1)
+    rows: list[Timing] = []
+    for name, measure in BENCHMARKS.items():
+        if args.only in (None, name):
+            rows += list(measure(args.seconds))
+    Console().print(table(rows))
+    result = {
+        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
+        "manifest": manifest(0, {"seconds": args.seconds, "threads": 1}, {}),
+    }
+    write_atomic(args.out / "benchmark.json", json.dumps(finite(result), indent=1) + "\n")
+    return f"written to {args.out / 'benchmark.json'}"
+
+
+def table(rows: list[Timing]) -> Table:
+    """The table of all timings."""
+    shown = Table(
         "what", "case", "plain ms", "fast ms", "ratio", "", "plain | fast", title="one run, fastest turn of each"
     )
     for row in rows:
         numbers = ("" if value is None else f"{value:.3g}" for value in (row.plain_ms, row.fast_ms))
         ratio = "" if row.ratio is None else f"{row.ratio:.1f}x"
         mark = {None: "", True: "[green]ok[/]", False: "[red]too slow[/]"}[row.passed]
-        table.add_row(row.name, row.case, *numbers, ratio, mark, row.note)
-    console.print(table)
+        shown.add_row(row.name, row.case, *numbers, ratio, mark, row.note)
+    return shown
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, which is imported by the tools that need it
-    cv2.setNumThreads(1)
-    rows = []
-    for name, measure in BENCHMARKS.items():
-        if args.only in (None, name):
-            rows += list(measure(args.seconds))
-    show(rows, Console())
-    result = {
-        "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
-        "manifest": manifest(0, {"seconds": args.seconds, "threads": 1}, {}),
-    }
-    write_atomic(args.out / "benchmark.json", json.dumps(finite(result), indent=1) + "\n")
-    print(f"written to {args.out / 'benchmark.json'}")
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    return cli.main("benchmark", Args, show, __doc__, argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -70,16 +70,16 @@ def _build(kind: Any, loaded: Any, file: Path) -> Any:
 
 
 def parse_args(kind: type[Config], argv: Sequence[str] | None = None, description: str | None = None) -> Config:
-    """Read the command line into the dataclass `kind`, which has fields `out` and `resume`, all with defaults.
+    """Read the command line into the dataclass `kind`.
 
-    With `--resume DIR` the settings come from DIR, and the flags that are given count on top; `RunFolder.resume` checks
-    them.
+    A `kind` with fields `out` and `resume` has defaults for all. With `--resume DIR` the settings come from DIR, and
+    the flags that are given count on top; `RunFolder.resume` checks them.
     """
     import tyro
 
     argv = list(sys.argv[1:] if argv is None else argv)
     args: Any = tyro.cli(kind, args=argv, description=description)
-    if args.resume is None:
+    if getattr(args, "resume", None) is None:
         return args
     saved: Any = load_config(args.resume, kind)
     given: Any = tyro.cli(kind, args=argv, default=saved, description=description)

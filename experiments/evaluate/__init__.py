@@ -1,6 +1,6 @@
 """Measure an agent, a tool or a search on data."""
 
-from experiments.evaluate.clicks import run
 from experiments.evaluate.config import Args
+from experiments.evaluate.evaluate import run
 
 __all__ = ["Args", "run"]

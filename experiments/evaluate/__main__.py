@@ -10,38 +10,20 @@ timings; the batch size may change the last bits of what a learned model compute
 from __future__ import annotations
 
 import sys
-import time
-from dataclasses import replace
 
-from experiments.common.config import parse_args
-from experiments.evaluate import filter as filtering
-from experiments.evaluate import polygon_report, report
-from experiments.evaluate.clicks import run
+from experiments.common import cli
 from experiments.evaluate.config import Args
-from segenv.types import SegenvError
+from experiments.evaluate.evaluate import run, text
+
+
+def show(args: Args) -> str:
+    """Run an evaluation and return its numbers for a terminal."""
+    return text(args.task, run(args))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    args = Args()
-    try:
-        args = parse_args(Args, argv, __doc__)
-        if args.resume is None and args.out is None:
-            args = replace(args, out=time.strftime("runs/evaluate-%Y%m%d-%H%M%S"))
-        numbers = run(args)
-    except SegenvError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; go on with: python -m experiments.evaluate --resume {args.resume or args.out}",
-            file=sys.stderr,
-        )
-        return 130
-    text = {"segment": report.text, "filter": filtering.text, "polygon": polygon_report.text}[args.task]
-    print(text(numbers))
-    print(f"report: {args.resume or args.out}/report.html")
-    return 0
+    return cli.main("evaluate", Args, show, __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
-"""Episodes of clicks, played and measured."""
+"""Play episodes of clicks and measure them."""
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from tqdm import tqdm
-
+from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, hide_home, manifest
-from experiments.evaluate import filter as filtering
-from experiments.evaluate import metrics, polygons, report
+from experiments.evaluate import metrics, report
 from experiments.evaluate.config import RESUMABLE, Args
 from experiments.evaluate.metrics import Outcome
 from search.episode import Episode
@@ -18,24 +15,12 @@ from search.executors import Player, Setup, Skipped, play
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
-    """Evaluate as `args` say, into their folder, and return what metrics.json holds. A run that is there already goes
-    on if `args.resume` names it."""
-    if args.max_steps < 1 or args.batch_size < 1 or (args.limit is not None and args.limit < 1):
-        raise RunError(
-            f"max_steps {args.max_steps}, batch_size {args.batch_size} and limit {args.limit} must be 1 or more"
-        )
-    if args.task == "polygon":
-        return polygons.run(args, quiet)
-    player = _player(args)
-    if args.task == "filter":
-        return filtering.run(args, player, quiet)
+    """Play the episodes of `args` in their folder, and return what metrics.json holds."""
+    player = make_player(args)
     ids = list(player.dataset.ids[: args.limit])
     if not ids:
         raise RunError(f"data {args.data!r} holds no task; nothing to evaluate")
-    out = args.resume or args.out
-    if out is None:
-        raise RunError("an evaluation needs a folder: give out, or resume")
-    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
+    with cli.open_run(args, RESUMABLE) as folder:
         about = _manifest(args, player, folder)
         places = {name: place for place, name in enumerate(ids)}
         outcomes = _finished(folder, places)
@@ -43,7 +28,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         skipped: Skipped = {}
         with (
             folder.appending("episodes.jsonl") as file,
-            tqdm(total=len(ids), initial=len(outcomes), unit="episode", disable=quiet, mininterval=_interval()) as bar,
+            cli.progress(len(ids), "episode", len(outcomes), quiet=quiet) as bar,
         ):
             total = sum(item.final_iou for item in outcomes.values())
             for episode in play(player, range(len(ids)), args.executor, args.workers, skipped, set(pending)):
@@ -57,7 +42,8 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         return _write_results(folder, args, about, [outcomes[place] for place in sorted(outcomes)], skipped, player)
 
 
-def _player(args: Args) -> Player:
+def make_player(args: Args) -> Player:
+    """Load data, tool and agent; RunError where one of them cannot be had."""
     setup = Setup(
         data=args.data,
         tool=args.tool,
@@ -70,17 +56,8 @@ def _player(args: Args) -> Player:
         skip_bad=args.skip_bad,
         threads=args.threads,
     )
-    try:
+    with cli.setting_up(f"data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}, search {args.search!r}"):
         return Player(setup)
-    except (
-        ValueError,
-        OSError,
-        ImportError,
-    ) as error:  # a spec or a path that is wrong, or an extra that is not installed
-        raise RunError(
-            f"cannot set up data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}, search {args.search!r}: "
-            f"{error}"
-        ) from error
 
 
 def _manifest(args: Args, player: Player, folder: RunFolder) -> dict[str, Any]:
@@ -132,8 +109,3 @@ def _write_results(
     report.write(folder, numbers, about, outcomes, lambda name: player.dataset[places[name]], args.report_episodes)
     folder.finish("evaluate")
     return folder.read_json("metrics.json")
-
-
-def _interval() -> float:
-    """Seconds between two lines of progress: few where no person watches."""
-    return 0.2 if sys.stderr.isatty() else 10.0

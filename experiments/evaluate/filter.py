@@ -10,14 +10,16 @@ folder holds masks.jsonl (every mask and what was stated of it), metrics.json, p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.evaluate import iou_report
+from experiments.evaluate.clicks import make_player
+from experiments.evaluate.config import Args
 from experiments.evaluate.iou_estimates import READINGS, TOOL, iou_estimate_metrics
 from search.executors import Player
 from search.labelled_masks import LabelledMask, observation_of, point_masks
@@ -26,24 +28,20 @@ from segenv.mdp import Observation
 from segenv.statistics import METRIC_DEFINITIONS, acceptance
 from segenv.types import Task
 
-if TYPE_CHECKING:
-    from experiments.evaluate.config import Args
-
 RESUMABLE = frozenset({"report_episodes"})
 IouEstimator = Callable[[Sequence[Observation]], dict[str, list[float | None]]]
 
 
-def run(args: Args, player: Player, quiet: bool = False) -> dict[str, Any]:
-    """Judge the masks of the player's tasks, in the folder of `args`; returns what metrics.json holds."""
+def run(args: Args, quiet: bool = False) -> dict[str, Any]:
+    """Estimate the IoU of masks of the tasks, in the folder of `args`; returns what metrics.json holds."""
+    player = make_player(args)
     options = args.filter
     if options.masks < 1 or not 0 <= options.threshold <= 1:
         raise RunError(f"filter: masks {options.masks} must be 1 or more, and threshold {options.threshold} in 0..1")
     if args.executor != "serial" or player.search is not None:
         raise RunError("the task filter plays no episode: leave out --executor and --search")
     judge, how = iou_estimator(player)
-    data, out = player.dataset[: args.limit], args.resume or args.out
-    if out is None:
-        raise RunError("an evaluation needs a folder: give out, or resume")
+    data = player.dataset[: args.limit]
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to judge")
     about = manifest(
@@ -67,12 +65,12 @@ def run(args: Args, player: Player, quiet: bool = False) -> dict[str, Any]:
         },
         {"data": data.fingerprint, "tool": player.tool.fingerprint, "agent": player.agent.settings.get("weights")},
     )
-    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
+    with cli.open_run(args, RESUMABLE) as folder:
         about = folder.keep_manifest(about)
         have = {record["task"] for record in folder.records("masks.jsonl")}
         with (
             folder.appending("masks.jsonl") as file,
-            tqdm(total=len(data), initial=len(have), unit="task", disable=quiet, mininterval=1.0) as bar,
+            cli.progress(len(data), "task", len(have), quiet=quiet) as bar,
         ):
             for start in range(0, len(data), args.batch_size):
                 group = data[start : start + args.batch_size]

@@ -11,18 +11,16 @@ run's folder holds answers.jsonl (every reply and its scores), metrics.json, plo
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
-
-import cv2
-from tqdm import tqdm
+from typing import Any
 
 import agents
 from agents.base import Agent
+from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, hide_home, manifest
+from experiments.evaluate.config import Args
 from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec, read
 from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record, measures
 from segenv import codec as codecs
@@ -32,36 +30,31 @@ from segenv.data import Dataset
 from segenv.seeds import seed_of
 from segenv.types import Task
 
-if TYPE_CHECKING:
-    from experiments.evaluate.config import Args
-
 RESUMABLE = frozenset({"report_episodes", "executor", "workers"})
 
 
 def make_agent(args: Args) -> Agent:
     """The agent of a command line: a model, or the annotator as an `Outliner`."""
     options = args.polygon
-    try:
+    with cli.setting_up(f"agent {args.agent!r} with codec {args.codec!r}"):
         if args.agent == "annotator":
-            speaks = polygon_codec(codecs.get(args.codec or "rings"), args.agent)
+            codec = polygon_codec(codecs.get(args.codec or "rings"), args.agent)
             if options.asked != "mask" or options.temperature:
                 raise RunError(
                     f"the annotator writes masks, the same ones each time; got asked {options.asked!r} and temperature "
                     f"{options.temperature}"
                 )
-            return OracleAgent(speaks, options.budget, options.unit)
+            return OracleAgent(codec, options.budget, options.unit)
         if args.agent.partition(":")[0] != "mllm":
             raise RunError(f"agent {args.agent!r} draws no outlines; expected annotator, mllm or mllm:NAME_OR_PATH")
-        made = agents.make(args.agent, args.codec, seed=args.seed, max_new_tokens=options.max_new_tokens)
-    except (ValueError, OSError, ImportError) as error:
-        raise RunError(f"cannot set up agent {args.agent!r} with codec {args.codec!r}: {error}") from error
-    polygon_codec(made.codec, args.agent)
-    return made
+        agent = agents.make(args.agent, args.codec, seed=args.seed, max_new_tokens=options.max_new_tokens)
+    polygon_codec(agent.codec, args.agent)
+    return agent
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     """Ask the agent about every task, in the folder of `args`; returns what metrics.json holds."""
-    options, out = args.polygon, args.resume or args.out
+    options = args.polygon
     if options.temperature < 0 or options.samples < 1 or options.asked == options.given:
         raise RunError(
             f"polygon: temperature {options.temperature} must be 0 or more, samples {options.samples} 1 or more, and "
@@ -69,8 +62,6 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         )
     if args.executor != "serial" or args.search != "none":
         raise RunError("the task polygon plays no episode: leave out --executor and --search")
-    if out is None:
-        raise RunError("an evaluation needs a folder: give out, or resume")
     try:
         data = datasets.make(args.data, skip_bad=args.skip_bad)[: args.limit]
     except (ValueError, OSError) as error:
@@ -79,18 +70,14 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         raise RunError(f"data {args.data!r} holds no task; nothing to ask")
     agent = make_agent(args)
     codec = polygon_codec(agent.codec, args.agent)
-    cv2.setNumThreads(args.threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(args.threads)
-    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
+    cli.set_threads(args.threads)
+    with cli.open_run(args, RESUMABLE) as folder:
         about = folder.keep_manifest(_manifest(args, agent, data))
         have = {(one["task"], one["sample"]) for one in folder.records("answers.jsonl")}
         numbers = range(1 + options.samples if options.temperature else 1)
         with (
             folder.appending("answers.jsonl") as file,
-            tqdm(
-                total=len(data) * len(numbers), initial=len(have), unit="reply", disable=quiet, mininterval=1.0
-            ) as bar,
+            cli.progress(len(data) * len(numbers), "reply", len(have), quiet=quiet) as bar,
         ):
             for start in range(0, len(data), args.batch_size):  # fixed groups: a model's last bits depend on them
                 group = data[start : start + args.batch_size]

@@ -14,36 +14,21 @@ trees. SegAgent (arXiv 2503.08625) has greedy search alone, by steps (its Table 
 from __future__ import annotations
 
 import sys
-import time
-from dataclasses import replace
 
-from experiments.common.config import parse_args
+from experiments.common import cli
 from experiments.tree_search import tables
 from experiments.tree_search.config import Args
 from experiments.tree_search.play import run
-from segenv.types import SegenvError
+
+
+def show(args: Args) -> str:
+    """Run the searches and return their tables for a terminal."""
+    return tables.text(run(args))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    args = Args()
-    try:
-        args = parse_args(Args, argv, __doc__)
-        if args.resume is None and args.out is None:
-            args = replace(args, out=time.strftime("runs/tree-%Y%m%d-%H%M%S"))
-        numbers = run(args)
-    except SegenvError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; go on with: python -m experiments.tree_search --resume {args.resume or args.out}",
-            file=sys.stderr,
-        )
-        return 130
-    print(tables.text(numbers))
-    print(f"report: {args.resume or args.out}/report.html")
-    return 0
+    return cli.main("tree_search", Args, show, __doc__, argv, folder="tree")
 
 
 if __name__ == "__main__":

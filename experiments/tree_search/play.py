@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tqdm import tqdm
-
+from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.tree_search import metrics, report
@@ -48,19 +46,16 @@ class Run:
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     """Run as `args` say, into their folder, and return what metrics.json holds."""
-    sizes = [*args.k, *args.depths, *args.steps, args.batch_size, 1 if args.limit is None else args.limit]
-    if min(sizes) < 1 or not (args.k and args.depths and args.budgets):
-        raise RunError("k, depths, steps, batch_size and limit must be 1 or more, and at least one of each but steps")
+    cli.check_least(args, k=1, depths=1, steps=1, batch_size=1, limit=1)
+    if not (args.k and args.depths and args.budgets):
+        raise RunError("expected at least one of k, depths and budgets each")
     wanted = conditions(args)
     player = _player(args, wanted)
     ids = list(player.dataset.ids[: args.limit])
     if not ids:
         raise RunError(f"data {args.data!r} holds no task; nothing to search")
-    out = args.resume or args.out
-    if out is None:
-        raise RunError("a run needs a folder: give out, or resume")
     shown = frozenset(sorted(ids, key=lambda name: seed_of("report", name))[: args.report_tasks])
-    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
+    with cli.open_run(args, RESUMABLE) as folder:
         about = _manifest(args, player, folder)
         one = Run(args, folder, player, {name: place for place, name in enumerate(ids)}, shown)
         _search_all(one, wanted, quiet)
@@ -70,7 +65,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
 def _player(args: Args, wanted: Sequence[Condition]) -> Player:
     """Data, tool and policy; RunError where they, or a value source that is wanted, cannot be had."""
     setup = Setup(args.data, args.tool, args.agent, args.codec, seed=args.seed, skip_bad=args.skip_bad)
-    try:
+    with cli.setting_up(f"{args.data!r}, {args.tool!r}, {args.agent!r}, {args.values}"):
         player = Player(replace(setup, threads=args.threads))
         if args.proposal_temperature is not None:
             if not hasattr(player.agent, "proposal_temperature"):
@@ -78,8 +73,6 @@ def _player(args: Args, wanted: Sequence[Condition]) -> Player:
             player.agent.proposal_temperature = args.proposal_temperature
         for value in args.values:
             _source(value, player)
-    except (ValueError, OSError, ImportError) as error:
-        raise RunError(f"cannot set up {args.data!r}, {args.tool!r}, {args.agent!r}, {args.values}: {error}") from error
     return player
 
 
@@ -109,11 +102,10 @@ def _search_all(run: Run, wanted: Sequence[Condition], quiet: bool) -> None:
     done = {(record["search"], record["depth"], record["task"]) for record in run.folder.records("results.jsonl")}
     kept = {(tree["search"], tree["depth"], tree["task"]) for tree in run.folder.records("trees.jsonl")}
     size, ids = run.args.batch_size, list(run.places)
-    interval = 0.2 if sys.stderr.isatty() else 10.0
     with (
         run.folder.appending("trees.jsonl") as trees,
         run.folder.appending("results.jsonl") as results,
-        tqdm(total=len(wanted) * len(ids), unit="search", disable=quiet, mininterval=interval) as bar,
+        cli.progress(len(wanted) * len(ids), "search", quiet=quiet) as bar,
     ):
         for condition in wanted:
             bar.set_postfix_str(f"{condition.search}, {condition.depth} steps", refresh=False)

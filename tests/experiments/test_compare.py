@@ -10,20 +10,22 @@ import pytest
 
 from experiments import compare
 from experiments.common.config import RunError
-from experiments.evaluate import clicks, config
+from experiments.evaluate import config, evaluate
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     for radius in (12, 24):
-        clicks.run(
+        evaluate.run(
             config.Args(
                 data="synthetic:val", tool=f"disc:radius={radius}", limit=6, max_steps=3, out=str(root / str(radius))
             ),
             quiet=True,
         )
-    clicks.run(config.Args(data="synthetic:val", tool="disc", limit=5, max_steps=3, out=str(root / "five")), quiet=True)
+    evaluate.run(
+        config.Args(data="synthetic:val", tool="disc", limit=5, max_steps=3, out=str(root / "five")), quiet=True
+    )
     return root
 
 

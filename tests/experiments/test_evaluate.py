@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from experiments.common import episode_viewer, html
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate import __main__, clicks, metrics, report
+from experiments.evaluate import __main__, evaluate, metrics, report
 from experiments.evaluate.config import Args
 from experiments.evaluate.metrics import Outcome
 from search import executors
@@ -52,8 +53,8 @@ def told(numbers: dict) -> dict:
 
 def test_metrics_do_not_depend_on_the_executor(photos, tmp_path):
     common = {"data": f"folder:{photos}", "tool": "disc:radius=6", "agent": "random", "max_steps": 5, "seed": 4}
-    serial = clicks.run(Args(**common, out=str(tmp_path / "serial"), batch_size=3), quiet=True)
-    process = clicks.run(
+    serial = evaluate.run(Args(**common, out=str(tmp_path / "serial"), batch_size=3), quiet=True)
+    process = evaluate.run(
         Args(**common, out=str(tmp_path / "process"), executor="process", workers=2, batch_size=3), quiet=True
     )
     assert list(serial) == KEYS and serial["episodes"] == 12
@@ -121,7 +122,7 @@ def test_bad_items_end_the_run_or_are_counted(photos, tmp_path, capsys):
     assert "01" in capsys.readouterr().err
     for executor in ("serial", "process"):
         args = Args(data=f"folder:{bad}", tool="disc", max_steps=2, skip_bad=True, executor=executor)  # type: ignore[arg-type]
-        numbers = clicks.run(clicks.replace(args, out=str(tmp_path / executor)), quiet=True)
+        numbers = evaluate.run(replace(args, out=str(tmp_path / executor)), quiet=True)
         assert numbers["episodes"] == 2 and list(numbers["skipped"]) == ["01"]
 
 
@@ -230,8 +231,8 @@ def test_the_report_shows_worst_best_and_others():
 
 
 def test_impossible_settings_are_refused(tmp_path):
-    with pytest.raises(RunError, match="must be 1 or more"):
-        clicks.run(Args(data="synthetic:val", tool="disc", max_steps=0, out=str(tmp_path / "run")))
+    with pytest.raises(RunError, match="max_steps is 0; expected 1 or more"):
+        evaluate.run(Args(data="synthetic:val", tool="disc", max_steps=0, out=str(tmp_path / "run")))
 
 
 def test_a_run_with_a_learned_tool_that_goes_on_repeats_every_bit():

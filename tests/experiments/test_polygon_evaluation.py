@@ -13,7 +13,7 @@ from made_data import photo, save
 from experiments import compare, polygons_ceiling
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate import __main__, clicks, config, polygon_answers, polygons
+from experiments.evaluate import __main__, config, evaluate, polygon_answers, polygons
 from experiments.evaluate.polygon_metrics import record, size_of, topology_of
 from segenv import codec, data
 from segenv.codec.polygons import DIALECTS
@@ -163,7 +163,7 @@ def test_the_annotator_reaches_what_a_codec_can_say(shapes: str, tmp_path: Path,
     assert rows["giou"]["difference"] == pytest.approx(np.mean([ious[0][k] - ious[1][k] for k in ious[0]]))
     assert rows["giou, holes"]["difference"] > 0.05 > rows["giou, one part"]["difference"]
     assert "giou, holes" in compare.text(result)
-    clicks.run(config.Args(data=shapes, tool="disc", max_steps=2, out=str(tmp_path / "clicks")), quiet=True)
+    evaluate.run(config.Args(data=shapes, tool="disc", max_steps=2, out=str(tmp_path / "clicks")), quiet=True)
     with pytest.raises(RunError, match="differ in task"):
         compare.compare(tmp_path / "rings", tmp_path / "clicks")
 

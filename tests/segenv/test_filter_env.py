@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 import agents
 from agents.base import Agent
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate import __main__, config
-from experiments.evaluate import clicks as evaluate
+from experiments.evaluate import __main__, config, evaluate
 from segenv import codec, data, metrics
 from segenv.envs.filter import Judgement, random_prompt
 from segenv.types import Invalid, Task

@@ -1,0 +1,113 @@
+"""Parts that every command shares: its `main`, its folder, its progress bar, and checks of its settings.
+
+def show(args: Args) -> str | None:  # in a command's __main__.py
+    return report.text(run(args))
+
+def main(argv: list[str] | None = None) -> int:
+    return cli.main("evaluate", Args, show, __doc__, argv)
+
+with cli.open_run(args, RESUMABLE) as folder, cli.progress(len(ids), "episode", done=len(have)) as bar: ...
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+from experiments.common.config import RunError, parse_args
+from experiments.common.run_folder import RunFolder
+from segenv.types import SegenvError
+
+Config = TypeVar("Config")
+EXPECTED = (SegenvError, FileExistsError)  # errors whose message says enough
+
+
+def main(
+    command: str,
+    kind: type[Config],
+    show: Callable[[Config], str | None],
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    folder: str | Callable[[Config], str] = "",
+    errors: tuple[type[Exception], ...] = EXPECTED,
+) -> int:
+    """Run `python -m experiments.COMMAND` with settings of the dataclass `kind`, and return its exit status.
+
+    `show` runs the command and returns the text to print; None prints nothing, no line about the report either. Where
+    `kind` has fields `out` and `resume`, `out` is by default `runs/FOLDER-DATE`; `folder` is `command` where not given.
+    """
+    args: Any = None
+    try:
+        args = parse_args(kind, argv, description)
+        resumable = hasattr(args, "resume")
+        if resumable and args.resume is None and args.out is None:
+            name = folder(args) if callable(folder) else folder or command
+            args = replace(args, out=time.strftime(f"runs/{name}-%Y%m%d-%H%M%S"))
+        text = show(args)
+    except errors as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        again = f"--resume {args.resume or args.out}" if hasattr(args, "resume") else "the same flags"
+        print(f"\ninterrupted; go on with: python -m experiments.{command} {again}", file=sys.stderr)
+        return 130
+    if text is not None:
+        print(text)
+        if resumable:
+            print(f"report: {args.resume or args.out}/report.html")
+    return 0
+
+
+def open_run(args: Any, resumable: frozenset[str] = frozenset()) -> RunFolder:
+    """Resume the run in `args.resume`, or create one in `args.out`; a context that holds the folder's lock. Settings
+    named in `resumable` change no result, and may differ from those that the run began with."""
+    out = args.resume or args.out
+    if out is None:
+        raise RunError("a run needs a folder: give out, or resume")
+    return RunFolder.resume(out, args, resumable) if args.resume else RunFolder.create(out, args)
+
+
+def progress(
+    total: int,
+    unit: str,
+    done: int = 0,
+    name: str | None = None,
+    quiet: bool = False,
+    items: Iterable[Any] | None = None,
+) -> tqdm:
+    """A progress bar on stderr, over `items` or to `update`: five times a second on a terminal, else a line every ten
+    seconds."""
+    interval = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(items, total=total, initial=done, unit=unit, desc=name, disable=quiet, mininterval=interval)
+
+
+def set_threads(threads: int) -> None:
+    """Set the number of threads of OpenCV and PyTorch, where they are loaded; sums of floats depend on it."""
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+@contextmanager
+def setting_up(subject: str) -> Iterator[None]:
+    """Raise RunError "cannot set up SUBJECT: …" for a spec or path that is wrong, or an extra that is not installed."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise RunError(f"cannot set up {subject}: {error}") from error
+
+
+def check_least(args: Any, **limits: float) -> None:
+    """Raise RunError where a setting, or one of several values of it, is below its limit: `check_least(args, steps=1)`.
+    None is no value."""
+    for name, limit in limits.items():
+        value = getattr(args, name)
+        if not all(one is None or one >= limit for one in (value if isinstance(value, (list, tuple)) else [value])):
+            raise RunError(f"{name} is {value}; expected {limit} or more")

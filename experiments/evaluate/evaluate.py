@@ -1,0 +1,21 @@
+"""Dispatch of an evaluation to the page of its task."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from experiments.common import cli
+from experiments.evaluate import clicks, filter, polygon_report, polygons, report
+from experiments.evaluate.config import Args
+
+
+def run(args: Args, quiet: bool = False) -> dict[str, Any]:
+    """Evaluate as `args` say, into their folder, and return what metrics.json holds. A run that is there already is
+    resumed if `args.resume` names it."""
+    cli.check_least(args, max_steps=1, batch_size=1, limit=1)
+    return {"segment": clicks.run, "filter": filter.run, "polygon": polygons.run}[args.task](args, quiet)
+
+
+def text(task: str, numbers: dict[str, Any]) -> str:
+    """The numbers of a finished evaluation for a terminal."""
+    return {"segment": report.text, "filter": filter.text, "polygon": polygon_report.text}[task](numbers)
