@@ -30,8 +30,7 @@ class Step:
     error: str | None  # why the action was not carried out
     stated_iou: float | None  # what the text says of the mask before the action, 0..1
     mask: str  # `encode_mask`
-    other: dict[str, Any] | None = None  # {"action", "iou"} that was tried in the same state, and not gone on from
-    corrected: bool = False  # whether `action` is a correction, and `other` what the agent did
+    other: dict[str, Any] | None = None  # {"action", "iou"}: an action tried in the same state, but not continued from
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,9 @@ class Episode:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Episode:
-        """The episode that `to_json` wrote."""
-        return cls(**{**record, "steps": tuple(Step(**step) for step in record["steps"])})
+        """Read the episode that `to_json` wrote, or an older version's, whose steps had a field `corrected`."""
+        steps = ({key: value for key, value in step.items() if key != "corrected"} for step in record["steps"])
+        return cls(**{**record, "steps": tuple(Step(**step) for step in steps)})
 
 
 def step_of(

@@ -52,7 +52,6 @@ class Setup:
     threads: int = 1
     temperature: float | None = None  # of agents that sample; None: their own
     rules: Rules | None = None  # where they find an action bad, the annotator's is tried in the same state
-    go_on_from: str = "policy"  # or "correction": what an episode goes on from after that
     search: str = "none"  # a spec of `search.spec`, on top of the agent
 
 
@@ -89,9 +88,8 @@ class Player:
             for tree in self.search.search(self.mdp, self.agent, tasks, self.value, **how):
                 yield to_episode(self.mdp, self.agent, tree)
         else:
-            correct = setup.rules.corrector() if setup.rules else None
-            how |= {"correct": correct, "go_on_from": setup.go_on_from}
-            yield from rollout(self.mdp, self.agent, tasks, **how)
+            correct = setup.rules.correction if setup.rules else None
+            yield from rollout(self.mdp, self.agent, tasks, correct=correct, **how)
 
     def chunk(self, positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
         """All that a worker sends back for `positions`."""

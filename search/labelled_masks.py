@@ -157,7 +157,7 @@ def _label(
         mask=encode_mask(mask),
         iou=iou,
         score=None if score is None or np.isnan(score) else float(score),
-        action=action_to_json(rules.better(task, mask, clicks, iou)),
+        action=action_to_json(rules.annotator_action(task, mask, clicks, iou)),
     )
 
 

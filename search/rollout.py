@@ -30,15 +30,14 @@ def rollout(
     samples: int = 1,
     batch_size: int = 8,
     correct: Correct | None = None,
-    go_on_from: str = "policy",
 ) -> Iterator[Episode]:
     """Play each task `samples` times and yield the episodes, in the order of tasks and then samples, as soon as they
     are ready.
 
     At most `batch_size` episodes are under way; one that ends makes place for the next, so tasks are read when they are
     needed. The agent's seed at a step is `seed_of(seed, task id, round_index, sample, step)`: no result depends on
-    `batch_size` or on the tasks around it. `correct` is asked about each action; what it returns is tried in the
-    same state, and the episode goes on from what the agent did ("policy"), or from that ("correction").
+    `batch_size` or on the tasks around it. `correct` is asked about each action; the action that it returns is tried in
+    the same state and recorded in `Step.other`, and the episode continues from the agent's own.
     """
     if batch_size < 1 or samples < 1 or mdp.max_steps < 1:
         raise ValueError(
@@ -59,7 +58,7 @@ def rollout(
             started += 1
         if not live:
             return
-        _advance(mdp, agent, live, correct, go_on_from)
+        _advance(mdp, agent, live, correct)
         finished.update((play.number, play.finish()) for play in live if mdp.terminal(play.state))
         live = [play for play in live if not mdp.terminal(play.state)]
         while ready in finished:
@@ -110,10 +109,8 @@ class Play:
         )
 
 
-def _advance(
-    mdp: SegMDP, agent: Agent, live: Sequence[Play], correct: Correct | None = None, go_on_from: str = "policy"
-) -> None:
-    """One step of every episode in `live`."""
+def _advance(mdp: SegMDP, agent: Agent, live: Sequence[Play], correct: Correct | None = None) -> None:
+    """Play one step of every episode in `live`."""
     began = time.perf_counter()
     states = [play.state for play in live]
     observations = [mdp.observation(state) for state in states]
@@ -131,12 +128,8 @@ def _advance(
     spent = {part: mdp.tool.seconds[part] - before[part] for part in ("encode", "decode")}
     spent["annotator" if agent.privileged else "agent"] = answered - asked
     for k, (play, text, action, state) in enumerate(zip(live, texts, actions, following, strict=True)):
-        other = tried.get(k)
-        taken = other is not None and go_on_from == "correction"
-        if other is not None and taken:
-            (action, state), other = other, (action, state)
         step = step_of(mdp, play.state, text, action, state, agent.codec.stated_iou(text))
-        play.steps.append(dataclasses.replace(step, other=other and _tried(*other), corrected=taken))
+        play.steps.append(dataclasses.replace(step, other=tried.get(k)))
         play.state = state
     spent["other"] = time.perf_counter() - began - sum(spent.values())
     for play in live:
@@ -150,16 +143,13 @@ def _corrections(
     actions: Sequence[Action],
     following: Sequence[SegState],
     correct: Correct,
-) -> dict[int, tuple[Action, SegState]]:
-    """What `correct` would have done, and what follows from it, where it found an action bad."""
+) -> dict[int, dict[str, Any]]:
+    """Try what `correct` would have done where it found an action bad: `{"action", "iou"}` by index."""
     better = {
         k: action
         for k, asked in enumerate(zip(states, actions, following, strict=True))
         if (action := correct(*asked)) is not None
     }
     after = mdp.transition([states[k] for k in better], list(better.values()))
-    return {k: (action, state) for (k, action), state in zip(better.items(), after, strict=True)}
-
-
-def _tried(action: Action, following: SegState) -> dict[str, Any]:
-    return {"action": action_to_json(action), "iou": float(metrics.iou(following.task.target, following.mask))}
+    ious = [float(metrics.iou(state.task.target, state.mask)) for state in after]
+    return {k: {"action": action_to_json(better[k]), "iou": iou} for k, iou in zip(better, ious, strict=True)}

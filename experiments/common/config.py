@@ -49,6 +49,12 @@ def _build(kind: Any, loaded: Any, file: Path) -> Any:
     """`loaded` (from YAML) as the dataclass `kind`, with the dataclasses, tuples and paths that its fields declare."""
     if not isinstance(loaded, dict):
         raise RunError(f"{file}: expected the settings of {kind.__name__} by name, got {type(loaded).__name__}")
+    for name, behaviour in getattr(kind, "REMOVED", {}).items():  # options that are gone, with what holds instead
+        if (value := loaded.pop(name, behaviour)) != behaviour:
+            raise RunError(
+                f"{file} holds {name}: {value!r}, an option that was removed: every run now does as with "
+                f"{behaviour!r}. Finish this run with the version that began it, or start another with --out"
+            )
     known = {field.name for field in dataclasses.fields(kind)}
     if unknown := sorted(set(loaded) - known):
         raise RunError(

@@ -1,4 +1,4 @@
-"""StaR+: improve a click policy with its own corrected rollouts."""
+"""Improve a click policy with its own corrected rollouts (StaR+)."""
 
 from experiments.star.config import Args
 from experiments.star.train import run

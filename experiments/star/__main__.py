@@ -1,4 +1,4 @@
-"""StaR+: improve a click policy with its own corrected rollouts (SegAgent, arXiv 2503.08625, Alg. 1).
+"""Improve a click policy with its own corrected rollouts: StaR+ (SegAgent, arXiv 2503.08625, Alg. 1).
 
     python -m experiments.star                                          # procedural scenes, embedded models
     python -m experiments.star --data index:DIR --out runs/star_real    # your photos; a hash of their names splits them
@@ -19,7 +19,7 @@ from dataclasses import replace
 from experiments.common.config import parse_args
 from experiments.star import report
 from experiments.star.config import Args
-from experiments.star.train import dry_run, prepare, run
+from experiments.star.train import Star, run
 from segenv.types import SegenvError
 
 
@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
             print(ablation.plan(args) if args.dry_run else ablation.text(ablation.run(args)))
         elif args.dry_run:
-            print(dry_run(prepare(args)))
+            print(Star.prepare(args).dry_run())
         else:
             print(report.text(run(args)))
     except (SegenvError, FileExistsError) as error:

@@ -26,9 +26,10 @@ from experiments.common.html import data_uri, write_html
 from experiments.common.plots import figure_and_axes, png, whiskers
 from experiments.common.run_folder import RunFolder, disk_errors, hide_home, manifest, write_atomic
 from experiments.common.tables import columns, markdown
-from experiments.star import train as star
-from experiments.star.config import RESUMABLE, Args, with_defaults
-from experiments.star.stages import Run, episodes, player_of, stages
+from experiments.star import train
+from experiments.star.config import RESUMABLE, Args, check, stages, with_defaults
+from experiments.star.stages import read_episodes
+from experiments.star.train import Star
 from search.episode import Episode
 from search.executors import run_parallel
 from segenv import statistics
@@ -52,13 +53,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "control": {"variant": "control", "rounds": 1, "start_from": "base"},
     "judged": {"variant": "control", "rounds": 1, "start_from": "base", "expert": "judged"},
 }
-OWN = (
-    "variant",
-    "rounds",
-    "start_from",
-    "expert",
-    "stop_on_plateau",
-)  # what each arm has of its own, whatever the flags say
+OWN = ("variant", "rounds", "start_from", "expert")  # what each arm has of its own, whatever the flags say
 SHARED = {
     "continue": ("round0", "round1"),
     "star": ("round0", "rollout"),
@@ -84,13 +79,13 @@ POLICIES = (
 )
 
 
-def prepare(args: Args) -> Run:
-    """What `star.prepare` gives for any arm, of settled `args`; RunError where one of them cannot be run."""
+def prepare(args: Args) -> Star:
+    """Prepare a run of any arm; RunError where one of the arms cannot be run."""
     if args.ablation_seeds < 1:
         raise RunError(f"ablation_seeds is {args.ablation_seeds}; expected 1 or more")
     for own in ARMS.values():
-        star.check(replace(args, **own))
-    return star.prepare(replace(args, **{name: getattr(Args(), name) for name in OWN}))
+        check(replace(args, **own))
+    return Star.prepare(replace(args, **{name: getattr(Args(), name) for name in OWN}))
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -98,12 +93,12 @@ def run(args: Args) -> dict[str, Any]:
     this = prepare(args := with_defaults(replace(args, ablation=True)))
     out = this.folder.path
     with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
-        folder.keep_manifest(manifest(args.seed, star.protocol(this), star.hashes(this)))
+        folder.keep_manifest(manifest(args.seed, this.protocol(), this.hashes()))
         first, *others = seeds = range(args.seed, args.seed + args.ablation_seeds)
         if others and _one_start(args):
             begun = _arm(args, folder, first, "star+")
             if not RunFolder(folder / f"seed{first}" / "star+").done("round0/evaluate"):
-                _make(begun, star.begin)
+                _make(begun, train.begin)
             for seed in others:
                 _share(folder / f"seed{first}" / "star+", folder / f"seed{seed}" / "star+", ("round0",))
         _in_parallel(args, [_arm(args, folder, seed, "star+") for seed in seeds])
@@ -121,23 +116,23 @@ def run(args: Args) -> dict[str, Any]:
 def plan(args: Args) -> str:
     """What the ablation would do, for a dry run; tool and agent are loaded to see that they can be."""
     this = prepare(args := with_defaults(replace(args, ablation=True)))
-    player_of(this.setup(this.train, args.agent))
+    this.player(this.train_data, args.agent)
     seeds = range(args.seed, args.seed + args.ablation_seeds)
     starts = 1 if _one_start(args) else len(seeds)
-    train, held_out = len(this.train_places), len(this.eval_places)
-    played = {"expert": train, "rollout": min(args.rollout_tasks, train) * args.samples, "evaluate": held_out}
+    tasks, held_out = len(this.train_indices), len(this.eval_indices)
+    played = {"expert": tasks, "rollout": min(args.rollout_tasks, tasks) * args.samples, "evaluate": held_out}
 
     def told(name: str, steps: int) -> str:
         return f"train ({steps} steps)" if name == "train" else f"{name} ({played[name]})" if name in played else name
 
-    first = ", ".join(told(name, args.start_steps) for name, _ in stages("star+", 0))
+    first = ", ".join(told(name, args.start_steps) for name in stages("star+", 0))
     lines = [
         f"ablation of {args.agent} with {args.tool} on {args.data}, into {this.folder.path}:",
         f"  {len(ARMS)} arms x {len(seeds)} seeds ({', '.join(map(str, seeds))}); stages with their episodes (of at "
         f"most {args.max_steps} actions) and optimiser steps (of {args.batch_rows} rows)",
         f"  round 0, {'once' if starts == 1 else 'for each seed'}: {first}",
     ]
-    episodes, steps = starts * (train + held_out), starts * args.start_steps
+    episodes, steps = starts * (tasks + held_out), starts * args.start_steps
     for arm in ARMS:
         own = _own_stages(arm)
         rounds = "; ".join(
@@ -155,7 +150,7 @@ def _own_stages(arm: str) -> dict[int, list[str]]:
     """The stages after round 0 that an arm shares with no other before it, by round."""
     done, variant = SHARED.get(arm, ()), ARMS[arm]["variant"]
     return {
-        n: [name for name, _ in stages(variant, n) if n > 1 or name not in done]
+        n: [name for name in stages(variant, n) if n > 1 or name not in done]
         for n in range(1, ARMS[arm]["rounds"] + 1)
         if f"round{n}" not in done
     }
@@ -171,7 +166,7 @@ def _one_start(args: Args) -> bool:
 def _arm(args: Args, folder: RunFolder, seed: int, arm: str) -> Args:
     """The settings of one run."""
     where = create_or_resume(folder / f"seed{seed}" / arm)
-    same: dict[str, Any] = {"ablation": False, "expert": "trajectory", "executor": "serial", "stop_on_plateau": False}
+    same: dict[str, Any] = {"ablation": False, "expert": "trajectory", "executor": "serial"}
     return replace(args, **{**same, **where, **ARMS[arm], "seed": seed})
 
 
@@ -181,7 +176,7 @@ def _in_parallel(args: Args, runs: Sequence[Args]) -> None:
     run_parallel(_make, waiting, 1 if args.executor == "serial" else args.workers)
 
 
-def _make(args: Args, what: Callable[[Args], Any] = star.run) -> None:
+def _make(args: Args, what: Callable[[Args], Any] = train.run) -> None:
     print(f"[{args.resume or args.out}]", file=sys.stderr)
     what(args)
 
@@ -260,7 +255,7 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, An
 
 def _played(folder: RunFolder, policy: Policy, seed: int) -> list[Episode]:
     run_folder = _folder(folder, policy, seed)
-    played = list(episodes(run_folder, f"round{policy.round}/evaluate.jsonl"))
+    played = list(read_episodes(run_folder, f"round{policy.round}/evaluate"))
     if not played:
         raise RunError(f"{run_folder.path} holds no evaluation of round {policy.round}; remove it, and --resume")
     return played

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from experiments.common.config import TrainerOptions
+from experiments.common.config import RunError, TrainerOptions
 from search.star import Rules
 
 RESUMABLE = frozenset({"executor", "workers", "report_episodes", "dry_run"})
@@ -16,86 +16,82 @@ S_0_STEPS = 600  # for an agent that has not learned from the annotator before
 class Args:
     """Flags of the command line; specs as in the README's table."""
 
+    REMOVED: ClassVar[dict[str, Any]] = {  # options of earlier versions that made no measured difference
+        "stop_on_plateau": False,
+        "go_on_from": "policy",
+        "zero_gain": "correct",
+        "no_gain": "stop",
+        "dedup": "rows",
+        "per_task_cap": 0,
+    }
+
     data: str = "synthetic:train"
     """training tasks; without --eval-data, a hash of the images' names sets 30 % of them apart for evaluation"""
     eval_data: str | None = None
     """held-out tasks; for synthetic data synthetic:val, and in an ablation synthetic:test, as the rules of a round were
-    chosen on the former"""
+    chosen on synthetic:val"""
     tool: str = "sam"
-    """what makes masks of clicks"""
+    """segmentation tool that turns clicks into masks"""
     agent: str = "mllm"
     """the policy to improve: mllm, mllm:NAME_OR_PATH"""
     codec: str | None = None
-    """how the policy writes actions; by default its own"""
+    """text format of actions; by default the agent's own"""
     variant: Literal["star+", "star", "control"] = "star+"
-    """judge each action and correct it; whole trajectories; or D_0 alone, the control for what more training does"""
+    """filter each action and correct it; whole trajectories; or D_0 alone, the control for what more training does"""
     rounds: int = 1
     """rounds of rollout, filter and training"""
-    stop_on_plateau: bool = False
-    """end before --rounds, after a round whose policy is not better on the held-out tasks than the one before"""
     start_from: Literal["base", "previous"] = "base"
-    """what S_n is trained from: always S_0 as in the paper, so that errors of a round are not built upon, or S_{n-1}"""
+    """weights that S_n is trained from: always S_0 as in the paper, so that errors of a round are not built upon, or
+    S_{n-1}"""
     max_steps: int = 7
     """actions an episode may take"""
     limit: int = 400
     """training tasks that the annotator plays"""
     expert: Literal["trajectory", "judged"] = "trajectory"
-    """D_0 has the annotator's clicks that gain, and stops from --stop-iou on; judged: also stops where none of its
-    later clicks gains, as --no-gain says for rollouts"""
+    """D_0 has the annotator's clicks that gain, and stops from --stop-iou on; judged: also stops from --spent-iou on
+    where none of the annotator's later clicks gains"""
     rollout_tasks: int = 400
     """training tasks that the policy plays in each round"""
     samples: int = 3
-    """rollouts of each of those tasks: more show more of its mistakes in the same scenes"""
+    """rollouts of each of those tasks: more show more of the policy's mistakes in the same scenes"""
     temperature: float = 1.0
     """of those rollouts; evaluation is greedy"""
-    go_on_from: Literal["policy", "correction"] = "policy"
-    """after a bad action, a rollout goes on from what the policy did, so that it learns to recover, or from the
-    correction"""
     eval_limit: int | None = None
     """held-out tasks; 400, and in an ablation, whose differences are small, 800"""
     sft_steps: int | None = None
-    """optimiser steps from the agent to S_0; by default 0 (S_0 is the agent) for the embedded model on synthetic data,
-    which it has learned from, and 600 otherwise"""
+    """optimiser steps from the agent to S_0; by default 600, but 0 (S_0 is the agent) for the embedded model on
+    synthetic data, on which the embedded model was trained"""
     round_steps: int = 300
     """optimiser steps to each S_n"""
     batch_rows: int = 32
-    """rows an optimiser step"""
+    """examples an optimiser step"""
     learning_rate: float = 1e-3
     """from the agent to S_0"""
     round_learning_rate: float = 1.5e-4
     """from S_0 to S_n: low, as S_0 has seen far more scenes than a round shows and forgets them at higher rates"""
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
-    min_gain: float = 0.02
+    min_gain: float = Rules.min_gain
     """an action is good if it raises the IoU by more than this: less is within what the next click may lose again"""
-    zero_gain: Literal["correct", "keep", "drop"] = "correct"
-    """what becomes of an action that leaves the IoU exactly as it was"""
-    no_gain: Literal["stop", "click"] = "stop"
-    """what is right where the annotator's own click does not raise the IoU: a tool is at its end before a mask is
-    perfect"""
-    stop_iou: float = 0.9
-    """from this IoU on the lesson is to stop"""
-    keep_iou: float = 0.7
-    """what a whole trajectory must reach (variant star)"""
-    spent_iou: float = 0.3
-    """what a mask must reach that the annotator's click does not help, for the lesson to be a stop (--no-gain stop)"""
-    dedup: Literal["rows", "sequences", "none"] = "rows"
-    """drop lessons that repeat state and action, or rollouts that repeat all clicks: easy tasks shall not crowd out
-    others"""
-    per_task_cap: int = 0
-    """at most so many lessons of a task in D_n; 0: all"""
+    stop_iou: float = Rules.stop_iou
+    """from this IoU on the action to learn is to stop"""
+    keep_iou: float = Rules.keep_iou
+    """final IoU that a whole trajectory must reach (variant star)"""
+    spent_iou: float = Rules.saturation_iou
+    """from this IoU on, and below --stop-iou, the action to learn where the annotator's click does not gain is to stop:
+    the tool is saturated"""
     seed: int = 0
     out: str | None = None
     """folder of a new run; by default runs/star-DATE"""
     resume: str | None = None
-    """folder of a run to go on with; its settings hold"""
+    """folder of a run to resume, with the settings in that folder"""
     dry_run: bool = False
     """load everything, print what would be done, and write nothing"""
     ablation: bool = False
     """one table of S_0, control, judged control, star, star+ and continue, for --ablation-seeds seeds from --seed on"""
     ablation_seeds: int = 3
     executor: Literal["serial", "process", "ray"] | None = None
-    """what runs episodes, serial by default, or the runs of an ablation, process by default where there is no GPU; no
-    number depends on it"""
+    """runs episodes, serial by default, or the runs of an ablation, process by default where there is no GPU; no
+    number depends on the executor"""
     workers: int = 2
     """of the executor; an ablation trains so many policies at once"""
     batch_size: int = 32
@@ -103,14 +99,14 @@ class Args:
     threads: int = 1
     """threads of each process; sums of floats may depend on it"""
     skip_bad: bool = False
-    """pass over bad items, and count them"""
+    """pass over bad items, and count these"""
     report_episodes: int = 12
     """held-out episodes that report.html shows before and after"""
 
     @property
     def rules(self) -> Rules:
-        """What counts as a good action."""
-        return Rules(self.min_gain, self.zero_gain, self.no_gain, self.stop_iou, self.keep_iou, self.spent_iou)
+        """The thresholds as the filters take them."""
+        return Rules(self.min_gain, self.stop_iou, self.keep_iou, self.spent_iou)
 
     @property
     def start_steps(self) -> int:
@@ -124,8 +120,7 @@ class Args:
 
 
 def with_defaults(args: Args) -> Args:
-    """`args` with what was left open, and depends on whether it is an ablation, filled in; a run that goes on has its
-    own settings."""
+    """Fill in the settings that depend on the data and on whether it is an ablation; a resumed run has its own."""
     if args.resume is not None:
         return args
     import torch
@@ -136,3 +131,21 @@ def with_defaults(args: Args) -> Args:
     if args.data.startswith("synthetic"):
         defaults["eval_data"] = "synthetic:test" if args.ablation else "synthetic:val"
     return replace(args, **{name: value for name, value in defaults.items() if getattr(args, name) is None})
+
+
+def check(args: Args) -> None:
+    """Raise RunError where a run cannot have these settings."""
+    counts = ("rounds", "limit", "rollout_tasks", "samples", "eval_limit", "round_steps", "max_steps", "batch_rows")
+    for name in (*counts, "batch_size", "workers"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
+    if args.sft_steps is not None and args.sft_steps < 0:
+        raise RunError(f"sft_steps is {args.sft_steps}; expected 0 or more")
+    if args.resume is None and args.out is None:
+        raise RunError("a run needs a folder: give out, or resume")
+
+
+def stages(variant: str, n: int) -> list[str]:
+    """Name the stages of round n in order."""
+    first = ["expert"] if n == 0 else [] if variant == "control" else ["rollout", "filter"]
+    return [*first, "train", "evaluate"]

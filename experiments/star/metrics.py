@@ -1,4 +1,4 @@
-"""What the held-out episodes say of each policy of a StaR run, and the judged rollouts of each round's lessons."""
+"""Metrics of a StaR run: of each policy from its held-out episodes, of each round from its filtered rollouts."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ METRIC_DEFINITIONS = {
     "gain": "paired difference of the final IoU to S_0; 95 % bootstrap over tasks, nothing of the spread over seeds",
     "gains": "paired differences to S_0 of the other measures that are means over episodes, with intervals as of gain",
     "first_click_in_object": "share of episodes whose first action is a positive click on a pixel of the object",
+    # the text stays, as runs are resumed only with equal texts; `no_gain stop` was an option, and is what all runs do
     "stop_accuracy": "each reply of a held-out episode that is an action is a decision in the state before it, to stop "
     "or to go on (any other action); the share of decisions that are right. What is right is what the lesson would be "
     "that star+ makes of that state, by the same rules: a stop is due at IoU >= stop_iou and, with no_gain stop, from "
@@ -52,8 +53,10 @@ def policies(
     load: Callable[[str], Task],
     rules: Rules = Rules(),  # noqa: B008  # frozen
 ) -> list[dict[str, Any]]:
-    """The measures of each policy S_0, S_1, … from its held-out episodes, given in the same order of tasks; ValueError
-    where they are not. `load` gives the task of an id, and is asked once for each."""
+    """Measure each policy S_0, S_1, … by its held-out episodes; ValueError where their tasks are not in the same order.
+
+    `load` gives the task of an id, and is asked once for each.
+    """
     orders = [[(episode.task, episode.sample) for episode in episodes] for episodes in played]
     if any(order != orders[0] for order in orders):
         raise ValueError(
@@ -99,7 +102,7 @@ def policies(
 
 
 def _each(episodes: Sequence[Episode], max_steps: int) -> dict[str, np.ndarray]:
-    """What each episode adds to measures that are means over episodes, [episodes] each."""
+    """Per-episode values of the measures that are means over episodes, [episodes] each."""
     return {
         "miou": np.array([episode.final_iou for episode in episodes]),
         "best_iou": np.array([episode.best_iou for episode in episodes]),
@@ -110,21 +113,21 @@ def _each(episodes: Sequence[Episode], max_steps: int) -> dict[str, np.ndarray]:
 
 
 def decisions(episode: Episode, task: Task, rules: Rules) -> list[Decision]:
-    """What was decided in the states of an episode, beside what `star_plus_rows` would teach in them."""
-    lessons = {row.step: row.action["type"] == "stop" for row in star_plus_examples(episode, task, rules)}
+    """Compare the decisions in an episode with the examples that `star_plus_examples` makes of the same states."""
+    due = {row.step: row.action["type"] == "stop" for row in star_plus_examples(episode, task, rules)}
     kinds = [step.action["type"] for step in episode.steps]
-    return [(kind == "stop", lessons[k]) for k, kind in enumerate(kinds) if kind != "invalid" and k in lessons]
+    return [(kind == "stop", due[k]) for k, kind in enumerate(kinds) if kind != "invalid" and k in due]
 
 
 def decisions_at(episode: Episode, stop_iou: float) -> list[Decision]:
-    """The same by the IoU of the mask that was shown alone."""
+    """Compare the decisions in an episode with the IoU of the mask before each."""
     shown = [episode.start_iou, *episode.ious[:-1]]
     kinds = [step.action["type"] for step in episode.steps]
     return [(kind == "stop", iou >= stop_iou) for kind, iou in zip(kinds, shown, strict=True) if kind != "invalid"]
 
 
 def stopping(decided: Sequence[Sequence[Decision]]) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """How well a policy knows when to stop, by the decisions of each episode, and the intervals of that;
+    """Accuracy, precision and recall of stops from the decisions of each episode, and their intervals;
     METRIC_DEFINITIONS says what is counted.
 
     `stop_counts` are decisions, those that were stops, those where a stop was due, and the stops that were due. A share
@@ -152,10 +155,10 @@ def stopping(decided: Sequence[Sequence[Decision]]) -> tuple[dict[str, Any], dic
 
 
 def acceptance(rows: Sequence[StarExample], episodes: Iterable[Episode]) -> dict[str, Any]:
-    """What became of the actions in the rollouts `episodes`, of which a filter made `rows` (repetitions included):
-    "actions" and the shares "accepted", "corrected" and "dropped", "faults" of the corrected, and "intervals"."""
+    """Count the actions in the rollouts `episodes`, of which a filter made `rows` (repetitions included): "actions" and
+    the shares "accepted", "corrected" and "dropped", "faults" of the corrected, and "intervals"."""
     played = {(episode.task, episode.sample): episode for episode in episodes}
-    tasks = {name: place for place, name in enumerate(sorted({name for name, _ in played}))}
+    tasks = {name: index for index, name in enumerate(sorted({name for name, _ in played}))}
     actions, accepted, corrected = np.zeros((3, len(tasks)))
     for episode in played.values():
         actions[tasks[episode.task]] += len(episode.steps)
@@ -179,10 +182,8 @@ def acceptance(rows: Sequence[StarExample], episodes: Iterable[Episode]) -> dict
 
 
 def _fault(row: StarExample, episode: Episode) -> str:
-    """What was wrong with the action that a corrected row replaces."""
-    step = episode.steps[row.step]
-    own = step.other["action"] if step.corrected and step.other else step.action
-    kind = own["type"]
+    """Name of `FAULTS` for the action that a corrected example replaces."""
+    kind = episode.steps[row.step].action["type"]
     if kind in ("invalid", "undo"):
         return {"invalid": "invalid_reply", "undo": "undo"}[kind]
     if kind == "stop":

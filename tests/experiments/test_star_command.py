@@ -139,7 +139,7 @@ def test_the_ablation_plays_every_arm_on_the_same_tasks_and_goes_on_after_a_kill
 
     trained = ["mllm" if flag == "mllm:untrained" else flag for flag in FLAGS]  # star keeps nothing of invalid replies
     trained[trained.index("--sft-steps") + 1] = "0"
-    filters = ["--keep-iou", "0", "--min-gain", "-1", "--zero-gain", "keep"]
+    filters = ["--keep-iou", "0", "--min-gain", "-1"]
     flags = [*trained, *filters, "--ablation", "--ablation-seeds", "2"]
     out = tmp_path / "ablation"
     process = subprocess.Popen(star_command(*flags, "--out", str(out)), stderr=subprocess.DEVNULL)
@@ -182,12 +182,11 @@ def test_the_ablation_plays_every_arm_on_the_same_tasks_and_goes_on_after_a_kill
 def test_a_lesson_shows_what_the_policy_was_shown(tmp_path, monkeypatch):
     """Picture and prompt of each state, with the complaint about the reply before."""
     from experiments.star.config import Args
-    from experiments.star.stages import Conversations, player_of
-    from experiments.star.train import prepare
+    from experiments.star.train import Star
 
     args = Args(agent="mllm:untrained", tool="disc", limit=1, eval_limit=1, max_steps=3, out=str(tmp_path / "run"))
-    this = prepare(args)
-    player = player_of(this.setup(this.train, args.agent))
+    this = Star.prepare(args)
+    player = this.player(this.train_data, args.agent)
     agent: Any = player.agent
     seen: list = []
     agent.prompt_style, generate = "codec", agent.backend.generate
@@ -197,10 +196,10 @@ def test_a_lesson_shows_what_the_policy_was_shown(tmp_path, monkeypatch):
         return generate(pictures, prompts, *rest)
 
     monkeypatch.setattr(agent.backend, "generate", watched)
-    [episode] = player.play(this.train_places)
+    [episode] = player.play(this.train_indices)
     rows = star.star_plus_examples(episode, this.task(episode.task), args.rules)
     assert [row.step for row in rows] == [0, 1, 2] and [row.error is None for row in rows] == [True, False, False]
-    for lesson, (picture, prompt) in zip(Conversations(this, rows, agent), seen, strict=True):
+    for lesson, (picture, prompt) in zip(star.Conversations(rows, agent, this.task, 3), seen, strict=True):
         assert lesson["prompt"] == prompt and np.array_equal(lesson["image"], picture)
     assert ["was not carried out: no action" in prompt for _, prompt in seen] == [False, True, True]
 
@@ -219,9 +218,20 @@ def test_a_dry_run_of_the_ablation_counts_all_of_it(tmp_path, capsys):
     each = (10 + 5) + (2 * 8 + 2 * 5) + (8 + 5) + 5 + 5 + 5  # round 0; star+; continue; star; control, judged
     assert f"in all {2 * each} episodes and {2 * (3 + (2 + 1 + 1 + 1 + 1) * 7)} optimiser steps" in plan
     assert list(tmp_path.iterdir()) == []
-    assert main([*flags, "--go-on-from", "correction", "--out", str(tmp_path / "run")]) == 1
-    assert "variant star judges the policy's own trajectories" in capsys.readouterr().err
+    assert main([*flags, "--rollout-tasks", "0", "--out", str(tmp_path / "run")]) == 1
+    assert "rollout_tasks is 0; expected 1 or more" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_an_older_version_is_resumed_if_its_removed_options_had_no_effect(tmp_path):
+    from experiments.common.config import RunError, load_config
+    from experiments.star.config import Args
+
+    (tmp_path / "config.yaml").write_text("rounds: 2\nzero_gain: correct\ndedup: rows\n")
+    assert load_config(tmp_path, Args) == Args(rounds=2)
+    (tmp_path / "config.yaml").write_text("rounds: 2\nzero_gain: keep\n")
+    with pytest.raises(RunError, match="holds zero_gain: 'keep', an option that was removed.* as with 'correct'"):
+        load_config(tmp_path, Args)
 
 
 def test_an_ablation_measures_on_tasks_that_no_rule_was_chosen_on():
@@ -284,19 +294,17 @@ def test_options_for_the_trainer_reach_trl(tmp_path):
 def test_a_run_needs_tasks_to_hold_out(tmp_path):
     from experiments.common.config import RunError
     from experiments.common.splits import split
-    from experiments.star.config import Args
 
     with pytest.raises(RunError, match="images are in both"):
-        split(Args(data="synthetic:val", eval_data="synthetic:val#easy", limit=9, eval_limit=9))
-    train, held_out, train_places, eval_places = split(Args(data="synthetic", limit=5, eval_limit=4))
-    assert (held_out.spec, len(train_places), len(eval_places)) == ("synthetic:val", 5, 4)
+        split("synthetic:val", "synthetic:val#easy", 9, 9)
+    train, held_out, train_indices, eval_indices = split("synthetic", None, 5, 4)
+    assert (held_out.spec, len(train_indices), len(eval_indices)) == ("synthetic:val", 5, 4)
 
 
 def test_tasks_of_one_image_are_never_divided(tmp_path):
     from PIL import Image
 
     from experiments.common.splits import split
-    from experiments.star.config import Args
 
     for name in ("images", "masks"):
         (tmp_path / name).mkdir()
@@ -306,10 +314,10 @@ def test_tasks_of_one_image_are_never_divided(tmp_path):
             mask = np.zeros((8, 9), np.uint8)
             mask[2:5, 2 + ord(part) - ord("a") :] = 255
             Image.fromarray(mask).save(tmp_path / "masks" / f"{k}#{part}.png")
-    train, held_out, train_places, eval_places = split(Args(data=f"berkeley:{tmp_path}"))
-    apart = [{train.ids[place].split("#")[0] for place in places} for places in (train_places, eval_places)]
+    train, held_out, train_indices, eval_indices = split(f"berkeley:{tmp_path}", None, None, None)
+    apart = [{train.ids[index].split("#")[0] for index in indices} for indices in (train_indices, eval_indices)]
     assert all(apart) and not apart[0] & apart[1]
-    assert len(train_places) + len(eval_places) == 48
+    assert len(train_indices) + len(eval_indices) == 48
 
 
 def test_only_a_language_model_can_be_improved(tmp_path):

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from made_episodes import CLICK, INVALID, MISS, SHAPE, STOP, UNDO, made_task, part
 from made_episodes import made_episode as timeless_episode
 
+from experiments.common.config import plain
 from experiments.common.run_folder import RunFolder
-from experiments.star import metrics, report
+from experiments.star import Args, metrics, report
 from search import star
 from search.episode import PARTS, Episode
 from segenv.types import Task
@@ -42,7 +43,7 @@ def test_decisions_to_stop_are_judged_by_the_mask_that_was_shown():
 
 def test_to_stop_is_right_where_the_lesson_is_to_stop():
     """From 12/30 the annotator's click, which was tried, leads to less: the tool is at its end there."""
-    task, rules = made_task(), star.Rules(spent_iou=0.3)
+    task, rules = made_task(), star.Rules(saturation_iou=0.3)
     tried = {"action": {"type": "click", "x": 20, "y": 20, "positive": True}, "iou": 0.35}
     steps: list = [(CLICK, part(12)), (STOP, part(12))]
     spent, missed = (made_episode(task, [*steps[:1], last]) for last in (steps[1], (MISS, part(9))))
@@ -54,9 +55,7 @@ def test_to_stop_is_right_where_the_lesson_is_to_stop():
     numbers = metrics.policies([[spent, replace(missed, sample=1)]], 3, lambda _: task, rules)[0]
     assert (numbers["stop_accuracy"], numbers["stop_precision"], numbers["stop_recall"]) == (3 / 4, 1, 1 / 2)
     assert numbers["stop_accuracy_at_iou"] == 3 / 4 and numbers["stop_counts"]["due"] == 2  # another three of the four
-    assert metrics.decisions(spent, task, star.Rules(spent_iou=0.5)) == [(False, False)]  # no lesson in the other
-    eager = star.Rules(spent_iou=0.3, no_gain="click")
-    assert metrics.decisions(spent, task, eager) == [(False, False), (True, False)]
+    assert metrics.decisions(spent, task, star.Rules(saturation_iou=0.5)) == [(False, False)]  # no lesson in the other
 
 
 def test_where_no_state_reached_the_stopping_iou_there_is_no_recall():
@@ -69,10 +68,10 @@ def test_where_no_state_reached_the_stopping_iou_there_is_no_recall():
     assert of_both["intervals"]["stop_recall"] == [None, None]
 
 
-@given(st.lists(PLAYED, min_size=1, max_size=5), st.sampled_from(["correct", "keep", "drop"]))
-def test_what_the_filter_keeps_was_decided_rightly(played, zero_gain):
+@given(st.lists(PLAYED, min_size=1, max_size=5))
+def test_what_the_filter_keeps_was_decided_rightly(played):
     """The report and the filter agree, as they judge by the same rules; and shares are of all actions."""
-    task, rules = made_task(), star.Rules(zero_gain=zero_gain)
+    task, rules = made_task(), star.Rules()
     made = [made_episode(task, [(action, part(width)) for action, width in steps]) for steps in played]
     episodes = [replace(episode, sample=k) for k, episode in enumerate(made)]
     rows = [row for episode in episodes for row in star.star_plus_examples(episode, task, rules)]
@@ -81,7 +80,7 @@ def test_what_the_filter_keeps_was_decided_rightly(played, zero_gain):
     assert sum(fates["faults"].values()) == pytest.approx(fates["corrected"])
     decided = [metrics.decisions(episode, task, rules) for episode in episodes]
     by_iou = [metrics.decisions_at(episode, rules.stop_iou) for episode in episodes]
-    assert zero_gain == "drop" or decided == by_iou  # no click of the annotator's was tried
+    assert decided == by_iou  # no click of the annotator's was tried
     counts = metrics.stopping(decided)[0]["stop_counts"]
     right = counts["decisions"] - counts["stops"] - counts["due"] + 2 * counts["right_stops"]
     assert round(fates["accepted"] * fates["actions"]) <= right
@@ -138,12 +137,12 @@ def story(rounds: int) -> tuple[dict, list[list[Episode]], dict[str, Task]]:
     for n, episodes in enumerate(played[:-1], 1):
         rows = [row for episode in episodes for row in star.star_plus_examples(episode, tasks[episode.task])]
         lessons.append({"round": n, "rows": len(rows), **metrics.acceptance(rows, episodes)})
-    asked = {"variant": "star+", "agent": "mllm", "data": "made", "tool": "disc", "max_steps": 3, "seed": 0}
+    asked = {"data": "made", "tool": "disc", "max_steps": 3}
     numbers = {
         "policies": metrics.policies(played, 3, tasks.__getitem__),
         "lessons": lessons,
         "skipped": {},
-        "protocol": {**asked, **vars(star.Rules()), **report.METRIC_DEFINITIONS},
+        "protocol": {**plain(Args()), **asked, **metrics.METRIC_DEFINITIONS},
     }
     return numbers, played, tasks
 

@@ -279,7 +279,7 @@ def lessons_in(rows: list[StarExample]) -> list[tuple]:
 
 def test_rows_of_the_annotator_survive_the_way_through_the_file(index: str, tmp_path: Path) -> None:
     """D_0 as StaR makes it, converted and read as D_0 again, is the same lessons; the file's stops are at one IoU."""
-    rules = Rules(stop_iou=0.9, no_gain="click")
+    rules = Rules(min_gain=0.0, stop_iou=0.9)
     rows = [row for episode in played(index, "annotator", 9) for row in demonstration_examples(episode, rules)]
     assert {row.action["type"] for row in rows} == {"click", "stop"}
     run = write_run(tmp_path / "run" / "round0", index, "rows.jsonl", [row.to_json() for row in rows])
@@ -292,7 +292,7 @@ def test_rows_of_the_annotator_survive_the_way_through_the_file(index: str, tmp_
 
 
 def test_corrected_rows_become_lessons_whose_outcome_is_not_known(index: str, tmp_path: Path) -> None:
-    rules, tasks = Rules(stop_iou=0.9), {task.id: task for task in data.make(index)}
+    rules, tasks = Rules(min_gain=0.0, stop_iou=0.9), {task.id: task for task in data.make(index)}
     rows = [
         row for episode in played(index, "random", 5) for row in star_plus_examples(episode, tasks[episode.task], rules)
     ]

@@ -64,45 +64,36 @@ def test_expert_rows_drop_clicks_without_gain_and_end_with_a_stop():
     episode = made_episode(task, [(CLICK, part(12)), (MISS, part(12)), (CLICK, part(28)), (CLICK, part(29))])
     rows = star.demonstration_examples(episode, star.Rules(stop_iou=0.9))
     early = made_episode(task, [(CLICK, part(12)), (CLICK, part(20)), (MISS, part(9))])
-    early = star.demonstration_examples(early, star.Rules(spent_iou=0.5), judged=True)
+    early = star.demonstration_examples(early, star.Rules(saturation_iou=0.5), filtered=True)
     assert [(row.step, row.action["type"]) for row in early] == [(0, "click"), (1, "click"), (2, "stop")]
     assert [row.step for row in rows] == [0, 2, 3]
     assert [row.action["type"] for row in rows] == ["click", "click", "stop"]
     assert rows[-1].iou == pytest.approx(28 / 30)
 
 
-def test_clicks_without_effect_are_corrected_kept_or_dropped():
+def test_clicks_without_effect_are_corrected():
     task = made_task()
     episode = made_episode(task, [(CLICK, part(12)), (MISS, part(12)), (CLICK, part(20))])
-    for choice, expected in (
-        ("correct", ["policy", "corrected", "policy"]),
-        ("keep", ["policy", "policy", "policy"]),
-        ("drop", ["policy", "policy"]),
-    ):
-        rows = star.star_plus_examples(episode, task, star.Rules(zero_gain=choice))
-        assert [row.provenance for row in rows] == expected
-    assert star.Rules(min_gain=0.5, zero_gain="keep").verdict("click", 0.2, 0.6) == "correct"
+    rows = star.star_plus_examples(episode, task)
+    assert [row.provenance for row in rows] == ["policy", "corrected", "policy"]
+    assert not star.Rules(min_gain=0.5).good("click", 0.2, 0.6)
 
 
-def test_rollouts_can_go_on_from_corrections():
-    """A policy that always clicks the corner is put right each time: the episode is the annotator's own."""
+def test_corrections_are_tried_and_recorded_beside_the_play():
+    """A policy that always clicks the corner is told the annotator's click each time, and continues from its own."""
     task = synthetic_task()
     mdp = SegMDP(tools.make("disc"), max_steps=4)
-    rules = star.Rules(no_gain="click", stop_iou=0.95)
+    rules = star.Rules(stop_iou=0.95)
     corner = Corner(codec.get("segagent"))
-    [own] = rollout(mdp, corner, [task], correct=rules.corrector(), go_on_from="correction")
-    [expert] = rollout(mdp, agents.make("annotator", "segagent"), [task])
-    assert own.ious == expert.ious and own.final_iou > 0
-    assert all(step.corrected and step.other is not None and step.other["action"]["x"] == 0 for step in own.steps)
-    rows = star.star_plus_examples(own, task, rules)
-    assert {row.provenance for row in rows} == {"corrected"}
-    assert [row.action for row in rows] == [step.action for step in expert.steps]
-    assert rows[1].iou == own.ious[0] and rows[1].iou_after == own.steps[1].other["iou"]
-    assert Episode.from_json(json.loads(json.dumps(own.to_json()))) == own
-    [plain] = rollout(mdp, corner, [task], correct=rules.corrector())
+    [played] = rollout(mdp, corner, [task], correct=rules.correction)
     [untouched] = rollout(mdp, corner, [task])
-    assert plain.ious == untouched.ious and plain.steps[0].other == {"action": rows[0].action, "iou": own.ious[0]}
-    assert [row.action for row in star.star_plus_examples(plain, task, rules)][0] == rows[0].action
+    [expert] = rollout(mdp, agents.make("annotator", "segagent"), [task])
+    assert played.ious == untouched.ious and all(step.action["x"] == 0 for step in played.steps)
+    assert played.steps[0].other == {"action": expert.steps[0].action, "iou": expert.ious[0]}
+    first = star.star_plus_examples(played, task, rules)[0]
+    assert (first.provenance, first.action) == ("corrected", expert.steps[0].action)
+    assert first.iou_after == played.ious[0]
+    assert Episode.from_json(json.loads(json.dumps(played.to_json()))) == played
 
 
 def test_where_no_click_helps_the_lesson_is_to_stop():
@@ -111,15 +102,15 @@ def test_where_no_click_helps_the_lesson_is_to_stop():
     tried = {"action": {"type": "click", "x": 20, "y": 20, "positive": True}, "iou": 0.35}
     steps = tuple(dataclasses.replace(step, other=tried) if k else step for k, step in enumerate(episode.steps))
     episode = dataclasses.replace(episode, steps=steps)
-    rules = star.Rules(spent_iou=0.3)
+    rules = star.Rules(saturation_iou=0.3)
     rows = star.star_plus_examples(episode, task, rules)
     assert [(row.provenance, row.action["type"]) for row in rows] == [
         ("policy", "click"),
         ("corrected", "stop"),  # from .4 the annotator's click would lead to .35
         ("corrected", "click"),  # from .3 it helps: too early to stop
     ]
-    for other, kept in ((star.Rules(spent_iou=0.3, no_gain="click"), 3), (star.Rules(spent_iou=0.5), 2)):
-        assert [row.action["type"] for row in star.star_plus_examples(episode, task, other)] == ["click"] * kept
+    other = star.Rules(saturation_iou=0.5)
+    assert [row.action["type"] for row in star.star_plus_examples(episode, task, other)] == ["click"] * 2
     stopping = dataclasses.replace(
         episode, steps=(*episode.steps[:1], dataclasses.replace(episode.steps[2], other=tried))
     )
@@ -138,17 +129,6 @@ def synthetic_task() -> Task:
     task = data.make("synthetic:val#easy")[0]
     assert not task.target[0, 0]
     return task
-
-
-def test_equal_rollouts_count_once_and_tasks_can_be_capped():
-    task = made_task()
-    one = made_episode(task, [(CLICK, part(12)), (MISS, part(9))])
-    again, other = dataclasses.replace(one, sample=1), made_episode(task, [(MISS, part(0)), (CLICK, part(12))])
-    assert list(star.distinct_episodes([one, again, other])) == [one, other]
-    rows = [dataclasses.replace(row, sample=k) for k in range(5) for row in star.star_plus_examples(one, task)]
-    kept = star.capped(rows, 3)
-    assert len(kept) == 3 and kept == star.capped(rows, 3) and star.capped(rows, 0) == rows
-    assert [rows.index(row) for row in kept] == sorted(rows.index(row) for row in kept)
 
 
 def test_plain_star_keeps_whole_trajectories():
