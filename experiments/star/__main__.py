@@ -13,43 +13,24 @@ Every policy plays the same held-out tasks.
 from __future__ import annotations
 
 import sys
-import time
-from dataclasses import replace
 
-from experiments.common.config import parse_args
-from experiments.star import report
+from experiments.common import cli
+from experiments.star import ablation, report
 from experiments.star.config import Args
 from experiments.star.train import Star, run
-from segenv.types import SegenvError
+
+
+def show(args: Args) -> str | None:
+    """Run StaR or its ablation and return the results for a terminal; print a dry run's plan, and return None."""
+    if args.dry_run:
+        print(ablation.plan(args) if args.ablation else Star.prepare(args).dry_run())
+        return None
+    return ablation.text(ablation.run(args)) if args.ablation else report.text(run(args))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    args = Args()
-    try:
-        args = parse_args(Args, argv, __doc__)
-        if args.resume is None and args.out is None:
-            name = "ablation" if args.ablation else "star"
-            args = replace(args, out=time.strftime(f"runs/{name}-%Y%m%d-%H%M%S"))
-        if args.ablation:
-            from experiments.star import ablation
-
-            print(ablation.plan(args) if args.dry_run else ablation.text(ablation.run(args)))
-        elif args.dry_run:
-            print(Star.prepare(args).dry_run())
-        else:
-            print(report.text(run(args)))
-    except (SegenvError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; go on with: python -m experiments.star --resume {args.resume or args.out}", file=sys.stderr
-        )
-        return 130
-    if not args.dry_run:
-        print(f"report: {args.resume or args.out}/report.html")
-    return 0
+    return cli.main("star", Args, show, __doc__, argv, folder=lambda args: "ablation" if args.ablation else "star")
 
 
 if __name__ == "__main__":

@@ -81,8 +81,6 @@ POLICIES = (
 
 def prepare(args: Args) -> Star:
     """Prepare a run of any arm; RunError where one of the arms cannot be run."""
-    if args.ablation_seeds < 1:
-        raise RunError(f"ablation_seeds is {args.ablation_seeds}; expected 1 or more")
     for own in ARMS.values():
         check(replace(args, **own))
     return Star.prepare(replace(args, **{name: getattr(Args(), name) for name in OWN}))

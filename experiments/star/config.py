@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from experiments.common import cli
 from experiments.common.config import RunError, TrainerOptions
 from search.star import Rules
 
@@ -135,12 +136,8 @@ def with_defaults(args: Args) -> Args:
 
 def check(args: Args) -> None:
     """Raise RunError where a run cannot have these settings."""
-    counts = ("rounds", "limit", "rollout_tasks", "samples", "eval_limit", "round_steps", "max_steps", "batch_rows")
-    for name in (*counts, "batch_size", "workers"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
-    if args.sft_steps is not None and args.sft_steps < 0:
-        raise RunError(f"sft_steps is {args.sft_steps}; expected 0 or more")
+    cli.check_least(args, rounds=1, limit=1, rollout_tasks=1, samples=1, eval_limit=1, round_steps=1, max_steps=1)
+    cli.check_least(args, batch_rows=1, batch_size=1, workers=1, ablation_seeds=1, sft_steps=0)
     if args.resume is None and args.out is None:
         raise RunError("a run needs a folder: give out, or resume")
 

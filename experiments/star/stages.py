@@ -11,9 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
-from experiments.common.config import RunError, plain
+from experiments.common import cli
+from experiments.common.config import plain
 from experiments.common.run_folder import RunFolder, disk_errors, hide_home, manifest
 from experiments.common.splits import split
 from experiments.star import metrics, report
@@ -44,14 +43,12 @@ class Run:
     def prepare(cls: type[R], args: Args) -> R:
         """Load the data, and check settings and agent; RunError says what is wrong. Nothing is written."""
         check(args := with_defaults(args))
-        try:
+        with cli.setting_up(f"data {args.data!r} and agent {args.agent!r}"):
             import agents.training.sft  # noqa: F401  # needs an extra, and is asked for only after the first stage
             from agents.mllm import checkpoint
 
             checkpoint(args.agent)
             data = split(args.data, args.eval_data, args.limit, args.eval_limit, args.skip_bad)
-        except (ValueError, OSError, ImportError) as error:
-            raise RunError(f"cannot set up data {args.data!r} and agent {args.agent!r}: {error}") from error
         return cls(args, RunFolder(args.resume or args.out or ""), *data)
 
     @classmethod
@@ -59,9 +56,9 @@ class Run:
     def open(cls: type[R], args: Args) -> Iterator[R]:
         """Prepare the run of `args`, and create or resume its folder."""
         this = cls.prepare(args)
-        args, out, hashes = this.args, this.folder.path, this.hashes()
-        with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as this.folder:
-            this.folder.keep_manifest(manifest(args.seed, this.protocol(), hashes))
+        about = manifest(this.args.seed, this.protocol(), this.hashes())
+        with cli.open_run(this.args, RESUMABLE) as this.folder:
+            this.folder.keep_manifest(about)
             yield this
 
     def stage(self, n: int, name: str, work: Callable[[int], None]) -> None:
@@ -110,10 +107,8 @@ class Run:
             threads=args.threads,
             **options,
         )
-        try:
+        with cli.setting_up(f"tool {setup.tool!r} and agent {setup.agent!r}"):
             return Player(setup)
-        except (ValueError, OSError, ImportError) as error:
-            raise RunError(f"cannot set up tool {setup.tool!r} and agent {setup.agent!r}: {error}") from error
 
     def play(self, name: str, player: Player, indices: Sequence[int]) -> None:
         """Play tasks and append the episodes to NAME.jsonl, resuming after those that are there."""
@@ -121,8 +116,7 @@ class Run:
         have = {(record["task"], record["sample"]) for record in self.folder.records(path)}
         missing = {index for index in indices if any((ids[index], sample) not in have for sample in range(samples))}
         executor, workers, skipped = self.args.executor or "serial", self.args.workers, Skipped()
-        interval = 0.2 if sys.stderr.isatty() else 10.0
-        bar = tqdm(total=len(indices) * samples, initial=len(have), unit="episode", desc=path, mininterval=interval)
+        bar = cli.progress(len(indices) * samples, "episode", len(have), path)
         with self.folder.appending(path) as file, bar:
             for episode in play(player, indices, executor, workers, skipped, missing):
                 if (episode.task, episode.sample) not in have:
