@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import torch
 import tyro
 
-from agents.training.gspo import GSPOOptions
+from agents.training.gspo import GSPOOptions, processes
 from agents.training.polygon_examples import RATIO, VERTICES
+from agents.training.sft import SFTOptions
+from experiments.common.cli import check_least
+from experiments.common.config import RunError
 
 RESUMABLE = frozenset({"panel", "workers"})
-
-
-COUNTS = ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "threads", "start_steps")
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,42 @@ class Args:
     """folder of a new run; by default runs/gspo-DATE"""
     resume: str | None = None
     """folder of a run to go on with; its settings hold"""
+
+    @property
+    def sft(self) -> SFTOptions:
+        """Supervised training, the control, of as many steps, each of as many replies."""
+        train = self.train
+        return SFTOptions(
+            steps=train.steps,
+            batch_size=train.prompts * train.group // train.updates,
+            micro_batch_size=train.micro_batch_size,
+            learning_rate=self.sft_learning_rate,
+            warmup=train.warmup,
+            seed=train.seed,
+            lora=train.lora,
+            bf16=train.bf16,
+            gradient_checkpointing=train.gradient_checkpointing,
+            save_steps=train.save_steps,
+            extra=(("lr_scheduler_type", "constant_with_warmup"),),  # as GSPO's
+        )
+
+
+def check(args: Args) -> None:
+    """Raise RunError where the settings, or the processes that were launched, cannot be run with."""
+    counts = ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "threads", "start_steps")
+    check_least(args, **dict.fromkeys(counts, 1), workers=0)
+    if args.vertices < 4 or not 0 <= args.ratio < 1:
+        raise RunError(f"vertices is {args.vertices} and ratio {args.ratio}; expected 4 or more, and from 0 to below 1")
+    if args.method == "sft" and processes() > 1:
+        raise RunError("--method sft trains in one process; start it without accelerate launch")
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        gpus = torch.cuda.device_count()
+        advice = (
+            f"this machine has {gpus} GPU; give --num_processes {gpus}"
+            if gpus
+            else (
+                "without a GPU it needs --multi_gpu, and no --cpu: "
+                "accelerate launch --multi_gpu --num_processes 2 -m experiments.gspo …"
+            )
+        )
+        raise RunError(f"accelerate started 1 process though more were asked for; {advice}")

@@ -1,81 +1,74 @@
-"""A GSPO run: its data and policy, training, and the replies before and after."""
+"""A GSPO run from top to bottom: the policy, the data, the reward, training, and replies to held-out tasks before and
+after."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
+from accelerate import PartialState
+from transformers import TrainerCallback
 
-from agents.training.gspo import processes
+import agents
+from agents.mllm import checkpoint
+from agents.training.gspo import optimise, processes
 from agents.training.polygon_examples import format_rings
+from agents.training.sft import finetune
+from experiments.common.cli import open_run, setting_up
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, disk_errors, manifest
 from experiments.common.splits import split
-from experiments.gspo.answers import Run, hashes, measure, protocol
-from experiments.gspo.config import COUNTS, RESUMABLE, Args
+from experiments.gspo import report
+from experiments.gspo.answers import Run
+from experiments.gspo.callbacks import EvalCallback
+from experiments.gspo.config import RESUMABLE, Args, check
+from segenv import codec as codecs
+from segenv import queries, rewards
+from segenv.codec.polygons import DIALECTS, PolygonCodec
+from segenv.data.base import Dataset
+from segenv.data.trajectories.record import encode_mask
 from segenv.types import ignored_of, object_of
 
 
-class QueryRows(Sequence):
-    """Training tasks as rows of `agents.training.gspo` (with the target to be met) or of `agents.training.sft` (with
-    the reply to learn), made when they are asked for."""
-
-    def __init__(self, this: Run, count: int | None = None) -> None:
-        self.this, self.agent = this, this.agent
-        self.places = this.train_places[:count]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, k):
-        from segenv import queries
-        from segenv.data.trajectories.record import encode_mask
-
-        args, task, codec = self.this.args, self.this.data[self.places[k]], self.agent.codec
-        query = queries.query(task, codec, style=self.agent.prompt_style)
-        row = {"image": self.agent.backend.sent(query.picture), "prompt": query.prompt}
-        if args.method == "sft":
-            return {**row, "reply": format_rings(task, codec, args.vertices, args.ratio)}
-        ignored = ignored_of(task.target)
-        return {
-            **row,
-            "target": {"size": [task.height, task.width], "counts": encode_mask(object_of(task.target))},
-            "ignored": None if ignored is None else encode_mask(ignored),
-        }
-
-
-# -------------------------------------------------------------------------------------------------------------- command
+def run(args: Args) -> dict[str, Any] | None:
+    """Do the stages that are not done, in the folder of `args`; returns what metrics.json holds, and None in other
+    processes than the first, which measures while they wait."""
+    patience = {"timeout": timedelta(hours=12)} if processes() > 1 else {}
+    everyone = PartialState(cpu=not torch.cuda.is_available(), **patience)  # a device for each, before it loads
+    this = prepare(args)
+    rows, policy = QueryRows(args, this.agent, this.data, this.train_indices), this.folder / "policy"
+    if not everyone.is_main_process:
+        this.agent.backend.model = None
+        everyone.wait_for_everyone()
+        train(args, this.agent, rows, policy)
+        return None
+    with open_run(args, RESUMABLE) as this.folder, disk_errors(this.folder.path):
+        folder = this.folder
+        folder.keep_manifest(manifest(args.train.seed, this.protocol(), this.hashes()))
+        if not folder.done("before"):
+            this.measure(this.agent, 0)
+            folder.finish("before")
+        everyone.wait_for_everyone()
+        train(args, this.agent, rows, policy, [EvalCallback(this)])
+        if not folder.done("after"):
+            this.measure(load_policy(f"mllm:{policy}", args), args.train.steps)
+            folder.finish("after")
+        numbers = report.write(this)
+        folder.finish("gspo")
+        return numbers
 
 
 def prepare(args: Args) -> Run:
-    """Settings that hold, data that can be read and a model that can be trained; RunError says what is wrong."""
-    for name in COUNTS:
-        if getattr(args, name) < 1:
-            raise RunError(f"{name} is {getattr(args, name)}; expected 1 or more")
-    if args.workers < 0:
-        raise RunError(f"workers is {args.workers}; expected 0 (by itself) or more")
-    if args.vertices < 4 or not 0 <= args.ratio < 1:
-        raise RunError(f"vertices is {args.vertices} and ratio {args.ratio}; expected 4 or more, and from 0 to below 1")
-    out = args.resume or args.out
-    if out is None:
-        raise RunError("a run needs a folder: give out, or resume")
-    try:
-        import torch
-
-        import agents
-        from agents.mllm import checkpoint
-        from segenv import codec as codecs
-        from segenv import rewards
-        from segenv.codec.polygons import DIALECTS, PolygonCodec
-
-        torch.set_num_threads(args.threads)
+    """Check the settings, load the policy and open the data; RunError says what is wrong."""
+    check(args)
+    torch.set_num_threads(args.threads)
+    with setting_up(f"data {args.data!r} and agent {args.agent!r}"):
         checkpoint(args.agent)
-        speaks = None if args.codec is None else codecs.get(args.codec)
-        agent: Any = agents.make(
-            args.agent, speaks, seed=args.train.seed, max_new_tokens=args.train.max_tokens, batch_size=args.eval_batch
-        )
+        agent = load_policy(args.agent, args, args.codec)
         if not isinstance(agent.codec, PolygonCodec):
             raise RunError(f"agent {args.agent!r} speaks {agent.codec.name!r}; give a --codec of {', '.join(DIALECTS)}")
         rewards.polygon(args.reward, agent.codec)
@@ -85,106 +78,49 @@ def prepare(args: Args) -> Run:
                 f"agent {args.agent!r} was taught replies of up to {declared} tokens, and would be cut off at "
                 f"{args.train.max_tokens}; give --max-tokens {declared} or more"
             )
-        return Run(args, RunFolder(out), agent, *split(args.data, args.eval_data, args.limit, args.eval_limit))
-    except (ValueError, OSError, ImportError) as error:
-        raise RunError(f"cannot set up data {args.data!r} and agent {args.agent!r}: {error}") from error
+        data = split(args.data, args.eval_data, args.limit, args.eval_limit)
+    return Run(args, RunFolder(args.resume or args.out or ""), agent, *data)
 
 
-def run(args: Args) -> dict[str, Any] | None:
-    """All stages, in the folder of `args`; returns what metrics.json holds (None in other processes than the first)."""
-    import torch
-    from accelerate import PartialState
-
-    several = processes() > 1
-    if several and args.method == "sft":
-        raise RunError("--method sft trains in one process; start it without accelerate launch")
-    # the first process measures while the others wait; each has a device of its own before it loads anything
-    everyone = PartialState(cpu=not torch.cuda.is_available(), **({"timeout": timedelta(hours=12)} if several else {}))
-    this = prepare(args)
-    if not everyone.is_main_process:
-        this.agent.backend.model = None
-        everyone.wait_for_everyone()
-        finetune(this)
-        return None
-    out = this.folder.path
-    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
-        this.folder = folder
-        about = manifest(args.train.seed, protocol(this), hashes(this))
-        folder.keep_manifest(about)
-        with disk_errors(out):
-            if not folder.done("before"):
-                measure(this, this.agent, 0, this.eval_places)
-                folder.finish("before")
-            everyone.wait_for_everyone()
-            finetune(this)
-            if not folder.done("after"):
-                measure(this, trained_agent(this), args.train.steps, this.eval_places)
-                folder.finish("after")
-            from experiments.gspo import report
-
-            numbers = report.write(this)
-        folder.finish("gspo")
-        return numbers
+def load_policy(spec: str, args: Args, codec: str | None = None) -> Any:
+    """The agent of a checkpoint that writes polygons, by default in the codec that it declares."""
+    named = None if codec is None else codecs.get(codec)
+    limits = {"max_new_tokens": args.train.max_tokens, "batch_size": args.eval_batch}
+    return agents.make(spec, named, seed=args.train.seed, **limits)
 
 
-# --------------------------------------------------------------------------------------------------------------- stages
+class QueryRows(Sequence):
+    """Training tasks as rows, made when they are asked for: with the target, to which replies are compared, or for the
+    control with the reply to learn."""
+
+    def __init__(self, args: Args, agent: Any, data: Dataset, indices: Sequence[int]) -> None:
+        self.args, self.agent, self.data, self.indices = args, agent, data, indices
+
+    def __len__(self) -> int:
+        most = self.args.sft.steps * self.args.sft.batch_size if self.args.method == "sft" else None
+        return len(self.indices[:most])
+
+    def __getitem__(self, k):
+        task, codec = self.data[self.indices[k]], self.agent.codec
+        query = queries.query(task, codec, style=self.agent.prompt_style)
+        row = {"image": self.agent.backend.sent(query.picture), "prompt": query.prompt}
+        if self.args.method == "sft":
+            return {**row, "reply": format_rings(task, codec, self.args.vertices, self.args.ratio)}
+        ignored = ignored_of(task.target)
+        target = {"size": [task.height, task.width], "counts": encode_mask(object_of(task.target))}
+        return {**row, "target": target, "ignored": None if ignored is None else encode_mask(ignored)}
 
 
-def finetune(this: Run) -> None:
-    """Train, in every process; the checkpoint goes to `policy`."""
-    from agents.mllm import checkpoint
-
-    args, agent = this.args, this.agent
-    declare = {
-        "codec": agent.codec.name,
-        "prompt": agent.prompt_style,
-        "image_size": agent.backend.image_size,
-        "max_new_tokens": args.train.max_tokens,
-    }
-    base, out = checkpoint(args.agent), this.folder / "policy"
+def train(args: Args, agent: Any, rows: QueryRows, out: Path, callbacks: Sequence[TrainerCallback] = ()) -> None:
+    """Train a checkpoint like the agent's and write it to `out`; every process calls it."""
+    declare = {"codec": agent.codec.name, "prompt": agent.prompt_style, "image_size": agent.backend.image_size}
+    declare["max_new_tokens"] = args.train.max_tokens
     agent.backend.model = None  # it is loaded again for training; two copies of a large one may not fit
-    from agents.training.gspo import optimise
-    from agents.training.sft import finetune
-    from experiments.gspo.callbacks import EvalCallback
-    from segenv import rewards
-
     try:
         if args.method == "sft":
-            finetune(
-                base, QueryRows(this, sft_control(args).batch_size * args.train.steps), out, sft_control(args), declare
-            )
+            finetune(checkpoint(args.agent), rows, out, args.sft, declare)
         else:
             reward = rewards.polygon(args.reward, agent.codec)
-            optimise(base, QueryRows(this), reward, out, args.train, declare, [EvalCallback(this)])
+            optimise(checkpoint(args.agent), rows, reward, out, args.train, declare, callbacks)
     except (ValueError, yaml.YAMLError) as error:
         raise RunError(str(error)) from error
-
-
-def sft_control(args: Args) -> Any:
-    """The supervised training that makes as many steps, each of as many replies."""
-    from agents.training.sft import SFTOptions
-
-    train = args.train
-    return SFTOptions(
-        steps=train.steps,
-        batch_size=train.prompts * train.group // train.updates,
-        micro_batch_size=train.micro_batch_size,
-        learning_rate=args.sft_learning_rate,
-        warmup=train.warmup,
-        seed=train.seed,
-        lora=train.lora,
-        bf16=train.bf16,
-        gradient_checkpointing=train.gradient_checkpointing,
-        save_steps=train.save_steps,
-        extra=(("lr_scheduler_type", "constant_with_warmup"),),  # as GSPO's
-    )
-
-
-def trained_agent(this: Run) -> Any:
-    """The policy after training, as an agent."""
-    import agents
-
-    args = this.args
-    return agents.make(
-        f"mllm:{this.folder / 'policy'}", max_new_tokens=args.train.max_tokens, batch_size=args.eval_batch
-    )

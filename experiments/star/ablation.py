@@ -1,37 +1,39 @@
-"""The ablation of StaR: S_0, a control that trains on D_0 alone, another whose D_0 is judged as rollouts are, whole
-trajectories (star), corrected actions (star+), and going on from the last policy instead of S_0 (continue), on the same
-held-out tasks, in several seeds.
+"""The ablation of StaR: S_0, a control that trains on D_0 alone, another whose D_0 is filtered as rollouts are, whole
+trajectories (star), corrected actions (star+), and resuming from the last policy instead of S_0 (continue).
 
-Each arm of each seed is a run of its own under the ablation's folder, `seed0/star+` and so on, with a report of its
-own. Arms of a seed share D_0, S_0 and the first rollouts with its star+ run, and where S_0 is a checkpoint as it is,
-all seeds share round 0: what is shared is made once, and its files are linked.
+Arms of a seed share D_0, S_0 and the first rollouts with its star+ run, and where S_0 is a checkpoint as it is, all
+seeds share round 0: each is made once, and its files are linked.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-import shutil
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents.mllm import checkpoint
+from experiments.common.ablation import (
+    Report,
+    arm_folder,
+    averaged,
+    by_seed,
+    gain_cell,
+    paired_gains,
+    run_arms,
+    share,
+    write,
+)
+from experiments.common.cli import open_run
 from experiments.common.config import RunError, create_or_resume, plain
-from experiments.common.html import data_uri, write_html
-from experiments.common.plots import figure_and_axes, png, whiskers
-from experiments.common.run_folder import RunFolder, disk_errors, hide_home, manifest, write_atomic
-from experiments.common.tables import columns, markdown
+from experiments.common.plots import plot_intervals
+from experiments.common.run_folder import RunFolder, hide_home, manifest
+from experiments.common.tables import Table
 from experiments.star import train
 from experiments.star.config import RESUMABLE, Args, check, stages, with_defaults
 from experiments.star.stages import read_episodes
 from experiments.star.train import Star
-from search.episode import Episode
-from search.executors import run_parallel
 from segenv import statistics
 
 
@@ -45,7 +47,7 @@ class Policy:
     about: str
 
 
-ROUNDS = 2  # from base and continue are the same in the first
+ROUNDS = 2  # from base and continue are equal in the first
 ARMS: dict[str, dict[str, Any]] = {
     "star+": {"variant": "star+", "rounds": ROUNDS, "start_from": "base"},
     "continue": {"variant": "star+", "rounds": ROUNDS, "start_from": "previous"},
@@ -53,15 +55,16 @@ ARMS: dict[str, dict[str, Any]] = {
     "control": {"variant": "control", "rounds": 1, "start_from": "base"},
     "judged": {"variant": "control", "rounds": 1, "start_from": "base", "expert": "judged"},
 }
-OWN = ("variant", "rounds", "start_from", "expert")  # what each arm has of its own, whatever the flags say
-SHARED = {
-    "continue": ("round0", "round1"),
-    "star": ("round0", "rollout"),
-    "control": ("round0",),
-    "judged": ("played",),
+OWN = ("variant", "rounds", "start_from", "expert")  # of each arm, whatever the flags say
+ROUND = "round{}/**/*"
+ROLLOUT = "round1/rollout.*"
+SHARED = {  # files of star+ that another arm begins with; judged makes examples of its own from the episodes
+    "continue": (ROUND.format(0), ROUND.format(1)),
+    "star": (ROUND.format(0), ROLLOUT),
+    "control": (ROUND.format(0),),
+    "judged": ("round0/expert.*json*", "round0/train.*", "round0/evaluate.*", "round0/policy/**/*"),
 }
-LESSONS = ("rows.jsonl", "rates.json", "expert.DONE")  # of round 0: what is made of what was played
-MEASURES = (  # (key in metrics.json, name in the table); miou and its gains have columns of their own
+METRICS = (  # (key in metrics.json, name in the table); miou and its gains have columns of their own
     ("best_iou", "best IoU"),
     ("first_click_in_object", "first click"),
     ("stop_rate", "stopped"),
@@ -77,6 +80,7 @@ POLICIES = (
     Policy("star+, round 2", "star+", 2, "D_0 and D_2 (rollouts of S_1), from S_0"),
     Policy("continue, round 2", "continue", 2, "D_0 and D_2 (rollouts of S_1), from S_1"),
 )
+REFERENCES = {"gain": "S_0", "over_control": "control"}
 
 
 def prepare(args: Args) -> Star:
@@ -87,32 +91,28 @@ def prepare(args: Args) -> Star:
 
 
 def run(args: Args) -> dict[str, Any]:
-    """All arms in all seeds; returns what ablation.json holds."""
+    """Run all arms in all seeds; returns what ablation.json holds."""
     this = prepare(args := with_defaults(replace(args, ablation=True)))
-    out = this.folder.path
-    with RunFolder.resume(out, args, RESUMABLE) if args.resume else RunFolder.create(out, args) as folder:
+    with open_run(args, RESUMABLE) as folder:
         folder.keep_manifest(manifest(args.seed, this.protocol(), this.hashes()))
         first, *others = seeds = range(args.seed, args.seed + args.ablation_seeds)
+        base = {seed: arm_folder(folder.path, seed, "star+") for seed in seeds}
         if others and _one_start(args):
-            begun = _arm(args, folder, first, "star+")
-            if not RunFolder(folder / f"seed{first}" / "star+").done("round0/evaluate"):
-                _make(begun, train.begin)
+            if not RunFolder(base[first]).done("round0/evaluate"):
+                run_arms(train.begin, [_arm(args, folder, first, "star+")], 1)
             for seed in others:
-                _share(folder / f"seed{first}" / "star+", folder / f"seed{seed}" / "star+", ("round0",))
-        _in_parallel(args, [_arm(args, folder, seed, "star+") for seed in seeds])
+                share(base[first], base[seed], (ROUND.format(0),))
+        _run(args, [_arm(args, folder, seed, "star+") for seed in seeds])
         for seed in seeds:
-            for arm, parts in SHARED.items():
-                _share(folder / f"seed{seed}" / "star+", folder / f"seed{seed}" / arm, parts)
-        _in_parallel(args, [_arm(args, folder, seed, arm) for seed in seeds for arm in SHARED])
+            for arm, patterns in SHARED.items():
+                share(base[seed], arm_folder(folder.path, seed, arm), patterns)
+        _run(args, [_arm(args, folder, seed, arm) for seed in seeds for arm in SHARED])
         numbers = results(args, folder, seeds)
-        folder.write_json("ablation.json", numbers)
-        write(folder, numbers)
-        folder.finish("ablation")
-        return folder.read_json("ablation.json")
+        return write(folder, numbers, report(numbers))
 
 
 def plan(args: Args) -> str:
-    """What the ablation would do, for a dry run; tool and agent are loaded to see that they can be."""
+    """Describe the ablation for a dry run; tool and agent are loaded to see that they can be."""
     this = prepare(args := with_defaults(replace(args, ablation=True)))
     this.player(this.train_data, args.agent)
     seeds = range(args.seed, args.seed + args.ablation_seeds)
@@ -120,120 +120,76 @@ def plan(args: Args) -> str:
     tasks, held_out = len(this.train_indices), len(this.eval_indices)
     played = {"expert": tasks, "rollout": min(args.rollout_tasks, tasks) * args.samples, "evaluate": held_out}
 
-    def told(name: str, steps: int) -> str:
-        return f"train ({steps} steps)" if name == "train" else f"{name} ({played[name]})" if name in played else name
+    def describe(names: Sequence[str], steps: int) -> str:
+        counts = {"train": f" ({steps} steps)"} | {name: f" ({count})" for name, count in played.items()}
+        return ", ".join(name + counts.get(name, "") for name in names)
 
-    first = ", ".join(told(name, args.start_steps) for name in stages("star+", 0))
     lines = [
         f"ablation of {args.agent} with {args.tool} on {args.data}, into {this.folder.path}:",
         f"  {len(ARMS)} arms x {len(seeds)} seeds ({', '.join(map(str, seeds))}); stages with their episodes (of at "
         f"most {args.max_steps} actions) and optimiser steps (of {args.batch_rows} rows)",
-        f"  round 0, {'once' if starts == 1 else 'for each seed'}: {first}",
+        f"  round 0, {'once' if starts == 1 else 'for each seed'}: " + describe(stages("star+", 0), args.start_steps),
     ]
-    episodes, steps = starts * (tasks + held_out), starts * args.start_steps
+    total, steps = starts * (tasks + held_out), starts * args.start_steps
     for arm in ARMS:
         own = _own_stages(arm)
-        rounds = "; ".join(
-            f"round {n}: {', '.join(told(name, args.round_steps) for name in names)}" for n, names in own.items()
-        )
+        rounds = "; ".join(f"round {n}: {describe(names, args.round_steps)}" for n, names in own.items())
         lines.append(f"  {arm}, for each seed: {rounds}")
         names = [name for each in own.values() for name in each]
-        episodes += len(seeds) * sum(played.get(name, 0) for name in names)
+        total += len(seeds) * sum(played.get(name, 0) for name in names)
         steps += len(seeds) * names.count("train") * args.round_steps
-    lines.append(f"  in all {episodes} episodes and {steps} optimiser steps")
+    lines.append(f"  in all {total} episodes and {steps} optimiser steps")
     return "\n".join([*lines, "nothing was written (--dry-run)"])
 
 
 def _own_stages(arm: str) -> dict[int, list[str]]:
     """The stages after round 0 that an arm shares with no other before it, by round."""
-    done, variant = SHARED.get(arm, ()), ARMS[arm]["variant"]
+    shared, variant = SHARED.get(arm, ()), ARMS[arm]["variant"]
     return {
-        n: [name for name in stages(variant, n) if n > 1 or name not in done]
+        n: [name for name in stages(variant, n) if f"round{n}/{name}.*" not in shared]
         for n in range(1, ARMS[arm]["rounds"] + 1)
-        if f"round{n}" not in done
+        if ROUND.format(n) not in shared
     }
 
 
 def _one_start(args: Args) -> bool:
-    """Whether round 0 is the same for every seed: nothing in it is drawn where S_0 is a checkpoint as it is."""
-    from agents.mllm import checkpoint
-
+    """Whether round 0 is equal in all seeds: nothing in it is sampled where S_0 is a checkpoint as it is."""
     return not args.start_steps and checkpoint(args.agent) is not None
 
 
 def _arm(args: Args, folder: RunFolder, seed: int, arm: str) -> Args:
     """The settings of one run."""
-    where = create_or_resume(folder / f"seed{seed}" / arm)
+    where = create_or_resume(arm_folder(folder.path, seed, arm))
     same: dict[str, Any] = {"ablation": False, "expert": "trajectory", "executor": "serial"}
     return replace(args, **{**same, **where, **ARMS[arm], "seed": seed})
 
 
-def _in_parallel(args: Args, runs: Sequence[Args]) -> None:
-    """Make runs that are not finished, `workers` at a time; each goes on where it was cut."""
+def _run(args: Args, runs: Sequence[Args]) -> None:
     waiting = [each for each in runs if not RunFolder(each.resume or each.out or "").done("star")]
-    run_parallel(_make, waiting, 1 if args.executor == "serial" else args.workers)
-
-
-def _make(args: Args, what: Callable[[Args], Any] = train.run) -> None:
-    print(f"[{args.resume or args.out}]", file=sys.stderr)
-    what(args)
-
-
-def _share(source: Path, target: Path, parts: Sequence[str]) -> None:
-    """Give a run that has not begun the finished stages `parts` of another. Their files are linked: a stage that is
-    done is never written to again."""
-    if target.exists():
-        return
-    beside = target.with_name(f".{target.name}.linked")
-    shutil.rmtree(beside, ignore_errors=True)
-    with disk_errors(target):
-        for part in parts:
-            if part == "rollout":
-                (beside / "round1").mkdir(parents=True, exist_ok=True)
-                for path in (source / "round1").glob("rollout.*"):
-                    _link(path, beside / "round1" / path.name)
-            elif part == "played":
-                without = shutil.ignore_patterns(*LESSONS)
-                shutil.copytree(source / "round0", beside / "round0", copy_function=_link, ignore=without)
-            else:
-                shutil.copytree(source / part, beside / part, copy_function=_link)
-        beside.rename(target)
-
-
-def _link(source: str | Path, target: str | Path) -> None:
-    """A second name for a file; a copy where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+    run_arms(train.run, waiting, 1 if args.executor == "serial" else args.workers)
 
 
 def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, Any]:
     """The content of ablation.json. Gains are paired over tasks; the pooled ones average a task over seeds first."""
-    ious = {
-        (policy.name, seed): np.array([episode.final_iou for episode in _played(folder, policy, seed)])
-        for policy in POLICIES
-        for seed in seeds
-    }
+    ious = {policy.name: [_ious(folder, policy, seed) for seed in seeds] for policy in POLICIES}
     lines = []
     for policy in POLICIES:
-        own = [ious[policy.name, seed] for seed in seeds]
-        line: dict[str, Any] = {"policy": policy.name, "about": policy.about, "steps": _steps(args, policy)}
-        line["miou"], line["miou_interval"] = _mean(np.mean(own, axis=0))
+        own = ious[policy.name]
+        steps = args.round_steps * (policy.round if policy.arm == "continue" else min(policy.round, 1))
+        line: dict[str, Any] = {"policy": policy.name, "about": policy.about, "steps": steps}
+        pooled = np.mean(own, axis=0)
+        line |= {"miou": float(pooled.mean()), "miou_interval": list(statistics.bootstrap(pooled))}
         line["miou_by_seed"] = [float(values.mean()) for values in own]
-        for key, reference in (("gain", "S_0"), ("over_control", "control")):
-            pairs = [(ious[policy.name, seed], ious[reference, seed]) for seed in seeds]
-            line[key] = _gain(*np.mean(pairs, axis=0))
-            line[f"{key}_by_seed"] = [_gain(*pair) for pair in pairs]
-        measured = [_measured(folder, policy, seed) for seed in seeds]
-        for key, _ in MEASURES:
-            line[f"{key}_by_seed"] = [each[key] for each in measured]
-            known = [value for value in line[f"{key}_by_seed"] if value is not None]
-            line[key] = float(np.mean(known)) if known else None
+        for key, reference in REFERENCES.items():
+            line |= paired_gains(own, ious[reference], key)
+        runs = [RunFolder(arm_folder(folder.path, seed, policy.arm)).read_json("metrics.json") for seed in seeds]
+        for key, _ in METRICS:
+            line |= averaged(key, [each["policies"][policy.round][key] for each in runs])
         lines.append(line)
+    settings = plain(args)
     protocol = {
         "seeds": list(seeds),
-        "held_out_tasks": len(ious["S_0", seeds[0]]),
+        "held_out_tasks": len(ious["S_0"][0]),
         "intervals": "95 % bootstrap over held-out tasks, paired; pooled lines average each task over seeds first",
         "steps": "optimiser steps after S_0",
         "all seeds": "of best IoU, first clicks, stops and invalid replies the mean of the seeds' figures, without "
@@ -241,123 +197,60 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, An
         "between seeds": "sampling of rollouts and training order differ; the training tasks, and S_0 where it is the "
         "agent itself, are the same; intervals hold nothing of the spread over seeds",
         "arms": ARMS,
-        **{
-            key: value
-            for key, value in plain(args).items()
-            if key not in RESUMABLE | {"out", "resume", "ablation", *OWN}
-        },
+        **{key: settings[key] for key in settings if key not in RESUMABLE | {"out", "resume", "ablation", *OWN}},
         "sft_steps": args.start_steps,
     }
     return {"policies": lines, "protocol": hide_home(protocol)}
 
 
-def _played(folder: RunFolder, policy: Policy, seed: int) -> list[Episode]:
-    run_folder = _folder(folder, policy, seed)
-    played = list(read_episodes(run_folder, f"round{policy.round}/evaluate"))
+def _ious(folder: RunFolder, policy: Policy, seed: int) -> np.ndarray:
+    """IoU of each held-out task, [tasks]."""
+    arm = RunFolder(arm_folder(folder.path, seed, policy.arm))
+    played = list(read_episodes(arm, f"round{policy.round}/evaluate"))
     if not played:
-        raise RunError(f"{run_folder.path} holds no evaluation of round {policy.round}; remove it, and --resume")
-    return played
+        raise RunError(f"{arm.path} holds no evaluation of round {policy.round}; remove it, and --resume")
+    return np.array([episode.final_iou for episode in played])
 
 
-def _measured(folder: RunFolder, policy: Policy, seed: int) -> dict[str, Any]:
-    return _folder(folder, policy, seed).read_json("metrics.json")["policies"][policy.round]
-
-
-def _folder(folder: RunFolder, policy: Policy, seed: int) -> RunFolder:
-    return RunFolder(folder / f"seed{seed}" / policy.arm)
-
-
-def _steps(args: Args, policy: Policy) -> int:
-    return args.round_steps * (policy.round if policy.arm == "continue" else min(policy.round, 1))
-
-
-def _mean(values: np.ndarray) -> tuple[float, list[float]]:
-    return float(values.mean()), [float(bound) for bound in statistics.bootstrap(values)]
-
-
-def _gain(values: np.ndarray, reference: np.ndarray) -> list[float]:
-    """Paired difference of means, and its interval."""
-    return [float(number) for number in statistics.bootstrap_difference(values, reference)]
-
-
-# --------------------------------------------------------------------------------------------------------------- report
-
-
-def table(numbers: dict[str, Any]) -> list[dict[str, Any]]:
-    """One flat record for each policy and seed ("all": pooled)."""
+def table(numbers: dict[str, Any], exact: bool = False) -> Table:
+    """A row for each policy and seed ("all": pooled): as text, where a policy has no gain over itself, or `exact`."""
+    bounds = [f"{gain}{end}" for gain in ("gain_over_s0", "gain_over_control") for end in ("", "_low", "_high")]
     rows = []
     for line in numbers["policies"]:
-        for k, seed in enumerate(["all", *numbers["protocol"]["seeds"]]):
-
-            def of(key, line=line, k=k):
-                return line[f"{key}_by_seed"][k - 1] if k else line[key]
-
-            row = {"policy": line["policy"], "seed": seed, "steps": line["steps"], "miou": of("miou")}
-            for key, name in (("gain", "gain_over_s0"), ("over_control", "gain_over_control")):
-                row |= dict(zip((name, f"{name}_low", f"{name}_high"), of(key), strict=True))
-            rows.append(row | {key: of(key) for key, _ in MEASURES})
-    return rows
-
-
-HEADER = ("policy", "seed", "steps", "mIoU", "gain over S_0", "gain over control", *(name for _, name in MEASURES))
+        for seed, own in by_seed(line, numbers["protocol"]["seeds"]):
+            row, metrics = [line["policy"], seed, line["steps"]], [own[key] for key, _ in METRICS]
+            if exact:
+                rows.append([*row, own["miou"], *own["gain"], *own["over_control"], *metrics])
+                continue
+            gains = ["" if line["policy"] == other else gain_cell(own[key]) for key, other in REFERENCES.items()]
+            rows.append([*row, f"{own['miou']:.4f}", *gains, *("–" if x is None else f"{x:.3f}" for x in metrics)])
+    if exact:
+        return Table(["policy", "seed", "steps", "miou", *bounds, *(key for key, _ in METRICS)], rows)
+    names = ("gain over S_0", "gain over control", *(name for _, name in METRICS))
+    return Table(["policy", "seed", "steps", "mIoU", *names], rows)
 
 
-def cells(numbers: dict[str, Any]) -> list[list[str]]:
-    """`table` as text, in the order of HEADER; a policy has no gain over itself."""
-    lines = []
-    for row in table(numbers):
-        line = [row["policy"], str(row["seed"]), str(row["steps"]), f"{row['miou']:.4f}"]
-        for name, itself in (("gain_over_s0", "S_0"), ("gain_over_control", "control")):
-            gain = [row[key] for key in (name, f"{name}_low", f"{name}_high")]
-            line.append("" if row["policy"] == itself else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*gain))
-        lines.append(line + ["–" if row[key] is None else f"{row[key]:.3f}" for key, _ in MEASURES])
-    return lines
+def report(numbers: dict[str, Any]) -> Report:
+    """The table, the plot of gains over S_0, and the words of the page."""
+    lines, protocol = numbers["policies"], numbers["protocol"]
+    groups: dict[str, list[Any]] = {"all": []}
+    for line in lines[1:]:
+        for seed, own in by_seed(line, protocol["seeds"]):
+            groups.setdefault(seed, []).append(own["gain"])
+    return Report(
+        f"Ablation of StaR for {protocol['agent']} on {protocol['data']}",
+        f"{protocol['held_out_tasks']} held-out tasks of at most {protocol['max_steps']} actions. Intervals: "
+        f"{protocol['intervals']}. First click: share of episodes whose first action is a positive click in the "
+        "object; stopped: by the policy itself; stop acc.: share of right decisions to stop or to click; invalid: "
+        "share of replies that are no action.",
+        table(numbers),
+        {"ablation": plot_intervals(groups, [line["policy"] for line in lines[1:]], "gain of held-out mIoU over S_0")},
+        {line["policy"]: line["about"] for line in lines},
+        table(numbers, exact=True),
+    )
 
 
 def text(numbers: dict[str, Any]) -> str:
     """The table for a terminal."""
     head = f"{numbers['protocol']['held_out_tasks']} held-out tasks; gains are paired, with 95 % intervals"
-    return "\n".join([head, columns([HEADER, *cells(numbers)], right=False)])
-
-
-def write(folder: RunFolder, numbers: dict[str, Any]) -> None:
-    """ablation.csv, ablation.md, the plot and report.html."""
-    rows = table(numbers)
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomic(folder / "ablation.csv", buffer.getvalue())
-    write_atomic(folder / "ablation.md", markdown(HEADER, cells(numbers)))
-    picture = plot(numbers)
-    write_atomic(folder / "plots" / "ablation.png", picture)
-    write_html(
-        folder / "report.html",
-        "ablation.html",
-        title=f"Ablation of StaR for {numbers['protocol']['agent']} on {numbers['protocol']['data']}",
-        numbers=numbers,
-        header=HEADER,
-        rows=cells(numbers),
-        plot=data_uri(picture, "image/png"),
-    )
-
-
-def plot(numbers: dict[str, Any]) -> bytes:
-    """Gains over S_0 with intervals: pooled, and each seed beside it."""
-    figure, axes = figure_and_axes()
-    lines = numbers["policies"][1:]
-    for place, line in enumerate(reversed(lines)):
-        for k, gain in enumerate([line["gain"], *line["gain_by_seed"]]):
-            middle, low, high = np.array(gain)[:, None]
-            axes.errorbar(
-                middle,
-                place - 0.14 * k,
-                xerr=whiskers(middle, low, high),
-                marker="o" if k == 0 else ".",
-                color="C0" if k == 0 else "0.6",
-                capsize=3,
-            )
-    axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set(yticks=range(len(lines)), yticklabels=[line["policy"] for line in reversed(lines)])
-    axes.set(xlabel="gain of held-out mIoU over S_0 (blue: all seeds; grey: each)")
-    return png(figure)
+    return f"{head}\n{table(numbers).text()}"

@@ -23,13 +23,15 @@ from agents import tiny
 from agents.tiny import vision_tower
 from agents.training.gspo import GSPOOptions, LengthPenalisedReward, optimise
 from agents.training.sft import SFTOptions, finetune
-from experiments import polygon_ablation
+from experiments.common.ablation import arm_folder
 from experiments.common.config import RunError
+from experiments.common.run_folder import RunFolder
 from experiments.gspo import ablation, answers, config
 from experiments.gspo import train as run
 from segenv import codec, rewards
 
 torch.set_num_threads(1)
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 SMALL = {"image_size": 32, "width": 64, "vision_layers": 1, "text_layers": 2, "heads": 2}
 DECLARED = {"codec": "rings", "prompt": "instruction", "image_size": [32, 32], "max_new_tokens": 64}
 RINGS = codec.get("rings")
@@ -173,7 +175,7 @@ def arguments(taught: Path, out: Path, **own) -> config.Args:
 def test_the_command_measures_before_on_the_way_and_after(taught, tmp_path):
     out = tmp_path / "run"
     numbers = run.run(arguments(taught, out))
-    steps = {step: len(records) for step, records in answers.replies(run.RunFolder(out)).items()}
+    steps = {step: len(records) for step, records in answers.read_replies(RunFolder(out)).items()}
     assert steps == {0: 12, 2: 6, 4: 12}, "two replies to each task: a greedy one, and a drawn one"
     for mode in ("greedy", "sampled"):
         gain, low, high = numbers["gain"][mode]
@@ -195,10 +197,14 @@ def test_the_command_measures_before_on_the_way_and_after(taught, tmp_path):
 
 
 def test_arms_have_folders_of_their_own(tmp_path):
-    folder = ablation.RunFolder(tmp_path)
     for arms in ablation.TABLES.values():
-        paths = {ablation._folder(folder, 0, arm) for arm in arms}
+        paths = {arm_folder(tmp_path, 0, arm.name) for arm in arms}
         assert len(paths) == len(arms) and all(path.name for path in paths)
+    named = {"+ GSPO": "GSPO", "iou + format": "iou-format", "boundary_f": "boundary-f", "star+": "star+"}
+    named |= {"simpleseg:contour=edges": "simpleseg-contour=edges", "random-start": "random-start"}
+    assert {name: arm_folder(tmp_path, 3, name) for name in named} == {
+        name: tmp_path / "seed3" / folder for name, folder in named.items()
+    }
     specs = tuple(f"mllm:runs/vertices/seed0/{name}/model" for name in ("sparse", "middle-12", "dense.40"))
     found = ablation.arms(config.Args(ablation="length", checkpoints=specs))
     assert [arm.name for arm in found] == ["sparse", "middle-12", "dense.40"]
@@ -227,7 +233,8 @@ def test_the_control_learns_outlines_of_as_many_vertices_as_it_is_told(taught, t
     counts = []
     for vertices, ratio in ((12, 0.0), (12, 0.03), (4, 0.0)):
         args = arguments(taught, tmp_path / "run", method="sft", vertices=vertices, ratio=ratio)
-        rows = run.QueryRows(run.prepare(args))
+        this = run.prepare(args)
+        rows = run.QueryRows(args, this.agent, this.data, this.train_indices)
         counts.append([int(rows[k]["reply"].split()[1]) for k in range(len(rows))])
     assert len(counts[0]) >= 8 and max(counts[0]) == 12 and max(counts[2]) == 4
     assert np.mean(counts[2]) < np.mean(counts[1]) < np.mean(counts[0]) - 1
@@ -264,7 +271,7 @@ def test_the_drift_of_length_from_models_that_it_teaches_itself(taught, tmp_path
     numbers = ablation.run(args)
     starts = tmp_path / "run" / "starts"
     assert [line["arm"] for line in numbers["arms"]] == list(ablation.TAUGHT)
-    models = [polygon_ablation.arm_folder(starts, 0, name) / "model" for name in ablation.TAUGHT]
+    models = [arm_folder(starts, 0, name) / "model" for name in ablation.TAUGHT]
     assert all((path / "model.safetensors").is_file() for path in models)
     most = [
         json.loads((tmp_path / "run" / "seed0" / name / "policy" / "gspo.json").read_text())["plan"]["max_tokens"]
@@ -274,13 +281,22 @@ def test_the_drift_of_length_from_models_that_it_teaches_itself(taught, tmp_path
     assert (tmp_path / "run" / "plots" / "lengths.png").is_file()
     monkeypatch.chdir(tmp_path)
     assert ablation.run(replace(args, out=None, resume="run")) == numbers, "the same by another name"
-    assert [row[0] for row in ablation.table(numbers)[:3]] == ["middle, start", "middle", "sparse, start"]
+    assert [row[0] for row in ablation.table(numbers).rows[:3]] == ["middle, start", "middle", "sparse, start"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="accelerate starts as many processes as there are GPUs")
+def test_one_process_where_two_were_asked_for_is_refused_with_the_flag_that_it_needs(tmp_path):
+    """Without a GPU, `accelerate launch --num_processes 2` starts one process and says nothing."""
+    command = [*LAUNCH, "--num_processes", "2", "-m", "experiments.gspo", "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 1 and "--multi_gpu --num_processes 2 -m experiments.gspo" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
 def test_two_processes_on_the_cpu_and_a_kill(taught, tmp_path):
     """`accelerate launch` trains in two processes; killed and resumed, it ends with the same weights."""
-    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "2"]
+    launch = [*LAUNCH, "--multi_gpu", "--num_processes", "2"]
     flags = ["--agent", f"mllm:{taught}", "--data", "synthetic:train#easy", "--eval-data", "synthetic:val#easy"]
     numbers = {"steps": 12, "prompts": 2, "group": 4, "updates": 2, "max-tokens": 64, "save-steps": 2, "limit": 16}
     numbers |= {"eval-limit": 4, "probe": 2, "probe-steps": 4, "learning-rate": 1e-3}

@@ -248,21 +248,22 @@ def test_an_ablation_measures_on_tasks_that_no_rule_was_chosen_on():
 
 
 def test_what_arms_share_is_one_file_with_two_names(tmp_path):
-    from experiments.star.ablation import _share
+    from experiments.common.ablation import share
+    from experiments.star.ablation import SHARED
 
     source, target = tmp_path / "star+", tmp_path / "continue"
     for name in ("round0/policy/model.safetensors", "round1/rollout.jsonl", "round1/rollout.DONE", "round1/rows.jsonl"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(name)
     (tmp_path / ".continue.linked" / "round9").mkdir(parents=True)  # of a kill
-    _share(source, target, ("round0", "rollout"))
+    share(source, target, SHARED["star"])
     shared = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
     assert shared == {"round0/policy/model.safetensors", "round1/rollout.jsonl", "round1/rollout.DONE"}
     assert all((target / name).samefile(source / name) for name in shared)
     (target / "mine").write_text("begun")
-    _share(source, target, ("round1",))
+    share(source, target, ("round1/*",))
     (source / "round0" / "rows.jsonl").write_text("lessons")
-    _share(source, tmp_path / "judged", ("played",))  # the same S_0, of which other lessons are made
+    share(source, tmp_path / "judged", SHARED["judged"])  # the same S_0, of which other lessons are made
     assert [path.name for path in (tmp_path / "judged").rglob("*") if path.is_file()] == ["model.safetensors"]
     assert not (target / "round1" / "rows.jsonl").exists()
 

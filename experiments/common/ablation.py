@@ -1,0 +1,155 @@
+"""Ablations: arms × seeds, each a run of a command in a folder of its own, compared on the same held-out tasks.
+
+    OUT/seed0/ARM/, OUT/seed1/ARM/, …                          the runs, each with a report of its own
+    OUT/ablation.json, .md, .csv, plots/, report.html          their comparison
+
+Gains are paired over tasks, with 95 % bootstrap intervals; those of all seeds average each task over the seeds first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.common.html import data_uri, write_html
+from experiments.common.run_folder import RunFolder, disk_errors, write_atomic
+from experiments.common.tables import Table
+from search.executors import run_parallel
+from segenv import statistics
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A line of an ablation's table, and the settings that its runs have of their own: fields of the command's `Args`,
+    and of the options of training within it."""
+
+    name: str
+    about: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """An ablation's numbers for people."""
+
+    title: str
+    about: str
+    """the paragraph above the table"""
+    table: Table
+    plots: Mapping[str, bytes]
+    """PNGs by their names"""
+    arms: Mapping[str, str] = field(default_factory=dict)
+    """what each arm is"""
+    csv: Table | None = None
+    """ablation.csv, where it is not the table"""
+
+
+# ----------------------------------------------------------------------------------------------------------------- runs
+
+
+def arm_folder(out: str | Path, seed: int, arm: str) -> Path:
+    """The folder of an arm's run: its name without blanks and signs that file systems dislike."""
+    return Path(out) / f"seed{seed}" / "-".join(re.findall(r"[A-Za-z0-9=]+\+?", arm))
+
+
+def run_arms(command: Callable[[Any], Any], runs: Sequence[Any], workers: int) -> None:
+    """Call `command`, a function of a module other than `__main__`, with the settings of each run, `workers` at a time
+    in processes of their own (0: one on a GPU and otherwise two)."""
+    run_parallel(partial(_run_arm, command), runs, workers)
+
+
+def _run_arm(command: Callable[[Any], Any], args: Any) -> None:
+    print(f"[{args.resume or args.out}]", file=sys.stderr)
+    command(args)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file, which is never written to again, a second name; copy it where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def share(
+    source: Path, target: Path, patterns: Sequence[str] = ("**/*",), copy: Callable[[Path, Path], Any] = link
+) -> None:
+    """Give the run `target`, unless it exists, the files of the run `source` that match one of `patterns`: all of them
+    or, after a kill, none."""
+    if target.exists():
+        return
+    beside = target.with_name(f".{target.name}.linked")
+    shutil.rmtree(beside, ignore_errors=True)
+    with disk_errors(target):
+        beside.mkdir(parents=True)
+        for path in {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}:
+            place = beside / path.relative_to(source)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            copy(path, place)
+        beside.rename(target)
+
+
+# -------------------------------------------------------------------------------------------------------------- numbers
+
+
+def paired_gains(values: Sequence[Any], reference: Sequence[Any], name: str = "gain") -> dict[str, Any]:
+    """Mean difference of two [seeds, tasks] and its interval, as (mean, low, high): `name` of all seeds, and
+    `name`_by_seed."""
+    pooled = statistics.bootstrap_difference(np.mean(values, axis=0), np.mean(reference, axis=0))
+    each = [list(statistics.bootstrap_difference(*pair)) for pair in zip(values, reference, strict=True)]
+    return {name: list(pooled), f"{name}_by_seed": each}
+
+
+def averaged(name: str, by_seed: Sequence[float | None]) -> dict[str, Any]:
+    """A measure of each seed's run, `name`_by_seed, and the mean of those that have one, `name`."""
+    known = [value for value in by_seed if value is not None]
+    return {name: float(np.mean(known)) if known else None, f"{name}_by_seed": list(by_seed)}
+
+
+def by_seed(line: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """An arm's numbers of all seeds, and of each seed: `name` has the value of `name`_by_seed."""
+    yield "all", line
+    for k, seed in enumerate(seeds):
+        own = {name.removesuffix("_by_seed"): line[name][k] for name in line if name.endswith("_by_seed")}
+        yield str(seed), {**line, **own}
+
+
+def gain_cell(gain: Sequence[float], digits: int = 4) -> str:
+    """A gain with its interval, as text."""
+    mean, low, high = (f"{value:+.{digits}f}" for value in gain)
+    return f"{mean} [{low}, {high}]"
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def write(folder: RunFolder, numbers: dict[str, Any], report: Report) -> dict[str, Any]:
+    """Write ablation.json, ablation.md, ablation.csv, the plots and report.html, and finish the stage `ablation`.
+    Returns what ablation.json holds. `numbers` have a `protocol` with the `seeds`."""
+    folder.write_json("ablation.json", numbers)
+    write_atomic(folder / "ablation.md", report.table.markdown())
+    write_atomic(folder / "ablation.csv", (report.csv or report.table).csv())
+    for name, picture in report.plots.items():
+        write_atomic(folder / "plots" / f"{name}.png", picture)
+    write_html(
+        folder / "report.html",
+        "ablation.html",
+        title=report.title,
+        about=report.about,
+        table=report.table,
+        arms=report.arms,
+        plots={name: data_uri(picture, "image/png") for name, picture in report.plots.items()},
+        protocol=numbers["protocol"],
+    )
+    folder.finish("ablation")
+    return folder.read_json("ablation.json")
