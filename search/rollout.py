@@ -70,10 +70,10 @@ def rollout(
 class Play:
     """An episode under way."""
 
-    number: int  # its place in the order
+    number: int  # index in the order of tasks and samples
     sample: int
     state: SegState
-    key: tuple[Any, ...]  # what its seeds derive from
+    key: tuple[Any, ...]  # the agent's seeds derive from it
     steps: list[Step] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
@@ -83,16 +83,11 @@ class Play:
         self.start_mask = encode_mask(mask)
 
     def finish(self) -> Episode:
-        """The episode, with the measures of its last mask."""
+        """Make the episode, with metrics of the last mask."""
         began = time.perf_counter()
         task, mask = self.state.task, self.state.mask
         intersection, union = metrics.areas(task.target, mask)
-        measured: dict[str, Any] = {
-            "intersection": intersection,
-            "union": union,
-            "boundary_iou": float(metrics.boundary_iou(task.target, mask)),
-            "box_iou": float(metrics.box_iou(task.target, mask)),
-        }
+        boundary_iou, box_iou = metrics.boundary_iou(task.target, mask), metrics.box_iou(task.target, mask)
         self.seconds["other"] += time.perf_counter() - began
         return Episode(
             task=task.id,
@@ -104,8 +99,11 @@ class Play:
             start_mask=self.start_mask,
             steps=tuple(self.steps),
             stopped=self.state.stopped,
+            intersection=intersection,
+            union=union,
+            boundary_iou=float(boundary_iou),
+            box_iou=float(box_iou),
             seconds=self.seconds,
-            **measured,
         )
 
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +22,6 @@ from search.executors import Player, Setup, Skipped, play
 from search.star import StarExample
 from segenv.data.base import Dataset
 from segenv.seeds import seed_of
-from segenv.types import Task
 
 R = TypeVar("R", bound="Run")
 
@@ -75,22 +73,6 @@ class Run:
         print(f"[{key}] {time.perf_counter() - began:.1f} s", file=sys.stderr)
 
     # --------------------------------------------------------------------------------------------- tasks and episodes
-
-    @cached_property
-    def _train_index(self) -> dict[str, int]:
-        return {self.train_data.ids[index]: index for index in self.train_indices}
-
-    @cached_property
-    def _eval_index(self) -> dict[str, int]:
-        return {self.eval_data.ids[index]: index for index in self.eval_indices}
-
-    def task(self, name: str) -> Task:
-        """Load a training task by id."""
-        return self.train_data[self._train_index[name]]
-
-    def eval_task(self, name: str) -> Task:
-        """Load a held-out task by id."""
-        return self.eval_data[self._eval_index[name]]
 
     def player(self, data: Dataset, agent: str, **options: Any) -> Player:
         """Make the player of `agent` on `data`; RunError where tool or agent cannot be made."""
@@ -213,13 +195,13 @@ class Run:
         for path in sorted(folder.path.glob("round*/*.skipped.json")):
             skipped |= folder.read_json(str(path.relative_to(folder.path)))
         numbers = {
-            "policies": metrics.policies(played, args.max_steps, self.eval_task, args.rules),
+            "policies": metrics.policies(played, args.max_steps, self.eval_data.by_id, args.rules),
             "lessons": lessons,
             "skipped": hide_home(skipped),
             "protocol": self.protocol(),
         }
         folder.write_json("metrics.json", numbers)
-        report.write(folder, numbers, [played[0], played[-1]], self.eval_task, args.report_episodes)
+        report.write(folder, numbers, [played[0], played[-1]], self.eval_data.by_id, args.report_episodes)
         folder.finish("star")
         return folder.read_json("metrics.json")
 

@@ -64,11 +64,11 @@ class Star(Run):
 
     def filter_rollouts(self, n: int) -> None:
         """D_n: keep what raised the IoU, and correct the rest (StaR+), or keep whole trajectories (StaR)."""
-        rules, episodes = self.args.rules, list(self.episodes(f"round{n}/rollout"))
+        rules, load, episodes = self.args.rules, self.train_data.by_id, list(self.episodes(f"round{n}/rollout"))
         if self.args.variant == "star":
             examples = [row for each in episodes for row in star.star_examples(each, rules)]
         else:
-            examples = [row for each in episodes for row in star.star_plus_examples(each, self.task(each.task), rules)]
+            examples = [row for each in episodes for row in star.star_plus_examples(each, load(each.task), rules)]
         self.write_examples(n, examples, metrics.acceptance(examples, episodes))
 
     def finetune(self, n: int) -> None:
@@ -88,7 +88,7 @@ class Star(Run):
             )
         start = None if n == 0 else n - 1 if args.start_from == "previous" else 0
         policy, declare = self.trainable(start)
-        conversations = star.Conversations(examples, policy, self.task, args.max_steps)
+        conversations = star.Conversations(examples, policy, self.train_data.by_id, args.max_steps)
         finetune(self.checkpoint(start), conversations, self.weights(n), self.sft_options(n), declare)
 
     def evaluate(self, n: int) -> None:

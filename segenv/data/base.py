@@ -11,6 +11,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
@@ -117,6 +118,14 @@ class Dataset(Sequence[Task], ABC):
                     raise
                 continue
             yield task
+
+    def by_id(self, name: str) -> Task:
+        """Load the task whose id is `name`."""
+        return self[self._index[name]]
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.ids)}
 
     def select(self, positions: Sequence[int]) -> Dataset:
         """The items at `positions`, in that order."""

@@ -197,9 +197,9 @@ def test_a_lesson_shows_what_the_policy_was_shown(tmp_path, monkeypatch):
 
     monkeypatch.setattr(agent.backend, "generate", watched)
     [episode] = player.play(this.train_indices)
-    rows = star.star_plus_examples(episode, this.task(episode.task), args.rules)
+    rows = star.star_plus_examples(episode, this.train_data.by_id(episode.task), args.rules)
     assert [row.step for row in rows] == [0, 1, 2] and [row.error is None for row in rows] == [True, False, False]
-    for lesson, (picture, prompt) in zip(star.Conversations(rows, agent, this.task, 3), seen, strict=True):
+    for lesson, (picture, prompt) in zip(star.Conversations(rows, agent, this.train_data.by_id, 3), seen, strict=True):
         assert lesson["prompt"] == prompt and np.array_equal(lesson["image"], picture)
     assert ["was not carried out: no action" in prompt for _, prompt in seen] == [False, True, True]
 
