@@ -1,11 +1,16 @@
-"""Pages from templates, each one file with everything in it."""
+"""HTML pages from templates, each one file with its pictures in it."""
 
 from __future__ import annotations
 
 import base64
+import io
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from experiments.common.run_folder import write_atomic
 
@@ -32,3 +37,17 @@ def _environment() -> Any:
 def data_uri(content: bytes, kind: str) -> str:
     """Bytes as a URL that holds them."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def jpeg_uri(picture: np.ndarray, quality: int = 82) -> str:
+    """A picture, uint8 [H, W, 3], as the URL of a JPEG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
+    return data_uri(buffer.getvalue(), "image/jpeg")
+
+
+def save_plots(folder: Path, plots: Mapping[str, bytes], prefix: str = "") -> dict[str, str]:
+    """Write PNGs to `plots/PREFIX…NAME.png` in `folder`, and return their URLs by name."""
+    for name, content in plots.items():
+        write_atomic(folder / "plots" / f"{prefix}{name}.png", content)
+    return {name: data_uri(content, "image/png") for name, content in plots.items()}

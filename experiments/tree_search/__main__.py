@@ -16,14 +16,14 @@ from __future__ import annotations
 import sys
 
 from experiments.common import cli
-from experiments.tree_search import tables
+from experiments.tree_search import report
 from experiments.tree_search.config import Args
 from experiments.tree_search.play import run
 
 
 def show(args: Args) -> str:
     """Run the searches and return their tables for a terminal."""
-    return tables.text(run(args))
+    return report.text(run(args))
 
 
 def main(argv: list[str] | None = None) -> int:

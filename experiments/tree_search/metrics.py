@@ -1,4 +1,4 @@
-"""What tree searches are measured by, and what comes out of it in sentences."""
+"""Metrics of tree searches: per task, per condition, and per step of greedy search."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ METRIC_DEFINITIONS = {
     "others",
     "gain": "paired difference of the IoU to greedy search at K = 1 with the same value, depth and budget",
     "over_last": "paired difference of the IoU to the policy's own last mask, of the same depth and budget",
+    "over_greedy": "paired difference of the IoU to greedy search at the same K, value, depth and budget",
     "in_tree": "mean of the highest IoU in each tree; what it is above miou was found and not chosen",
     "regret": "paired difference of the same search with value=oracle to this one",
     "place": "rank of the mIoU among searches of the same depth, budget and value source; the oracle's have none",
@@ -94,12 +95,12 @@ class Condition:
 
 
 def labelled(value: str) -> str:
-    """A value source by name, and what sets the oracle apart."""
+    """Name of a value source for a table, with the oracle's privilege."""
     return f"{value} (reads the target)" if value == "oracle" else value
 
 
 def record(condition: Condition, tree: Tree) -> Record:
-    """What is kept of a finished search: measures against the target, costs, and how both came about."""
+    """Measure a finished search against the target, with its costs and the way that it took."""
     target = tree.task.target
     ious = [float(metrics.iou(target, node.state.mask)) for node in tree.nodes]
     last = tree.last or tree.root
@@ -138,7 +139,6 @@ def summarise(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int
         "tasks": len(next(iter(tasks))),
         "conditions": rows,
         "steps": _steps(results, steps),
-        "findings": findings(results, steps),
         "protocol": dict(protocol),
     }
 
@@ -150,8 +150,7 @@ def column(records: Sequence[Record], key: str) -> np.ndarray:
 
 def _row(condition: Condition, records: Sequence[Record], ious: Mapping[Condition, np.ndarray]) -> dict[str, Any]:
     own = ious[condition]
-    greedy, oracle = condition.like("greedy", 1), condition.like(value="oracle")
-    last = condition.like("greedy", 1, "none")
+    valued = condition.parsed.value != "none"
 
     def against(other: Condition, sign: int = 1) -> list[float] | None:
         """Mean and interval of the paired difference, or None where the other was not run, or is this one."""
@@ -170,10 +169,11 @@ def _row(condition: Condition, records: Sequence[Record], ious: Mapping[Conditio
         "privileged": condition.privileged,
         "miou": float(own.mean()),
         "interval": list(statistics.bootstrap(own)),
-        "gain": against(greedy) if condition.parsed.value != "none" else None,
-        "over_last": against(last),
+        "gain": against(condition.like("greedy", 1)) if valued else None,
+        "over_greedy": against(condition.like("greedy")),
+        "over_last": against(condition.like("greedy", 1, "none")),
         "in_tree": float(column(records, "in_tree").mean()),
-        "regret": None if condition.privileged or condition.parsed.value == "none" else against(oracle, -1),
+        "regret": against(condition.like(value="oracle"), -1) if valued and not condition.privileged else None,
         "place": None,
         "steps": float(column(records, "steps").mean()),
         "deepest": float(column(records, "deepest").mean()),
@@ -183,7 +183,7 @@ def _row(condition: Condition, records: Sequence[Record], ious: Mapping[Conditio
 
 
 def _place(rows: Sequence[dict[str, Any]]) -> None:
-    """Number the rows of each depth, budget and value source by mIoU; not the oracle's, and not where none compete."""
+    """Rank the rows of each depth, budget and value source by mIoU, but for oracle rows and those without a budget."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         if not row["privileged"] and row["value"] != "none" and row["budget"] != "none":
@@ -223,68 +223,3 @@ def after(records: Sequence[Record], step: int, chosen: bool = False) -> np.ndar
     walks = [record["walk"][: step + 1] for record in records]
     masks = [max(walk, key=lambda mask: mask[1]) if chosen else walk[-1] for walk in walks]
     return np.array([iou for iou, _ in masks], np.float64)
-
-
-def findings(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int] = ()) -> list[str]:
-    """What the differences say, in sentences: selection, K, and each algorithm against greedy at equal cost; and what
-    becomes of the mask at more steps, with values and without."""
-    lines = []
-    ious = {condition: column(records, "iou") for condition, records in results.items()}
-    for one in ious:
-        if one.privileged or one.parsed.value == "none":
-            continue
-        where = f"{one.parsed.value}, {one.depth} steps, budget {one.budget}"
-        greedy = one.like("greedy")
-        if one.parsed.algorithm == "greedy":
-            base = one.like(k=1) if one.k > 1 else one.like(value="none")
-            what = f"K = {one.k} over K = 1" if one.k > 1 else "the best-valued mask over the last one"
-            if base in ious:
-                lines.append(f"{what} ({where}): {_difference(ious[one], ious[base])}")
-        elif greedy in ious and one.parsed.config.limits.finite():
-            words = f"{one.name} against greedy, K = {one.k} ({where}): {_difference(ious[one], ious[greedy])}"
-            _, low, high = statistics.bootstrap_difference(ious[one], ious[greedy])
-            if low <= 0:
-                words += _why(results[one], results[greedy], loses=high < 0)
-            lines.append(words)
-    return lines + _falls(results, steps)
-
-
-def _falls(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int]) -> list[str]:
-    """How the mask changes from the step at which the policy's own is best to each later one."""
-    runs = [one for one in results if _stepwise(one) and not one.privileged]
-    plain = next((one for one in runs if one.parsed.value == "none"), None)
-    if plain is None or not steps:
-        return []
-    start = max(sorted(steps), key=lambda step: after(results[plain], step).mean())
-    lines = []
-    for step in sorted(step for step in steps if step > start):
-        changes = []
-        for one in runs:
-            valued = one.parsed.value != "none"
-            first, second = (after(results[one], number, valued) for number in (step, start))
-            what = f"best by {one.parsed.value}, K = {one.k}" if valued else "last mask"
-            changes.append(f"{what} {_difference(first, second)}")
-        chosen = "where the last mask is best (chosen on these tasks, in favour of a fall)"
-        lines.append(f"from step {start}, {chosen}, to step {step}: " + "; ".join(changes))
-    return lines
-
-
-def _difference(first: np.ndarray, second: np.ndarray) -> str:
-    mean, low, high = statistics.bootstrap_difference(first, second)
-    sure = "" if low > 0 or high < 0 else "; the interval holds 0"
-    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]{sure}"
-
-
-def _why(own: Sequence[Record], greedy: Sequence[Record], loses: bool) -> str:
-    """Why an algorithm is not ahead: what its trees hold, and what was chosen of it."""
-    held = float((column(own, "in_tree") - column(greedy, "in_tree")).mean())
-    missed = [float((column(records, "in_tree") - column(records, "iou")).mean()) for records in (own, greedy)]
-    steps = [float(column(records, "steps").mean()) for records in (own, greedy)]
-    deep = [float(column(records, "deepest").mean()) for records in (own, greedy)]
-    cause = "by what its trees hold" if held < missed[1] - missed[0] else "by what it chooses of them"
-    verdict = f"It loses mainly {cause}" if loses else "It is not ahead"
-    return (
-        f". {verdict}: the best mask in its trees is {held:+.4f} to greedy's, and {missed[0]:.4f} of IoU "
-        f"is in them and not chosen (greedy: {missed[1]:.4f}). Its masks lie {steps[0]:.1f} clicks deep, of "
-        f"{deep[0]:.1f} reached (greedy: {steps[1]:.1f} of {deep[1]:.1f})"
-    )

@@ -1,4 +1,4 @@
-"""The plots of tree searches, and a page that shows the trees themselves."""
+"""Report of tree searches: tables, plots, and a page that shows the trees."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from experiments.common.episode_viewer import describe
-from experiments.common.html import data_uri, write_html
+from experiments.common.html import data_uri, jpeg_uri, save_plots, write_html
 from experiments.common.plots import figure_and_axes, png
 from experiments.common.run_folder import RunFolder, write_atomic
-from experiments.tree_search import tables
+from experiments.common.tables import Table
 from experiments.tree_search.metrics import COSTS, Condition, Record, column, labelled
 from search.budget import AXES
 from search.episode import action_to_json, decode_mask
@@ -34,39 +34,114 @@ def write(
     about: dict[str, Any],
     load: Callable[[str], Task],
 ) -> None:
-    """Tables, plots and report.html. `load` gives the task of an id."""
-    write_atomic(folder / "table.txt", tables.text(numbers) + "\n")
-    write_atomic(folder / "table.md", tables.markdown(numbers))
-    write_atomic(folder / "table.csv", tables.comma_separated(numbers))
-    plots = draw(results, numbers)
-    for name, content in plots.items():
-        write_atomic(folder / "plots" / f"{name}.png", content)
-    protocol = numbers["protocol"]
-    compared, place = tables.table(numbers), tables.HEADERS.index("budget")
+    """Write tables, plots and report.html. `load` gives the task of an id."""
+    compared, steps = comparison(numbers), steps_table(numbers)
+    write_atomic(folder / "table.txt", text(numbers) + "\n")
+    write_atomic(folder / "table.md", "\n".join(table.markdown() for table in (compared, steps) if table.rows))
+    write_atomic(folder / "table.csv", all_digits(numbers).csv())
+    protocol, column = numbers["protocol"], compared.header.index("budget")
+    bounded, free = (
+        Table(compared.header, [row for row in compared.rows if (row[column] == "none") is unbounded], "<")
+        for unbounded in (False, True)
+    )
+    named = {"At equal budgets": bounded, "Greedy search by steps": steps, "Without a budget": free}
     write_html(
         folder / "report.html",
         "tree_search.html",
         title=f"Tree search over {protocol['agent']} with {protocol['tool']} on {protocol['data']}",
         numbers=numbers,
-        tables=[
-            {"name": name, "headers": headers, "rows": rows}
-            for name, headers, rows in (
-                ("At equal budgets", tables.HEADERS, [row for row in compared if row[place] != "none"]),
-                ("Greedy search by steps", tables.STEP_HEADERS, tables.steps_table(numbers)),
-                ("Without a budget", tables.HEADERS, [row for row in compared if row[place] == "none"]),
-            )
-        ],
-        plots={name: data_uri(content, "image/png") for name, content in plots.items()},
+        tables=named,
+        plots=save_plots(folder.path, plot_all(results, numbers)),
         manifest=about,
         forest=forest(folder.records("trees.jsonl"), load, list(results)),
     )
 
 
+# -------------------------------------------------------------------------------------------------------------- tables
+
+
+def comparison(numbers: Mapping) -> Table:
+    """Compare all conditions, the oracle's last, as they compete with none."""
+    header = ["search", "value", "K", "depth", "budget", "mIoU", "interval", "to K = 1", "interval", "to greedy"]
+    header += ["interval", "to last mask", "interval", "best in tree", "regret to oracle", "interval", "place"]
+    rows = sorted(numbers["conditions"], key=lambda row: (row["privileged"], row["depth"], row["budget"], row["value"]))
+    cells = [
+        [
+            row["algorithm"],
+            labelled(row["value"]),
+            str(row["k"]),
+            str(row["depth"]),
+            row["budget"],
+            f"{row['miou']:.4f}",
+            _between(row["interval"], ".4f"),
+            *_signed(row["gain"]),
+            *_signed(row["over_greedy"]),
+            *_signed(row["over_last"]),
+            f"{row['in_tree']:.4f}",
+            *_signed(row["regret"]),
+            "" if row["place"] is None else f"{row['place'][0]} of {row['place'][1]}",
+            *(f"{row['spent'][axis]:.{2 if axis == 'seconds' else 1}f}" for axis in AXES),
+        ]
+        for row in rows
+    ]
+    return Table([*header, *COSTS.values()], cells, "<")
+
+
+def steps_table(numbers: Mapping) -> Table:
+    """Compare greedy searches by number of steps."""
+    header = ["steps", "K", "value", "last mask", "interval", "best-valued so far", "interval", "to last mask"]
+    header += ["interval", "to K = 1", "interval"]
+    rows = []
+    for row in sorted(
+        numbers["steps"], key=lambda row: (row["value"] == "oracle", row["k"], row["value"], row["step"])
+    ):
+        cells = [str(row["step"]), str(row["k"]), labelled(row["value"]), f"{row['last']:.4f}"]
+        cells.append(_between(row["last_interval"], ".4f"))
+        if "chosen" in row:
+            cells += [f"{row['chosen']:.4f}", _between(row["chosen_interval"], ".4f"), *_signed(row["gain"])]
+            cells += _signed(row.get("over_one"))
+        rows.append(cells + [""] * (len(header) - len(cells)))
+    return Table(header, rows, "<")
+
+
+def _between(interval: Sequence[float], form: str) -> str:
+    return f"{interval[0]:{form}} – {interval[1]:{form}}"
+
+
+def _signed(difference: Sequence[float] | None) -> list[str]:
+    return ["", ""] if difference is None else [f"{difference[0]:+.4f}", _between(difference[1:], "+.4f")]
+
+
+def text(numbers: Mapping) -> str:
+    """Format the tables for a terminal."""
+    parts = [f"{numbers['tasks']} tasks, each searched under {len(numbers['conditions'])} conditions"]
+    parts.append(comparison(numbers).text())
+    if numbers["steps"]:
+        parts.append("greedy search by steps\n" + steps_table(numbers).text())
+    return "\n\n".join(parts)
+
+
+def all_digits(numbers: Mapping) -> Table:
+    """Compare all conditions by numbers with all their digits, one row a condition, for a CSV file."""
+    triples = {"miou": "interval"} | dict.fromkeys(("gain", "over_greedy", "over_last", "regret"))
+    header = ["search", "algorithm", "k", "depth", "value", "budget", "privileged"]
+    header += [f"{key}{end}" for key in triples for end in ("", "_low", "_high")]
+    header += ["in_tree", "place", "steps", "deepest", "nodes", *AXES]
+    rows = []
+    for row in numbers["conditions"]:
+        cells = {**row, **row["spent"], "place": row["place"] and row["place"][0]}
+        for key, interval in triples.items():
+            found = [row[key], *row[interval]] if interval else row[key] or [None] * 3
+            cells |= dict(zip((key, f"{key}_low", f"{key}_high"), found, strict=True))
+        rows.append([cells[name] for name in header])
+    return Table(header, rows)
+
+
 # --------------------------------------------------------------------------------------------------------------- plots
 
 
-def draw(results: Results, numbers: Mapping) -> dict[str, bytes]:
-    """All plots by name: for each depth, budget and value source the places and the cost curves, and the steps."""
+def plot_all(results: Results, numbers: Mapping) -> dict[str, bytes]:
+    """Plot the ranks and the cost curves of each depth, budget and value source, and the steps; PNGs by name."""
     plots = {"steps": plot_steps(numbers["steps"])} if numbers["steps"] else {}
     costs = {}
     groups: dict[tuple[int, str, str], list[Condition]] = {}
@@ -232,30 +307,27 @@ def forest(trees: Any, load: Callable[[str], Task], order: Sequence[Condition]) 
 
 def picture(task: Task) -> dict[str, Any]:
     """A task's image and its target's outline, for the page."""
-    shape = _small(task)
-    buffer = io.BytesIO()
-    Image.fromarray(cv2.resize(task.image, shape, interpolation=cv2.INTER_AREA)).save(buffer, "JPEG", quality=82)
+    shape = _small(task.height, task.width)
     inside = cv2.resize(object_of(task.target).astype(np.uint8), shape, interpolation=cv2.INTER_NEAREST_EXACT)
     outline = cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)).astype(bool)
     return {
         "instruction": task.instruction,
         "size": [task.width, task.height],
-        "image": data_uri(buffer.getvalue(), "image/jpeg"),
+        "image": jpeg_uri(cv2.resize(task.image, shape, interpolation=cv2.INTER_AREA)),
         "target": mask_uri(outline, (255, 214, 0), 255),
     }
 
 
-def _small(task: Task) -> tuple[int, int]:
-    scale = min(1.0, SIDE / max(task.height, task.width))
-    return max(1, round(task.width * scale)), max(1, round(task.height * scale))
+def _small(height: int, width: int) -> tuple[int, int]:
+    scale = min(1.0, SIDE / max(height, width))
+    return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def mask_uri(mask: np.ndarray, colour: tuple[int, int, int], alpha: int = 140) -> str:
     """A bool mask [H, W] as a PNG of two colours, nothing and `colour`, at most `SIDE` pixels long."""
-    height, width = mask.shape
-    scale = min(1.0, SIDE / max(height, width))
-    shape = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = Image.fromarray(cv2.resize(mask.astype(np.uint8), shape, interpolation=cv2.INTER_NEAREST_EXACT), "P")
+    picture = Image.fromarray(
+        cv2.resize(mask.astype(np.uint8), _small(*mask.shape), interpolation=cv2.INTER_NEAREST_EXACT), "P"
+    )
     picture.putpalette([0, 0, 0, *colour])
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", bits=1, transparency=bytes([0, alpha]), optimize=True)
