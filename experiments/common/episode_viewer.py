@@ -1,31 +1,41 @@
-"""Episodes as the page that steps through them takes them."""
+"""Examples for a page: which to show, and episodes for the browser that steps through them."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from experiments.common.html import data_uri
+from experiments.common.html import jpeg_uri
 from search.episode import Episode, Step, clicks_of
 from segenv.data.trajectories.record import encode_mask
+from segenv.seeds import seed_of
 from segenv.types import Task, ignored_of, object_of
 
 SIDE = 448  # pixels of a picture's longer side in a report
+Key = tuple[Any, ...]  # of an example: (task, sample)
+
+
+def choose(scores: Mapping[Key, float], limit: int) -> dict[Key, str]:
+    """Choose at most `limit` examples by score: a third the worst, a third the best, the rest at random; their groups
+    by key."""
+    ranked = sorted(scores, key=lambda key: (scores[key], key))
+    third = limit // 3
+    chosen = dict.fromkeys(ranked[:third], "worst")
+    chosen |= dict.fromkeys(reversed(ranked[max(third, len(ranked) - third) :]), "best")
+    for key in sorted(ranked, key=lambda key: seed_of("report", *key)):
+        if len(chosen) < limit:
+            chosen.setdefault(key, "random")
+    return chosen
 
 
 def payload(task: Task, episode: Episode, group: str) -> dict[str, Any]:
-    """What the episode browser shows of an episode: pictures at most `SIDE` pixels long, masks as run lengths of that
-    size."""
+    """An episode for the episode browser: pictures at most `SIDE` pixels long, masks as run lengths of that size."""
     scale = min(1.0, SIDE / max(task.height, task.width))
     width, height = max(1, round(task.width * scale)), max(1, round(task.height * scale))
     image = cv2.resize(task.image, (width, height), interpolation=cv2.INTER_AREA) if scale < 1 else task.image
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=82)
 
     def small(mask: np.ndarray) -> str:
         return encode_mask(cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST_EXACT))
@@ -38,7 +48,7 @@ def payload(task: Task, episode: Episode, group: str) -> dict[str, Any]:
         "instruction": task.instruction,
         "size": [task.width, task.height],
         "shown": [width, height],
-        "image": data_uri(buffer.getvalue(), "image/jpeg"),
+        "image": jpeg_uri(image),
         "target": small(object_of(task.target)),
         "ignored": None if ignored is None else small(ignored),
         "start": {"iou": episode.start_iou, "mask": small(episode.mask(0))},
@@ -64,7 +74,7 @@ def _step(step: Step, mask: str, so_far: Iterable[Step]) -> dict[str, Any]:
 
 
 def describe(action: dict[str, Any]) -> str:
-    """An action of `rollout.action_to_json` in words."""
+    """Describe an action of `search.episode.action_to_json` in words."""
     kind = action["type"]
     if kind == "click":
         return f"{'positive' if action['positive'] else 'negative'} click at x = {action['x']}, y = {action['y']}"

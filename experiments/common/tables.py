@@ -65,6 +65,16 @@ class Table:
         return self.align[min(column, len(self.align) - 1)]
 
 
+def number(value: float | None, digits: int = 4, sign: str = "") -> str:
+    """A number as a cell; – for None and NaN."""
+    return "–" if value is None or value != value else f"{value:{sign}.{digits}f}"
+
+
+def interval(ends: Sequence[float | None] | None, digits: int = 4, sign: str = "") -> str:
+    """An interval as a cell; empty where there is none."""
+    return "" if ends is None or None in ends else " – ".join(number(end, digits, sign) for end in ends)
+
+
 def columns(rows: Sequence[Sequence[str]], right: bool = True) -> str:
     """The first of `rows` as the header of a `Table`, as text."""
     return Table(rows[0], rows[1:], "<>" if right else "<").text()

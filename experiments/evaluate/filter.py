@@ -167,7 +167,7 @@ def text(numbers: Mapping[str, Any]) -> str:
     skipped = f", {len(numbers['skipped'])} bad items skipped" if numbers["skipped"] else ""
     lines = [
         f"{numbers['masks']} masks of {numbers['tasks']} tasks{skipped}",
-        iou_report.text_table(numbers["readings"]),
+        iou_report.table(numbers["readings"]).text("  "),
     ]
     lines += [f"  {name}: {_acceptance_text(found)}" for name, found in numbers["acceptance"].items()]
     return "\n".join(lines)

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from experiments.common.html import data_uri, write_html
+from experiments.common.html import jpeg_uri, save_plots, write_html
 from experiments.common.plots import figure_and_axes, png
-from experiments.common.run_folder import RunFolder, write_atomic
-from experiments.common.tables import columns
+from experiments.common.run_folder import RunFolder
+from experiments.common.tables import Table, number
 from search.labelled_masks import SOURCES, LabelledMask
 from segenv import render
 from segenv.seeds import seed_of
 from segenv.types import Task
 
 SIDE = 208  # pixels of a picture's longer side
-COLUMNS = (  # key, name, better, digits
-    ("mae", "MAE", "lower", 4),
-    ("mse", "MSE", "lower", 4),
-    ("bias", "bias", "", 4),
-    ("pearson", "Pearson", "higher", 4),
-    ("spearman", "Spearman", "higher", 4),
-    ("ece", "ECE", "lower", 4),
-    ("ranking", "ranking", "higher", 4),
+COLUMNS = (  # key, name, better
+    ("mae", "MAE", "lower"),
+    ("mse", "MSE", "lower"),
+    ("bias", "bias", ""),
+    ("pearson", "Pearson", "higher"),
+    ("spearman", "Spearman", "higher"),
+    ("ece", "ECE", "lower"),
+    ("ranking", "ranking", "higher"),
 )
+ARROWS = {"lower": "↓", "higher": "↑", "": ""}
 PARTS = ("all", "balanced", *SOURCES)
 
 
@@ -42,24 +41,17 @@ class MaskSet:
     task: Callable[[str], Task]
 
 
-def table(readings: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
-    """The cells of a table: a row for each reading, with the 95 % interval behind MAE and Pearson."""
+def table(readings: Mapping[str, Mapping[str, Any]], name: str = "") -> Table:
+    """Calibration of each reading of the part `name`, with 95 % intervals of MAE and Pearson."""
     rows = []
-    for name, found in readings.items():
-        cells = [name, str(found["masks"])]
-        for key, _, _, digits in COLUMNS:
-            value, between = found[key], found["intervals"].get(key) if key in ("mae", "pearson") else None
-            cell = "–" if value is None or np.isnan(value) else f"{value:.{digits}f}"
-            known = between is not None and None not in between
-            cells.append(cell + (f" [{between[0]:.3f}, {between[1]:.3f}]" if known and between else ""))
+    for reading, found in readings.items():
+        cells = [reading, str(found["masks"])]
+        for key, *_ in COLUMNS:
+            ends = found["intervals"].get(key) if key in ("mae", "pearson") else None
+            known = ends is not None and None not in ends
+            cells.append(number(found[key]) + (f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends and known else ""))
         rows.append(cells)
-    return rows
-
-
-def text_table(readings: Mapping[str, Mapping[str, Any]], indent: str = "  ") -> str:
-    """The same for a terminal."""
-    rows = [["", "masks", *(name for _, name, _, _ in COLUMNS)], *table(readings)]
-    return "\n".join(indent + line for line in columns(rows).splitlines())
+    return Table([name, "masks", *(f"{column} {ARROWS[better]}".rstrip() for _, column, better in COLUMNS)], rows)
 
 
 def text(numbers: Mapping[str, Any]) -> str:
@@ -71,7 +63,7 @@ def text(numbers: Mapping[str, Any]) -> str:
     for data, found in numbers["data"].items():
         for part in ("all", "balanced"):
             if part in found["readings"]:
-                lines += [f"{data}, {part} masks", text_table(found["readings"][part])]
+                lines += [f"{data}, {part} masks", table(found["readings"][part]).text("  ")]
         for model, acts in found["replies"].items():
             if acts["replies"]:
                 lines.append(f"  {model}: {_acts(acts)}")
@@ -146,12 +138,10 @@ def section_of(
     filled = [k for k, mask in enumerate(one.masks) if mask.pixels.any()]
     said, true = [one.said[reading][k] for k in filled], [one.masks[k].iou for k in filled]
     plots = {"reliability": plot_reliability(readings["all"]), "density": plot_density(said, true, reading)}
-    for name, content in plots.items():
-        write_atomic(folder / "plots" / f"{prefix}{name}.png", content)
     return {
         "name": one.data,
-        "tables": [{"name": part, "rows": table(readings[part])} for part in PARTS if part in readings],
-        "plots": {name: data_uri(content, "image/png") for name, content in plots.items()},
+        "tables": [table(readings[part], part) for part in PARTS if part in readings],
+        "plots": save_plots(folder.path, plots, prefix),
         "examples": examples(one, filled, reading, limit),
         "notes": [],
     }
@@ -165,13 +155,11 @@ def examples(one: MaskSet, filled: Sequence[int], reading: str, limit: int) -> l
     pictures = []
     for k in chosen:
         mask, task = one.masks[k], one.task(one.masks[k].task)
-        buffer = io.BytesIO()
         words = f"stated {one.said[reading][k]:.2f}, true {mask.iou:.2f}"
         picture = render.frame(task.image, mask.pixels, (), task.target, words, size=SIDE)
-        Image.fromarray(picture).save(buffer, "JPEG", quality=82)
         pictures.append(
             {
-                "picture": data_uri(buffer.getvalue(), "image/jpeg"),
+                "picture": jpeg_uri(picture),
                 "group": "worst" if k in worst else "drawn",
                 "title": f"{task.instruction or task.id} ({mask.source})",
             }
@@ -193,7 +181,6 @@ def page(
         "judged.html",
         title=title,
         lead=lead,
-        columns=[(name, better) for _, name, better, _ in COLUMNS],
         sections=sections,
         protocol=protocol,
         manifest=about,

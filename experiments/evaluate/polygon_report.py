@@ -1,22 +1,21 @@
-"""The report about replies that draw objects: tables, plots, and pictures with the outlines of reply and target."""
+"""Report of an evaluation by polygons: tables, plots, and pictures with the polygons of reply and target."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image
 
-from experiments.common import html, tables
-from experiments.common import plots as common_plots
-from experiments.common.run_folder import RunFolder, write_atomic
+from experiments.common import html
+from experiments.common.episode_viewer import choose
+from experiments.common.plots import figure_and_axes, png
+from experiments.common.run_folder import RunFolder
+from experiments.common.tables import Table, interval, number
 from experiments.evaluate.polygon_metrics import SIZES, Record, drawn
 from segenv import queries, render
 from segenv.codec.polygons import PolygonCodec
-from segenv.seeds import seed_of
 from segenv.types import Click, Polygons, Task
 
 SIDE = 256  # pixels of a picture's longer side
@@ -38,53 +37,42 @@ COLUMNS = (
 )
 
 
-def table(numbers: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The rows of a summary: name, value, 95 % interval, and the drawn replies' value, as text."""
-    rows = []
-    for key, name, better, digits in ROWS:
-        drawn = numbers["sampled"] and numbers["sampled"][key]
-        rows.append(_row(name, numbers[key], numbers["intervals"][key], drawn, better, digits))
-    if (found := numbers["no_target"]) is not None:
-        drawn = numbers["sampled"] and numbers["sampled"]["no_target"]["accuracy"]
-        interval = found["intervals"]["accuracy"]
-        rows.append(_row(f"No target ({found['tasks']})", found["accuracy"], interval, drawn, "higher", 4))
-    return rows
+def table(numbers: Mapping[str, Any]) -> Table:
+    """Measures with their values, 95 % intervals, values of sampled replies where there are any, and directions."""
+    sampled, found = numbers["sampled"], numbers["no_target"]
+    lines = [
+        (name, numbers[key], numbers["intervals"][key], sampled and sampled[key], better, digits)
+        for key, name, better, digits in ROWS
+    ]
+    if found is not None:
+        other = sampled and sampled["no_target"]["accuracy"]
+        name = f"No target ({found['tasks']})"
+        lines.append((name, found["accuracy"], found["intervals"]["accuracy"], other, "higher", 4))
+    rows = [
+        [name, number(value, digits), interval(ends, digits), *([number(other, digits)] if sampled else []), better]
+        for name, value, ends, other, better, digits in lines
+    ]
+    return Table(("measure", "value", "95 % interval", *(["sampled"] if sampled else []), "better"), rows)
 
 
-def _row(
-    name: str, value: float | None, interval: Sequence[float | None], drawn: float | None, better: str, digits: int
-) -> dict[str, str]:
-    def show(number: float | None) -> str:
-        return "–" if number is None else f"{number:.{digits}f}"
-
-    between = "" if None in interval else " – ".join(map(show, interval))
-    return {"name": name, "value": show(value), "interval": between, "sampled": show(drawn), "better": better}
-
-
-def groups(numbers: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of the tables by size and by topology: name, tasks, and `COLUMNS`, gIoU with its interval."""
+def groups(numbers: Mapping[str, Any]) -> Table:
+    """`COLUMNS` by size and by topology of the object, gIoU with its interval."""
     rows = []
     for name, found in {**numbers["by_size"], **numbers["by_topology"]}.items():
-        cells = [f"{found[key]:.{digits}f}" for key, _, digits in COLUMNS]
+        cells = [number(found[key], digits) for key, _, digits in COLUMNS]
         low, high = found["intervals"]["giou"]
         rows.append([name, str(found["tasks"]), f"{cells[0]} [{low:.3f}, {high:.3f}]", *cells[1:]])
-    return rows
+    return Table(["", "tasks", *(name for _, name, _ in COLUMNS)], rows)
 
 
 def text(numbers: Mapping[str, Any]) -> str:
-    """The summary for a terminal."""
+    """Format the numbers for a terminal."""
     sampled, skipped = numbers["sampled"], numbers["skipped"]
     head = f"{numbers['tasks']} tasks" + (f", {len(skipped)} bad items skipped" if skipped else "")
     if sampled:
-        drawn = sampled["replies"] // sampled["tasks"]
-        head += f"; the last column: {drawn} drawn replies each at temperature {numbers['protocol']['temperature']:g}"
-    lines = [head]
-    for row in table(numbers):
-        line = f"{row['name']:<16} {row['value']:>9}   {row['interval']:<18}"
-        lines.append((line + (f"{row['sampled']:>9}" if sampled else "")).rstrip())
-    lines.append(f"token quantiles: {_quantiles(numbers)}")
-    header = ["", "tasks", "gIoU", *(name for _, name, _ in COLUMNS[1:])]
-    return "\n".join([*lines, tables.columns([header, *groups(numbers)])])
+        replies = sampled["replies"] // sampled["tasks"]
+        head += f"; {replies} sampled replies each at temperature {numbers['protocol']['temperature']:g}"
+    return "\n".join([head, table(numbers).text(), f"token quantiles: {_quantiles(numbers)}", groups(numbers).text()])
 
 
 def _quantiles(numbers: Mapping[str, Any]) -> str:
@@ -95,20 +83,20 @@ def _quantiles(numbers: Mapping[str, Any]) -> str:
 
 
 def plot_ious(records: Sequence[Record]) -> bytes:
-    """How many replies have an IoU in each twentieth, as a PNG; those that are no answer stand apart in colour."""
-    figure, axes = common_plots.figure_and_axes()
+    """Plot a histogram of IoU in twentieths, as a PNG; invalid replies in another colour."""
+    figure, axes = figure_and_axes()
     valid = [one.iou for one in records if one.error is None]
     other = [one.iou for one in records if one.error is not None]
     labels = [f"valid ({len(valid)})", f"no answer ({len(other)})"]
     axes.hist([valid, other], np.linspace(0, 1, 21), stacked=True, label=labels, color=["C0", "C3"])
     axes.set(xlabel="IoU", ylabel="replies", xlim=(0, 1))
     axes.legend(frameon=False, loc="upper left")
-    return common_plots.png(figure)
+    return png(figure)
 
 
 def plot_sizes(records: Sequence[Record]) -> bytes:
-    """IoU over the object's share of the image, as a PNG: dots, and the mean in each of eight equally filled bins."""
-    figure, axes = common_plots.figure_and_axes()
+    """Plot IoU over the object's share of the image, as a PNG: dots, and means of eight equally filled bins."""
+    figure, axes = figure_and_axes()
     shown = [one for one in records if one.has_object]
     shares, ious = np.array([one.share for one in shown]), np.array([one.iou for one in shown])
     for size in SIZES:
@@ -119,12 +107,12 @@ def plot_sizes(records: Sequence[Record]) -> bytes:
     _trend(axes, shares, ious)
     axes.set(xlabel="object's share of the image", ylabel="IoU", xscale="log", ylim=(0, 1.02))
     axes.legend(frameon=False, loc="lower right")
-    return common_plots.png(figure)
+    return png(figure)
 
 
 def plot_tokens(records: Sequence[Record]) -> bytes:
-    """IoU over the reply's length in tokens, as a PNG, like `plot_sizes`."""
-    figure, axes = common_plots.figure_and_axes()
+    """Plot IoU over the reply's length in tokens, as a PNG, like `plot_sizes`."""
+    figure, axes = figure_and_axes()
     for cut, color, label in ((False, "C0", "whole"), (True, "C3", "truncated or no answer")):
         some = [one for one in records if (one.truncated or one.error is not None) is cut]
         if some:
@@ -133,11 +121,11 @@ def plot_tokens(records: Sequence[Record]) -> bytes:
     _trend(axes, *np.array([(one.tokens, one.iou) for one in records], float).T)
     axes.set(xlabel="tokens of the reply", ylabel="IoU", ylim=(0, 1.02))
     axes.legend(frameon=False, loc="lower right")
-    return common_plots.png(figure)
+    return png(figure)
 
 
 def _trend(axes: Any, x: np.ndarray, y: np.ndarray, bins: int = 8) -> None:
-    """A line through the means of equally filled bins."""
+    """Plot a line through the means of equally filled bins."""
     parts = [part for part in np.array_split(np.argsort(x, kind="stable"), bins) if len(part)]
     if len(parts) == bins:
         axes.plot(
@@ -148,21 +136,8 @@ def _trend(axes: Any, x: np.ndarray, y: np.ndarray, bins: int = 8) -> None:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def choose(records: Sequence[Record], limit: int) -> dict[int, str]:
-    """At most `limit` records to show: a third the worst, a third the best, the rest drawn; place to the group's
-    name."""
-    ranked = sorted(range(len(records)), key=lambda k: (records[k].iou, records[k].task))
-    third = limit // 3
-    chosen = dict.fromkeys(ranked[:third], "worst")
-    chosen |= dict.fromkeys(reversed(ranked[max(third, len(ranked) - third) :]), "best")
-    for k in sorted(ranked, key=lambda k: seed_of("report", records[k].task)):
-        if len(chosen) < limit:
-            chosen.setdefault(k, "random")
-    return chosen
-
-
 def picture(one: Record, task: Task, codec: PolygonCodec, asked: str) -> np.ndarray:
-    """The image with what the reply covers in blue, its outline, and the target's in yellow; uint8 [h, w, 3]."""
+    """The image with the reply's mask and polygons in blue, and the target's boundary in yellow; uint8 [h, w, 3]."""
     answer = queries.read(one.text, task, codec, asked)
     clicks = (answer,) if isinstance(answer, Click) else ()
     words = f"IoU {one.iou:.2f}, {one.tokens} tokens" + (", truncated" if one.truncated else "")
@@ -183,14 +158,13 @@ def examples(
 ) -> dict[str, list[dict[str, str]]]:
     """Pictures of some replies, by group."""
     shown: dict[str, list[dict[str, str]]] = {}
-    for k, group in choose(records, limit).items():
-        one, own = records[k], task(records[k].task)
-        buffer = io.BytesIO()
-        Image.fromarray(picture(one, own, codec, asked)).save(buffer, "JPEG", quality=85)
+    by_name = {(one.task,): one for one in records}
+    for key, group in choose({key: one.iou for key, one in by_name.items()}, limit).items():
+        one, source = by_name[key], task(key[0])
         shown.setdefault(group, []).append(
             {
-                "picture": html.data_uri(buffer.getvalue(), "image/jpeg"),
-                "title": own.instruction or own.id,
+                "picture": html.jpeg_uri(picture(one, source, codec, asked), 85),
+                "title": source.instruction or source.id,
                 "reply": one.text,
                 "error": one.error or "",
             }
@@ -210,22 +184,19 @@ def write(
     task: Callable[[str], Task],
     limit: int,
 ) -> None:
-    """The plots and report.html of an evaluation of greedy `records`, at most `limit` of which are shown. `task` gives
-    the task of an id."""
+    """Write plots and report.html of greedy `records`, at most `limit` of which are shown. `task` gives the task of an
+    id."""
     plots = {"iou": plot_ious(records), "iou_by_size": plot_sizes(records), "iou_by_tokens": plot_tokens(records)}
-    for name, content in plots.items():
-        write_atomic(folder / "plots" / f"{name}.png", content)
     protocol = numbers["protocol"]
     html.write_html(
         folder / "report.html",
         "polygons.html",
         title=f"Outlines by {protocol['agent']} in {protocol['codec']} on {protocol['data']}",
         numbers=numbers,
-        rows=table(numbers),
-        columns=["tasks", *(name for _, name, _ in COLUMNS)],
+        table=table(numbers),
         groups=groups(numbers),
         quantiles=_quantiles(numbers),
-        plots={name: html.data_uri(content, "image/png") for name, content in plots.items()},
+        plots=html.save_plots(folder.path, plots),
         examples=examples(records, task, codec, protocol["asked"], limit),
         manifest=about,
     )

@@ -1,8 +1,4 @@
-"""Reports for persons: plots, and HTML pages that need nothing but themselves.
-
-`write_html` renders a template of `experiments/common/templates` (every text escaped; a model's replies are not to be
-trusted). `payload` is what the episode browser of `_episodes.html` shows of an episode.
-"""
+"""Report of an evaluation by clicks: numbers for a terminal, plots, and a page that shows episodes."""
 
 from __future__ import annotations
 
@@ -11,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.episode_viewer import payload
-from experiments.common.html import data_uri, write_html
+from experiments.common.episode_viewer import choose, payload
+from experiments.common.html import save_plots, write_html
 from experiments.common.plots import figure_and_axes, png
-from experiments.common.run_folder import RunFolder, write_atomic
+from experiments.common.run_folder import RunFolder
+from experiments.common.tables import Table, interval, number
 from experiments.evaluate.metrics import Outcome, curves
 from search.episode import Episode
 from segenv import statistics
-from segenv.seeds import seed_of
 from segenv.types import Task
 
 ROWS = (  # key in metrics.json, name, what is better
@@ -42,17 +38,14 @@ def write(
     load: Callable[[str], Task],
     limit: int,
 ) -> None:
-    """The plots and report.html of an evaluation. `load` gives the task of an id, and at most `limit` episodes are
-    shown."""
+    """Write plots and report.html. `load` gives the task of an id, and at most `limit` episodes are shown."""
     steps = len(numbers["iou_at"])
     by_step = curves(outcomes, steps)
     pictures = {
         "iou_over_clicks": plot_curves({numbers["protocol"]["agent"]: by_step}),
         "noc": plot_clicks({t: by_step.astype(np.float32) >= np.float32(t) for t in (0.50, 0.70, 0.80, 0.85, 0.90)}),
     }
-    for name, content in pictures.items():
-        write_atomic(folder / "plots" / f"{name}.png", content)
-    groups = choose(outcomes, limit)
+    groups = choose({(item.task, item.sample): item.final_iou for item in outcomes}, limit)
     shown = {}
     for record in folder.records("episodes.jsonl"):
         if (key := (record["task"], record["sample"])) in groups:
@@ -62,8 +55,8 @@ def write(
         "evaluate.html",
         title=f"{numbers['protocol']['agent']} with {numbers['protocol']['tool']} on {numbers['protocol']['data']}",
         numbers=numbers,
-        rows=table(numbers),
-        plots={name: data_uri(content, "image/png") for name, content in pictures.items()},
+        table=table(numbers),
+        plots=save_plots(folder.path, pictures),
         manifest=about,
         episodes=[shown[key] for key in groups if key in shown],
     )
@@ -72,44 +65,37 @@ def write(
 # -------------------------------------------------------------------------------------------------------------- numbers
 
 
-def table(numbers: dict[str, Any]) -> list[dict[str, str]]:
-    """The rows of a summary: name, value and 95 % interval as text."""
+def table(numbers: dict[str, Any]) -> Table:
+    """Measures with their values, 95 % intervals and better directions."""
     intervals = numbers["intervals"]
     rows = [_row("mIoU (gIoU)", numbers["miou"], intervals["miou"], "higher")]
-    for k in SHOWN_CLICKS:
-        if str(k) in numbers["iou_at"]:
-            rows.append(_row(f"IoU@{k}", numbers["iou_at"][str(k)], intervals["iou_at"][str(k)], "higher"))
+    for k in map(str, SHOWN_CLICKS):
+        if k in numbers["iou_at"]:
+            rows.append(_row(f"IoU@{k}", numbers["iou_at"][k], intervals["iou_at"][k], "higher"))
     rows += [_row(f"NoC@{t}", numbers["noc"][t], intervals["noc"][t], "lower", 2) for t in SHOWN_THRESHOLDS]
     for t in SHOWN_THRESHOLDS:
-        failures = _row(f"NoF@{t}", numbers["nof"][t], None, "lower", 0)
-        rows.append(failures | {"interval": f"{numbers['nof_never'][t]} never"})
-    return rows + [_row(name, numbers[key], intervals[key], better) for key, name, better in ROWS]
+        rows.append([f"NoF@{t}", number(numbers["nof"][t], 0), f"{numbers['nof_never'][t]} never", "lower"])
+    rows += [_row(name, numbers[key], intervals[key], better) for key, name, better in ROWS]
+    return Table(("measure", "value", "95 % interval", "better"), rows, "<>><")
 
 
-def _row(name: str, value: float, interval: Sequence[float] | None, better: str, digits: int = 4) -> dict[str, str]:
-    known = interval is not None and None not in interval
-    between = f"{interval[0]:.{digits}f} – {interval[1]:.{digits}f}" if interval is not None and known else ""
-    return {"name": name, "value": f"{value:.{digits}f}", "interval": between, "better": better}
+def _row(name: str, value: float, ends: Sequence[float], better: str, digits: int = 4) -> list[str]:
+    return [name, number(value, digits), interval(ends, digits), better]
 
 
 def text(numbers: dict[str, Any]) -> str:
-    """The summary for a terminal."""
-    lines = [f"{row['name']:<14} {row['value']:>9}   {row['interval']}".rstrip() for row in table(numbers)]
-    spent = ", ".join(f"{part} {1000 * s:.1f}" for part, s in numbers["seconds"]["per_click"].items() if s is not None)
+    """Format the numbers for a terminal."""
+    times = ", ".join(f"{part} {1000 * s:.1f}" for part, s in numbers["seconds"]["per_click"].items() if s is not None)
     skipped = f", {len(numbers['skipped'])} bad items skipped" if numbers["skipped"] else ""
-    return "\n".join(
-        [f"{numbers['episodes']} episodes{skipped}", *lines, f"ms per click   {spent or 'no click was made'}"]
-    )
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
+    head = f"{numbers['episodes']} episodes{skipped}"
+    return "\n".join([head, table(numbers).text(), f"ms per click   {times or 'no click was made'}"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- plots
 
 
 def plot_curves(named: dict[str, np.ndarray]) -> bytes:
-    """Mean IoU over actions with its 95 % band, as a PNG; `named` are [episodes, steps] each."""
+    """Plot mean IoU over actions with its 95 % band, as a PNG; `named` are [episodes, steps] each."""
     figure, axes = figure_and_axes()
     for name, values in named.items():
         x = np.arange(1, values.shape[1] + 1)
@@ -125,7 +111,7 @@ def plot_curves(named: dict[str, np.ndarray]) -> bytes:
 
 
 def plot_clicks(reached: dict[float, np.ndarray]) -> bytes:
-    """The share of episodes that reached each threshold within so many actions, as a PNG; `reached` are bool
+    """Plot the share of episodes that reached each threshold within so many actions, as a PNG; `reached` are bool
     [episodes, steps] each."""
     figure, axes = figure_and_axes()
     for threshold, hits in reached.items():
@@ -136,22 +122,3 @@ def plot_clicks(reached: dict[float, np.ndarray]) -> bytes:
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(frameon=False, loc="upper left")
     return png(figure)
-
-
-# ------------------------------------------------------------------------------------------------------------- episodes
-
-
-def choose(outcomes: Sequence[Outcome], limit: int) -> dict[tuple[str, int], str]:
-    """At most `limit` episodes to show: a third the worst, a third the best, the rest drawn; (task, sample) to the
-    group's name."""
-    ranked = sorted(outcomes, key=lambda item: (item.final_iou, item.task, item.sample))
-    third = limit // 3
-    chosen = {(item.task, item.sample): "worst" for item in ranked[:third]}
-    for item in reversed(ranked[max(third, len(ranked) - third) :]):
-        chosen[item.task, item.sample] = "best"
-    drawn = sorted(ranked, key=lambda item: seed_of("report", item.task, item.sample))
-    for item in drawn:
-        if len(chosen) >= limit:
-            break
-        chosen.setdefault((item.task, item.sample), "random")
-    return chosen

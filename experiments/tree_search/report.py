@@ -14,7 +14,7 @@ from experiments.common.episode_viewer import describe
 from experiments.common.html import data_uri, jpeg_uri, save_plots, write_html
 from experiments.common.plots import figure_and_axes, png
 from experiments.common.run_folder import RunFolder, write_atomic
-from experiments.common.tables import Table
+from experiments.common.tables import Table, interval, number
 from experiments.tree_search.metrics import COSTS, Condition, Record, column, labelled
 from search.budget import AXES
 from search.episode import action_to_json, decode_mask
@@ -73,7 +73,7 @@ def comparison(numbers: Mapping) -> Table:
             str(row["depth"]),
             row["budget"],
             f"{row['miou']:.4f}",
-            _between(row["interval"], ".4f"),
+            interval(row["interval"]),
             *_signed(row["gain"]),
             *_signed(row["over_greedy"]),
             *_signed(row["over_last"]),
@@ -96,20 +96,16 @@ def steps_table(numbers: Mapping) -> Table:
         numbers["steps"], key=lambda row: (row["value"] == "oracle", row["k"], row["value"], row["step"])
     ):
         cells = [str(row["step"]), str(row["k"]), labelled(row["value"]), f"{row['last']:.4f}"]
-        cells.append(_between(row["last_interval"], ".4f"))
+        cells.append(interval(row["last_interval"]))
         if "chosen" in row:
-            cells += [f"{row['chosen']:.4f}", _between(row["chosen_interval"], ".4f"), *_signed(row["gain"])]
+            cells += [f"{row['chosen']:.4f}", interval(row["chosen_interval"]), *_signed(row["gain"])]
             cells += _signed(row.get("over_one"))
         rows.append(cells + [""] * (len(header) - len(cells)))
     return Table(header, rows, "<")
 
 
-def _between(interval: Sequence[float], form: str) -> str:
-    return f"{interval[0]:{form}} – {interval[1]:{form}}"
-
-
 def _signed(difference: Sequence[float] | None) -> list[str]:
-    return ["", ""] if difference is None else [f"{difference[0]:+.4f}", _between(difference[1:], "+.4f")]
+    return ["", ""] if difference is None else [number(difference[0], sign="+"), interval(difference[1:], sign="+")]
 
 
 def text(numbers: Mapping) -> str:
@@ -130,8 +126,8 @@ def all_digits(numbers: Mapping) -> Table:
     rows = []
     for row in numbers["conditions"]:
         cells = {**row, **row["spent"], "place": row["place"] and row["place"][0]}
-        for key, interval in triples.items():
-            found = [row[key], *row[interval]] if interval else row[key] or [None] * 3
+        for key, ends in triples.items():
+            found = [row[key], *row[ends]] if ends else row[key] or [None] * 3
             cells |= dict(zip((key, f"{key}_low", f"{key}_high"), found, strict=True))
         rows.append([cells[name] for name in header])
     return Table(header, rows)

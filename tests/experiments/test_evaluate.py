@@ -207,7 +207,7 @@ def test_no_word_of_a_reply_becomes_part_of_the_page(task, tmp_path):
         "evaluate.html",
         title=hostile,
         numbers=numbers,
-        rows=report.table(numbers),
+        table=report.table(numbers),
         plots={},
         manifest={"command": [hostile]},
         episodes=[shown],
@@ -222,12 +222,13 @@ def test_no_word_of_a_reply_becomes_part_of_the_page(task, tmp_path):
 
 
 def test_the_report_shows_worst_best_and_others():
-    outcomes = [outcome(f"{i:02}", i / 20) for i in range(20)]
-    chosen = report.choose(outcomes, 6)
+    scores = {(f"{i:02}", 0): i / 20 for i in range(20)}
+    chosen = episode_viewer.choose(scores, 6)
     assert [name for (name, _), group in chosen.items() if group == "worst"] == ["00", "01"]
     assert [name for (name, _), group in chosen.items() if group == "best"] == ["19", "18"]
-    assert len(chosen) == 6 and chosen == report.choose(list(reversed(outcomes)), 6)
-    assert len(report.choose(outcomes[:2], 6)) == 2 and report.choose(outcomes, 0) == {}
+    assert len(chosen) == 6 and chosen == episode_viewer.choose(dict(reversed(scores.items())), 6)
+    two = dict(list(scores.items())[:2])
+    assert len(episode_viewer.choose(two, 6)) == 2 and episode_viewer.choose(scores, 0) == {}
 
 
 def test_impossible_settings_are_refused(tmp_path):
