@@ -9,7 +9,6 @@ replies so, also by size and topology of the object. Runs of unlike protocols (o
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,8 @@ import tyro
 
 from experiments.common import cli
 from experiments.common.config import RunError
-from experiments.common.run_folder import RunFolder
+from experiments.common.run_folder import RunFolder, write_json
+from experiments.common.tables import Table, interval, number
 from experiments.evaluate import polygon_answers
 from experiments.evaluate.metrics import Outcome, curves, outcome_of
 from experiments.evaluate.polygon_metrics import MEANS, SIZES, TOPOLOGIES, VALUES, Record, by_task, having
@@ -43,7 +43,7 @@ class Args:
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """The paired comparison of two finished runs: `iou_at` by number of clicks, `seconds_per_click`, `episodes`."""
+    """Compare two finished runs, paired: `iou_at` by number of clicks, `seconds_per_click`, `episodes`."""
     numbers = [_numbers(path) for path in (first, second)]
     for key in SAME:
         values = [item["protocol"].get(key) for item in numbers]
@@ -77,18 +77,18 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 
 
 def _answers(paths: Sequence[Path], numbers: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The paired comparison of replies: `measures` of all tasks, gIoU by size and by topology, and of drawn replies."""
+    """Compare replies, paired: `measures` of all tasks, gIoU by size and by topology, and of sampled replies."""
     runs = [polygon_answers.read(RunFolder(path)) for path in paths]
     shared = set.intersection(*({one.task for one in records} for records in runs))
     if not shared:
         raise RunError("the runs share no task")
-    greedy, drawn = (
+    greedy, sampled = (
         [[one for one in records if one.task in shared and bool(one.sample) is some] for records in runs]
         for some in (False, True)
     )
     rows = {name: _row(greedy, name) for name in MEANS}
-    if all(drawn):
-        rows["sampled giou"] = _row(drawn, "giou")
+    if all(sampled):
+        rows["sampled giou"] = _row(sampled, "giou")
     for field in ("size", "topology"):
         for name in (*SIZES, *TOPOLOGIES):
             parts = [[one for one in records if getattr(one, field) == name] for records in greedy]
@@ -99,7 +99,7 @@ def _answers(paths: Sequence[Path], numbers: Sequence[dict[str, Any]]) -> dict[s
 
 
 def _row(runs: Sequence[Sequence[Record]], name: str) -> dict[str, Any]:
-    """A measure of two runs' replies to the same tasks."""
+    """Compare a measure of two runs' replies to the same tasks."""
     a, b = (by_task(sorted(having(records, name), key=lambda one: one.task), VALUES[name]) for records in runs)
     difference, low, high = statistics.bootstrap_difference(a, b)
     means = [float(values.mean()) if len(values) else float("nan") for values in (a, b)]
@@ -128,21 +128,17 @@ def _outcomes(path: Path) -> dict[tuple[str, int], Outcome]:
 
 
 def text(result: dict[str, Any]) -> str:
-    """The comparison for a terminal."""
-    width = 22 if "measures" in result else 8
-    lines = [
-        f"first: {result['names'][0]}, second: {result['names'][1]}, {result['episodes']} paired episodes",
-        f"{'':<{width}}{'first':>9}{'second':>9}{'difference':>12}   95 % interval",
+    """Format the comparison for a terminal."""
+    rows = [
+        [name, number(row["first"]), number(row["second"]), number(row["difference"], sign="+")]
+        + [interval(row["interval"], sign="+")]
+        for name, row in (result.get("measures") or {f"IoU@{k}": row for k, row in result["iou_at"].items()}).items()
     ]
-    rows = result.get("measures") or {f"IoU@{k}": row for k, row in result["iou_at"].items()}
-    for name, row in rows.items():
-        low, high = row["interval"]
-        cells = f"{row['first']:>9.4f}{row['second']:>9.4f}{row['difference']:>+12.4f}"
-        lines.append(f"{name:<{width}}{cells}   {low:+.4f} to {high:+.4f}")
-    if "measures" in result:
-        return "\n".join(lines)
-    first, second = result["seconds_per_click"]
-    lines.append(f"ms per click of the tool (encode + decode): {1000 * first:.1f} and {1000 * second:.1f}")
+    head = f"first: {result['names'][0]}, second: {result['names'][1]}, {result['episodes']} paired episodes"
+    lines = [head, Table(("", "first", "second", "difference", "95 % interval"), rows).text()]
+    if "measures" not in result:
+        first, second = result["seconds_per_click"]
+        lines.append(f"ms per click of the tool (encode + decode): {1000 * first:.1f} and {1000 * second:.1f}")
     return "\n".join(lines)
 
 
@@ -150,7 +146,7 @@ def show(args: Args) -> str:
     """Compare two runs, write the JSON file, and return the comparison for a terminal."""
     result = compare(args.first, args.second)
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.json, result)
     return text(result)
 
 

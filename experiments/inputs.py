@@ -1,4 +1,4 @@
-"""Which of its inputs does an agent use: image, instruction, mask?
+"""Measure which inputs an agent uses: image, instruction, mask.
 
     python -m experiments.inputs --agent mllm --limit 500
 
@@ -23,6 +23,7 @@ from agents.base import Agent
 from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import write_atomic
+from experiments.common.tables import Table, interval, number
 from experiments.evaluate.metrics import first_click_inside
 from search.episode import Episode
 from search.rollout import rollout
@@ -64,7 +65,7 @@ class Blindfolded(Agent):
 
 
 def run(args: Args) -> dict[str, Any]:
-    """Every measure as value, 95 % bootstrap interval over episodes and number of episodes, and the protocol."""
+    """Measure the use of each input: `measures` by name, and the protocol."""
     with cli.setting_up(f"data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}"):
         dataset, tool = data.make(args.data), tools.make(args.tool)
         agent = agents.make(args.agent, args.codec, seed=args.seed)
@@ -132,23 +133,24 @@ def second_gain(episode: Episode) -> float:
 
 
 def _mean(values: Sequence[float]) -> Number:
-    low, high = statistics.bootstrap(values)
-    return {"value": float(np.mean(values)), "interval": [low, high], "episodes": len(values)}
+    return {"value": float(np.mean(values)), "interval": list(statistics.bootstrap(values)), "episodes": len(values)}
 
 
 def _ratio(played: Sequence[Episode], expert: Sequence[Episode]) -> Number:
-    own, best = ([episode.final_iou for episode in each] for each in (played, expert))
-    low, high = statistics.bootstrap_ratio(own, best)
-    return {"value": sum(own) / sum(best), "interval": [low, high], "episodes": len(played)}
+    ious, best = ([episode.final_iou for episode in each] for each in (played, expert))
+    ends = list(statistics.bootstrap_ratio(ious, best))
+    return {"value": sum(ious) / sum(best), "interval": ends, "episodes": len(played)}
 
 
 def _followed(swapped: Sequence[Episode], others: Sequence[Task]) -> Number:
-    """How often the mask went to the object that the exchanged instruction names."""
-    went = []
-    for episode, task in zip(swapped, others, strict=True):
-        mask = episode.mask(len(episode.steps))
-        went.append(float(metrics.iou(task.target, mask) > metrics.iou(task.meta["first"], mask)))
-    return _mean(went)
+    """Share of masks that went to the object that the exchanged instruction names."""
+    masks = [episode.mask(len(episode.steps)) for episode in swapped]
+    return _mean(
+        [
+            float(metrics.iou(task.target, mask) > metrics.iou(task.meta["first"], mask))
+            for mask, task in zip(masks, others, strict=True)
+        ]
+    )
 
 
 def _difference(first: Sequence[Episode], second: Sequence[Episode], measure: Callable[[Episode], float]) -> Number:
@@ -158,14 +160,13 @@ def _difference(first: Sequence[Episode], second: Sequence[Episode], measure: Ca
 
 
 def text(numbers: dict[str, Any]) -> str:
-    """The measures for a terminal."""
-    lines = []
-    for name, number in numbers["measures"].items():
-        low, high = number["interval"]
+    """Format the measures for a terminal."""
+    rows = []
+    for name, measure in numbers["measures"].items():
         sign = "+" if "paired" in name else ""
-        cells = f"{number['value']:{sign}.4f}   {low:{sign}.4f} to {high:{sign}.4f}"
-        lines.append(f"{name:<52}{cells}   {number['episodes']} episodes")
-    return "\n".join(lines)
+        cells = number(measure["value"], sign=sign), interval(measure["interval"], sign=sign)
+        rows.append([name, *cells, str(measure["episodes"])])
+    return Table(("measure", "value", "95 % interval", "episodes"), rows).text()
 
 
 def show(args: Args) -> str:

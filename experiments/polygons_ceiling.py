@@ -1,4 +1,4 @@
-"""What outlines can say at best: every target written in each codec within a budget, read back and compared.
+"""Upper bound of each polygon codec: encode every target within a token budget, decode it, report the IoU.
 
     python -m experiments.polygons_ceiling --data synthetic:val --limit 300
 
@@ -9,7 +9,6 @@ better.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ import numpy as np
 
 from experiments.common import cli
 from experiments.common.config import RunError
-from experiments.common.run_folder import finite
-from experiments.common.tables import columns
+from experiments.common.run_folder import write_json
+from experiments.common.tables import Table, number
 from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec
 from experiments.evaluate.polygon_metrics import NONE, TOPOLOGIES, Record
 from segenv import codec as codecs
@@ -49,14 +48,16 @@ class Args:
 
 
 def upper_bounds(args: Args) -> list[dict[str, Any]]:
-    """A row for each codec, budget and topology ("all" too): tasks, `iou`, `boundary_f`, `tokens`, and behind the first
-    codec's its `difference` of IoU from this one, with the interval."""
+    """Measure each codec, budget and topology ("all" too), a row each: tasks, `iou`, `boundary_f`, `tokens`, and for
+    all codecs but the first the `difference` of the first one's IoU from this one's, with the interval."""
     if not args.codecs or not args.budgets:
         raise RunError("nothing to compare: give --codecs and --budgets")
     cv2.setNumThreads(1)  # the images are too small for more
-    made = [polygon_codec(codecs.get(spec), "annotator") for spec in args.codecs]
+    chosen = [polygon_codec(codecs.get(spec), "annotator") for spec in args.codecs]
     data = datasets.make(args.data, skip_bad=args.skip_bad)[: args.limit]
-    agents = {(codec.name, budget): OracleAgent(codec, budget, args.unit) for budget in args.budgets for codec in made}
+    agents = {
+        (codec.name, budget): OracleAgent(codec, budget, args.unit) for budget in args.budgets for codec in chosen
+    }
     found: dict[tuple[str, int], list[Record]] = {key: [] for key in agents}
     try:
         for task in cli.progress(len(data), "task", items=data):
@@ -95,30 +96,33 @@ def _rows(args: Args, budget: int, found: dict[tuple[str, int], list[Record]]) -
 
 
 def text(rows: Sequence[dict[str, Any]], args: Args) -> str:
-    """The tables for a terminal."""
-    cells = [
-        [args.unit, "topology", "codec", "tasks", "IoU", "boundary F", "tokens", "fits", f"{args.codecs[0]} less it"]
+    """Format the tables for a terminal."""
+    header = [
+        args.unit,
+        "topology",
+        "codec",
+        "tasks",
+        "IoU",
+        "boundary F",
+        "tokens",
+        "fits",
+        f"{args.codecs[0]} less it",
     ]
+    cells = []
     for row in rows:
-        low, high = row["interval"] or (None, None)
-        between = "" if low is None else f"{row['difference']:+.4f} [{low:+.4f}, {high:+.4f}]"
-        cells.append(
-            [
-                *(str(row[key]) for key in ("budget", "topology", "codec", "tasks")),
-                *(f"{row[key]:.4f}" for key in ("iou", "boundary_f")),
-                f"{row['tokens']:.0f}",
-                f"{row['fits']:.1%}",
-                between,
-            ]
-        )
-    return columns(cells)
+        names = [str(row[key]) for key in ("budget", "topology", "codec", "tasks")]
+        values = [number(row["iou"]), number(row["boundary_f"]), number(row["tokens"], 0), f"{row['fits']:.1%}"]
+        ends = row["interval"] or (0, 0)
+        between = "{:+.4f} [{:+.4f}, {:+.4f}]".format(row["difference"] or 0, *ends) if row["interval"] else ""
+        cells.append([*names, *values, between])
+    return Table(header, cells).text()
 
 
 def show(args: Args) -> str:
     """Measure the upper bounds, write the JSON file, and return the tables for a terminal."""
     rows = upper_bounds(args)
     if args.json is not None:
-        args.json.write_text(json.dumps(finite(rows), indent=1) + "\n")
+        write_json(args.json, rows)
     return text(rows, args)
 
 

@@ -1,4 +1,4 @@
-"""What the fast paths gain over the plain ways, measured side by side in one run.
+"""Time the fast paths and the plain ways side by side in one run.
 
     python -m experiments.benchmark [--only iou] [--out runs/benchmark]
 
@@ -9,7 +9,6 @@ Prints a table and writes `benchmark.json`.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import asdict, dataclass
@@ -23,12 +22,12 @@ from rich.table import Table
 from experiments.benchmark.cases import BENCHMARKS
 from experiments.benchmark.timing import Timing
 from experiments.common import cli
-from experiments.common.run_folder import finite, manifest, write_atomic
+from experiments.common.run_folder import manifest, write_json
 
 
 @dataclass
 class Args:
-    """What to measure."""
+    """Flags of the command line."""
 
     only: Literal["iou", "next-click", "overlay", "branch", "parser", "geometry", "tool", "rollout", "tree"] | None = (
         None
@@ -53,7 +52,7 @@ def show(args: Args) -> str:
         "rows": [{**asdict(row), "ratio": row.ratio} for row in rows],
         "manifest": manifest(0, {"seconds": args.seconds, "threads": 1}, {}),
     }
-    write_atomic(args.out / "benchmark.json", json.dumps(finite(result), indent=1) + "\n")
+    write_json(args.out / "benchmark.json", result)
     return f"written to {args.out / 'benchmark.json'}"
 
 

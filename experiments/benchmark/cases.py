@@ -98,11 +98,11 @@ def branch(seconds: float) -> Iterator[Timing]:
 def parser(seconds: float) -> Iterator[Timing]:
     task = Task("scene", *scene()[:2])
     for name in codec.CODECS:
-        speaks = codec.get(name)
-        texts = dict(adversarial_texts(speaks.format(Click(500, 300), task)))
+        dialect = codec.get(name)
+        texts = dict(adversarial_texts(dialect.format(Click(500, 300), task)))
 
-        def read(kind: str, speaks: codec.Codec = speaks, texts: dict[str, str] = texts) -> float:
-            return timed(lambda: (speaks.parse(texts[kind], task), speaks.stated_iou(texts[kind])))
+        def read(kind: str, dialect: codec.Codec = dialect, texts: dict[str, str] = texts) -> float:
+            return timed(lambda: (dialect.parse(texts[kind], task), dialect.stated_iou(texts[kind])))
 
         slowest = max(texts, key=read)
         best = min(read(slowest) for _ in range(3))  # again, so that a pause of the machine does not count

@@ -1,9 +1,8 @@
-"""What `polygon_iou` gains over pycocotools, and how long hostile text holds up the polygon codecs: the section
-`geometry` of `experiments.benchmark`.
+"""Time `polygon_iou` against pycocotools, and the polygon codecs on hostile text: part `geometry` of the benchmark.
 
     python -m experiments.benchmark --only geometry
 
-Both sides start from the same arrays, and give the same IoUs. Outlines have 200 vertices on a mask of 640 x 640 pixels:
+Both sides start from the same arrays, and give the same IoUs. Polygons have 200 vertices on a mask of 640 x 640 pixels:
 `smooth` ones lie on a wavy circle, `rough` ones up to a tenth of its radius beside it, as those of hair and leaves do.
 `batched` is all of them with one mask; `one at a time` is each with the mask anew, as a reward function meets them;
 `prepared` leaves out what either side can do to the mask beforehand.
@@ -24,7 +23,7 @@ from segenv.geometry import polygon_iou, polygon_ious, polygons_to_mask
 from segenv.geometry.rasterize import PackedMask
 from segenv.types import Polygons, Task
 
-SIZE, VERTICES, OUTLINES = 640, 200, 64
+SIZE, VERTICES, POLYGONS = 640, 200, 64
 BATCHED_RATIO, SINGLE_RATIO = 2.0, 4.0  # how many times faster than pycocotools polygon_iou must be
 AGREEMENT = 1e-3  # how far its IoUs may be from those of pycocotools
 
@@ -36,7 +35,7 @@ def rows(seconds: float) -> Iterator[Timing]:
     yield from parsers()
 
 
-def outline(rng: np.random.Generator, roughness: float) -> np.ndarray:
+def ring_of(rng: np.random.Generator, roughness: float) -> np.ndarray:
     """Vertices around the middle of the mask, float64 [200, 2]; `roughness` is a part of the radius."""
     angles = np.sort(rng.uniform(0, 2 * np.pi, VERTICES))
     waves = 1 + 0.25 * np.sin(rng.integers(2, 6) * angles + rng.uniform(0, 2 * np.pi))
@@ -45,18 +44,18 @@ def outline(rng: np.random.Generator, roughness: float) -> np.ndarray:
 
 
 def ious(kind: str, roughness: float, seconds: float) -> Iterator[Timing]:
-    """IoUs of outlines with a mask: together, one at a time, and one at a time with a prepared mask."""
+    """Time IoUs of polygons with a mask: together, one at a time, and one at a time with a prepared mask."""
     rng = np.random.default_rng(0)
     mask = np.zeros((SIZE, SIZE), np.uint8)
     cv2.ellipse(mask, (SIZE // 2, SIZE // 2), (200, 150), 20, 0, 360, 1, -1)
     target = mask.astype(bool)
-    outlines = [outline(rng, roughness) for _ in range(OUTLINES)]
-    flat, batch = [ring.ravel() for ring in outlines], [[ring] for ring in outlines]
+    rings = [ring_of(rng, roughness) for _ in range(POLYGONS)]
+    flat, batch = [ring.ravel() for ring in rings], [[ring] for ring in rings]
     encoded, packed = coco.encode(np.asfortranarray(mask)), PackedMask(target)
 
     def coco_batched() -> np.ndarray:
-        drawn = coco.frPyObjects(flat, SIZE, SIZE)
-        return coco.iou(drawn, [coco.encode(np.asfortranarray(mask))], [0])[:, 0]
+        encodings = coco.frPyObjects(flat, SIZE, SIZE)
+        return coco.iou(encodings, [coco.encode(np.asfortranarray(mask))], [0])[:, 0]
 
     def coco_one(ring: np.ndarray, to: dict) -> float:
         return coco.iou(coco.frPyObjects([ring], SIZE, SIZE), [to], [0]).item()
@@ -78,7 +77,7 @@ def ious(kind: str, roughness: float, seconds: float) -> Iterator[Timing]:
     )
     for case, least, plain, fast in cases:
         plain_ms, fast_ms = compare(plain, fast, close, seconds)
-        note = f"pycocotools | polygon_iou, {OUTLINES} outlines of {VERTICES} vertices"
+        note = f"pycocotools | polygon_iou, {POLYGONS} polygons of {VERTICES} vertices"
         note += "" if least is None else f"; at least {least:g}x"
         passed = None if least is None else plain_ms / fast_ms >= least
         yield Timing("polygon-iou", f"{kind}, {case}", plain_ms, fast_ms, note, passed)
@@ -89,29 +88,29 @@ def close(first: list[float] | np.ndarray, second: list[float] | np.ndarray) -> 
 
 
 def raster(seconds: float) -> Timing:
-    """Filling polygons."""
+    """Time the rasterization of polygons."""
     rng = np.random.default_rng(0)
-    outlines = [outline(rng, 0.1) for _ in range(OUTLINES)]
+    rings = [ring_of(rng, 0.1) for _ in range(POLYGONS)]
     times = compare(
-        lambda: [coco.decode(coco.frPyObjects([ring.ravel()], SIZE, SIZE))[..., 0] for ring in outlines],
-        lambda: [polygons_to_mask([ring], SIZE, SIZE) for ring in outlines],
+        lambda: [coco.decode(coco.frPyObjects([ring.ravel()], SIZE, SIZE))[..., 0] for ring in rings],
+        lambda: [polygons_to_mask([ring], SIZE, SIZE) for ring in rings],
         lambda first, second: np.mean([(a != b).mean() for a, b in zip(first, second, strict=True)]) <= 1e-6,
         seconds,
     )
-    return Timing("polygons-to-mask", "rough", *times, f"pycocotools | polygons_to_mask, {OUTLINES} outlines")
+    return Timing("polygons-to-mask", "rough", *times, f"pycocotools | polygons_to_mask, {POLYGONS} polygons")
 
 
 def parsers() -> Iterator[Timing]:
-    """The slowest of many hostile texts, for each polygon codec."""
+    """Time each polygon codec on the slowest of many hostile texts."""
     task = Task("scene", np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640), np.uint8))
-    drawn = Polygons((np.array([[10, 10], [10, 90], [90, 90.0]]), np.array([[200, 10], [200, 90], [300, 50.0]])))
+    answer = Polygons((np.array([[10, 10], [10, 90], [90, 90.0]]), np.array([[200, 10], [200, 90], [300, 50.0]])))
     for name in polygons.DIALECTS:
-        speaks = polygons.get(name)
-        texts = dict(adversarial_texts(speaks.format(drawn, task)))
+        dialect = polygons.get(name)
+        texts = dict(adversarial_texts(dialect.format(answer, task)))
 
-        def read(kind: str, speaks: polygons.PolygonCodec = speaks, texts: dict[str, str] = texts) -> float:
+        def read(kind: str, dialect: polygons.PolygonCodec = dialect, texts: dict[str, str] = texts) -> float:
             began = time.thread_time()  # of this thread alone: the parser waits for nothing
-            speaks.parse(texts[kind], task)
+            dialect.parse(texts[kind], task)
             return (time.thread_time() - began) * 1000
 
         slowest = max(texts, key=read)

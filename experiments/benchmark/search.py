@@ -1,4 +1,4 @@
-"""What trees of states cost: a branch, a thousand nodes, and expansion in batches. Part of `experiments.benchmark`."""
+"""Time trees of states: a branch, a thousand nodes, and expansion in batches. Part `tree` of the benchmark."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class FullLogits(DiscTool):
 
 
 def measure_memory(tool: SegTool, case: str, nodes: int = NODES) -> Timing:
-    """What a tree of `nodes` nodes holds in memory beside the image and its encoding."""
+    """Measure the memory of a tree of `nodes` nodes, without the image and its encoding."""
     mdp, agent, task = SegMDP(tool), agents.make("random:p=0.9"), scene()
     tool.encode([task.image], [task.image_hash])
     config = SearchConfig(Limits(policy_calls=nodes - 1), near=0)
@@ -118,11 +118,11 @@ def time_expansion(mdp: SegMDP, agent: Agent, case: str, seconds: float) -> Timi
         trees = expand.make_roots([(task, 0) for task in tasks], Limits())
         frontiers = [[tree.root] for tree in trees]
         for _ in range(ROUNDS):
-            asked = [
+            requests = [
                 (tree, [ExpansionRequest(node, SIBLINGS) for node in nodes])
                 for tree, nodes in zip(trees, frontiers, strict=True)
             ]
-            answers = expand(asked) if together else [one_by_one(expand, *asking) for asking in asked]
+            answers = expand(requests) if together else [one_by_one(expand, *request) for request in requests]
             frontiers = [[node for node in ranked(families)[:2] if not node.terminal] for families in answers]
         return trees
 
@@ -140,17 +140,17 @@ def time_expansion(mdp: SegMDP, agent: Agent, case: str, seconds: float) -> Timi
     return Timing("tree-expand", case, *times, note, times[0] >= RATIO * times[1])
 
 
-def one_by_one(expand: Expander, tree: Tree, asks: Sequence[ExpansionRequest]) -> list[list[Node]]:
-    """The same draws, each in an expansion of its own."""
+def one_by_one(expand: Expander, tree: Tree, requests: Sequence[ExpansionRequest]) -> list[list[Node]]:
+    """Sample the requested replies one by one, each in an expansion of its own."""
     families = []
-    for ask in asks:
-        draws = [replace(ask, k=1, greedy=i == 0) for i in range(ask.k)]
-        families.append([child for draw in draws for (family,) in [expand([(tree, [draw])])[0]] for child in family])
+    for request in requests:
+        singles = [replace(request, k=1, greedy=i == 0) for i in range(request.k)]
+        families.append([child for one in singles for (family,) in [expand([(tree, [one])])[0]] for child in family])
     return families
 
 
 def rows(seconds: float) -> Iterator[Timing]:
-    """All lines about trees."""
+    """Time everything about trees."""
     yield from node(seconds)
     yield from memory()
     yield from expansion(seconds)

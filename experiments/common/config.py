@@ -23,7 +23,7 @@ class RunError(SegenvError):
 
 
 def plain(config: Any) -> Any:
-    """A dataclass, and those within it, as dicts, lists and scalars, for YAML."""
+    """Convert a dataclass, and those within it, to dicts, lists and scalars, for YAML."""
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
         return {field.name: plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
     if isinstance(config, (list, tuple)):
@@ -98,13 +98,13 @@ def parse_args(kind: type[Config], argv: Sequence[str] | None = None, descriptio
 
 
 def create_or_resume(path: Path) -> dict[str, Any]:
-    """The fields `out` and `resume` of a run in `path`, which goes on where one was begun there."""
+    """The fields `out` and `resume` of a run in `path`, which is resumed where one was begun there."""
     begun = (path / "config.yaml").exists()
     return {"resume": str(path) if begun else None, "out": None if begun else str(path)}
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Raise RunError where they cannot be averaged over."""
+    """Raise RunError where seeds repeat or there is none, as results are averaged over them."""
     if not seeds or len(set(seeds)) < len(seeds):
         raise RunError(f"seeds are {seeds}; expected one or more different ones")
 
@@ -121,7 +121,7 @@ def changes(saved: Any, given: Any, free: frozenset[str] = frozenset()) -> list[
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """What goes to TRL's trainer."""
+    """Options of TRL's trainer."""
 
     lora: int = 0
     """rank of adapters on all linear layers (peft); 0 trains all weights"""

@@ -24,21 +24,21 @@ def figure_and_axes() -> tuple[Any, Any]:
 
 
 def whiskers(middle: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Lengths below and above for matplotlib, which takes none below 0; rounding may make one."""
+    """Lengths of error bars below and above for matplotlib, which takes none below 0; rounding may make one."""
     return np.maximum(0, np.stack([middle - low, high - middle]))
 
 
 def plot_intervals(groups: Mapping[str, Sequence[Sequence[float]]], names: Sequence[str], xlabel: str) -> bytes:
-    """Means with their intervals, of `names` from above, as a PNG; a group has (mean, low, high) of each, and its label
-    where there are several."""
+    """Plot means with their intervals, of `names` from above, as a PNG; a group has (mean, low, high) of each, and its
+    label where there are several."""
     figure, axes = figure_and_axes()
-    places = np.arange(len(names))[::-1]
+    heights = np.arange(len(names))[::-1]
     for k, (label, rows) in enumerate(groups.items()):
         middle, low, high = np.array(rows).T
-        beside = places + 0.16 * ((len(groups) - 1) / 2 - k)
-        axes.errorbar(middle, beside, xerr=whiskers(middle, low, high), fmt="o", capsize=3, color=f"C{k}", label=label)
+        y = heights + 0.16 * ((len(groups) - 1) / 2 - k)
+        axes.errorbar(middle, y, xerr=whiskers(middle, low, high), fmt="o", capsize=3, color=f"C{k}", label=label)
     axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.set(yticks=places, yticklabels=names, xlabel=xlabel)
+    axes.set(yticks=heights, yticklabels=names, xlabel=xlabel)
     if len(groups) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(groups))
     return png(figure)

@@ -1,8 +1,8 @@
 """A run as a folder that survives a kill: settings, provenance, append-only records, finished stages.
 
     config.yaml     the settings; written once
-    manifest.json   what made it: versions, platform, command, seed, data and model hashes, protocol
-    *.jsonl         records, appended one a line; a line that a kill cut short is dropped when the run goes on
+    manifest.json   provenance: versions, platform, command, seed, data and model hashes, protocol
+    *.jsonl         records, appended one a line; a line that a kill cut short is dropped when the run is resumed
     *.DONE          one for each finished stage
 
 Everything but the .jsonl files appears whole or not at all (temporary file, fsync, rename). Nothing is pickled.
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from experiments.common.config import RunError, changes, load_config, plain
 from segenv import __version__
@@ -50,8 +51,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def _disk_full(error: Exception, path: Path) -> bool:
-    """Whether an error came of a full disk. Not every library says so: torch's writer tells of an unexpected
-    position."""
+    """Whether a full disk caused the error; not every library says so (torch: an unexpected position)."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     if "No space left" in str(error):  # safetensors
@@ -75,12 +75,17 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, at once; NaN has no place in JSON and becomes null."""
+    write_atomic(path, json.dumps(finite(value), indent=1) + "\n")
+
+
 class RunFolder:
     """The folder of one run. `create` starts it, `resume` opens one that exists; one process writes to it at a time."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self._lock: IO[bytes] | None = None
+        self._lock = FileLock(self / ".lock", timeout=0, thread_local=False)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: Any) -> RunFolder:
@@ -112,8 +117,8 @@ class RunFolder:
         return self.path / name
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write `value` to the file `name`, at once; NaN has no place in JSON and becomes null."""
-        write_atomic(self / name, json.dumps(finite(value), indent=1) + "\n")
+        """Write `value` to the file `name`, at once; see `write_json`."""
+        write_json(self / name, value)
 
     def read_json(self, name: str) -> Any:
         """The content of the file `name`, or None where it does not exist."""
@@ -121,8 +126,8 @@ class RunFolder:
         return json.loads(path.read_text()) if path.exists() else None
 
     def keep_manifest(self, about: dict[str, Any]) -> dict[str, Any]:
-        """Write `about` (of `manifest`) as manifest.json at the start of a run. When it goes on, compare with what it
-        began with, and return that; RunError where data, models or protocol have changed since."""
+        """Write `about` (of `manifest`) as manifest.json at the start of a run. When the run is resumed, compare with
+        the manifest that it began with, and return that; RunError where data, models or protocol have changed since."""
         before = self.read_json("manifest.json")
         if before is None:
             self.write_json("manifest.json", about)
@@ -166,14 +171,12 @@ class RunFolder:
         return (self / f"{stage}.DONE").exists()
 
     def finish(self, stage: str) -> None:
-        """Mark `stage` as finished: when the run goes on, it need not be done again."""
+        """Mark `stage` as finished: a resumed run skips it."""
         write_atomic(self / f"{stage}.DONE", time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
 
     def close(self) -> None:
-        """Let another process write here."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        """Release the folder's lock, so that another process may write to it."""
+        self._lock.release()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -182,18 +185,12 @@ class RunFolder:
         self.close()
 
     def _acquire(self) -> None:
-        """Hold the folder's lock until `close` or the end of the process, so that no two runs write the same file."""
+        """Lock the folder until `close` or the end of the process, so that no two runs write the same file."""
         with disk_errors(self / "config.yaml"):
             self.path.mkdir(parents=True, exist_ok=True)
         try:
-            import fcntl
-        except ImportError:  # Windows: no lock, and two runs in one folder are the user's to avoid
-            return
-        self._lock = open(self / ".lock", "ab")  # noqa: SIM115  # held open, as that is the lock
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self.close()
+            self._lock.acquire()
+        except Timeout:
             raise RunError(f"another process is writing to {self.path}; wait for it, or end it first") from None
 
 
@@ -227,7 +224,7 @@ class Appender:
 
 
 def _whole_lines(file: IO[bytes], block: int = 1 << 16) -> int:
-    """How many bytes of `file` are whole lines, looking from the end."""
+    """Count the bytes of `file` that are whole lines, looking from the end."""
     position = file.seek(0, os.SEEK_END)
     while position:
         start = max(0, position - block)
@@ -263,7 +260,7 @@ def hide_home(value: Any) -> Any:
 
 
 def manifest(seed: int, protocol: dict[str, Any], hashes: dict[str, str | None]) -> dict[str, Any]:
-    """What made a run, without the name of a machine or of a user's folder. `hashes` identify the data and the
+    """Provenance of a run, without the name of a machine or of a user's folder. `hashes` identify the data and the
     models."""
     versions = {"segenv": __version__}
     for library in LIBRARIES:
