@@ -148,10 +148,7 @@ class Detector:
             self.device
         )
         found = self.processor.post_process_grounded_object_detection(
-            self.model(**inputs),
-            threshold=self.box_threshold,
-            target_sizes=[picture.size[::-1]],
-            text_labels=[phrases],
+            self.model(**inputs), threshold=self.box_threshold, target_sizes=[picture.size[::-1]], text_labels=[phrases]
         )[0]
         return self._detections(
             found["boxes"].cpu().numpy(), found["scores"].cpu().numpy(), found["text_labels"], picture

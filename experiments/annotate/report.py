@@ -114,11 +114,7 @@ def sheet(tiles: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
 
 
 def _label(
-    draw: ImageDraw.ImageDraw,
-    text: str,
-    at: tuple[float, float],
-    fill: tuple[int, int, int],
-    room: tuple[int, int],
+    draw: ImageDraw.ImageDraw, text: str, at: tuple[float, float], fill: tuple[int, int, int], room: tuple[int, int]
 ) -> None:
     """A text on a plate, its upper left corner at `at` or, where it would leave the picture, as near as may be."""
     text = _cut(draw, text, room[0] - 6)

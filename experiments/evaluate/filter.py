@@ -68,10 +68,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     with cli.open_run(args, RESUMABLE) as folder:
         about = folder.keep_manifest(about)
         have = {record["task"] for record in folder.records("masks.jsonl")}
-        with (
-            folder.appending("masks.jsonl") as file,
-            cli.progress(len(data), "task", len(have), quiet=quiet) as bar,
-        ):
+        with folder.appending("masks.jsonl") as file, cli.progress(len(data), "task", len(have), quiet=quiet) as bar:
             for start in range(0, len(data), args.batch_size):
                 group = data[start : start + args.batch_size]
                 if have.issuperset(group.ids):

@@ -28,11 +28,7 @@ Results = Mapping[Condition, Sequence[Record]]
 
 
 def write(
-    folder: RunFolder,
-    results: Results,
-    numbers: dict[str, Any],
-    about: dict[str, Any],
-    load: Callable[[str], Task],
+    folder: RunFolder, results: Results, numbers: dict[str, Any], about: dict[str, Any], load: Callable[[str], Task]
 ) -> None:
     """Write tables, plots and report.html. `load` gives the task of an id."""
     compared, steps = comparison(numbers), steps_table(numbers)
