@@ -3,14 +3,14 @@
     python -m experiments.annotate --images DIR --phrases cat "red collar" --tool sam:facebook/sam-vit-huge --out OUT
     python -m experiments.annotate --images DIR --boxes instances.json --out OUT
 
-An open-vocabulary detector finds boxes, a tool (`--tool`, prompted by each box) makes masks, outlines are simplified,
+An open-vocabulary detector finds boxes, a tool (`--tool`, prompted by each box) makes masks, polygons are simplified,
 and with `--caption` a language model describes each object. SimpleSeg's own data are made in this way (arXiv
 2601.19228); its detector, thresholds and filters are not published, so they are options here.
 
 The run's folder holds annotations.json (COCO; with `--data coco:OUT/annotations.json@DIR` it is data for every
 command), sft/ (conversations), sheets/ (contact sheets) and report.html to check by, metrics.json, and images.jsonl:
 what was found in each image, with exact masks. A run that was ended, however, goes on with `--resume OUT`. Settings of
-outlines and conversations may be given anew then: neither detector nor tool is asked again.
+polygons and conversations may be given anew then: neither detector nor tool is called again.
 """
 
 from __future__ import annotations

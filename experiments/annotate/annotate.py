@@ -1,4 +1,4 @@
-"""Annotation of all images of a folder, and the files that are written."""
+"""Annotate all images of a folder, and write the files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from experiments.annotate import inputs, outputs, report
 from experiments.annotate.config import OUTPUT, Args
 from experiments.annotate.inputs import Inputs
-from experiments.annotate.outputs import PolygonWriter, Questions, Record
+from experiments.annotate.outputs import PolygonWriter, QueryOptions, Record
 from experiments.annotate.pipeline import Annotator
 from experiments.common import cli
 from experiments.common.config import RunError, plain
@@ -23,30 +23,28 @@ from segenv.types import BadItem
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
-    """Annotate as `args` say, into their folder, and return what metrics.json holds."""
-    questions, outlines, found = prepare(args)
+    """Annotate as `args` say, into their folder, and return the content of metrics.json."""
+    queries, writer, source = prepare(args)
     out = args.resume or args.out
-    if out is None:
-        raise RunError("a run needs a folder: give out, or resume")
-    if Path(out).resolve().is_relative_to(found.root.resolve()):
+    if out is not None and Path(out).resolve().is_relative_to(source.root.resolve()):
         raise RunError(
-            f"--out {out} lies in the folder of the images, {found.root}; its own pictures would be among them"
+            f"--out {out} lies in the folder of the images, {source.root}; its own pictures would be among them"
         )
-    annotator = None if args.resume and RunFolder(out).done("annotate") else Annotator(args)
+    annotator = None if args.resume and RunFolder(args.resume).done("annotate") else Annotator(args)
     if annotator is not None:
-        annotator.check(found)
+        annotator.check(source)
     with cli.open_run(args, OUTPUT) as folder:
         if annotator is not None:
             settings = {k: v for k, v in plain(args).items() if k not in OUTPUT | {"out", "resume", "images"}}
-            hashes = {"data": found.fingerprint, **annotator.fingerprints}
+            hashes = {"data": source.fingerprint, **annotator.fingerprints}
             folder.keep_manifest(manifest(args.seed, settings, hashes))
-            _annotate_all(folder, found, annotator, quiet)
+            _annotate_all(folder, source, annotator, quiet)
             folder.finish("annotate")
-        return _write_results(folder, args, found, questions, outlines)
+        return _write_results(folder, args, source, queries, writer)
 
 
-def prepare(args: Args) -> tuple[Questions, PolygonWriter, Inputs]:
-    """Settings that hold, and inputs that can be read; RunError says what is wrong."""
+def prepare(args: Args) -> tuple[QueryOptions, PolygonWriter, Inputs]:
+    """Check the settings and read the inputs; RunError says what is wrong."""
     if not args.images:
         raise RunError("no images; give the folder that they lie in with --images DIR")
     cli.check_least(args, max_objects=1, min_area=1, min_part=0, max_pixels=1, show=0, tolerance=0, threads=1)
@@ -56,43 +54,40 @@ def prepare(args: Args) -> tuple[Questions, PolygonWriter, Inputs]:
             raise RunError(f"{name} is {getattr(args, name)}; expected a number in 0..1")
     if args.codec not in DIALECTS:
         raise RunError(f"codec {args.codec!r} writes no polygons; expected one of {', '.join(DIALECTS)}")
-    speaks = codec.get(args.codec)
-    assert isinstance(speaks, PolygonCodec)
-    asked = outputs.pairs_of(args.queries)
-    rest = (args.prompt, args.wording, args.several, args.negatives, args.seed)
-    questions = Questions(speaks, asked, *rest)
+    dialect, pairs = codec.get(args.codec), outputs.pairs_of(args.queries)
+    assert isinstance(dialect, PolygonCodec)
+    queries = QueryOptions(dialect, pairs, args.prompt, args.wording, args.several, args.negatives, args.seed)
     length = _token_counter(args.tokenizer) if args.max_tokens is not None else len
-    outlines = PolygonWriter(args.tolerance, args.max_vertices, args.max_tokens, length)
-    found = inputs.read_inputs(args.images, args.phrases, args.phrases_file, args.boxes, args.limit)
-    return questions, outlines, found
+    writer = PolygonWriter(args.tolerance, args.max_vertices, args.max_tokens, length)
+    return queries, writer, inputs.read_inputs(args.images, args.phrases, args.phrases_file, args.boxes, args.limit)
 
 
 def _token_counter(name: str | None) -> Any:
-    """A function that counts the tokens of a text."""
+    """Make a function that counts the tokens of a text."""
     from transformers import AutoTokenizer
 
     from agents.mllm import EMBEDDED
 
     try:
-        words: Any = AutoTokenizer.from_pretrained(name or EMBEDDED)
+        tokenizer: Any = AutoTokenizer.from_pretrained(name or EMBEDDED)
     except (OSError, ValueError) as error:
         raise RunError(f"--tokenizer {name!r} cannot be loaded: {error}") from error
-    return lambda text: len(words(text, add_special_tokens=False)["input_ids"])
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _annotate_all(folder: RunFolder, found: Inputs, annotator: Annotator, quiet: bool) -> None:
+def _annotate_all(folder: RunFolder, source: Inputs, annotator: Annotator, quiet: bool) -> None:
     """Annotate the images that images.jsonl lacks: one record each, with the reason in place of a bad one's objects."""
     have = {record["image"] for record in folder.records("images.jsonl")}
     with (
         folder.appending("images.jsonl") as file,
-        cli.progress(len(found.images), "image", len(have), quiet=quiet) as bar,
+        cli.progress(len(source.images), "image", len(have), quiet=quiet) as bar,
     ):
         counts: Counter[str] = Counter()
-        for name in found.images:
+        for name in source.images:
             if name in have:
                 continue
             try:
-                record = annotator.annotate(name, found)
+                record = annotator.annotate(name, source)
             except BadItem as error:
                 record = {"image": name, "error": str(error)}
                 bar.write(f"skipped: {error}", file=sys.stderr)
@@ -104,23 +99,22 @@ def _annotate_all(folder: RunFolder, found: Inputs, annotator: Annotator, quiet:
 
 
 def _write_results(
-    folder: RunFolder, args: Args, found: Inputs, questions: Questions, outlines: PolygonWriter
+    folder: RunFolder, args: Args, source: Inputs, queries: QueryOptions, writer: PolygonWriter
 ) -> dict[str, Any]:
-    """Write what the records make: COCO JSON, conversations, pictures, and metrics.json, which is returned."""
+    """Write COCO JSON, conversations, pictures, and metrics.json, which is returned."""
 
     def records() -> Iterator[Record]:
-        """In the order of the images, as they were annotated in."""
         return (record for record in folder.records("images.jsonl") if "error" not in record)
 
     about = folder.read_json("manifest.json")
     numbers = report.summarise(folder.records("images.jsonl"))
-    numbers["unknown_images"] = found.unknown
+    numbers["unknown_images"] = source.unknown
     rows = numbers["phrases"]
-    phrases = list(dict.fromkeys([*found.every_phrase, *rows]))
-    drawn = outputs.write_coco(folder / "annotations.json", records, phrases, outlines, {"settings": about["protocol"]})
+    phrases = list(dict.fromkeys([*source.every_phrase, *rows]))
+    written = outputs.write_coco(folder / "annotations.json", records, phrases, writer, {"settings": about["protocol"]})
     counts: Counter[str] = Counter()
-    made = outputs.conversations(records(), found.root, questions, outlines, counts, args.max_pixels)
-    numbers |= {"outlines": drawn.summary, "conversations": export(made, folder / "sft", args.format)}
+    pairs = outputs.conversations(records(), source.root, queries, writer, counts, args.max_pixels)
+    numbers |= {"outlines": written.summary, "conversations": export(pairs, folder / "sft", args.format)}
     numbers["left_out"] = {name: counts.pop(name, 0) for name in ("several", "no_room")}
     numbers["queries"] = dict(counts)
     settings = hide_home({key: value for key, value in plain(args).items() if key not in ("out", "resume", "dry_run")})
@@ -129,8 +123,8 @@ def _write_results(
     report.write(
         folder,
         records(),
-        found.root,
-        outlines,
+        source.root,
+        writer,
         args.show,
         args.max_pixels,
         title=f"Annotations of {numbers['images']} images",
@@ -147,22 +141,22 @@ def _write_results(
 
 
 def dry_run(args: Args) -> str:
-    """What a run would do, for a dry run; tool, detector and captioner are loaded to see that they can be."""
-    questions, _, found = prepare(args)
+    """Describe what a run would do; tool, detector and captioner are loaded to see that they can be."""
+    queries, _, source = prepare(args)
     annotator = Annotator(args)
-    annotator.check(found)
-    source = f"boxes of {args.boxes}" if args.boxes else f"{args.detector} ({annotator.fingerprints['detector']})"
-    idle = sum(not found.asked(name) for name in found.images)
+    annotator.check(source)
+    boxes = f"boxes of {args.boxes}" if args.boxes else f"{args.detector} ({annotator.fingerprints['detector']})"
+    idle = sum(not source.phrases_of(name) for name in source.images)
     lines = [
-        f"{len(found.images)} images in {found.root}, into {args.resume or args.out}:",
-        f"  boxes: {source}; {len(found.every_phrase)} phrases"
+        f"{len(source.images)} images in {source.root}, into {args.resume or args.out}:",
+        f"  boxes: {boxes}; {len(source.every_phrase)} phrases"
         + (f", and {idle} images with nothing to look for" * bool(idle)),
         f"  masks: {annotator.tool.spec}",
         f"  captions: {args.caption or 'none'}",
-        f"  conversations: {', '.join('-'.join(pair) for pair in questions.pairs)} in {args.codec}",
+        f"  conversations: {', '.join('-'.join(pair) for pair in queries.pairs)} in {args.codec}",
     ]
-    if found.unknown:
-        lines.append(f"  not in the folder: {len(found.unknown)} named images, such as {found.unknown[0]!r}")
+    if source.unknown:
+        lines.append(f"  not in the folder: {len(source.unknown)} named images, such as {source.unknown[0]!r}")
     if args.resume:
         lines.append(f"  done: {sum(1 for _ in RunFolder(args.resume).records('images.jsonl'))} images")
     return "\n".join([*lines, "nothing was written (--dry-run)"])

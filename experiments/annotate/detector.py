@@ -23,8 +23,7 @@ GROUNDED = ("grounding-dino", "mm-grounding-dino")  # these read one caption, an
 
 @dataclass(frozen=True)
 class Detection:
-    """A box in pixels of the image, what it is said to hold, and the detector's score in 0..1 (None where a person gave
-    the box)."""
+    """A box in pixels of the image, its phrase, and the detector's score in 0..1 (None where a person gave the box)."""
 
     phrase: str
     box: Box
@@ -79,9 +78,9 @@ class Detector:
         return weights_hash(self.model, self.model.config.model_type)
 
     def detect(self, image: np.ndarray, phrases: Sequence[str]) -> list[Detection]:
-        """What is found of `phrases` in an image, uint8 [H, W, 3] in RGB, best scores first; boxes lie on the image.
+        """Detect `phrases` in an image, uint8 [H, W, 3] in RGB, best scores first; boxes lie on the image.
 
-        Phrases that do not fit into one caption are asked in several. Nothing is suppressed, see `suppress`. Raises
+        Phrases that do not fit into one caption are split into several. Nothing is suppressed, see `suppress`. Raises
         ValueError as `captions` does, and `ToolError` where the model fails.
         """
         began = time.perf_counter()
@@ -99,33 +98,33 @@ class Detector:
         return sorted(found, key=lambda one: -(one.score or 0.0))
 
     def captions(self, phrases: Sequence[str]) -> Iterator[list[str]]:
-        """The phrases in order, as many at a time as the model reads at once. Raises ValueError for a phrase without a
-        word, or one that is longer than the model reads."""
-        words = self.processor.tokenizer
-        asked: list[str] = []
+        """Split the phrases, in order, into captions that the model reads at once. Raises ValueError for a phrase
+        without a word, or one that is longer than the model reads."""
+        tokenizer = self.processor.tokenizer
+        caption: list[str] = []
         used = 2  # the tokens around a caption
         for phrase in phrases:
-            needed = len(words(_said(phrase), add_special_tokens=False)["input_ids"]) + self.grounded
+            needed = len(tokenizer(_words(phrase), add_special_tokens=False)["input_ids"]) + self.grounded
             if needed + 2 > self.max_tokens:
                 raise ValueError(
                     f"phrase {phrase[:60]!r} takes {needed} tokens, and {self.spec} reads {self.max_tokens - 2}; "
                     "make it shorter"
                 )
             if self.grounded and used + needed > self.max_tokens:
-                yield asked
-                asked, used = [], 2
-            asked.append(phrase)
+                yield caption
+                caption, used = [], 2
+            caption.append(phrase)
             used += needed
-        if asked:
-            yield asked
+        if caption:
+            yield caption
 
     def _grounded(self, picture: Image.Image, phrases: list[str]) -> list[Detection]:
         """Detections of a model that scores the tokens of a caption `a cat. a dog.`"""
-        said = [_said(phrase) for phrase in phrases]
-        caption = ". ".join(said) + "."
+        words = [_words(phrase) for phrase in phrases]
+        caption = ". ".join(words) + "."
         offsets = self.processor.tokenizer(caption, return_offsets_mapping=True)["offset_mapping"]
         spans, start = [], 0
-        for text in said:
+        for text in words:
             end = start + len(text)
             spans.append([i for i, (first, last) in enumerate(offsets) if start <= first < last <= end])
             start = end + 2
@@ -144,7 +143,7 @@ class Detector:
 
     def _scored(self, picture: Image.Image, phrases: list[str]) -> list[Detection]:
         """Detections of a model that scores phrases."""
-        inputs = self.processor(images=picture, text=[[_said(phrase) for phrase in phrases]], return_tensors="pt").to(
+        inputs = self.processor(images=picture, text=[[_words(phrase) for phrase in phrases]], return_tensors="pt").to(
             self.device
         )
         found = self.processor.post_process_grounded_object_detection(
@@ -157,8 +156,7 @@ class Detector:
     def _detections(
         self, corners: np.ndarray, scores: np.ndarray, phrases: Sequence[str], picture: Image.Image
     ) -> list[Detection]:
-        """Boxes [N, 4] as detections, within the image; those that lie outside or are thinner than a pixel are no
-        object's."""
+        """Clip boxes [N, 4] to the image, and drop those that lie outside or are thinner than a pixel."""
         if not (np.isfinite(corners).all() and np.isfinite(scores).all()):
             raise ToolError(f"{self.spec}: the detector gave values that are not finite; are its weights whole?")
         clipped = [clip(Box(*map(float, box)), *picture.size) for box in corners]
@@ -187,9 +185,10 @@ def suppress(found: Sequence[Detection], iou: float) -> list[Detection]:
     return [found[i] for i in sorted(np.asarray(kept).ravel().tolist())]
 
 
-def _said(phrase: str) -> str:
-    """A phrase as detectors read it: in lower case, without the full stops and question marks that separate phrases."""
-    said = " ".join(re.sub(r"[.?]", " ", phrase.lower()).split())
-    if not said:
+def _words(phrase: str) -> str:
+    """Normalise a phrase for detectors: in lower case, without the full stops and question marks that separate
+    phrases."""
+    words = " ".join(re.sub(r"[.?]", " ", phrase.lower()).split())
+    if not words:
         raise ValueError(f"phrase {phrase!r} has no word; expected what to look for, such as 'a red cup'")
-    return said
+    return words

@@ -1,4 +1,4 @@
-"""What `experiments.annotate` is given: a folder of images, phrases for all or for each, and boxes.
+"""Inputs of `experiments.annotate`: a folder of images, phrases for all or for each, and boxes.
 
 | file | phrases | boxes |
 |---|---|---|
@@ -34,7 +34,7 @@ UNNAMED = "object"  # the phrase of a given box without one
 
 @dataclass(frozen=True)
 class Inputs:
-    """What to annotate: the images' names, phrases for all of them and for each, and given boxes (None: detect).
+    """Names of the images to annotate, phrases for all of them and for each, and boxes from a file (None: detect).
 
     `unknown` are the names in files of phrases or boxes that the folder has no image for."""
 
@@ -45,30 +45,31 @@ class Inputs:
     boxes: dict[str, list[Detection]] | None = None
     unknown: list[str] = field(default_factory=list)
 
-    def asked(self, image: str) -> list[str]:
-        """What is looked for in an image, each phrase once."""
+    def phrases_of(self, image: str) -> list[str]:
+        """Phrases to look for in an image, each once."""
         if self.boxes is not None:
             return list(dict.fromkeys(one.phrase for one in self.boxes.get(image, ())))
         return list(dict.fromkeys([*self.everywhere, *self.phrases.get(image, ())]))
 
     @property
     def every_phrase(self) -> list[str]:
-        """What is looked for in any image, in order."""
-        return list(dict.fromkeys([*self.everywhere, *(one for name in self.images for one in self.asked(name))]))
+        """Phrases to look for in any image, in order."""
+        return list(dict.fromkeys([*self.everywhere, *(one for name in self.images for one in self.phrases_of(name))]))
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the names and sizes in bytes of the images, and of what is asked of each."""
-        return digest([name, file_size(self.root / name), self.asked(name), self._given(name)] for name in self.images)
-
-    def _given(self, image: str) -> list[str]:
-        return [] if self.boxes is None else [str(one) for one in self.boxes.get(image, ())]
+        """Hash of the images' names, sizes in bytes, phrases and boxes."""
+        boxes = self.boxes or {}
+        return digest(
+            [name, file_size(self.root / name), self.phrases_of(name), [str(one) for one in boxes.get(name, ())]]
+            for name in self.images
+        )
 
 
 def read_inputs(
     images: str, phrases: Iterable[str], phrases_file: str | None, boxes: str | None, limit: int | None
 ) -> Inputs:
-    """Read what the flags name. Raises `DataError` and `RunError`."""
+    """Read the images, phrases and boxes that the flags name. Raises `DataError` and `RunError`."""
     root = folder(images, "the folder of the images to annotate")
     names = image_names(root)
     if not names:

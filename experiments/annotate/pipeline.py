@@ -1,4 +1,4 @@
-"""What `experiments.annotate` makes of one image: boxes, masks and descriptions."""
+"""Annotate one image: boxes, masks and descriptions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DESCRIBED = 8  # objects in a batch
 
 
 class Annotator:
-    """The models of a run: what they make of an image is its record."""
+    """Models of a run, which make an image's record."""
 
     def __init__(self, args: Args) -> None:
         self.args = args
@@ -59,11 +59,11 @@ class Annotator:
             raise ValueError(f"agent {spec!r} describes nothing; expected a language model, mllm:NAME_OR_PATH")
         return agent
 
-    def check(self, found: Inputs) -> None:
+    def check(self, source: Inputs) -> None:
         """Raise `RunError` where there is a phrase that the detector cannot read."""
         if self.detector is not None:
             try:
-                list(self.detector.captions(found.every_phrase))
+                list(self.detector.captions(source.every_phrase))
             except ValueError as error:
                 raise RunError(str(error)) from error
 
@@ -75,13 +75,13 @@ class Annotator:
             "caption": None if self.captioner is None else self.captioner.backend.fingerprint,
         }
 
-    def annotate(self, name: str, found: Inputs) -> Record:
-        """What is in the image `name`. Raises `BadItem`, and `ToolError` where a model fails."""
+    def annotate(self, name: str, source: Inputs) -> Record:
+        """Annotate the image `name`. Raises `BadItem`, and `ToolError` where a model fails."""
         seconds, clock = dict.fromkeys(("read", "detect", "segment", "caption"), 0.0), _Clock()
-        image = read_image(within(found.root, name, name), name, self.args.max_pixels)
-        asked, dropped = found.asked(name), Counter[str]()
+        image = read_image(within(source.root, name, name), name, self.args.max_pixels)
+        phrases, dropped = source.phrases_of(name), Counter[str]()
         seconds["read"] = clock.lap()
-        boxes, seen = self._boxes(name, image, found, dropped)
+        boxes, present = self._boxes(name, image, source, dropped)
         seconds["detect"] = clock.lap()
         objects = self._objects(image, boxes, dropped)
         seconds["segment"] = clock.lap()
@@ -95,34 +95,34 @@ class Annotator:
             "width": image.shape[1],
             "hash": image_hash(image),
             "objects": objects,
-            "absent": [phrase for phrase in asked if phrase not in seen],
+            "absent": [phrase for phrase in phrases if phrase not in present],
             "dropped": {why: count for why, count in dropped.items() if count},
             "seconds": seconds,
         }
 
     def _boxes(
-        self, name: str, image: np.ndarray, found: Inputs, dropped: Counter[str]
+        self, name: str, image: np.ndarray, source: Inputs, dropped: Counter[str]
     ) -> tuple[list[Detection], set[str]]:
-        """The boxes to segment (given ones as they are; detected ones without repeats, the best first), and the phrases
-        of all that were found."""
+        """Boxes to segment (those of a file as they are; detected ones without repeats, the best first), and the
+        phrases of all boxes."""
         from experiments.annotate.detector import clip, suppress
 
-        if found.boxes is not None:
-            given = found.boxes.get(name, [])
+        if source.boxes is not None:
+            given = source.boxes.get(name, [])
             height, width = image.shape[:2]
             boxes = [replace(one, box=box) for one in given if (box := clip(one.box, width, height))]
             dropped["outside the image"] += len(given) - len(boxes)
             return boxes, {one.phrase for one in given}
         assert self.detector is not None
-        asked = found.asked(name)
-        boxes = self.detector.detect(image, asked) if asked else []
+        phrases = source.phrases_of(name)
+        boxes = self.detector.detect(image, phrases) if phrases else []
         alone = suppress(boxes, self.args.nms)
         dropped["repeats of a better box"] += len(boxes) - len(alone)
         dropped["beyond max_objects"] += max(len(alone) - self.args.max_objects, 0)
         return alone[: self.args.max_objects], {one.phrase for one in boxes}
 
     def _objects(self, image: np.ndarray, boxes: Sequence[Detection], dropped: Counter[str]) -> list[dict[str, Any]]:
-        """The objects in boxes, with their exact masks."""
+        """Segment the objects in boxes; entries with exact masks."""
         height, width = image.shape[:2]
         encoding = self.tool.encode([image])[0] if boxes else {}
         at_once = max(AT_ONCE // (height * width), 1)
@@ -155,7 +155,7 @@ class Annotator:
         return objects
 
     def _captions(self, image: np.ndarray, objects: Sequence[dict[str, Any]]) -> Iterator[str]:
-        """A description of each object, on one line; "" where the model has none."""
+        """Describe each object on one line; "" where the model gives no text."""
         assert self.captioner is not None
         backend = self.captioner.backend
         special = backend.processor.tokenizer.all_special_tokens
@@ -163,15 +163,15 @@ class Annotator:
         for start in range(0, len(objects), at_once):
             some = objects[start : start + at_once]
             shown = [render.overlay(image, segmentation_mask(one["mask"], *image.shape[:2])) for one in some]
-            asked = [self.args.caption_prompt.replace("{phrase}", one["phrase"]) for one in some]
-            for text in backend.generate(shown, asked, [0] * len(some)):
+            prompts = [self.args.caption_prompt.replace("{phrase}", one["phrase"]) for one in some]
+            for text in backend.generate(shown, prompts, [0] * len(some)):
                 for token in special:
                     text = text.replace(token, " ")
                 yield " ".join(text.split()).strip("\"'“”")
 
 
 class _Clock:
-    """Seconds since it was last asked."""
+    """Measures the seconds between two calls of `lap`."""
 
     def __init__(self) -> None:
         self.last = time.perf_counter()

@@ -1,10 +1,9 @@
-"""What is shown of annotations: contact sheets as PNG pages, a page of HTML, and numbers."""
+"""Report of annotations: contact sheets as PNG pages, a page of HTML, and numbers."""
 
 from __future__ import annotations
 
 import colorsys
 import heapq
-import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -16,7 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from experiments.annotate.outputs import PolygonWriter, Record
-from experiments.common.html import data_uri, write_html
+from experiments.common.html import jpeg_uri, write_html
 from experiments.common.run_folder import RunFolder
 from segenv import render
 from segenv.data.base import read_image, within
@@ -33,20 +32,20 @@ def write(
     folder: RunFolder,
     records: Iterable[Record],
     root: Path,
-    outlines: PolygonWriter,
+    writer: PolygonWriter,
     show: int,
     max_pixels: int,
     **page: Any,
 ) -> int:
-    """Write sheets/page-*.png and report.html, which show at most `show` images, drawn by their names; `page` goes to
+    """Write sheets/page-*.png and report.html, which show at most `show` images, sampled by their names; `page` goes to
     the template. Returns the number of sheets."""
-    drawn = heapq.nsmallest(show, records, key=lambda record: seed_of("annotate", record["image"]))
-    chosen = sorted(drawn, key=lambda record: record["image"])
+    sampled = heapq.nsmallest(show, records, key=lambda record: seed_of("annotate", record["image"]))
+    chosen = sorted(sampled, key=lambda record: record["image"])
     tiles: list[np.ndarray] = []
     cards, pages = [], 0
     for record in chosen:
         image = read_image(within(root, record["image"], record["image"]), record["image"], max_pixels)
-        tiles.append(picture(image, record, outlines, SIDE))
+        tiles.append(picture(image, record, writer, SIDE))
         cards.append(_card(tiles[-1], record))
         if len(tiles) == COLUMNS * ROWS or record is chosen[-1]:
             pages += 1
@@ -59,37 +58,37 @@ def write(
     return pages
 
 
-def picture(image: np.ndarray, record: Record, outlines: PolygonWriter, side: int) -> np.ndarray:
-    """An image with its objects, its longer side `side` px: masks tinted, outlines as they are written, and the box of
+def picture(image: np.ndarray, record: Record, writer: PolygonWriter, side: int) -> np.ndarray:
+    """An image with its objects, its longer side `side` px: masks tinted, polygons as they are written, and the box of
     each with its phrase and score. uint8 [h, w, 3]."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     shape = max(round(width * scale), 1), max(round(height * scale), 1)
     shown = cv2.resize(image, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-    for i, found in enumerate(record["objects"]):
-        rings = [np.rint(16 * scale * ring).astype(np.int32) for ring in _rings(found, record, outlines)]
+    for i, entry in enumerate(record["objects"]):
+        rings = [np.rint(16 * scale * ring).astype(np.int32) for ring in _rings(entry, record, writer)]
         inside = np.zeros(shown.shape[:2], np.uint8)
         cv2.fillPoly(inside, rings, (1,), shift=4)
         shown = render.overlay(shown, inside, colour(i), 0.3)
         cv2.polylines(shown, rings, True, colour(i), 2, cv2.LINE_AA, shift=4)
-        x0, y0, x1, y1 = (round(scale * corner) for corner in found["box"])
+        x0, y0, x1, y1 = (round(scale * corner) for corner in entry["box"])
         cv2.rectangle(shown, (x0, y0), (x1 - 1, y1 - 1), colour(i), 1)
     canvas = Image.fromarray(shown)
     draw = ImageDraw.Draw(canvas)
-    for i, found in enumerate(record["objects"]):
-        x, y = found["box"][0] * scale, found["box"][1] * scale - PLATE  # above the box
-        _label(draw, label(found), (x, y), colour(i), shape)
+    for i, entry in enumerate(record["objects"]):
+        x, y = entry["box"][0] * scale, entry["box"][1] * scale - PLATE  # above the box
+        _label(draw, label(entry), (x, y), colour(i), shape)
     return np.asarray(canvas).copy()
 
 
-def _rings(found: dict[str, Any], record: Record, outlines: PolygonWriter) -> list[np.ndarray]:
-    return outlines.draw(rle_to_polygons(found["mask"]), record["height"], record["width"])
+def _rings(entry: dict[str, Any], record: Record, writer: PolygonWriter) -> list[np.ndarray]:
+    return writer.simplify(rle_to_polygons(entry["mask"]), record["height"], record["width"])
 
 
-def label(found: dict[str, Any]) -> str:
+def label(entry: dict[str, Any]) -> str:
     """An object's phrase and score on one line that any font can be asked for."""
-    score = "" if found["score"] is None else f" {found['score']:.2f}"
-    return _printable(found["phrase"]) + score
+    score = "" if entry["score"] is None else f" {entry['score']:.2f}"
+    return _printable(entry["phrase"]) + score
 
 
 def colour(i: int) -> tuple[int, int, int]:
@@ -144,13 +143,11 @@ def _printable(text: str) -> str:
 
 
 def _card(tile: np.ndarray, record: Record) -> dict[str, Any]:
-    """What the page shows of an image."""
-    buffer = io.BytesIO()
-    Image.fromarray(tile).save(buffer, "JPEG", quality=85)
+    """Card of an image for the page."""
     return {
         "name": _printable(record["image"]),
         "size": f"{record['width']} x {record['height']}",
-        "picture": data_uri(buffer.getvalue(), "image/jpeg"),
+        "picture": jpeg_uri(tile, 85),
         "objects": list(_lines(record)),
         "absent": ", ".join(record["absent"]),
     }
@@ -158,19 +155,19 @@ def _card(tile: np.ndarray, record: Record) -> dict[str, Any]:
 
 def _lines(record: Record) -> Iterator[dict[str, Any]]:
     area = record["height"] * record["width"]
-    for i, found in enumerate(record["objects"]):
-        share = segmentation_mask(found["mask"], record["height"], record["width"]).sum() / area
-        known = {"mask": found["mask_score"]} if found["mask_score"] is not None else {}
+    for i, entry in enumerate(record["objects"]):
+        share = segmentation_mask(entry["mask"], record["height"], record["width"]).sum() / area
+        known = {"mask": entry["mask_score"]} if entry["mask_score"] is not None else {}
         yield {
             "colour": "#{:02x}{:02x}{:02x}".format(*colour(i)),
-            "label": label(found),
-            "caption": found.get("caption") or "",
+            "label": label(entry),
+            "caption": entry.get("caption") or "",
             "facts": ", ".join([f"{share:.1%} of the image", *(f"{k} score {v:.2f}" for k, v in known.items())]),
         }
 
 
 def summarise(records: Iterator[Record]) -> dict[str, Any]:
-    """Counts of what was found, in all and by phrase, and the seconds that it took."""
+    """Count images, objects and seconds, in all and by phrase."""
     counts, dropped, seconds, skipped = Counter[str](), Counter[str](), Counter[str](), {}
     phrases: dict[str, dict[str, Any]] = {}
 
@@ -209,8 +206,8 @@ def summarise(records: Iterator[Record]) -> dict[str, Any]:
 
 
 def facts(numbers: dict[str, Any]) -> dict[str, str]:
-    """What came of a run, in words."""
-    drawn, images = numbers["outlines"], numbers["images"]
+    """Describe the results of a run in words."""
+    polygons, images = numbers["outlines"], numbers["images"]
     dropped = ", ".join(f"{count} {why}" for why, count in numbers["dropped"].items())
     left = numbers["left_out"]
     facts = {
@@ -220,10 +217,10 @@ def facts(numbers: dict[str, Any]) -> dict[str, str]:
         "Conversations": f"{numbers['conversations']}; left out: {left['several']} texts that name several objects, "
         f"{left['no_room']} replies that do not fit",
     }
-    if drawn["iou"] is not None:
-        facts["Outlines"] = (
-            f"{drawn['vertices']:.1f} vertices an object; IoU with the mask {drawn['iou']:.4f}, at worst "
-            f"{drawn['worst_iou']:.4f}"
+    if polygons["iou"] is not None:
+        facts["Polygons"] = (
+            f"{polygons['vertices']:.1f} vertices an object; IoU with the mask {polygons['iou']:.4f}, at worst "
+            f"{polygons['worst_iou']:.4f}"
         )
     if numbers["unknown_images"]:
         facts["Unknown"] = f"{len(numbers['unknown_images'])} named images are not in the folder"

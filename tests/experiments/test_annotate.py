@@ -84,9 +84,9 @@ def test_outlines_keep_their_budgets_and_their_objects(mask: np.ndarray, dialect
     assert isinstance(speaks, PolygonCodec)
     exact, tight = PolygonWriter(0.0), PolygonWriter(1.0, max_vertices=budget, max_tokens=60)
     rings = mask_to_polygons(mask)
-    assert np.array_equal(polygons_to_mask(exact.draw(rings, *mask.shape), *mask.shape), mask)
+    assert np.array_equal(polygons_to_mask(exact.simplify(rings, *mask.shape), *mask.shape), mask)
     if mask.any():
-        drawn = tight.draw(rings, *mask.shape)
+        drawn = tight.simplify(rings, *mask.shape)
         assert 3 <= sum(map(len, drawn)) <= budget
         assert all((ring >= 0).all() and (ring <= mask.shape[::-1]).all() for ring in drawn)
     said = exact.reply(mask, task, speaks)
