@@ -80,7 +80,7 @@ class Generate:
     out: str | None = None
     """folder of a new run; by default runs/trajectories-DATE"""
     resume: str | None = None
-    """folder of a run to go on with; its settings hold"""
+    """folder of a run to resume; its settings hold"""
     batch_size: int = 16
     """plays that advance together; a learned tool's last bits may depend on it"""
     threads: int = 1

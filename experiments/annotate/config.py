@@ -86,7 +86,7 @@ class Args:
     out: str | None = None
     """folder of a new run; by default runs/annotate-DATE"""
     resume: str | None = None
-    """folder of a run to go on with; its settings hold"""
+    """folder of a run to resume; its settings hold"""
     threads: int = 1
     """threads of the process; sums of floats may depend on it"""
     show: int = 200

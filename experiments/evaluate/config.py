@@ -10,26 +10,26 @@ RESUMABLE = frozenset({"executor", "workers", "report_episodes"})  # settings th
 
 @dataclass(frozen=True)
 class FilterOptions:
-    """What is filtered, and how strictly."""
+    """Options of the task filter."""
 
     masks: int = 4
     """masks of each task"""
     threshold: float = 0.75
-    """masks whose stated IoU is at least this are kept"""
+    """masks whose predicted IoU is at least this are kept"""
 
 
 @dataclass(frozen=True)
 class PolygonOptions:
-    """What is asked, and how it is answered."""
+    """Options of the task polygon."""
 
     given: Literal["text", "point", "box", "mask"] = "text"
-    """what tells the object"""
+    """prompt type: how the object is named"""
     asked: Literal["mask", "box", "point", "text"] = "mask"
-    """what the reply is to be"""
+    """output type: what the reply is to hold"""
     temperature: float = 0.0
-    """above 0, replies are also drawn at it"""
+    """above 0, replies are also sampled at it"""
     samples: int = 1
-    """how many are drawn for each task"""
+    """sampled replies to each task"""
     max_new_tokens: int | None = None
     """tokens that a reply may have; by default what the checkpoint declares, else 512"""
     budget: int = 128
@@ -43,7 +43,7 @@ class Args:
     """Flags of the command line; specs as in the README's tables."""
 
     task: Literal["segment", "filter", "polygon"] = "segment"
-    """filter: the agent judges given masks, see experiments.evaluate.filter; polygon: it writes a whole outline in
+    """filter: the agent predicts the IoU of masks, see experiments.evaluate.filter; polygon: it writes polygons in
     one reply, see experiments.evaluate.polygons"""
     data: str = "synthetic:val"
     """what to segment: synthetic[:SPLIT], index:DIR, folder:DIR, coco:ANNOTATIONS@IMAGES, …"""
@@ -64,7 +64,7 @@ class Args:
     out: str | None = None
     """folder of a new run; by default runs/evaluate-DATE"""
     resume: str | None = None
-    """folder of a run to go on with; its settings hold"""
+    """folder of a run to resume; its settings hold"""
     executor: Literal["serial", "process", "ray"] = "serial"
     """where episodes are played"""
     workers: int = 2

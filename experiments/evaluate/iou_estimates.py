@@ -1,4 +1,4 @@
-"""How good a model judges held-out masks, and how well it still acts, as the numbers of metrics.json."""
+"""Metrics of a model's IoU estimates on held-out masks, and of its actions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ TOOL = "tool"  # the reading that is the tool's own estimate
 
 
 def iou_estimate_metrics(
-    masks: Sequence[LabelledMask], stated: Mapping[str, Sequence[float]], seed: int = 0
+    masks: Sequence[LabelledMask], predicted: Mapping[str, Sequence[float]], seed: int = 0
 ) -> dict[str, Any]:
     """`calibration` of each reading (one number a mask) and of the tool, by part: "all" masks, "balanced" (as many of
     each tenth of IoU as there are, about), and each source's. Empty masks have no part in it, since any model knows
     that their IoU is 0. `iou` counts the masks in each tenth."""
-    stated = {**stated, TOOL: [float("nan") if one.score is None else one.score for one in masks]}
+    predicted = {**predicted, TOOL: [float("nan") if one.score is None else one.score for one in masks]}
     filled = [k for k, one in enumerate(masks) if one.pixels.any()]
     even = {(one.task, one.number) for one in balanced([masks[k] for k in filled], len(filled) // 2, seed)}
     parts = {
@@ -35,32 +35,32 @@ def iou_estimate_metrics(
     readings: dict[str, dict[str, Any]] = {}
     for part, chosen in parts.items():
         true, tasks = [masks[k].iou for k in chosen], [masks[k].task for k in chosen]
-        for name, values in stated.items():
-            said = np.array([values[k] for k in chosen])
-            if len(said) and not np.isnan(said).any():
-                readings.setdefault(part, {})[name] = calibration(said, true, tasks)
+        for name, values in predicted.items():
+            estimates = np.array([values[k] for k in chosen])
+            if len(estimates) and not np.isnan(estimates).any():
+                readings.setdefault(part, {})[name] = calibration(estimates, true, tasks)
     return {"iou": histogram([masks[k].iou for k in filled]), "readings": readings}
 
 
 def action_metrics(
     masks: Sequence[LabelledMask], said: Mapping[str, Any], codec: Codec, task: Callable[[str], Task]
 ) -> dict[str, Any]:
-    """What whole replies are worth, as shares: `parsed` are actions, `agree` state the number of the greedy reading,
-    `placed` click on an error with the right sign, of those that should click, and `stops` stop if and only if they
-    should. `said` holds `replies`, pairs of a mask's place and a text, and the `greedy` reading of all masks."""
+    """Shares of whole replies: `parsed` are actions, `agree` state the number of the greedy reading, `placed` click on
+    an error with the right sign, of those that should click, and `stops` stop if and only if they should. `said` holds
+    `replies`, pairs of a mask's index and a text, and the `greedy` reading of all masks."""
     counts: dict[str, list[float]] = {"parsed": [], "agree": [], "placed": [], "stops": []}
-    for place, text in said["replies"]:
-        one, own = masks[place], task(masks[place].task)
-        action, wanted = codec.parse(text, own), action_from_json(one.action)
+    for index, text in said["replies"]:
+        mask, source = masks[index], task(masks[index].task)
+        action, best = codec.parse(text, source), action_from_json(mask.action)
         counts["parsed"].append(not isinstance(action, Invalid))
-        counts["agree"].append(codec.stated_iou(text) == said["greedy"][place])
-        counts["stops"].append(isinstance(action, Stop) == isinstance(wanted, Stop))
-        if isinstance(wanted, Click):
-            counts["placed"].append(rewards.get("placement")(own, one.pixels, action, one.pixels, False))
+        counts["agree"].append(codec.stated_iou(text) == said["greedy"][index])
+        counts["stops"].append(isinstance(action, Stop) == isinstance(best, Stop))
+        if isinstance(best, Click):
+            counts["placed"].append(rewards.get("placement")(source, mask.pixels, action, mask.pixels, False))
     shares = {name: float(np.mean(values)) if values else None for name, values in counts.items()}
     return {"replies": len(said["replies"]), "clicks": len(counts["placed"]), **shares}
 
 
 def histogram(ious: Sequence[float]) -> list[int]:
-    """Masks in each tenth of IoU."""
+    """Count the masks in each tenth of IoU."""
     return np.histogram(ious, 10, (0, 1))[0].tolist()

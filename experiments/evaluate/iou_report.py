@@ -1,4 +1,4 @@
-"""Reports about stated IoUs: a table for the terminal, reliability plots, and a page with masks that were judged."""
+"""Report of predicted IoUs: tables, reliability plots, and a page with masks."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ PARTS = ("all", "balanced", *SOURCES)
 
 @dataclass(frozen=True)
 class MaskSet:
-    """What a page shows of a dataset: its masks, what was `said` of them, [N] each by reading, and their tasks."""
+    """Masks of a dataset for a page, with their `predicted` IoUs, [N] by reading, and their tasks."""
 
     data: str
     masks: Sequence[LabelledMask]
-    said: Mapping[str, Any]
+    predicted: Mapping[str, Any]
     task: Callable[[str], Task]
 
 
@@ -55,7 +55,7 @@ def table(readings: Mapping[str, Mapping[str, Any]], name: str = "") -> Table:
 
 
 def text(numbers: Mapping[str, Any]) -> str:
-    """The summary of a PRM's training for a terminal."""
+    """Format the numbers of a PRM's training for a terminal."""
     training = numbers["training"]
     lines = []
     if training:
@@ -71,7 +71,7 @@ def text(numbers: Mapping[str, Any]) -> str:
 
 
 def _acts(acts: Mapping[str, Any]) -> str:
-    """How a model acts, in words."""
+    """Describe the actions of a model in words."""
     placed = "" if acts["placed"] is None else f", {acts['placed']:.1%} of {acts['clicks']} clicks are on an error"
     return (
         f"of {acts['replies']} replies {acts['parsed']:.1%} are actions and {acts['agree']:.1%} state what was read"
@@ -83,7 +83,7 @@ def _acts(acts: Mapping[str, Any]) -> str:
 
 
 def plot_reliability(readings: Mapping[str, Mapping[str, Any]]) -> bytes:
-    """Mean true IoU over mean stated IoU, in tenths of the stated one, as a PNG; bars are the true IoUs' quartiles."""
+    """Plot mean true IoU over mean predicted IoU, in tenths of the predicted one, as a PNG; bars are quartiles."""
     figure, axes = figure_and_axes()
     axes.plot([0, 1], [0, 1], color="0.45", linewidth=1)
     for k, (name, found) in enumerate(readings.items()):
@@ -93,20 +93,20 @@ def plot_reliability(readings: Mapping[str, Mapping[str, Any]]) -> bytes:
         label = f"{name}: MAE {found['mae']:.3f}, ECE {found['ece']:.3f}"
         (line,) = axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.6, label=label)
         axes.vlines(x + 0.003 * k, low, high, color=line.get_color(), alpha=0.35, linewidth=2)
-    axes.set(xlabel="stated IoU", ylabel="true IoU", xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel="predicted IoU", ylabel="true IoU", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False, loc="upper left", fontsize=8)
     return png(figure)
 
 
-def plot_density(stated: Sequence[float], true: Sequence[float], name: str) -> bytes:
-    """How many masks have each pair of stated and true IoU, as a PNG."""
+def plot_density(predicted: Sequence[float], true: Sequence[float], name: str) -> bytes:
+    """Plot the number of masks by predicted and true IoU, as a PNG."""
     figure, axes = figure_and_axes()
-    counts, _, _ = np.histogram2d(stated, true, 25, ((0, 1), (0, 1)))
+    counts, _, _ = np.histogram2d(predicted, true, 25, ((0, 1), (0, 1)))
     shown = axes.imshow(
         np.log1p(counts.T), origin="lower", extent=(0, 1, 0, 1), aspect="auto", cmap="Blues", interpolation="nearest"
     )
     axes.plot([0, 1], [0, 1], color="0.45", linewidth=1)
-    axes.set(xlabel=f"stated IoU ({name})", ylabel="true IoU")
+    axes.set(xlabel=f"predicted IoU ({name})", ylabel="true IoU")
     figure.colorbar(shown, ax=axes, label="log(1 + masks)")
     return png(figure)
 
@@ -117,7 +117,7 @@ def plot_density(stated: Sequence[float], true: Sequence[float], name: str) -> b
 def write(
     folder: RunFolder, numbers: Mapping[str, Any], about: Mapping[str, Any], shown: Sequence[MaskSet], limit: int
 ) -> None:
-    """The plots and report.html of a PRM's training; at most `limit` masks of each dataset are shown."""
+    """Write plots and report.html of a PRM's training; at most `limit` masks of each dataset are shown."""
     sections = []
     for k, one in enumerate(shown):
         found = numbers["data"][one.data]
@@ -127,17 +127,17 @@ def write(
     training, agent = numbers["training"], numbers["protocol"]["agent"]
     learned = training and f"{agent} learned from {training['rows']} masks in {training['steps']} steps."
     lead = learned or f"{agent} as it is."
-    page(folder, f"What {agent} says of masks", lead, sections, numbers["protocol"], about)
+    page(folder, f"IoU predicted by {agent}", lead, sections, numbers["protocol"], about)
 
 
 def section_of(
     folder: RunFolder, one: MaskSet, readings: Mapping[str, Mapping[str, Any]], prefix: str, limit: int, reading: str
 ) -> dict[str, Any]:
-    """A page's part about one dataset, whose plots are also written into the run: a table for each part of the masks,
-    plots of `readings["all"]`, and masks that `reading` judged worst and at random."""
+    """Section of a page about one dataset, whose plots are also written into the run: a table for each part of the
+    masks, plots of `readings["all"]`, and masks with the largest errors of `reading` and at random."""
     filled = [k for k, mask in enumerate(one.masks) if mask.pixels.any()]
-    said, true = [one.said[reading][k] for k in filled], [one.masks[k].iou for k in filled]
-    plots = {"reliability": plot_reliability(readings["all"]), "density": plot_density(said, true, reading)}
+    predicted, true = [one.predicted[reading][k] for k in filled], [one.masks[k].iou for k in filled]
+    plots = {"reliability": plot_reliability(readings["all"]), "density": plot_density(predicted, true, reading)}
     return {
         "name": one.data,
         "tables": [table(readings[part], part) for part in PARTS if part in readings],
@@ -148,19 +148,20 @@ def section_of(
 
 
 def examples(one: MaskSet, filled: Sequence[int], reading: str, limit: int) -> list[dict[str, str]]:
-    """Pictures of masks with their stated and true IoU: half of them those judged worst, the others drawn."""
-    worst = sorted(filled, key=lambda k: -abs(one.said[reading][k] - one.masks[k].iou))[: limit // 2]
-    drawn = sorted(filled, key=lambda k: seed_of("report", one.masks[k].task, one.masks[k].number))
-    chosen = list(dict.fromkeys([*worst, *drawn]))[:limit]
+    """Pictures of masks with their predicted and true IoU: half of them with the largest errors, the others at
+    random."""
+    worst = sorted(filled, key=lambda k: -abs(one.predicted[reading][k] - one.masks[k].iou))[: limit // 2]
+    sampled = sorted(filled, key=lambda k: seed_of("report", one.masks[k].task, one.masks[k].number))
+    chosen = list(dict.fromkeys([*worst, *sampled]))[:limit]
     pictures = []
     for k in chosen:
         mask, task = one.masks[k], one.task(one.masks[k].task)
-        words = f"stated {one.said[reading][k]:.2f}, true {mask.iou:.2f}"
+        words = f"predicted {one.predicted[reading][k]:.2f}, true {mask.iou:.2f}"
         picture = render.frame(task.image, mask.pixels, (), task.target, words, size=SIDE)
         pictures.append(
             {
                 "picture": jpeg_uri(picture),
-                "group": "worst" if k in worst else "drawn",
+                "group": "worst" if k in worst else "random",
                 "title": f"{task.instruction or task.id} ({mask.source})",
             }
         )

@@ -1,5 +1,4 @@
-"""From episodes to the numbers of `metrics.json`, each mean with its interval, and the protocol that says what they
-mean."""
+"""Metrics of episodes of clicks: each mean with its interval, and their definitions."""
 
 from __future__ import annotations
 
@@ -46,7 +45,7 @@ METRIC_DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the metrics need of one episode: a few numbers, without its masks and texts."""
+    """Numbers of one episode that the metrics use, without its masks and texts."""
 
     task: str
     sample: int
@@ -69,7 +68,7 @@ class Outcome:
 
 
 def outcome_of(episode: Episode) -> Outcome:
-    """The numbers of an episode."""
+    """Reduce an episode to its numbers."""
     actions = [step.action["type"] for step in episode.steps]
     answered = [step.error is None and step.action["type"] in ("click", "box") for step in episode.steps]
     return Outcome(
@@ -95,7 +94,8 @@ def curves(outcomes: Sequence[Outcome], max_steps: int) -> np.ndarray:
 
 
 def summarise(outcomes: Sequence[Outcome], max_steps: int, protocol: dict[str, Any]) -> dict[str, Any]:
-    """The content of `metrics.json`: plain numbers, `intervals` with [low, high] under the same keys, and `protocol`.
+    """Summarise outcomes for `metrics.json`: plain numbers, `intervals` with [low, high] under the same keys, and
+    `protocol`.
 
     The order of `outcomes` matters to the last digits of the intervals: give the data's.
     """
@@ -137,7 +137,7 @@ def summarise(outcomes: Sequence[Outcome], max_steps: int, protocol: dict[str, A
 
 
 def _seconds(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Where the time went: in all, and for each click."""
+    """Sum the seconds of each part: in all, and for each click."""
     clicks = sum(item.clicks for item in outcomes)
     total = {part: sum(item.seconds[part] for item in outcomes) for part in PARTS}
     return {
@@ -156,6 +156,6 @@ def _map(tree: dict[str, Any], function: Any) -> dict[str, Any]:
 
 
 def first_click_inside(episode: Episode, task: Task) -> float:
-    """1 if the first action is a positive click on the object, else 0."""
+    """Return 1 if the first action is a positive click on the object, else 0."""
     action = episode.steps[0].action
     return float(action["type"] == "click" and action["positive"] and object_of(task.target)[action["y"], action["x"]])

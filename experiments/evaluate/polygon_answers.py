@@ -1,9 +1,9 @@
-"""Replies that write polygons: who gives them, how they are read and counted."""
+"""Replies with polygons: the annotator's, a model's, and their scores."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from agents.base import Agent
 from experiments.common.config import RunError
@@ -15,15 +15,12 @@ from segenv.codec.polygons import DIALECTS, PolygonCodec
 from segenv.mdp import SegState
 from segenv.types import Task, object_of
 
-if TYPE_CHECKING:
-    pass
-
 UNITS = ("tokens", "vertices", "characters")
 
 
 class OracleAgent(Agent):
-    """Writes the best outline of the target whose length is within a budget; nothing where not even a rectangle
-    fits. Privileged: what it reaches is the most that any model can with this codec and budget."""
+    """Writes the best polygons of the target within a budget; nothing where not even a rectangle fits. Privileged: its
+    IoU is the upper bound of any model with this codec and budget."""
 
     privileged = True
     spec = "annotator"
@@ -40,8 +37,8 @@ class OracleAgent(Agent):
         """Every choice that changes what the agent writes."""
         return {**super().settings, "budget": self.budget, "unit": self.unit}
 
-    def draw(self, task: Task) -> str:
-        """The reply to a task."""
+    def reply(self, task: Task) -> str:
+        """Write the reply to a task."""
 
         def vertices(text: str) -> int:
             return sum(map(len, getattr(self.dialect.parse(text, task), "rings", ())))
@@ -53,15 +50,15 @@ class OracleAgent(Agent):
         length = {"tokens": tokens, "vertices": vertices, "characters": len}[self.unit]
         try:
             return self.dialect.reply(object_of(task.target), task, self.budget, length)
-        except ValueError:  # the coarsest outline is too long
+        except ValueError:  # the coarsest polygon is too long
             return ""
 
     def _act_on(self, states: Sequence[SegState], seeds: Sequence[int]) -> list[str]:
-        return [self.draw(state.task) for state in states]
+        return [self.reply(state.task) for state in states]
 
 
 def token_counter() -> Callable[[str], int]:
-    """Counts the tokens of a text as the tiny model that writes polygons does: eight for each vertex."""
+    """Make a function that counts the tokens of a text as the tiny model of polygons does: eight for each vertex."""
     from agents import tiny
     from agents.training import polygon_examples
 
@@ -79,22 +76,22 @@ def answers(
     asked: str = "mask",
     sample: int = 0,
 ) -> list[Record]:
-    """One scored reply of `agent` (an `MllmAgent` or `Outliner` that speaks a polygon codec) to each task.
+    """Score one reply of `agent` (an `MllmAgent` or `OracleAgent` with a polygon codec) to each task.
 
-    `seeds`, one a task, drive the sampling at `temperature`, where 0 takes the likeliest tokens. Raises ValueError for
-    a question that a task cannot be asked."""
+    `seeds`, one a task, drive the sampling at `temperature`, where 0 is greedy. `given` is the prompt type, `asked` the
+    output type. Raises ValueError for a query that a task does not allow."""
     codec = polygon_codec(agent.codec, agent.spec)
     if isinstance(agent, OracleAgent):
-        texts = [agent.draw(task) for task in tasks]
-        spent = [agent.tokens(text) for text in texts]
+        texts = [agent.reply(task) for task in tasks]
+        tokens = [agent.tokens(text) for text in texts]
     else:
-        texts, spent = _asked(agent, codec, tasks, seeds, temperature, given, asked)
+        texts, tokens = _generate(agent, codec, tasks, seeds, temperature, given, asked)
     return [
-        record(task, codec, text, tokens, sample, asked) for task, text, tokens in zip(tasks, texts, spent, strict=True)
+        record(task, codec, text, count, sample, asked) for task, text, count in zip(tasks, texts, tokens, strict=True)
     ]
 
 
-def _asked(
+def _generate(
     agent: Any,
     codec: PolygonCodec,
     tasks: Sequence[Task],
@@ -103,20 +100,20 @@ def _asked(
     given: str,
     asked: str,
 ) -> tuple[list[str], list[int]]:
-    """What a model writes, and in how many tokens."""
-    found = [queries.query(task, codec, given, asked, agent.prompt_style) for task in tasks]
-    prompts, pictures = [one.prompt for one in found], [one.picture for one in found]
+    """Generate a model's replies, and count their tokens."""
+    asks = [queries.query(task, codec, given, asked, agent.prompt_style) for task in tasks]
+    prompts, pictures = [one.prompt for one in asks], [one.picture for one in asks]
     texts = agent.backend.generate(pictures, prompts, seeds, temperature)
     return texts, [reply.tokens for reply in agent.backend.replies]
 
 
 def polygon_codec(codec: Codec, agent: str) -> PolygonCodec:
-    """An agent's codec, which must be one of polygons."""
+    """Check that an agent's codec is one of polygons, and return it."""
     if not isinstance(codec, PolygonCodec):
         raise RunError(f"agent {agent!r} speaks {codec.name!r}; give it a --codec of {', '.join(DIALECTS)}")
     return codec
 
 
 def read(folder: RunFolder) -> list[Record]:
-    """The replies that a run has."""
+    """Read the replies of a run."""
     return [Record(**one) for one in folder.records("answers.jsonl")]

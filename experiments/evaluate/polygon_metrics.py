@@ -1,4 +1,4 @@
-"""What replies that draw objects are worth, one by one and in all, as the numbers of metrics.json."""
+"""Metrics of replies with polygons: a record for each reply, and the numbers of metrics.json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NONE = "no object"  # the size and topology of an empty target
 PHOTO, TINY = 640, 320  # the longer side of COCO's images, and of images so small that sizes are read as if they had it
 SPECK = 0.01  # parts and holes smaller than this share of the object make no topology
 MEANS = ("giou", "acc_at_50", "precision_at_50", "boundary_f", "valid", "truncated", "missed", "tokens", "vertices")
-PARTS = ("giou", "boundary_f", "valid", "tokens")  # of them, those told by size and by topology
+PARTS = ("giou", "boundary_f", "valid", "tokens")  # measures that are also given by size and by topology
 QUANTILES = (5, 25, 50, 75, 95)
 
 METRIC_DEFINITIONS = {
@@ -56,7 +56,7 @@ METRIC_DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Record:
-    """A reply to a task and what it is worth; `sample` 0 is the greedy one, those drawn are numbered from 1."""
+    """A reply to a task with its scores; `sample` 0 is the greedy one, sampled ones are numbered from 1."""
 
     task: str
     sample: int
@@ -77,7 +77,7 @@ class Record:
 
     @property
     def has_object(self) -> bool:
-        """Whether there is anything to draw."""
+        """Whether the target has an object."""
         return self.size != NONE
 
 
@@ -85,10 +85,10 @@ def record(task: Task, codec: PolygonCodec, text: str, tokens: int, sample: int 
     """Read a reply and score it."""
     answer = queries.read(text, task, codec, asked)
     right = rewards.polygon("iou+boundary_f", codec).of(answer, task, asked)
-    mask = drawn(answer, task)
+    mask = rasterize(answer, task)
     if asked in ("mask", "box"):
-        wanted = task.target if asked == "mask" else drawn(queries.answer(task, codec, asked), task)
-        (intersection, union), box_iou = metrics.areas(wanted, mask), metrics.box_iou(wanted, mask)
+        target = task.target if asked == "mask" else rasterize(queries.answer(task, codec, asked), task)
+        (intersection, union), box_iou = metrics.areas(target, mask), metrics.box_iou(target, mask)
     else:  # right or wrong
         intersection, union, box_iou = int(right["iou"]), 1, right["iou"]
     failed = isinstance(answer, Invalid)
@@ -110,8 +110,8 @@ def record(task: Task, codec: PolygonCodec, text: str, tokens: int, sample: int 
     )
 
 
-def drawn(answer: Any, task: Task) -> np.ndarray:
-    """The pixels that an answer of `queries.read` names, bool [H, W]: none where it is a text or invalid."""
+def rasterize(answer: Any, task: Task) -> np.ndarray:
+    """Rasterize an answer of `queries.read` to bool [H, W]; no pixel where it is a text or invalid."""
     match answer:
         case Polygons(rings, union):
             return polygons_to_mask(rings, task.height, task.width, union)
@@ -129,13 +129,13 @@ def drawn(answer: Any, task: Task) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _kind(task: Task) -> dict[str, Any]:
-    """What a record tells of the object, whatever the reply."""
+    """Share, size and topology of a task's object."""
     share = float(object_of(task.target).mean())
     return {"share": share, "size": size_of(task), "topology": topology_of(task.target)}
 
 
 def size_of(task: Task) -> str:
-    """The size of a task's object, of `SIZES`, or `NONE`."""
+    """Size of a task's object, of `SIZES`, or `NONE`."""
     area = np.count_nonzero(object_of(task.target))
     longer = max(task.height, task.width)
     side = float(np.sqrt(area)) * (PHOTO / longer if longer < TINY else 1.0)
@@ -164,8 +164,8 @@ def topology_of(target: np.ndarray) -> str:
 
 
 def measures(records: Sequence[Record]) -> dict[str, Any]:
-    """The measures of replies, each mean over tasks with its interval; see `METRIC_DEFINITIONS`. What there is none of
-    is None.
+    """Measures of replies, each mean over tasks with its interval; see `METRIC_DEFINITIONS`. A measure of no task is
+    None.
 
     The order of `records` matters to the last digits of the intervals: give the data's.
     """
@@ -173,25 +173,25 @@ def measures(records: Sequence[Record]) -> dict[str, Any]:
         raise ValueError("no reply to measure")
     absent = [one for one in records if not one.has_object]
     silent = [by_task(absent, lambda one: float(one.error is None and not one.drawn))]
-    spent = [one.tokens for one in records]
-    quantiles = dict(zip(map(str, QUANTILES), np.percentile(spent, QUANTILES).tolist(), strict=True))
+    tokens = [one.tokens for one in records]
+    quantiles = dict(zip(map(str, QUANTILES), np.percentile(tokens, QUANTILES).tolist(), strict=True))
     return {
         **_table(records, MEANS),
         "no_target": {"tasks": len(silent[0]), **_means({"accuracy": silent[0]})} if absent else None,
-        "token_quantiles": {**quantiles, "100": float(max(spent))},
+        "token_quantiles": {**quantiles, "100": float(max(tokens))},
         "by_size": _groups(records, "size", tuple(SIZES)),
         "by_topology": _groups(records, "topology", TOPOLOGIES),
     }
 
 
 def _groups(records: Sequence[Record], field: str, names: Sequence[str]) -> dict[str, Any]:
-    """The measures of those records that have each name in `field`, where there are any."""
+    """Measures of the records by their value of `field`."""
     parts = {name: [one for one in records if getattr(one, field) == name] for name in names}
     return {name: _table(part, PARTS) for name, part in parts.items() if part}
 
 
 def _table(records: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
-    """The number of replies and tasks, the means of `names` and cIoU, with `intervals` under the same keys."""
+    """Count replies and tasks, and average `names` and cIoU, with `intervals` under the same keys."""
     columns = {name: by_task(having(records, name), VALUES[name]) for name in names}
     areas = by_task(records, lambda one: one.intersection), by_task(records, lambda one: one.union)
     numbers = _means(columns)
@@ -221,12 +221,12 @@ VALUES: dict[str, Callable[[Record], float]] = {
 
 
 def having(records: Sequence[Record], name: str) -> list[Record]:
-    """The records that a measure is about."""
+    """Select the records that a measure is about."""
     return [one for one in records if one.has_object or name != "missed"]
 
 
 def by_task(records: Sequence[Record], value: Callable[[Record], float]) -> np.ndarray:
-    """The mean value of each task's records, [tasks], in the order in which the tasks come first."""
+    """Average a value over each task's records, [tasks], in the order in which the tasks come first."""
     values: dict[str, list[float]] = {}
     for one in records:
         values.setdefault(one.task, []).append(value(one))

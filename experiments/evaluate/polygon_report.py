@@ -13,7 +13,7 @@ from experiments.common.episode_viewer import choose
 from experiments.common.plots import figure_and_axes, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
-from experiments.evaluate.polygon_metrics import SIZES, Record, drawn
+from experiments.evaluate.polygon_metrics import SIZES, Record, rasterize
 from segenv import queries, render
 from segenv.codec.polygons import PolygonCodec
 from segenv.types import Click, Polygons, Task
@@ -142,7 +142,7 @@ def picture(one: Record, task: Task, codec: PolygonCodec, asked: str) -> np.ndar
     clicks = (answer,) if isinstance(answer, Click) else ()
     words = f"IoU {one.iou:.2f}, {one.tokens} tokens" + (", truncated" if one.truncated else "")
     shown = render.frame(
-        task.image, drawn(answer, task), clicks, task.target, words if not one.error else "invalid", SIDE
+        task.image, rasterize(answer, task), clicks, task.target, words if not one.error else "invalid", SIDE
     )
     scale = SIDE / max(task.height, task.width)
     for ring in answer.rings if isinstance(answer, Polygons) else ():

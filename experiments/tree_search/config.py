@@ -1,4 +1,4 @@
-"""Settings of a comparison of tree searches, and the conditions that they name."""
+"""Settings of a comparison of tree searches, and its conditions."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Args:
     out: str | None = None
     """folder of a new run; by default runs/tree-DATE"""
     resume: str | None = None
-    """folder of a run to go on with; its settings hold"""
+    """folder of a run to resume; its settings hold"""
     batch_size: int = 16
     """tasks that are searched together; a learned model's last bits may depend on it"""
     threads: int = 1
@@ -57,7 +57,7 @@ class Args:
 
 
 def conditions(args: Args) -> list[Condition]:
-    """What is run: the steps table's searches without a budget, and the grid. Raises RunError for a bad spec."""
+    """Conditions to run: the steps table's searches without a budget, and the grid. Raises RunError for a bad spec."""
     found: dict[Condition, None] = {}
 
     def add(name: str, depth: int, budget: str, **options: Any) -> None:

@@ -64,8 +64,7 @@ class Condition:
     @property
     def k(self) -> int:
         """Replies at each node, or episodes of best-of-n."""
-        own = {key: value for key, value in self.parsed.options.items() if key in ("k", "n")}
-        return int(next(iter(own.values())))
+        return int(next(value for key, value in self.parsed.options.items() if key in ("k", "n")))
 
     @property
     def name(self) -> str:
@@ -134,7 +133,7 @@ def summarise(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int
         raise ValueError("the conditions were run on unlike tasks; differences are paired, so finish the run first")
     ious = {condition: column(records, "iou") for condition, records in results.items()}
     rows = [_row(condition, records, ious) for condition, records in results.items()]
-    _place(rows)
+    _rank(rows)
     return {
         "tasks": len(next(iter(tasks))),
         "conditions": rows,
@@ -149,14 +148,14 @@ def column(records: Sequence[Record], key: str) -> np.ndarray:
 
 
 def _row(condition: Condition, records: Sequence[Record], ious: Mapping[Condition, np.ndarray]) -> dict[str, Any]:
-    own = ious[condition]
+    values = ious[condition]
     valued = condition.parsed.value != "none"
 
     def against(other: Condition, sign: int = 1) -> list[float] | None:
         """Mean and interval of the paired difference, or None where the other was not run, or is this one."""
         if other == condition or other not in ious:
             return None
-        pair = (own, ious[other]) if sign > 0 else (ious[other], own)
+        pair = (values, ious[other]) if sign > 0 else (ious[other], values)
         return list(statistics.bootstrap_difference(*pair))
 
     return {
@@ -167,8 +166,8 @@ def _row(condition: Condition, records: Sequence[Record], ious: Mapping[Conditio
         "value": condition.parsed.value,
         "budget": condition.budget,
         "privileged": condition.privileged,
-        "miou": float(own.mean()),
-        "interval": list(statistics.bootstrap(own)),
+        "miou": float(values.mean()),
+        "interval": list(statistics.bootstrap(values)),
         "gain": against(condition.like("greedy", 1)) if valued else None,
         "over_greedy": against(condition.like("greedy")),
         "over_last": against(condition.like("greedy", 1, "none")),
@@ -182,7 +181,7 @@ def _row(condition: Condition, records: Sequence[Record], ious: Mapping[Conditio
     }
 
 
-def _place(rows: Sequence[dict[str, Any]]) -> None:
+def _rank(rows: Sequence[dict[str, Any]]) -> None:
     """Rank the rows of each depth, budget and value source by mIoU, but for oracle rows and those without a budget."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
@@ -218,7 +217,7 @@ def _stepwise(condition: Condition) -> bool:
 
 
 def after(records: Sequence[Record], step: int, chosen: bool = False) -> np.ndarray:
-    """The IoU that a greedy search has after `step` steps, float64 [tasks]: that of its last mask, or of the one that
+    """IoU that a greedy search has after `step` steps, float64 [tasks]: that of its last mask, or of the one that
     it would return, which is the first of the best-valued."""
     walks = [record["walk"][: step + 1] for record in records]
     masks = [max(walk, key=lambda mask: mask[1]) if chosen else walk[-1] for walk in walks]

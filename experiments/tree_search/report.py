@@ -144,13 +144,13 @@ def plot_all(results: Results, numbers: Mapping) -> dict[str, bytes]:
     for (depth, budget, value), group in groups.items():
         name = "".join(sign if sign.isalnum() else "_" for sign in f"{value}_{depth}_{budget}")
         title = f"value {value}, {depth} steps, budget {budget}"
-        plots[f"places_{name}"] = plot_places(results, group, title)
+        plots[f"places_{name}"] = plot_ranks(results, group, title)
         costs[f"costs_{name}"] = plot_costs(results, group, title)
     return plots | costs
 
 
-def plot_places(results: Results, group: Sequence[Condition], title: str) -> bytes:
-    """Each search's mIoU with its interval, the best on top, and its oracle's beside it."""
+def plot_ranks(results: Results, group: Sequence[Condition], title: str) -> bytes:
+    """Plot each search's mIoU with its interval, the best on top, and its oracle's beside it."""
     figure, axes = figure_and_axes()
     ious = {condition: column(results[condition], "iou") for condition in group}
     ordered = sorted(group, key=lambda condition: ious[condition].mean())
@@ -159,10 +159,10 @@ def plot_places(results: Results, group: Sequence[Condition], title: str) -> byt
         low, high = statistics.bootstrap(ious[condition])
         axes.plot([low, high], [y, y], color="#1f6feb", linewidth=1.8)
         axes.plot(ious[condition].mean(), y, "o", color="#1f6feb", label=None if y else "the search, 95 % interval")
-        ceiling = condition.like(value="oracle")
-        if ceiling in results:
+        bound = condition.like(value="oracle")
+        if bound in results:
             label = None if y else "the same with oracle (reads the target)"
-            axes.plot(column(results[ceiling], "iou").mean(), y, "D", mfc="none", color="#66707a", label=label)
+            axes.plot(column(results[bound], "iou").mean(), y, "D", mfc="none", color="#66707a", label=label)
     axes.set(yticks=range(len(ordered)), yticklabels=[f"{c.name}, K = {c.k}" for c in ordered], xlabel="mean IoU")
     axes.set_title(title, fontsize=10)
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
@@ -170,34 +170,34 @@ def plot_places(results: Results, group: Sequence[Condition], title: str) -> byt
 
 
 def plot_costs(results: Results, group: Sequence[Condition], title: str) -> bytes:
-    """Mean IoU of the best-valued mask so far over each cost: a line for each search at its largest K and for greedy at
-    its smallest, and the best that any oracle search has by then."""
+    """Plot the mean IoU of the best-valued mask so far over each cost: a line for each search at its largest K and for
+    greedy at its smallest, and the best that any oracle search has by then."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     most = max(condition.k for condition in group)
     lines = [condition for condition in group if condition.k in (most, 1)]
-    ceilings = [c.like(value="oracle") for c in lines if c.like(value="oracle") in results]
+    bounds = [c.like(value="oracle") for c in lines if c.like(value="oracle") in results]
     shown = [axis for axis in AXES if max(column([r["spent"] for r in results[c]], axis).max() for c in lines) > 0]
     figure = Figure(figsize=(4.2 * min(3, len(shown)), 3.4 * -(-len(shown) // 3) + 0.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for place, axis in enumerate(shown):
-        axes = figure.add_subplot(-(-len(shown) // 3), min(3, len(shown)), place + 1)
+    for index, axis in enumerate(shown):
+        axes = figure.add_subplot(-(-len(shown) // 3), min(3, len(shown)), index + 1)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.6)
         end = max(float(np.mean([record["spent"][axis] for record in results[c]])) for c in lines)
         grid = np.linspace(0, end, 61)
-        heights = [column(results[c], "iou").mean() for c in (*lines, *ceilings)]
-        if ceilings:
-            ceiling = np.max([curve(results[c], axis, grid) for c in ceilings], axis=0)
-            axes.step(grid, ceiling, "--", where="post", color="#66707a", label="best with oracle (reads the target)")
+        heights = [column(results[c], "iou").mean() for c in (*lines, *bounds)]
+        if bounds:
+            bound = np.max([curve(results[c], axis, grid) for c in bounds], axis=0)
+            axes.step(grid, bound, "--", where="post", color="#66707a", label="best with oracle (reads the target)")
         for condition in lines:
             style = ":" if condition.k == 1 else "-"
             label = f"{condition.name}, K = {condition.k}"
             axes.step(grid, curve(results[condition], axis, grid), style, where="post", linewidth=1.6, label=label)
         span = max(max(heights) - min(heights), 0.02)  # the start, an empty mask, lies far below and is not shown
         axes.set(xlabel=f"{COSTS[axis]} a task", ylabel="mean IoU", ylim=(min(heights) - span, max(heights) + span / 2))
-        if not place:
+        if not index:
             figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     return png(figure)
@@ -214,8 +214,8 @@ def curve(records: Sequence[Record], axis: str, grid: np.ndarray) -> np.ndarray:
 
 
 def plot_steps(rows: Sequence[Mapping]) -> bytes:
-    """Greedy search by steps: the best-valued mask so far, for each value source and K, and the last mask (dotted). At
-    K = 1 the last mask is the policy's own whatever the values, and is drawn once."""
+    """Plot greedy search by steps: the best-valued mask so far, for each value source and K, and the last mask
+    (dotted). At K = 1 the last mask is the policy's own whatever the values, and is plotted once."""
     figure, axes = figure_and_axes()
     plain = any(row["value"] == "none" for row in rows)
     for value, k in dict.fromkeys((row["value"], row["k"]) for row in rows):
@@ -238,8 +238,8 @@ def plot_steps(rows: Sequence[Mapping]) -> bytes:
 # --------------------------------------------------------------------------------------------------------------- trees
 
 
-def kept(condition: Condition, tree: Tree) -> dict[str, Any]:
-    """A tree as what JSON holds. A mask is told where it differs from the parent's."""
+def tree_to_json(condition: Condition, tree: Tree) -> dict[str, Any]:
+    """Convert a tree to JSON. A node has a mask where it differs from the parent's."""
     nodes = []
     for node in tree.nodes:
         above = node.parent
@@ -264,24 +264,24 @@ def kept(condition: Condition, tree: Tree) -> dict[str, Any]:
 
 
 def forest(trees: Any, load: Callable[[str], Task], order: Sequence[Condition]) -> dict[str, Any]:
-    """What the page draws: the tasks' pictures, every mask once, and the trees in the order of the conditions."""
-    found: dict[str, Any] = {"tasks": {}, "masks": [], "trees": []}
-    known: dict[tuple[str, str], int] = {}  # of a task and a mask's run lengths: where it is in `masks`
+    """Data of the page: the tasks' pictures, every mask once, and the trees in the order of the conditions."""
+    page: dict[str, Any] = {"tasks": {}, "masks": [], "trees": []}
+    known: dict[tuple[str, str], int] = {}  # index in `masks`, by task and run lengths
 
-    def place(task: Task, counts: str) -> int:
+    def index_of(task: Task, counts: str) -> int:
         if (task.id, counts) not in known:
-            known[task.id, counts] = len(found["masks"])
-            found["masks"].append(mask_uri(decode_mask(counts, task.height, task.width), (32, 200, 90)))
+            known[task.id, counts] = len(page["masks"])
+            page["masks"].append(mask_uri(decode_mask(counts, task.height, task.width), (32, 200, 90)))
         return known[task.id, counts]
 
     tasks: dict[str, Task] = {}
     for tree in trees:
         task = tasks.setdefault(tree["task"], load(tree["task"]))
-        if task.id not in found["tasks"]:
-            found["tasks"][task.id] = picture(task)
+        if task.id not in page["tasks"]:
+            page["tasks"][task.id] = picture(task)
         nodes: list[dict[str, Any]] = []
         for node in tree["nodes"]:
-            mask = nodes[node["parent"]]["mask"] if node["mask"] is None else place(task, node["mask"])
+            mask = nodes[node["parent"]]["mask"] if node["mask"] is None else index_of(task, node["mask"])
             action = node["action"]
             dot = [action["x"], action["y"], action["positive"]] if action and action["type"] == "click" else None
             words = "start" if action is None else describe(action)
@@ -292,21 +292,21 @@ def forest(trees: Any, load: Callable[[str], Task], order: Sequence[Condition]) 
             f"{condition.name}, K = {condition.k}, value {value}, {condition.depth} steps, budget {condition.budget}"
         )
         about = {"label": label, "order": order.index(condition), "privileged": condition.privileged}
-        found["trees"].append({**tree, **about, "nodes": nodes})
-    found["trees"].sort(key=lambda tree: tree["order"])
-    return found
+        page["trees"].append({**tree, **about, "nodes": nodes})
+    page["trees"].sort(key=lambda tree: tree["order"])
+    return page
 
 
 def picture(task: Task) -> dict[str, Any]:
-    """A task's image and its target's outline, for the page."""
+    """A task's image and its target's boundary, for the page."""
     shape = _small(task.height, task.width)
     inside = cv2.resize(object_of(task.target).astype(np.uint8), shape, interpolation=cv2.INTER_NEAREST_EXACT)
-    outline = cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)).astype(bool)
+    boundary = cv2.morphologyEx(inside, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8)).astype(bool)
     return {
         "instruction": task.instruction,
         "size": [task.width, task.height],
         "image": jpeg_uri(cv2.resize(task.image, shape, interpolation=cv2.INTER_AREA)),
-        "target": mask_uri(outline, (255, 214, 0), 255),
+        "target": mask_uri(boundary, (255, 214, 0), 255),
     }
 
 
