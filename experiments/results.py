@@ -25,7 +25,7 @@ import yaml
 
 from experiments.common.config import RunError
 from experiments.common.run_folder import write_atomic
-from experiments.common.tables import markdown
+from experiments.common.tables import Table
 from segenv.types import SegenvError
 
 PATH = re.compile(r"(?<![\w./)\]])(?:~|\.{1,2})?/[\w.+-][^\s@#,|`'\"]*")
@@ -206,7 +206,7 @@ def page(studies: Sequence[Study], title: str, hand: Mapping[str, str]) -> str:
         filled = [k for k in range(len(TABLES[kind])) if any(line[k] not in ("", "none") for line in lines)]
         head = list(TABLES[kind])
         tables.append(
-            hidden(markdown([head[k] for k in filled], [[line[k] for k in filled] for line in lines])).strip()
+            hidden(Table([head[k] for k in filled], [[line[k] for k in filled] for line in lines]).markdown()).strip()
         )
     between = {name: f"<!-- {name} -->\n{hand[name].strip()}\n<!-- end of {name} -->" for name in HAND}
     about = "## Runs\n\n" + "\n".join(study.about for study in studies)

@@ -73,13 +73,3 @@ def number(value: float | None, digits: int = 4, sign: str = "") -> str:
 def interval(ends: Sequence[float | None] | None, digits: int = 4, sign: str = "") -> str:
     """An interval as a cell; empty where there is none."""
     return "" if ends is None or None in ends else " – ".join(number(end, digits, sign) for end in ends)
-
-
-def columns(rows: Sequence[Sequence[str]], right: bool = True) -> str:
-    """The first of `rows` as the header of a `Table`, as text."""
-    return Table(rows[0], rows[1:], "<>" if right else "<").text()
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A `Table` in Markdown."""
-    return Table(header, rows).markdown()

@@ -43,7 +43,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         records.check_any(ordered, args.data, skipped)
         numbers = metrics.summarise(ordered, args.max_steps, about["protocol"])
         numbers = records.write_metrics(folder, numbers, skipped)
-        report.write(folder, numbers, about, ordered, lambda name: data[indices[name]], args.report_episodes)
+        report.write(folder, numbers, about, ordered, data.by_id, args.report_episodes)
         folder.finish("evaluate")
         return numbers
 

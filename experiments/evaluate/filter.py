@@ -134,7 +134,7 @@ def _write_results(folder: RunFolder, args: Args, about: dict[str, Any], data: D
         "protocol": about["protocol"],
     }
     numbers = records.write_metrics(folder, numbers, skipped)
-    shown = iou_report.MaskSet(args.data, masks, predicted, lambda name: data[indices[name]])
+    shown = iou_report.MaskSet(args.data, masks, predicted, data.by_id)
     section = iou_report.section_of(folder, shown, {"all": numbers["readings"]}, "", args.report_episodes, "greedy")
     section["notes"] = [f"{name}: {_acceptance_text(found)}" for name, found in numbers["acceptance"].items()]
     title = f"{args.agent} as a judge of masks by {args.tool} on {args.data}"

@@ -69,7 +69,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         }
         numbers = records.write_metrics(folder, numbers, dict(data.skipped))
         limit = args.report_episodes
-        polygon_report.write(folder, numbers, about, greedy, codec, lambda name: data[indices[name]], limit)
+        polygon_report.write(folder, numbers, about, greedy, codec, data.by_id, limit)
         folder.finish("evaluate")
         return numbers
 

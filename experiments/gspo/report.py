@@ -54,8 +54,6 @@ def write(run: Run) -> dict[str, Any]:
         pictures["shares"] = plot_log(log, shares, "share", (-0.02, 1.02))
     middle = min(found, key=lambda step: (abs(step - last / 2), step))
     pictures["panel"] = panel(run, {step: found[step] for step in sorted({0, middle, last})})
-    for name, content in pictures.items():
-        write_atomic(folder / "plots" / f"{name}.png", content)
     protocol = numbers["protocol"]
     html.write_html(
         folder / "report.html",
@@ -63,7 +61,7 @@ def write(run: Run) -> dict[str, Any]:
         title=f"{protocol['method'].upper()} of {protocol['agent']} on {protocol['data']}",
         numbers=numbers,
         table=table(numbers),
-        plots={name: html.data_uri(content, "image/png") for name, content in pictures.items()},
+        plots=html.save_plots(folder.path, pictures),
         manifest=folder.read_json("manifest.json"),
     )
     return numbers

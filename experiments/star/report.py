@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.common.episode_viewer import describe, payload
-from experiments.common.html import data_uri, write_html
+from experiments.common.html import data_uri, save_plots, write_html
 from experiments.common.run_folder import RunFolder, finite, write_atomic
 from experiments.star import plots as star_plots
 from experiments.star.metrics import METRIC_DEFINITIONS, acceptance, policies
@@ -161,8 +161,6 @@ def write(
     write_atomic(folder / "metrics.csv", buffer.getvalue())
     write_tensorboard(folder, numbers, logs, about["started"])
     plots = star_plots.draw(numbers, [[episode.final_iou for episode in episodes] for episodes in ends], logs)
-    for name, content in plots.items():
-        write_atomic(folder / "plots" / f"{name}.png", content)
     names = ("S_0", f"S_{numbers['policies'][-1]['round']}")
     pairs = {before.task: (before, after) for before, after in zip(*ends, strict=True)}
     groups = choose(ends, limit)
@@ -173,7 +171,7 @@ def write(
         title=f"{numbers['protocol']['variant']} of {numbers['protocol']['agent']} on {numbers['protocol']['data']}",
         numbers=numbers,
         rows=table(numbers),
-        plots={name: data_uri(content, "image/png") for name, content in plots.items()},
+        plots=save_plots(folder.path, plots),
         manifest=about,
         names=names,
         strips=[strip(shown[name], pairs[name], names, groups[name]) for name in groups],

@@ -43,7 +43,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         numbers = metrics.summarise(results, args.steps, about["protocol"])
         numbers["skipped"] = hide_home(dict(player.dataset.skipped))
         folder.write_json("metrics.json", numbers)
-        report.write(folder, results, numbers, about, lambda name: player.dataset[indices[name]])
+        report.write(folder, results, numbers, about, player.dataset.by_id)
         folder.finish("tree_search")
         return folder.read_json("metrics.json")
 
