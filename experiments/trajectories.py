@@ -1,12 +1,12 @@
-"""Click trajectories in SegAgent's released JSON: made by the annotator, taken from a run, exported for other trainers.
+"""Generate, convert and export click trajectories in SegAgent's released JSON.
 
     python -m experiments.trajectories generate --data index:DIR --tool sam --starts empty box points --out runs/d0
     python -m experiments.trajectories convert --run runs/star/round1/rows.jsonl --out runs/d1
     python -m experiments.trajectories export --data trajectories:runs/d0/trajectories.json --out runs/d0_trl
 
 `generate` keeps a click only if its IoU is above all before it, ends with the first that is not, at IoU 0.98, or after
-20 clicks, as the released generator does; `--rule paper` goes on instead, and drops clicks with ΔIoU below
-`--min-gain` (the paper does not publish its value). It goes on after a stop, of whatever kind, with `--resume DIR`.
+20 clicks, as the released generator does; `--rule paper` continues instead, and drops clicks with ΔIoU below
+`--min-gain` (the paper does not publish its value). `--resume DIR` resumes it.
 
 `trajectories:FILE` is data for every command. Images are written beside the file, as PNG; with `--images DIR` they are
 named in that folder instead, and the data is then `trajectories:FILE@DIR`.
@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,7 +61,7 @@ class Generate:
     starts: tuple[Opening, ...] = ("empty",)
     """what the first mask comes from; each task is played from each: nothing, its box, random points in the box"""
     points: int = 3
-    """of the start points: their number is drawn from 1 to this"""
+    """of the start points: their number is sampled from 1 to this"""
     samples: int = 1
     """plays of each task from each start, for those that use chance"""
     rule: Rule = "released"
@@ -98,7 +98,7 @@ class Convert:
     out: Path
     """folder for trajectories.json and its images"""
     data: str | None = None
-    """what was played; by default what the run's config.yaml says"""
+    """data of the run; by default what its config.yaml says"""
     rule: Rule = "all"
     """which clicks of episodes are kept, as for generate"""
     min_gain: float = 0.0
@@ -109,7 +109,7 @@ class Convert:
 
 @dataclass(frozen=True)
 class Export:
-    """Flags of `export`. Said again, the command keeps the pictures that are there and goes on."""
+    """Flags of `export`. Run again, the command keeps the pictures that are there."""
 
     data: str
     """trajectories:FILE or trajectories:FILE@IMAGES"""
@@ -120,7 +120,7 @@ class Export:
     codec: str = "segagent"
     """how replies are written"""
     prompt: Literal["codec", "instruction"] = "codec"
-    """what is asked: the codec's whole prompt, or the instruction alone"""
+    """prompts: the codec's whole prompt, or the instruction alone"""
     stop_iou: float = STOP_IOU
     """from this IoU on the reply is to stop; above 1: never"""
     limit: int | None = None
@@ -133,22 +133,13 @@ class Export:
 
 
 def generate(args: Generate) -> dict[str, Any]:
-    """Play as `args` say, into their folder, and return what was made."""
+    """Play as `args` say, into their folder, and return counts."""
     cli.check_least(args, samples=1, max_clicks=1, limit=1, batch_size=1, points=1)
     if args.min_gain and args.rule != "paper":
         raise RunError(f"min_gain {args.min_gain} has no effect with rule {args.rule!r}; give --rule paper with it")
-    setup = Setup(
-        args.data,
-        args.tool,
-        "annotator",
-        max_steps=args.max_clicks,
-        seed=args.seed,
-        batch_size=args.batch_size,
-        skip_bad=args.skip_bad,
-        threads=args.threads,
-    )
+    options: dict[str, Any] = {name: getattr(args, name) for name in ("seed", "batch_size", "skip_bad", "threads")}
     with cli.setting_up(f"data {args.data!r} and tool {args.tool!r}"):
-        player = Player(setup)
+        player = Player(Setup(args.data, args.tool, "annotator", max_steps=args.max_clicks, **options))
         expert = Expert(args.annotator, args.stop_iou, args.max_clicks, args.rule == "released")
     with cli.open_run(args) as run:
         hashes: dict[str, str | None] = {"data": player.dataset.fingerprint, "tool": player.tool.fingerprint}
@@ -166,9 +157,9 @@ def generate(args: Generate) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Play:
-    """What is to be played: the data's task at `place`, from a first mask."""
+    """A play of the data's task at `index`, from a first mask."""
 
-    place: int
+    index: int
     task: str
     start: Opening
     sample: int
@@ -178,14 +169,14 @@ class Play:
         return self.task, self.start, self.sample
 
     def begin(self, task: Task, args: Generate) -> Task:
-        """The task with its opening, under an id of its own, from which the seeds of the play derive."""
+        """Give the task its opening, and an id of its own, from which the seeds of the play derive."""
         rng = np.random.default_rng(seed_of(args.seed, "opening", *self.key))
         meta = {"opening": opening(task, self.start, rng, args.points)}
         return replace(task, id=json.dumps(self.key), initial_mask=None, meta=meta)
 
 
 def _play_all(run: RunFolder, args: Generate, player: Player, expert: Expert) -> None:
-    """Play what is missing in plays.jsonl, in fixed groups, so that a run that goes on computes the same."""
+    """Play the plays that plays.jsonl lacks, in fixed groups, so that a resumed run computes the same."""
     named = enumerate(player.dataset.ids[: args.limit])
     plays = [Play(i, name, start, k) for i, name in named for start in args.starts for k in range(args.samples)]
     have = {(record["task"], record["start"], record["sample"]) for record in run.records("plays.jsonl")}
@@ -199,7 +190,7 @@ def _play_all(run: RunFolder, args: Generate, player: Player, expert: Expert) ->
             tasks: dict[Play, Task] = {}
             for play in group:
                 try:
-                    tasks[play] = load(play.place)
+                    tasks[play] = load(play.index)
                 except BadItem:
                     if not args.skip_bad:
                         raise
@@ -210,9 +201,8 @@ def _play_all(run: RunFolder, args: Generate, player: Player, expert: Expert) ->
                 if play.key in have:
                     continue  # in a group that a kill cut
                 moves = select(moves_of(episode, len(opened.meta["opening"])), args.rule, args.min_gain)
-                image = _name_image(task, sources[play.place], args.images, run.path)
-                made = trajectories_of(moves, task, image, play.start, play.sample)
-                entries = [entry.to_json() for entry in made]
+                image = _name_image(task, sources[play.index], args.images, run.path)
+                entries = [one.to_json() for one in trajectories_of(moves, task, image, play.start, play.sample)]
                 file.add({"task": play.task, "start": play.start, "sample": play.sample, "entries": entries})
                 bar.update()
 
@@ -221,7 +211,7 @@ def _play_all(run: RunFolder, args: Generate, player: Player, expert: Expert) ->
 
 
 def convert(args: Convert) -> dict[str, Any]:
-    """Write the rows or episodes of a run as trajectories, and return what was made."""
+    """Write the examples or episodes of a run as trajectories, and return counts."""
     records = list(RunFolder(args.run.parent).records(args.run.name))
     if not records:
         raise RunError(f"--run {args.run} is missing or holds no record; expected rows.jsonl or a file of episodes")
@@ -235,15 +225,15 @@ def convert(args: Convert) -> dict[str, Any]:
         groups = groupby(rows, key=lambda row: (row.task, row.sample))
         plays = [(task, sample, moves_of_rows(list(group))) for (task, sample), group in groups]
     data = datasets.make(args.data or _data_of_run(args.run))
-    places = _places(data, {task for task, _, _ in plays}, args.run)
+    indices = _indices(data, {task for task, _, _ in plays}, args.run)
     load, sources = lru_cache(maxsize=1)(data.__getitem__), data.sources
 
     def entries() -> Iterator[list[dict[str, Any]]]:
         with cli.progress(len(plays), "play") as bar:
             for name, sample, moves in plays:
-                task = load(places[name])
-                image = _name_image(task, sources[places[name]], args.images, args.out)
-                yield [made.to_json() for made in trajectories_of(moves, task, image, sample=sample)]
+                task = load(indices[name])
+                image = _name_image(task, sources[indices[name]], args.images, args.out)
+                yield [one.to_json() for one in trajectories_of(moves, task, image, sample=sample)]
                 bar.update()
 
     return _write(args.out / FILE, entries(), {"settings": hide_home({"data": data.spec, "rule": args.rule})})
@@ -257,34 +247,31 @@ def _rows(records: Iterable[dict[str, Any]], file: Path) -> list[StarExample]:
 
 
 def _data_of_run(file: Path) -> str:
-    """What the run that wrote `file` was played on."""
+    """Data spec of the run that wrote `file`."""
     for parent in list(file.resolve().parents)[:2]:
         if (parent / "config.yaml").is_file():
             return yaml.safe_load((parent / "config.yaml").read_text())["data"]
     raise RunError(f"no config.yaml beside or above {file}, so its data is not known; say what was played with --data")
 
 
-def _places(data: Dataset, wanted: set[str], file: Path) -> dict[str, int]:
-    """Where each of the `wanted` tasks stands in the data."""
-    places: dict[str, int] = {}
-    for i, name in enumerate(data.ids):
-        if name in wanted:
-            places[name] = i
-            if len(places) == len(wanted):
-                return places
+def _indices(data: Dataset, tasks: set[str], file: Path) -> dict[str, int]:
+    """Index of each of the `tasks` in the data."""
+    indices = dict(islice(((name, i) for i, name in enumerate(data.ids) if name in tasks), len(tasks)))
+    if len(indices) == len(tasks):
+        return indices
     raise RunError(
-        f"{file} holds task {min(wanted - set(places))!r}, which the data {data.spec!r} does not; say what was played "
+        f"{file} holds task {min(tasks - set(indices))!r}, which the data {data.spec!r} does not; say what was played "
         "with --data"
     )
 
 
 def run_export(args: Export) -> dict[str, Any]:
-    """Write the conversations of a trajectories file, and return how many."""
+    """Write the conversations of a trajectories file, and return counts."""
     data = datasets.make(args.data, skip_bad=args.skip_bad)
     if not isinstance(data, Trajectories):
         raise RunError(f"data {args.data!r} holds no clicks; expected {datasets.SPECS['trajectories']}")
     try:
-        speaks = codec.get(args.codec)
+        writer = codec.get(args.codec)
     except ValueError as error:
         raise RunError(str(error)) from error
     chosen = data[: args.limit]
@@ -295,7 +282,7 @@ def run_export(args: Export) -> dict[str, Any]:
                 yield task
                 bar.update()
 
-        count = export(conversations(counted(), speaks, args.prompt, args.stop_iou), args.out, args.format)
+        count = export(conversations(counted(), writer, args.prompt, args.stop_iou), args.out, args.format)
     return {"file": str(args.out), "conversations": count, "skipped": len(data.skipped)}
 
 
@@ -303,7 +290,7 @@ def run_export(args: Export) -> dict[str, Any]:
 
 
 def _name_image(task: Task, source: str, images: str | None, out: Path) -> str:
-    """The name of the task's image: from the folder `images`, or from `out`, where it is written as PNG once."""
+    """Name of the task's image in the folder `images`, or else in `out`, where it is written as PNG once."""
     if images is None:
         name = f"images/{task.image_hash}.png"
         if not (out / name).exists():
@@ -317,7 +304,7 @@ def _name_image(task: Task, source: str, images: str | None, out: Path) -> str:
 
 
 def _write(path: Path, plays: Iterable[list[dict[str, Any]]], info: dict[str, Any]) -> dict[str, Any]:
-    """Write the entries of each play into the file, and return what is in it."""
+    """Write the entries of each play into the file, and return counts."""
     counts = {"plays": 0, "plays_without_click": 0, "trajectories": 0, "clicks": 0}
     last: list[float] = []
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import cv2
 import numpy as np
 
 import agents
-from experiments.benchmark.timing import PARSER_BYTES, PARSER_LIMIT_MS, Timing, adversarial_texts, compare, timed
+from experiments.benchmark.timing import Timing, adversarial_texts, compare, time_parser
 from search.episode import Episode
 from search.rollout import rollout
 from segenv import annotator, codec, data, metrics, render, tools
@@ -100,14 +101,11 @@ def parser(seconds: float) -> Iterator[Timing]:
     for name in codec.CODECS:
         dialect = codec.get(name)
         texts = dict(adversarial_texts(dialect.format(Click(500, 300), task)))
+        yield time_parser(name, texts, partial(_parse, dialect, task))
 
-        def read(kind: str, dialect: codec.Codec = dialect, texts: dict[str, str] = texts) -> float:
-            return timed(lambda: (dialect.parse(texts[kind], task), dialect.stated_iou(texts[kind])))
 
-        slowest = max(texts, key=read)
-        best = min(read(slowest) for _ in range(3))  # again, so that a pause of the machine does not count
-        note = f"slowest of {len(texts)} texts of {PARSER_BYTES // 1000} kB: {slowest}"
-        yield Timing("parser", name, None, best, note, best < PARSER_LIMIT_MS)
+def _parse(dialect: codec.Codec, task: Task, text: str) -> None:
+    dialect.parse(text, task), dialect.stated_iou(text)
 
 
 def geometry(seconds: float) -> Iterator[Timing]:
@@ -150,7 +148,7 @@ def time_tool(one: SegTool, case: str, seconds: float) -> Iterator[Timing]:
 
 
 def deepest(task: Task) -> Click:
-    """The annotator's first click."""
+    """Ask the annotator for the first click."""
     click = annotator.next_click(task.target, np.zeros(task.target.shape, bool))
     assert click is not None, f"task {task.id} has an empty target"
     return click
@@ -182,7 +180,7 @@ def episodes(seconds: float) -> Iterator[Timing]:
 
 
 def time_rollout(mdp: SegMDP, player: agents.Agent, count: int, case: str, seconds: float) -> Timing:
-    """Milliseconds for `count` episodes one at a time, and all together."""
+    """Time `count` episodes one at a time, and all together."""
     tasks = list(data.make("synthetic:val")[:count])
 
     def play(size: int) -> list[Episode]:

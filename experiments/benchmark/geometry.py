@@ -10,14 +10,14 @@ Both sides start from the same arrays, and give the same IoUs. Polygons have 200
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from functools import partial
 
 import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from experiments.benchmark.timing import PARSER_BYTES, PARSER_LIMIT_MS, Timing, adversarial_texts, compare
+from experiments.benchmark.timing import Timing, adversarial_texts, compare, time_parser
 from segenv.codec import polygons
 from segenv.geometry import polygon_iou, polygon_ious, polygons_to_mask
 from segenv.geometry.rasterize import PackedMask
@@ -107,13 +107,4 @@ def parsers() -> Iterator[Timing]:
     for name in polygons.DIALECTS:
         dialect = polygons.get(name)
         texts = dict(adversarial_texts(dialect.format(answer, task)))
-
-        def read(kind: str, dialect: polygons.PolygonCodec = dialect, texts: dict[str, str] = texts) -> float:
-            began = time.thread_time()  # of this thread alone: the parser waits for nothing
-            dialect.parse(texts[kind], task)
-            return (time.thread_time() - began) * 1000
-
-        slowest = max(texts, key=read)
-        best = min(read(slowest) for _ in range(3))
-        note = f"slowest of {len(texts)} texts of {PARSER_BYTES // 1000} kB: {slowest}"
-        yield Timing("parser", name, None, best, note, best < PARSER_LIMIT_MS)
+        yield time_parser(name, texts, partial(dialect.parse, task=task))
