@@ -111,7 +111,7 @@ def _load_json(path: Path) -> Study:
         kind = "ceiling" if isinstance(content, list) else "compare" if "names" in content else "inputs"
         flags = content["protocol"] if kind == "inputs" else {}
         words = [f"--{key} {hidden(str(flags[key]))}" for key in ("data", "tool", "limit") if key in flags]
-        command = {"ceiling": "polygons_ceiling"}.get(kind, kind)
+        command = {"ceiling": "polygons_ceiling", "compare": "compare FIRST SECOND"}.get(kind, kind)
         day = time.strftime("%Y-%m-%d", time.gmtime(path.stat().st_mtime))
         return Study(f"- `{' '.join([f'python -m experiments.{command}', *words])}`, {day}", list(_rows(kind, content)))
     except (OSError, ValueError, KeyError, TypeError) as error:
