@@ -23,10 +23,10 @@ from typing import Any
 import tyro
 import yaml
 
+from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import write_atomic
 from experiments.common.tables import Table
-from segenv.types import SegenvError
 
 PATH = re.compile(r"(?<![\w./)\]])(?:~|\.{1,2})?/[\w.+-][^\s@#,|`'\"]*")
 VERSIONS = ("segenv", "torch", "transformers", "numpy")
@@ -205,9 +205,8 @@ def page(studies: Sequence[Study], title: str, hand: Mapping[str, str]) -> str:
         lines = [[cell(row, path) for path in TABLES[kind].values()] for one, row in rows if one == kind]
         filled = [k for k in range(len(TABLES[kind])) if any(line[k] not in ("", "none") for line in lines)]
         head = list(TABLES[kind])
-        tables.append(
-            hidden(Table([head[k] for k in filled], [[line[k] for k in filled] for line in lines]).markdown()).strip()
-        )
+        table = Table([head[k] for k in filled], [[line[k] for k in filled] for line in lines])
+        tables.append(hidden(table.markdown()).strip())
     between = {name: f"<!-- {name} -->\n{hand[name].strip()}\n<!-- end of {name} -->" for name in HAND}
     about = "## Runs\n\n" + "\n".join(study.about for study in studies)
     note = "Written by `python -m experiments.results`; intervals are 95 %."
@@ -216,7 +215,7 @@ def page(studies: Sequence[Study], title: str, hand: Mapping[str, str]) -> str:
     )
 
 
-def run(args: Args) -> Path:
+def run(args: Args) -> str:
     """Write the page; returns where it is."""
     if not args.runs or not re.fullmatch(r"[\w-]+", args.name):
         raise RunError(f"expected one or more runs and a --name of letters, digits and hyphens; got {args.name!r}")
@@ -231,18 +230,12 @@ def run(args: Args) -> Path:
     title = args.title or (head[1] if head else args.name)
     kept = {name: match[1] if match else HAND[name] for name, match in hand.items()}
     write_atomic(path, page([load(one) for one in args.runs], title, kept))
-    return path
+    return str(path)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    args = tyro.cli(Args, args=argv, description=__doc__)
-    try:
-        print(run(args))
-    except SegenvError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return cli.main("results", Args, run, __doc__, argv)
 
 
 if __name__ == "__main__":
