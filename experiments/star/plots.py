@@ -1,4 +1,4 @@
-"""The plots of a StaR run, as PNGs: what each policy does on held-out tasks, and what became of its rollouts."""
+"""Plots of a StaR run as PNGs: measures of each policy on held-out tasks, and shares of its filtered rollouts."""
 
 from __future__ import annotations
 
@@ -29,15 +29,25 @@ FATES = (  # (path in a round's lessons, name, colour)
 
 
 def draw(numbers: dict[str, Any], ends: Sequence[Sequence[float]], logs: Mapping[int, Log]) -> dict[str, bytes]:
-    """All plots by name, of the content of metrics.json without NaN, the final IoUs of the first and of the last policy
-    on the same episodes, and each policy's log of its training. What has nothing to show is left out."""
+    """Draw all plots by name, of the content of metrics.json without NaN, the final IoUs of the first and of the last
+    policy on the same episodes, and each policy's log of its training. A plot without data is left out."""
     policies = numbers["policies"]
+    ious = [f"{policy['miou']:.3f}" for policy in policies]
+    changes = [
+        f"{policy['gain']:+.3f}\n{policy['against_S_0']['better']} up, {policy['against_S_0']['worse']} down"
+        for policy in policies[1:]
+    ]
+    clicks = [f"{policy['noc']['85']:.2f}\n{policy['nof_never']['85']} never" for policy in policies]
+    budget = len(policies[0]["iou_at"])
+    gain = ("Gain over $S_0$ on the same episodes", "difference of final IoU")
     plots = {
-        "iou_by_round": plot_iou(policies),
-        "gain_by_round": plot_gain(policies),
+        "iou_by_round": plot_by_round(policies, ("miou",), "Mean IoU of the final masks", "held-out mIoU", ious),
+        "gain_by_round": plot_by_round(policies, ("gain",), *gain, ["", *changes]),
         "iou_before_after": plot_pairs(ends[0], ends[1], policies[-1]["round"]),
         "iou_over_clicks": plot_clicks(policies),
-        "noc_by_round": plot_noc(policies),
+        "noc_by_round": plot_by_round(
+            policies, ("noc", "85"), f"Clicks to 0.85 IoU ({budget} where never)", "NoC@85", clicks, span=1
+        ),
         "rates_by_round": plot_rates(policies),
     }
     lessons = [lesson for lesson in numbers["lessons"] if lesson.get("actions")]
@@ -49,29 +59,21 @@ def draw(numbers: dict[str, Any], ends: Sequence[Sequence[float]], logs: Mapping
     return plots
 
 
-def plot_iou(policies: Sequence[Mapping]) -> bytes:
-    """Held-out mIoU of each policy with its interval."""
+def plot_by_round(
+    policies: Sequence[Mapping], path: Sequence[str], title: str, label: str, notes: Sequence[str], span: float = 0.1
+) -> bytes:
+    """Plot a measure of each policy with its interval, and a note under each; `span` is the least that y shows."""
     figure, axes = _figure()
-    _points(axes, policies, [(policy["miou"], policy["intervals"]["miou"]) for policy in policies])
-    axes.set(title="Mean IoU of the final masks", ylabel="held-out mIoU")
-    _rounds(axes, policies, [f"{policy['miou']:.3f}" for policy in policies], span=0.1)
-    return png(figure)
-
-
-def plot_gain(policies: Sequence[Mapping]) -> bytes:
-    """Paired difference of the final IoU to S_0 with its interval."""
-    figure, axes = _figure()
-    axes.axhline(0, color="0.45", linewidth=1)
-    _points(axes, policies, [(policy["gain"], policy["intervals"]["gain"]) for policy in policies])
-    axes.set(title="Gain over $S_0$ on the same episodes", ylabel="difference of final IoU")
-    notes = ["", *(f"{policy['gain']:+.3f}\n{{better}} up, {{worse}} down" for policy in policies[1:])]
-    told = [note.format(**policy["against_S_0"]) for note, policy in zip(notes, policies, strict=True)]
-    _rounds(axes, policies, told, span=0.1)
+    if path == ("gain",):
+        axes.axhline(0, color="0.45", linewidth=1)
+    _points(axes, policies, path)
+    axes.set(title=title, ylabel=label)
+    _rounds(axes, policies, notes, span)
     return png(figure)
 
 
 def plot_pairs(before: Sequence[float], after: Sequence[float], last: int) -> bytes:
-    """Final IoU of each episode under the first policy and under the last."""
+    """Plot the final IoU of each episode under the first policy and under the last."""
     figure, axes = _figure()
     axes.plot([0, 1], [0, 1], color="0.45", linewidth=1)
     x, y = np.array(before), np.array(after)
@@ -85,7 +87,7 @@ def plot_pairs(before: Sequence[float], after: Sequence[float], last: int) -> by
 
 
 def plot_clicks(policies: Sequence[Mapping]) -> bytes:
-    """Held-out mean IoU over actions, for each policy."""
+    """Plot the held-out mean IoU over actions, for each policy."""
     figure, axes = _figure()
     for policy in policies:
         steps, means = [int(k) for k in policy["iou_at"]], list(policy["iou_at"].values())
@@ -98,24 +100,13 @@ def plot_clicks(policies: Sequence[Mapping]) -> bytes:
     return png(figure)
 
 
-def plot_noc(policies: Sequence[Mapping]) -> bytes:
-    """Clicks to 0.85 IoU with their interval, and how many episodes never get there."""
-    figure, axes = _figure()
-    _points(axes, policies, [(policy["noc"]["85"], policy["intervals"]["noc"]["85"]) for policy in policies])
-    axes.set(title=f"Clicks to 0.85 IoU ({len(policies[0]['iou_at'])} where never)", ylabel="NoC@85")
-    notes = [f"{policy['noc']['85']:.2f}\n{policy['nof_never']['85']} never" for policy in policies]
-    _rounds(axes, policies, notes, span=1)
-    return png(figure)
-
-
 def plot_rates(policies: Sequence[Mapping]) -> bytes:
-    """First clicks, stops and invalid replies of each policy with their intervals."""
+    """Plot first clicks, stops and invalid replies of each policy with their intervals."""
     figure, axes = _figure()
     for k, (key, name, marker) in enumerate(RATES):
         shift = 0.06 * (k - (len(RATES) - 1) / 2)  # beside each other, so that no bar hides another
         label = name if any(policy[key] is not None for policy in policies) else f"{name}: no case"
-        pairs = [(policy[key], policy["intervals"][key]) for policy in policies]
-        _points(axes, policies, pairs, shift, marker, label)
+        _points(axes, policies, (key,), shift, marker, label)
     axes.set(title="First clicks, stops and replies", ylabel="share", ylim=(-0.03, 1.03))
     _rounds(axes, policies)
     _legend_below(figure)
@@ -123,32 +114,35 @@ def plot_rates(policies: Sequence[Mapping]) -> bytes:
 
 
 def plot_acceptance(lessons: Sequence[Mapping]) -> bytes:
-    """What became of the actions in each round's rollouts; the bar at the top of the accepted is its interval."""
+    """Plot how the filter labelled the actions in each round's rollouts; the bar at the top of the accepted is its
+    interval."""
     figure, axes = _figure()
     bottom = np.zeros(len(lessons))
-    places = np.arange(len(lessons))
+    x = np.arange(len(lessons))
     for path, name, colour in FATES:
         shares = np.array([_at(lesson, path) for lesson in lessons], float)
         if not shares.any():
             continue
-        axes.bar(places, shares, 0.55, bottom, color=colour, label=name)
-        for x, share, start in zip(places, shares, bottom, strict=True):
+        axes.bar(x, shares, 0.55, bottom, color=colour, label=name)
+        for middle, share, start in zip(x, shares, bottom, strict=True):
             if share >= 0.05:
-                axes.text(x, start + share / 2, f"{share:.0%}", ha="center", va="center", color="white", fontsize=9)
+                axes.text(
+                    middle, start + share / 2, f"{share:.0%}", ha="center", va="center", color="white", fontsize=9
+                )
         bottom += shares
-    middle = np.array([lesson["accepted"] for lesson in lessons])
+    accepted = np.array([lesson["accepted"] for lesson in lessons])
     ends = np.array([lesson["intervals"]["accepted"] for lesson in lessons], float).T
-    axes.errorbar(places + 0.2, middle, whiskers(middle, *ends), fmt="none", ecolor="black", capsize=4, linewidth=1.2)
+    axes.errorbar(x + 0.2, accepted, whiskers(accepted, *ends), fmt="none", ecolor="black", capsize=4, linewidth=1.2)
     names = [f"$D_{{{lesson['round']}}}$\n{lesson['actions']} actions" for lesson in lessons]
     axes.set(title="What the filter did with the rollouts", ylabel="share of actions", ylim=(0, 1))
-    axes.set(xticks=places, xticklabels=names, xlim=(-0.7, len(lessons) - 0.3))
+    axes.set(xticks=x, xticklabels=names, xlim=(-0.7, len(lessons) - 0.3))
     axes.grid(False, axis="x")
     _legend_below(figure)
     return png(figure)
 
 
 def plot_loss(logs: Mapping[int, Log]) -> bytes:
-    """Training loss of each policy."""
+    """Plot the training loss of each policy."""
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     figure, axes = _figure()
@@ -164,27 +158,21 @@ def plot_loss(logs: Mapping[int, Log]) -> bytes:
 
 
 def _figure(height: float = 3.6) -> tuple[Any, Any]:
-    """Smaller than an evaluation's, as more of them stand in a row: its text comes out larger."""
+    """Make a figure smaller than an evaluation's: more figures stand in a row, and their text comes out larger."""
     figure, axes = figure_and_axes()
     figure.set_size_inches(5.4, height)
     return figure, axes
 
 
 def _points(
-    axes: Any,
-    policies: Sequence[Mapping],
-    pairs: Sequence[tuple[Any, Any]],
-    shift: float = 0.0,
-    marker: str = "o",
-    label: str = "",
-) -> np.ndarray:
-    """Draw a (value, interval) of each policy over rounds; the values, NaN where there is none."""
-    middle = np.array([value for value, _ in pairs], float)
-    ends = np.array([interval for _, interval in pairs], float).T
+    axes: Any, policies: Sequence[Mapping], path: Sequence[str], shift: float = 0.0, marker: str = "o", label: str = ""
+) -> None:
+    """Draw the measure at `path` of each policy with its interval over rounds."""
+    middle = np.array([_at(policy, path) for policy in policies], float)
+    ends = np.array([_at(policy["intervals"], path) for policy in policies], float).T
     x = np.array([policy["round"] for policy in policies]) + shift
     style = {"marker": marker, "markersize": 6, "capsize": 4, "linewidth": 1.6, "label": label}
     axes.errorbar(x, middle, whiskers(middle, *ends), **style)
-    return middle
 
 
 def _legend_below(figure: Any) -> None:
@@ -192,7 +180,7 @@ def _legend_below(figure: Any) -> None:
 
 
 def _rounds(axes: Any, policies: Sequence[Mapping], notes: Sequence[str] = (), span: float = 0.0) -> None:
-    """Policies as the marks of the x axis, with a note under each; `span` is the least that y shows."""
+    """Label the x axis with the policies and a note under each; `span` is the least that y shows."""
     rounds = [policy["round"] for policy in policies]
     names = [_name(n) for n in rounds]
     names = [f"{name}\n{note}" for name, note in zip(names, notes, strict=True)] if notes else names

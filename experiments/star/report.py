@@ -1,13 +1,12 @@
-"""What a StaR run found: a table, `metrics.csv`, TensorBoard scalars, plots, and a page that shows episodes before and
-after. The numbers are those of `star_measures`."""
+"""Report of a StaR run: a table, `metrics.csv`, TensorBoard scalars, plots, and a page that shows episodes before and
+after."""
 
 from __future__ import annotations
 
-import csv
 import io
+import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +15,12 @@ from PIL import Image
 from experiments.common.episode_viewer import describe, payload
 from experiments.common.html import data_uri, save_plots, write_html
 from experiments.common.run_folder import RunFolder, finite, write_atomic
+from experiments.common.tables import Table, interval
 from experiments.star import plots as star_plots
-from experiments.star.metrics import METRIC_DEFINITIONS, acceptance, policies
 from search.episode import Episode, clicks_of
 from segenv import render
 from segenv.seeds import seed_of
 from segenv.types import Click, Task, object_of
-
-__all__ = ["METRIC_DEFINITIONS", "acceptance", "policies", "scalars", "table", "text", "write"]
 
 MEASURES = (  # (key in metrics.json, name, digits, what is better)
     ("miou", "mIoU", 4, "higher"),
@@ -56,18 +53,18 @@ class Scalar(NamedTuple):
 
 
 def scalars(numbers: dict[str, Any]) -> list[Scalar]:
-    """Every measure of every policy and round of lessons with its interval: what metrics.csv and TensorBoard hold."""
+    """List every measure of every policy and round with its interval, for metrics.csv and TensorBoard."""
     rows = []
     for group, prefix in (("policies", "held_out"), ("lessons", "lessons")):
         for entry in numbers[group]:
             values = {key: value for key, value in entry.items() if key not in ("round", "intervals", "seconds")}
-            for measure, value, interval in _leaves(values, entry.get("intervals", {}), prefix):
-                rows.append(Scalar(entry["round"], measure, value, *interval))
+            for measure, value, bounds in _leaves(values, entry.get("intervals", {}), prefix):
+                rows.append(Scalar(entry["round"], measure, value, *bounds))
     return rows
 
 
 def _leaves(values: Mapping, intervals: Mapping, prefix: str) -> Iterator[tuple[str, Any, Sequence[Any]]]:
-    """Values of a tree with their intervals from a tree of the same keys, by path."""
+    """Yield the leaves of a tree by path, each with its interval from a tree of the same keys."""
     for key, value in values.items():
         name = f"{prefix}/{key}"
         if isinstance(value, Mapping):
@@ -77,21 +74,21 @@ def _leaves(values: Mapping, intervals: Mapping, prefix: str) -> Iterator[tuple[
 
 
 def table(numbers: dict[str, Any]) -> list[dict[str, Any]]:
-    """One row for each measure: its name, what is better, and for each policy the value, its interval, and what
-    changed against S_0 where that is paired; "" for what is not defined."""
+    """Make one row for each measure: its name, which direction is better, and for each policy the value, its interval,
+    and the paired change against S_0; "" where one is not defined."""
     policies = [
-        {measure: (value, interval) for measure, value, interval in _leaves(policy, policy["intervals"], "")}
+        {measure: (value, bounds) for measure, value, bounds in _leaves(policy, policy["intervals"], "")}
         for policy in numbers["policies"]
     ]
     rows = []
     for key, name, digits, better in MEASURES:
         cells = []
         for n, policy in enumerate(policies):
-            value, interval = policy[f"/{key}"]
+            value, bounds = policy[f"/{key}"]
             gain, ends = policy.get("/gain" if key == "miou" else f"/gains/{key}", (None, (None, None)))
             cell = {
                 "value": "" if value is None else f"{value:.{digits}f}",
-                "interval": "" if interval[0] is None else "{:.{d}f} – {:.{d}f}".format(*interval, d=digits),
+                "interval": interval(bounds, digits),
                 "gain": "" if not n or gain is None else f"{gain:+.{digits}f}",
                 "between": "" if not n or ends[0] is None else "{:+.{d}f} to {:+.{d}f}".format(*ends, d=digits),
                 "verdict": _verdict(ends, better),
@@ -101,39 +98,41 @@ def table(numbers: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def _verdict(interval: Sequence[float | None], better: str) -> str:
+def _verdict(bounds: Sequence[float | None], better: str) -> str:
     """ "best" or "worst" where a difference is surely for the better or for the worse, else ""."""
-    low, high = interval
+    low, high = bounds
     if low is None or high is None or not better or low <= 0 <= high:
         return ""
     return "best" if (low > 0) == (better == "higher") else "worst"
 
 
 def text(numbers: dict[str, Any]) -> str:
-    """The results for a terminal."""
-    names = "".join(f"{'S_' + str(policy['round']):>30}" for policy in numbers["policies"])
-    lines = [f"{numbers['policies'][0]['episodes']} held-out episodes, 95 % intervals", f"{'':<34}{names}"]
+    """Format the results for a terminal."""
+    rows = []
     for row in table(numbers):
-        cells = "".join(f"{_beside(cell['value'], cell['interval']):>30}" for cell in row["cells"])
-        lines.append(f"{row['name']:<34}{cells}".rstrip())
+        rows.append([row["name"], *(_beside(cell["value"], cell["interval"]) for cell in row["cells"])])
         if row["name"] == "mIoU":
-            gains = "".join(f"{_beside(cell['gain'], cell['between']):>30}" for cell in row["cells"][1:])
-            lines.append(f"{'gain over S_0, paired':<34}{'':>30}{gains}".rstrip())
-    return "\n".join(lines + [_of_lesson(lesson) for lesson in numbers["lessons"] if lesson["rows"] or lesson["round"]])
+            gains = [_beside(cell["gain"], cell["between"]) for cell in row["cells"][1:]]
+            rows.append(["gain over S_0, paired", "", *gains])
+    header = ["", *(f"S_{policy['round']}" for policy in numbers["policies"])]
+    head = f"{numbers['policies'][0]['episodes']} held-out episodes, 95 % intervals"
+    shown = [_examples_text(each) for each in numbers["lessons"] if each["rows"] or each["round"]]
+    return "\n".join([head, Table(header, rows).text(), *shown])
 
 
-def _beside(value: str, interval: str) -> str:
-    return f"{value or '–'}  [{interval}]" if interval else value or "–"
+def _beside(value: str, bounds: str) -> str:
+    return f"{value or '–'}  [{bounds}]" if bounds else value or "–"
 
 
-def _of_lesson(lesson: dict[str, Any]) -> str:
-    if not lesson.get("actions"):
-        return f"D_{lesson['round']}: {lesson['rows']} rows"
+def _examples_text(examples: dict[str, Any]) -> str:
+    rows = f"D_{examples['round']}: {examples['rows']} rows"
+    if not examples.get("actions"):
+        return rows
     shares = []
     for name in ("accepted", "corrected", "dropped"):
-        low, high = lesson["intervals"][name]
-        shares.append(f"{100 * lesson[name]:.1f} % [{100 * low:.1f} – {100 * high:.1f}] {name}")
-    return f"D_{lesson['round']}: {lesson['rows']} rows of {lesson['actions']} actions: {', '.join(shares)}"
+        low, high = examples["intervals"][name]
+        shares.append(f"{100 * examples[name]:.1f} % [{100 * low:.1f} – {100 * high:.1f}] {name}")
+    return f"{rows} of {examples['actions']} actions: {', '.join(shares)}"
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -146,20 +145,16 @@ def write(
     load: Callable[[str], Task],
     limit: int,
 ) -> None:
-    """metrics.csv, tensorboard/, plots/ and report.html. `ends` are the held-out episodes of the first and of the last
-    policy, in the same order; at most `limit` tasks are shown."""
+    """Write metrics.csv, tensorboard/, plots/ and report.html. `ends` are the held-out episodes of the first and of the
+    last policy, in the same order; the page shows at most `limit` tasks."""
     numbers = finite(numbers)
     about = folder.read_json("manifest.json")
     logs = {}
     for policy in numbers["policies"]:
         trained = folder.read_json(f"round{policy['round']}/policy/sft.json") or {}
         logs[policy["round"]] = trained.get("log") or []
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(Scalar._fields)
-    writer.writerows(scalars(numbers))
-    write_atomic(folder / "metrics.csv", buffer.getvalue())
-    write_tensorboard(folder, numbers, logs, about["started"])
+    write_atomic(folder / "metrics.csv", Table(Scalar._fields, scalars(numbers)).csv())
+    write_tensorboard(folder, numbers, logs)
     plots = star_plots.draw(numbers, [[episode.final_iou for episode in episodes] for episodes in ends], logs)
     names = ("S_0", f"S_{numbers['policies'][-1]['round']}")
     pairs = {before.task: (before, after) for before, after in zip(*ends, strict=True)}
@@ -180,73 +175,53 @@ def write(
 
 
 def write_tensorboard(
-    folder: RunFolder, numbers: dict[str, Any], logs: Mapping[int, Sequence[Sequence[float]]], started: str
+    folder: RunFolder, numbers: dict[str, Any], logs: Mapping[int, Sequence[Sequence[float]]]
 ) -> None:
-    """The same numbers for TensorBoard: measures by round with their intervals, and for each policy the IoU by action
-    and `logs` of its training, [step, loss] pairs.
-
-    Each file is written whole under a name of its own, so that a run that goes on has every value once, and the same
-    bytes. Times are the start of the run.
-    """
+    """Write tensorboard/ anew, so that a resumed run has every value once: measures by round with their intervals, and
+    for each policy the IoU by action and `logs` of its training, [step, loss] pairs."""
     try:
-        from torch.utils.tensorboard import summary as proto
+        from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         print("no tensorboard/ in the run: the package is not installed; pip install tensorboard", file=sys.stderr)
         return
-    by_round: list[tuple[int, Any]] = []
+    board = folder / "tensorboard"
+    shutil.rmtree(board, ignore_errors=True)
     margins = {}
-    for row in scalars(numbers):
-        for tag, value in (
-            (row.measure, row.value),
-            (f"low/{row.measure}", row.low),
-            (f"high/{row.measure}", row.high),
-        ):
-            if value is not None:
-                by_round.append((row.round, proto.scalar(tag, value)))
     for key, name, *_ in (*MEASURES, ("gain", "gain over S_0, paired")):
         tag = f"held_out/{key}"
-        margins[name] = ("Margin", [tag, f"low/{tag}", f"high/{tag}"])
-    by_round.append((0, proto.custom_scalars({"held-out tasks by round, 95 % intervals": margins})))
-    files = {"rounds": by_round}
+        margins[name] = ["Margin", [tag, f"low/{tag}", f"high/{tag}"]]
+    with SummaryWriter(str(board / "rounds")) as writer:
+        for row in scalars(numbers):
+            for prefix, value in (("", row.value), ("low/", row.low), ("high/", row.high)):
+                if value is not None:
+                    writer.add_scalar(prefix + row.measure, value, row.round)
+        writer.add_custom_scalars({"held-out tasks by round, 95 % intervals": margins})
     for policy in numbers["policies"]:
-        steps = [(int(k), proto.scalar("iou_by_action", value)) for k, value in policy["iou_at"].items()]
-        loss = [(int(step), proto.scalar("training_loss", value)) for step, value in logs[policy["round"]]]
-        files[f"S_{policy['round']}"] = steps + loss
-    at = datetime.strptime(started, "%Y-%m-%dT%H:%M:%S%z").timestamp()
-    for name, summaries in files.items():
-        write_atomic(folder / "tensorboard" / name / "events.out.tfevents.0", _events(summaries, at))
-
-
-def _events(summaries: Iterable[tuple[int, Any]], at: float) -> bytes:
-    """A TensorBoard file of (step, summary) pairs."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.summary.writer.record_writer import RecordWriter
-
-    buffer = io.BytesIO()
-    writer = RecordWriter(buffer)
-    writer.write(Event(wall_time=at, file_version="brain.Event:2").SerializeToString(deterministic=True))
-    for step, content in summaries:
-        event = Event(wall_time=at, step=step, summary=content)
-        writer.write(event.SerializeToString(deterministic=True))
-    return buffer.getvalue()
+        with SummaryWriter(str(board / f"S_{policy['round']}")) as writer:
+            for k, value in policy["iou_at"].items():
+                writer.add_scalar("iou_by_action", value, int(k))
+            for step, loss in logs[policy["round"]]:
+                writer.add_scalar("training_loss", loss, int(step))
+    for path in board.glob("*/events.out.tfevents.*"):
+        path.rename(path.with_name("events.out.tfevents.0"))  # without the name of the machine
 
 
 # ------------------------------------------------------------------------------------------------------------- episodes
 
 
 def choose(ends: Sequence[Sequence[Episode]], limit: int) -> dict[str, str]:
-    """At most `limit` tasks to show, by the gain from the first policy to the last: up to a third that gained most, up
-    to a third that lost most, and the rest drawn; id to the group's name."""
+    """Choose at most `limit` tasks to show, by the gain from the first policy to the last: up to a third that gained
+    most, up to a third that lost most, and the rest sampled; id to the group's name."""
     gains = {first.task: last.final_iou - first.final_iou for first, last in zip(*ends, strict=True)}
     ranked = sorted(gains, key=lambda name: (-gains[name], name))
     groups = {name: "gained most" for name in ranked[: limit // 3] if gains[name] > 0}
     groups |= {name: "lost most" for name in ranked[::-1][: limit // 3] if gains[name] < 0}
-    drawn = [name for name in sorted(gains, key=lambda name: seed_of("report", name)) if name not in groups]
-    return groups | dict.fromkeys(drawn[: limit - len(groups)], "drawn at random")
+    sampled = [name for name in sorted(gains, key=lambda name: seed_of("report", name)) if name not in groups]
+    return groups | dict.fromkeys(sampled[: limit - len(groups)], "drawn at random")
 
 
 def strip(task: Task, pair: Sequence[Episode], names: Sequence[str], group: str) -> dict[str, Any]:
-    """What the page shows of a task: the target, and for each of two episodes each step's picture, reply and IoU."""
+    """Collect for the page a task's target, and each step's picture, reply and IoU of two episodes."""
     first, last = pair
     start = first.mask(0)
     return {
@@ -269,7 +244,7 @@ def strip(task: Task, pair: Sequence[Episode], names: Sequence[str], group: str)
 
 
 def _moment(task: Task, episode: Episode, k: int) -> dict[str, Any]:
-    """Step `k` (from 1) of an episode."""
+    """Collect step `k` (from 1) of an episode."""
     step = episode.steps[k - 1]
     before = episode.ious[k - 2] if k > 1 else episode.start_iou
     return {
@@ -283,8 +258,8 @@ def _moment(task: Task, episode: Episode, k: int) -> dict[str, Any]:
 
 
 def _picture(task: Task, lit: np.ndarray, mask: np.ndarray, clicks: Sequence[Click] = ()) -> str:
-    """Mask and clicks over the image, with the target's outline, as a data URL. What is not `lit` is dimmed, so that a
-    mask is seen on an object of its colour too."""
+    """Render mask, clicks and the target's outline over the image, as a data URL; pixels outside `lit` are dimmed, so
+    that a mask is seen on an object of the mask's colour too."""
     image = np.where(lit[..., None], task.image, task.image // 5 * 2)
     picture = render.frame(image, mask, clicks, task.target, size=FRAME)[: -render.CAPTION]
     buffer = io.BytesIO()
