@@ -1,23 +1,36 @@
-"""Parts that SFT and GSPO share: bases, adapters, states that a training resumes from, and its identity."""
+"""Parts that SFT and GSPO share: a training that a kill may cut, its arguments, base and adapters."""
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
 import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+import yaml
 from transformers import AutoConfig, PreTrainedModel, Trainer
+from transformers.trainer_callback import ProgressCallback
+from transformers.training_args import TrainingArguments
 
+from agents import tiny
 from agents.backends.transformers import load
+from segenv.tools.sam import no_loading_bars
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 class ResumesWhole(Trainer):
-    """A trainer that goes on from a checkpoint of a whole model through `from_pretrained`: several families are written
-    under other names than their parameters have, and the trainer's own loading warns of the missing names and goes on
+    """A trainer that resumes from a checkpoint of a whole model through `from_pretrained`: several families are written
+    under other names than their parameters have, and the trainer's own loading warns of the missing names and resumes
     with the weights of the start."""
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
@@ -28,9 +41,159 @@ class ResumesWhole(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
+class MetricBar(ProgressCallback):
+    """The trainer's progress bar, which shows a metric in place of a line for each log entry."""
+
+    def __init__(self, metric: str) -> None:
+        super().__init__()
+        self.metric = metric
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """Start the bar; without a terminal, it is drawn every ten seconds."""
+        super().on_train_begin(args, state, control, **kwargs)
+        if self.training_bar is not None and not sys.stderr.isatty():
+            self.training_bar.mininterval = 10.0
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        """Show the metric."""
+        if self.training_bar is not None and logs and self.metric in logs:
+            self.training_bar.set_postfix({self.metric: f"{float(logs[self.metric]):.4f}"}, refresh=False)
+
+
+class Training:
+    """One training of the checkpoint `base` (None: the untrained tiny model) into the new folder `out`, with its state
+    in `OUT.training`; `summary` names the JSON file of its results.
+
+    `options` have `seed`, `lora` and `bf16`. Its `training_id` holds all that changes its result, `about` included: a
+    state, or a folder `out`, of another one is refused.
+    """
+
+    def __init__(
+        self,
+        base: str | Path | None,
+        rows: Sequence[Any],
+        out: Path | str,
+        options: Any,
+        declare: Mapping[str, Any] | None,
+        summary: str,
+        **about: Any,
+    ) -> None:
+        if not len(rows):
+            raise ValueError("there are no rows to train on; give at least one")
+        self.base, self.options, self.declare = base, options, dict(declare or {})
+        self.out, self.state, self.summary = Path(out), Path(f"{out}.training"), summary
+        named = {"base": identity(base), "rows": len(rows), "declare": self.declare, **about, **asdict(options)}
+        self.training_id = json.loads(json.dumps(named))  # as it will be read
+
+    def run(
+        self,
+        arguments: TrainingArguments,
+        make_trainer: Callable[[Any, Any, Any], Trainer],
+        metric: str,
+        summarise: Callable[[Any, float], Mapping[str, Any]],
+    ) -> dict[str, Any]:
+        """Train with `make_trainer(model, processor, image_size)` from the last state on, and return the summary: what
+        `summarise(state of the trainer, seconds)` gives with the training's id. A finished one returns at once. Under
+        several processes every one calls it, and the first one writes."""
+        processes = arguments.distributed_state
+        if self.out.exists():
+            found = self._check(self.out / self.summary)
+            if processes.is_main_process:
+                shutil.rmtree(self.state, ignore_errors=True)  # of a kill between the last two steps
+            return found
+        if processes.is_main_process:
+            self._begin()
+        processes.wait_for_everyone()
+        began = time.perf_counter()
+        model, processor = load_base(self.base, self.options.seed, bool(self.options.bf16 and self.options.lora))
+        if not torch.cuda.is_available():
+            model.set_attn_implementation("eager")  # on a CPU, fused attention is the slower one backwards
+        declared = {**(getattr(model.config, "segenv", None) or {}), **self.declare}
+        trainer = make_trainer(model, processor, declared.get("image_size"))
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(MetricBar(metric))
+        last = last_state(self.state)
+        with no_loading_bars():
+            trainer.train(resume_from_checkpoint=None if last is None else str(last))
+        if processes.is_main_process:
+            trained = self._merged(trainer)
+            trained.config.segenv = declared
+            results = summarise(trainer.state, time.perf_counter() - began)
+            save(trained, processor, self.out, self.state, self.summary, {"plan": self.training_id, **results})
+            del trained
+        processes.wait_for_everyone()
+        del model, trainer
+        gc.collect()  # the trainer refers to itself: until it is collected, a large model keeps its memory
+        return json.loads((self.out / self.summary).read_text())
+
+    def _check(self, file: Path) -> dict[str, Any]:
+        """The summary in `file`; FileExistsError where it has another training's id."""
+        found = json.loads(file.read_text()) if file.is_file() else {}
+        if found.get("plan") != self.training_id:
+            raise FileExistsError(
+                f"{file.parent} does not come from this training ({self.training_id}); remove it, or choose another "
+                "folder"
+            )
+        return found
+
+    def _begin(self) -> None:
+        """Make the folder of the state, or check that an existing one is of this training; half-written checkpoints are
+        removed before other processes look."""
+        if (self.state / self.summary).exists():
+            self._check(self.state / self.summary)
+        self.state.mkdir(parents=True, exist_ok=True)
+        write_json(self.state / self.summary, {"plan": self.training_id})
+        last_state(self.state)
+
+    def _merged(self, trainer: Trainer) -> Any:
+        """The trained model, its adapters merged, in the type of the base."""
+        trained: Any = trainer.accelerator.unwrap_model(trainer.model)
+        trained = trained.merge_and_unload() if self.options.lora else trained
+        return trained.to(torch.bfloat16) if self.options.bf16 and stored_in_bfloat16(self.base) else trained
+
+
+def save(model: Any, processor: Any, out: Path, state: Path, name: str, summary: dict[str, Any]) -> None:
+    """Write checkpoint and summary beside `out`, and move them there in one step: a folder `out` is always complete."""
+    beside = state / "model"
+    with no_loading_bars():
+        model.save_pretrained(beside)
+    processor.save_pretrained(beside)
+    write_json(beside / name, summary)
+    os.replace(beside, out)
+    shutil.rmtree(state)
+
+
+def trl_arguments(kind: type[Arguments], state: Path, options: Any, **chosen: Any) -> Arguments:
+    """The TRL configuration of class `kind` for a training whose state is in `state`: the fields that `options` have in
+    SFT and GSPO, the `chosen` ones, and `options.extra`."""
+    gpu = torch.cuda.is_available()
+    warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)  # by TRL, peft
+    chosen |= dict(
+        output_dir=str(state),
+        learning_rate=options.learning_rate,
+        warmup_steps=options.warmup,  # below 1: a part of all steps
+        seed=options.seed,
+        bf16=options.bf16,
+        use_cpu=not gpu,
+        gradient_checkpointing=options.gradient_checkpointing,
+        save_strategy="steps",
+        save_total_limit=2,  # while the newest is being written, the one before it is complete
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=gpu,
+    )
+    extra = {name: yaml.safe_load(value) for name, value in options.extra}
+    if unknown := sorted(set(extra) - {item.name for item in fields(kind)}):
+        names = ", ".join(unknown)
+        raise ValueError(f"TRL's {kind.__name__} has no field {names}; see its documentation for those it has")
+    arguments = kind(**{**chosen, **extra})
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several are used by launching as many processes
+    return arguments
+
+
 def identity(base: str | Path | None) -> str | None:
-    """What stands for a checkpoint in a plan: its name, or for a folder a hash of its files, so that it may be moved or
-    reached by another path, but not change."""
+    """The part of a training's id that stands for a checkpoint: its name, or for a folder a hash of its files, so that
+    it may be moved or reached by another path, but not change."""
     if base is None or not Path(base).is_dir():
         return None if base is None else str(base)
     digest = hashlib.blake2b(digest_size=16)
@@ -44,11 +207,7 @@ def identity(base: str | Path | None) -> str | None:
 
 def load_base(base: str | Path | None, seed: int, bfloat16: bool) -> tuple[Any, Any]:
     """The model to train and its processor; without a base an untrained tiny one."""
-    if base is None:
-        from agents import tiny
-
-        return tiny.build(seed)
-    return load(base, "bfloat16" if bfloat16 else "float32")
+    return tiny.build(seed) if base is None else load(base, "bfloat16" if bfloat16 else "float32")
 
 
 def stored_in_bfloat16(base: str | Path | None) -> bool:
@@ -74,16 +233,6 @@ def last_state(state: Path) -> Path | None:
         except (OSError, ValueError, KeyError):
             shutil.rmtree(folder)
     return complete[max(complete)] if complete else None
-
-
-def check_training_id(file: Path, plan: dict[str, Any]) -> dict[str, Any]:
-    """The summary of the finished training in `file`; FileExistsError where that had another plan."""
-    found = json.loads(file.read_text()) if file.is_file() else {}
-    if found.get("plan") != plan:
-        raise FileExistsError(
-            f"{file.parent} does not come from this training ({plan}); remove it, or choose another folder"
-        )
-    return found
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

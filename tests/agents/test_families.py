@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 import agents
 from agents.backends.transformers import chat, encode, load
 from agents.mllm import MllmAgent, checkpoint
-from agents.training import sft
+from agents.training import checkpoints
 from agents.training.sft import ReplyCollator, SFTOptions, finetune
 from segenv.codec.frames import qwen_size
 from segenv.mdp import SegMDP
@@ -166,10 +166,10 @@ def test_it_learns_and_what_is_written_is_what_was_trained(half, options, tmp_pa
     def spy(model, *rest):
         trained.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
         models.append(weakref.ref(model))
-        return finish(model, *rest)
+        return save(model, *rest)
 
-    finish, out = sft._finish, tmp_path / "out"
-    monkeypatch.setattr(sft, "_finish", spy)
+    save, out = checkpoints.save, tmp_path / "out"
+    monkeypatch.setattr(checkpoints, "save", spy)
     finetune(half, Rows(), out, options, declare={"codec": "grid1000-xy", "image_size": 64})
     assert models[0]() is None, "the next model needs its place"
     assert loss_of(out) < 0.8 * loss_of(half)
