@@ -1,10 +1,10 @@
-"""Dense supervision for the tiny model: small heads, dropped after the training, that make patches say what they show.
+"""Auxiliary heads of the tiny model, dropped after the training: dense supervision of its patches.
 
-From the vision tower: the colour and shape of the object in a patch, which kinds of sentence would pick it out, where
-its first click goes, and the mask's share. From the language model's image tokens, which have read the instruction:
-whether the patch belongs to the named object, what is missing or wrong there, where to click, and for those who draw
-which parts of the patch the object covers. A model of this size
-finds the way from words to pixels through its few reply tokens alone only after a long plateau.
+From the vision tower's features: the colour and shape of the object in a patch, the kinds of sentence that pick it out,
+the place of its first click, and the mask's share. From the language model's image tokens, which follow the
+instruction: whether the patch belongs to the named object, which of its parts are missing or wrong, where to click, and
+for polygons the parts that the object covers. From its few reply tokens alone, a model of this size learns to ground
+words only after a long plateau.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ UNITS_WEIGHT = 0.1  # of a coordinate's last digit, which is noise to a model of
 
 
 class Heads(nn.Module):
-    """What is read from patches, [..., width] in and logits out."""
+    """Linear heads on patches, [..., width] in and logits out. `seen` and `told` name weights in states on disk."""
 
     def __init__(self, width: int, fine: bool = False) -> None:
         super().__init__()
@@ -35,10 +35,10 @@ class Heads(nn.Module):
         self.seen = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.sizes)))
         self.told = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 + fine * FINE**2))
 
-    def seen_loss(
+    def vision_loss(
         self, features: torch.Tensor, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Of the vision tower's `features` [P, N, width]."""
+        """Loss on the vision tower's `features` [P, N, width], and its parts by name."""
         colour, shape, kinds, *digits, mask = self.seen(features).float().split(self.sizes, -1)
         patches = batch["patches"][batch["scene"]]  # [P, N]
         table = batch["objects"][batch["scene"]]  # [P, objects, columns]
@@ -52,17 +52,17 @@ class Heads(nn.Module):
         where = [_cross(d[inside], labels[inside][:, k - 4]).mean() for k, d in enumerate(digits)]
         mask_loss = F.binary_cross_entropy_with_logits(mask[..., 0], batch["masks"])
         right = [
-            (logits.argmax(-1) == wanted)[inside].float().mean()
-            for logits, wanted in ((colour, names[0]), (shape, names[1]))
+            (logits.argmax(-1) == name)[inside].float().mean()
+            for logits, name in ((colour, names[0]), (shape, names[1]))
         ]
-        measured = {"colour": right[0], "shape": right[1], "kinds": kinds_loss, "where": torch.stack(where).mean()}
+        metrics = {"colour": right[0], "shape": right[1], "kinds": kinds_loss, "where": torch.stack(where).mean()}
         total = 2 * loss + 2 * kinds_loss + torch.stack(where).mean() + mask_loss
-        return total, {name: float(value.detach()) for name, value in measured.items()}
+        return total, {name: float(value.detach()) for name, value in metrics.items()}
 
-    def told_loss(
+    def grounding_loss(
         self, features: torch.Tensor, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Of the language model's image tokens, `features` [Q, N, width]."""
+        """Loss on the language model's image tokens, `features` [Q, N, width], and its parts by name."""
         logits = self.told(features).float()
         shares, clicks = batch["shares"], batch["clicks"]
         part = F.binary_cross_entropy_with_logits(logits[..., :3].transpose(1, 2), shares, reduction="none").mean(
@@ -71,18 +71,18 @@ class Heads(nn.Module):
         target = shares[:, 0] / shares[:, 0].sum(1, keepdim=True).clamp_min(1e-6)  # 0 where the object is not there
         named = _cross(logits[..., 0], target).mean()
         where = clicks >= 0
-        number = where.sum().clamp_min(1)  # a batch may hold no click: of stops, or of outlines that begin anywhere
+        number = where.sum().clamp_min(1)  # a batch may hold no click: of stops, or of polygons that start anywhere
         clicked = F.cross_entropy(logits[..., 3], clicks, ignore_index=-1, reduction="sum") / number
         hit = (logits[where, :, 3].argmax(1) == clicks[where]).sum() / number
         on = (shares[:, 0].gather(1, logits[..., 0].argmax(1)[:, None]) > 0.3).float().mean()
-        measured = {"named": named, "click_patch": hit, "named_patch": on}
+        metrics = {"named": named, "click_patch": hit, "named_patch": on}
         total = named + clicked + 2 * part.sum()
-        if "fine" in batch:  # the object's outline, within each patch
-            drawn = F.binary_cross_entropy_with_logits(logits[..., 4:], batch["fine"], reduction="none").mean(-1)
+        if "fine" in batch:  # the object's mask within each patch
+            fine = F.binary_cross_entropy_with_logits(logits[..., 4:], batch["fine"], reduction="none").mean(-1)
             balance = torch.where(shares[:, 0] > 0, 1.0, 0.1)
-            measured["fine"] = (drawn * balance).sum() / balance.sum()
-            total = total + 4 * measured["fine"]
-        return total, {name: float(value.detach()) for name, value in measured.items()}
+            metrics["fine"] = (fine * balance).sum() / balance.sum()
+            total = total + 4 * metrics["fine"]
+        return total, {name: float(value.detach()) for name, value in metrics.items()}
 
 
 def _cross(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -93,19 +93,20 @@ def _cross(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class Collator:
-    """Batches of lessons as tensors: the model's inputs, labels and weights on the replies alone, patch labels."""
+    """Batches of training examples as tensors: the model's inputs, labels and weights on the replies alone, patch
+    labels."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
-        self.places = (processor.image_processor.size["height"] // processor.patch_size) ** 2
-        self.asked = lru_cache(maxsize=4096)(self._asked)
+        self.image_tokens = (processor.image_processor.size["height"] // processor.patch_size) ** 2
+        self.prompt_ids = lru_cache(maxsize=4096)(self._prompt_ids)
 
-    def _asked(self, instruction: str) -> list[int]:
-        text = chat(self.processor, instruction)[0].replace(tiny.IMAGE, tiny.IMAGE * self.places)
+    def _prompt_ids(self, instruction: str) -> list[int]:
+        text = chat(self.processor, instruction)[0].replace(tiny.IMAGE, tiny.IMAGE * self.image_tokens)
         return self.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def _written(self, reply: str) -> tuple[list[int], list[float]]:
-        """Tokens of the reply with its end, and their weights."""
+    def _reply_ids(self, reply: str) -> tuple[list[int], list[float]]:
+        """Tokens of the reply with its end, and their weights in the loss."""
         words = self.processor.tokenizer
         ids = words(reply + words.eos_token, add_special_tokens=False)["input_ids"]
         pieces = words.convert_ids_to_tokens(ids)
@@ -115,24 +116,24 @@ class Collator:
                 weights[k - 1] = UNITS_WEIGHT
         return ids, weights
 
-    def __call__(self, lessons: Sequence[ClickExample]) -> dict[str, torch.Tensor]:
+    def __call__(self, examples: Sequence[ClickExample]) -> dict[str, torch.Tensor]:
         questions: list[Question] = []
-        which: list[int] = []
+        pictures: list[int] = []  # the picture of each question, as an index into the batch's
         start = 0
-        for lesson in lessons:
-            questions += lesson.questions
-            which += [start + question.picture for question in lesson.questions]
-            start += len(lesson.pictures)
+        for example in examples:
+            questions += example.questions
+            pictures += [start + question.picture for question in example.questions]
+            start += len(example.pictures)
         batch = {
-            "pictures": torch.from_numpy(np.concatenate([lesson.pictures for lesson in lessons])),
-            "masks": torch.from_numpy(np.concatenate([lesson.masks for lesson in lessons])),
-            "scene": torch.tensor([k for k, lesson in enumerate(lessons) for _ in lesson.pictures]),
-            "patches": torch.from_numpy(np.stack([lesson.patches for lesson in lessons])),
-            "objects": torch.from_numpy(np.stack([lesson.objects for lesson in lessons])),
+            "pictures": torch.from_numpy(np.concatenate([example.pictures for example in examples])),
+            "masks": torch.from_numpy(np.concatenate([example.masks for example in examples])),
+            "scene": torch.tensor([k for k, example in enumerate(examples) for _ in example.pictures]),
+            "patches": torch.from_numpy(np.stack([example.patches for example in examples])),
+            "objects": torch.from_numpy(np.stack([example.objects for example in examples])),
         }
         if not questions:
             return batch
-        batch["which"] = torch.tensor(which)
+        batch["which"] = torch.tensor(pictures)
         batch["shares"] = torch.from_numpy(np.stack([question.shares for question in questions]))
         batch["clicks"] = torch.tensor([question.click for question in questions])
         if fine := [question.fine for question in questions if question.fine is not None]:
@@ -140,23 +141,24 @@ class Collator:
         return batch | self._texts([(question.instruction, question.reply) for question in questions])
 
     def _texts(self, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
-        """Padded on the left, so that replies end the rows."""
-        rows = [(self.asked(instruction), *self._written(reply)) for instruction, reply in pairs]
-        longest = max(len(asked) + len(ids) for asked, ids, _ in rows)
+        """Pad prompts and replies on the left, so that replies end the rows."""
+        rows = [(self.prompt_ids(instruction), *self._reply_ids(reply)) for instruction, reply in pairs]
+        longest = max(len(prompt) + len(reply) for prompt, reply, _ in rows)
         ids = torch.full((len(rows), longest), self.processor.tokenizer.pad_token_id)
         labels = torch.full_like(ids, IGNORED)
         weights = torch.zeros(ids.shape)
         attention = torch.zeros_like(ids)
-        for k, (asked, written, weight) in enumerate(rows):
-            ids[k, longest - len(asked) - len(written) :] = torch.tensor(asked + written)
-            attention[k, longest - len(asked) - len(written) :] = 1
-            labels[k, -len(written) :] = torch.tensor(written)
-            weights[k, -len(written) :] = torch.tensor(weight)
+        for k, (prompt, reply, weight) in enumerate(rows):
+            start = longest - len(prompt) - len(reply)
+            ids[k, start:] = torch.tensor(prompt + reply)
+            attention[k, start:] = 1
+            labels[k, -len(reply) :] = torch.tensor(reply)
+            weights[k, -len(reply) :] = torch.tensor(weight)
         return {"ids": ids, "labels": labels, "weights": weights, "attention": attention}
 
 
 def pixels(pictures: torch.Tensor) -> torch.Tensor:
-    """uint8 [P, S, S, 3] as the processor gives them to the model, float32 [P, 3, S, S] in -1..1."""
+    """Normalise uint8 [P, S, S, 3] as the processor does: float32 [P, 3, S, S] in -1..1."""
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
@@ -169,12 +171,12 @@ def forward_text(
     model: Any, features: torch.Tensor, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Reply logits [Q, longest reply, vocabulary], and the image tokens [Q, N, width] before the last layer; a picture
-    is looked at once, however many questions are asked about it."""
+    is encoded once, however many questions are about it."""
     ids = batch["ids"]
     image = ids == model.config.image_token_index
-    seen = model.model.multi_modal_projector(features)[batch["which"]]
+    projected = model.model.multi_modal_projector(features)[batch["which"]]
     embedded = model.get_input_embeddings()(ids)
-    embedded = embedded.masked_scatter(image[..., None], seen.to(embedded.dtype))
+    embedded = embedded.masked_scatter(image[..., None], projected.to(embedded.dtype))
     out = model.model.language_model(
         inputs_embeds=embedded, attention_mask=batch["attention"], output_hidden_states=True, use_cache=False
     )

@@ -1,7 +1,7 @@
-"""Lessons for the embedded model: states of procedural scenes with the reply that the annotator would give, and what
-each patch of the picture shows.
+"""Training examples for the embedded model: states of procedural scenes with the annotator's reply, and labels of every
+patch of the picture.
 
-A lesson is one scene in several pictures (mask states) with a question about each. States come from the annotator's
+An example is one scene in several pictures (mask states) with a question about each. States come from the annotator's
 clicks through a segmentation tool, and from masks that are cheap to make: parts of the target, its neighbours, wrong
 objects, nearly perfect ones.
 """
@@ -43,40 +43,34 @@ FINE = 4  # squares along the side of a patch
 
 @dataclass(frozen=True)
 class Question:
-    """What a picture is asked, the reply to learn, and what the question makes of each of the N patches.
+    """A question about a picture, the reply to learn, and labels of the N patches."""
 
-    `shares` float32 [3, N] are the parts of a patch that are target, missing from the mask, and wrongly in it; `click`
-    is the patch of the reply's click, or -1 where it stops. `iou` is the mask's. `fine` float32 [N, FINE²], where it is
-    given, are the shares of target in the squares that a patch is divided into.
-    """
-
-    picture: int
+    picture: int  # index in the example's pictures
     instruction: str
     reply: str
-    shares: np.ndarray
-    click: int
-    iou: float
-    fine: np.ndarray | None = None
+    shares: np.ndarray  # [3, N] float32, the parts of a patch that are target, missing from the mask, wrongly in it
+    click: int  # the patch of the reply's click, or -1 where it stops
+    iou: float  # of the mask
+    fine: np.ndarray | None = None  # [N, FINE²] float32, the shares of target in the squares of a patch
 
 
 @dataclass(frozen=True, eq=False)
 class ClickExample:
-    """One scene: `pictures` uint8 [P, S, S, 3] as the agent sees them, the part of each patch under the mask (`masks`
-    float32 [P, N]), and the object that fills most of each patch (`patches` int64 [N], 0 for background) with a table
-    of `objects` int64 [MAX_OBJECTS + 1, 2 + len(KINDS) + 4]: colour, shape, which kinds of sentence pick it out, and
-    two digits each of row and column of its first click."""
+    """A training example: one scene in P pictures of N patches, with its objects and questions."""
 
-    pictures: np.ndarray
-    masks: np.ndarray
-    patches: np.ndarray
+    pictures: np.ndarray  # [P, S, S, 3] uint8, as the agent sees them
+    masks: np.ndarray  # [P, N] float32, the part of each patch under the mask
+    patches: np.ndarray  # [N] int64, the object that fills most of each patch; 0 for background
+    # [MAX_OBJECTS + 1, 2 + len(KINDS) + 4] int64: colour, shape, which kinds of sentence pick the object out, and two
+    # digits each of row and column of its first click
     objects: np.ndarray
     questions: tuple[Question, ...]
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What a lesson holds: questions about the empty mask (one picture, `first` objects named), states of `trajectory`
-    played through the tool, `cheap` masks, and for `crossed` of all these masks a question about another object.
+    """Numbers of an example's questions: `first` about the empty mask (one picture), one about each of `trajectory`
+    states played through the tool and of `cheap` masks, and for `crossed` of these masks one about another object.
     `easy` is the part of scenes from the easiest class."""
 
     first: int = 4
@@ -87,16 +81,16 @@ class Mixture:
 
 
 class ClickExamples:
-    """Lesson i is a function of i, the seed and the plan.
+    """Makes example i from i, the seed and the mixture alone.
 
-    `reuse` lessons are made of each scene, in other orientations; the scenes of the last `window` lessons are kept for
-    that. `image_size` is the side of pictures and `grid` the number of patches along it; a mask of `stop_iou` is good
-    enough.
+    `reuse` examples are made of each scene, in other orientations; the scenes of the last `window` examples are kept
+    for that. `image_size` is the side of pictures and `grid` the number of patches along it; a mask of `stop_iou` is
+    good enough.
     """
 
     def __init__(
         self,
-        plan: Mixture,
+        mixture: Mixture,
         tool: SegTool | None = None,
         image_size: int = 128,
         grid: int = 8,
@@ -105,7 +99,7 @@ class ClickExamples:
         reuse: int = 4,
         window: int = 400,
     ) -> None:
-        self.plan, self.tool, self.seed = plan, tool, seed
+        self.mixture, self.tool, self.seed = mixture, tool, seed
         self.image_size, self.grid, self.stop_iou = image_size, grid, stop_iou
         self.reuse, self.window = reuse, window
         self.codec = codec.get("segagent")
@@ -113,24 +107,15 @@ class ClickExamples:
         self.scene = lru_cache(maxsize=window)(self._scene)
 
     def __getitem__(self, i: int) -> ClickExample:
-        rng = np.random.default_rng([self.seed, i])
-        number = i // (self.window * self.reuse) * self.window + i % self.window
-        scene = rotated(self.scene(number), int(rng.integers(8)))
-        named = [(k, found) for k in range(len(scene.objects)) if (found := expressions(scene, k))]
-        if not named:  # turning moves no object past another, but rounding of centres may
-            return self[i + self.window * self.reuse]
-        asked = [named[k] for k in rng.permutation(len(named))]
-        tasks = [self._task(scene, k, str(rng.choice(found))) for k, found in asked]
+        scene, named, rng = self._named_scene(i)
+        tasks = [self._task(scene, k, str(rng.choice(sentences))) for k, sentences in named]
         empty = np.zeros(scene.instances.shape, bool)
-        masks, questions = [empty], []
-        if self.plan.first:
-            questions = [
-                self._question(0, tasks[k % len(tasks)], empty) for k in range(min(self.plan.first, len(tasks)))
-            ]
+        masks = [empty]
+        questions = [self._question(0, task, empty) for task in tasks[: self.mixture.first]]
         states = list(self._states(tasks, scene.instances, rng))
         masks += [mask for _, mask, _ in states]
         questions += [self._question(1 + k, *state) for k, state in enumerate(states)]
-        for k in rng.permutation(len(states))[: self.plan.crossed]:
+        for k in rng.permutation(len(states))[: self.mixture.crossed]:
             task, mask, _ = states[k]
             others = [other for other in tasks if other is not task]
             if others:
@@ -140,21 +125,32 @@ class ClickExamples:
         shares = np.stack([self._shares(mask) for mask in masks])
         return ClickExample(np.stack(pictures), shares, patches, objects, tuple(questions))
 
+    def _named_scene(self, i: int) -> tuple[Scene, list[tuple[int, list[str]]], np.random.Generator]:
+        """The scene of example i in a random orientation, its objects that sentences pick out (index and sentences) in
+        random order, and the generator that all other choices are made with."""
+        rng = np.random.default_rng([self.seed, i])
+        number = i // (self.window * self.reuse) * self.window + i % self.window
+        scene = rotated(self.scene(number), int(rng.integers(8)))
+        named = [(k, sentences) for k in range(len(scene.objects)) if (sentences := expressions(scene, k))]
+        if not named:  # turning moves no object past another, but rounding of centres may
+            return self._named_scene(i + self.window * self.reuse)
+        return scene, [named[k] for k in rng.permutation(len(named))], rng
+
     def _scene(self, number: int) -> Scene:
         rng = np.random.default_rng([self.seed, 1, number])
-        rest = (1 - self.plan.easy) / 2
-        return self.levels[rng.choice(3, p=[self.plan.easy, rest, rest])].scene(number)
+        rest = (1 - self.mixture.easy) / 2
+        return self.levels[rng.choice(3, p=[self.mixture.easy, rest, rest])].scene(number)
 
     def _task(self, scene: Scene, k: int, instruction: str) -> Task:
         return Task("lesson", scene.image, scene.instances == k + 1, instruction)
 
     def _states(self, tasks: Sequence[Task], instances: np.ndarray, rng: np.random.Generator):
         """Tasks with a mask to improve and the clicks that led to it (none for cheap ones)."""
-        if self.plan.trajectory and self.tool is not None:
+        if self.mixture.trajectory and self.tool is not None:
             states = [state for task in tasks[:2] for state in annotator_states(self.tool, task, self.stop_iou)]
-            for k in sorted(rng.permutation(len(states))[: self.plan.trajectory]):
+            for k in sorted(rng.permutation(len(states))[: self.mixture.trajectory]):
                 yield states[k]
-        for k in range(self.plan.cheap):
+        for k in range(self.mixture.cheap):
             task = tasks[k % len(tasks)]
             yield task, distorted_mask(task.target.view(bool), instances, rng), ()
 
@@ -164,11 +160,12 @@ class ClickExamples:
         reply = self.codec.format(action, task, iou)
         target = task.target.view(bool)
         shares = np.stack([self._shares(part) for part in (target, target & ~mask, mask & ~target)])
-        click = self._patch(action, task) if isinstance(action, Click) else -1
+        click = self._patch(action.x, action.y, task) if isinstance(action, Click) else -1
         return Question(picture, task.instruction, reply, shares, click, iou)
 
-    def _patch(self, click: Click, task: Task) -> int:
-        return click.y * self.grid // task.height * self.grid + click.x * self.grid // task.width
+    def _patch(self, x: int, y: int, task: Task) -> int:
+        """The index of the patch that holds a pixel."""
+        return y * self.grid // task.height * self.grid + x * self.grid // task.width
 
     def _shares(self, mask: np.ndarray) -> np.ndarray:
         """The part of each patch that `mask` (bool [H, W]) covers, float32 [N]."""
@@ -201,7 +198,7 @@ def leading_digits(value: int) -> tuple[int, int]:
 
 
 def correct_action(task: Task, mask: np.ndarray, clicks: Sequence[Click], stop_iou: float) -> Action:
-    """What to do about `mask` (bool [H, W]): the annotator's next click, or a stop from `stop_iou` on."""
+    """The annotator's action on `mask` (bool [H, W]): its next click, or a stop from `stop_iou` on."""
     click = None if metrics.iou(task.target, mask) >= stop_iou else annotator.next_click(task.target, mask, clicks)
     return Stop() if click is None else click
 
@@ -235,21 +232,21 @@ def annotator_states(tool: SegTool, task: Task, stop_iou: float, steps: int = 4)
     """The states of the annotator's trajectory through `tool`: (task, mask, clicks) after each click."""
     mdp = SegMDP(tool, max_steps=steps)
     state = mdp.initial(task)
-    found = []
+    states = []
     while not mdp.terminal(state):
         action = correct_action(task, state.mask, state.clicks, stop_iou)
         if isinstance(action, Stop):
             break
         state = mdp.transition([state], [action])[0]
-        found.append((task, state.mask, state.clicks))
-    return found
+        states.append((task, state.mask, state.clicks))
+    return states
 
 
 def distorted_mask(target: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A mask (bool [H, W]) as a tool might give for `target` (bool [H, W]) in a scene with these `instances`."""
     other = (instances == rng.integers(1, instances.max() + 1)) & ~target
     kind = rng.random()
-    if kind < 0.25:  # nearly right: what to stop at, and what not yet
+    if kind < 0.25:  # nearly right: good enough to stop, or not yet
         return _grown(target, int(rng.integers(-2, 3)))
     if kind < 0.40:
         return _grown(target, int(rng.integers(-6, 9)))

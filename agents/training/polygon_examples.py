@@ -1,8 +1,8 @@
-"""Lessons in drawing: questions about procedural scenes that are answered by a whole outline at once, by a box or by a
-point (SimpleSeg's task interface), for the tiny model that has learned where things are by clicking.
+"""Training examples for polygons: questions about procedural scenes that are answered by all polygons of an object at
+once, by a box or by a point (SimpleSeg's task interface), for the tiny model that has learned to click.
 
-Most questions name an object and ask for its mask; some give its box or a point on it, ask for its box, or name
-something that is not there, which is answered by an empty list.
+Most questions name an object and want its mask; some give its box or a point on it, want its box, or name something
+that is not there, which is answered by an empty list.
 """
 
 from __future__ import annotations
@@ -22,18 +22,17 @@ from agents.training.click_examples import (
     ClickExamples,
     Mixture,
     Question,
-    rotated,
 )
 from segenv import queries
 from segenv.codec import polygons
-from segenv.data.synthetic.scenes import Scene, expressions
+from segenv.data.synthetic.scenes import Scene
 from segenv.geometry import fit
 from segenv.types import Task, object_of
 
-# What is asked, with its chance. The rest, ABSENT, are masks of objects that are not there.
+# Chance of each (prompt type, output type). The rest, NO_TARGET_SHARE, are masks of objects that are not there.
 QUERY_SHARES = {("text", "mask"): 0.72, ("box", "mask"): 0.08, ("point", "mask"): 0.08, ("text", "box"): 0.08}
 NO_TARGET_SHARE = 0.04
-VERTICES, RATIO = 12, 0.015  # of an outline: at most, and simplified by this part of each ring's length
+VERTICES, RATIO = 12, 0.015  # of an object's polygons: at most, and simplified by this part of each ring's length
 ORDERS = ("canonical", "reversed", "random-start", "random")
 
 # Frequent runs of brackets and digits of the polygon codecs as one token each: a vertex then takes eight.
@@ -41,59 +40,53 @@ TOKENS = ("],[", "]],[[", "[[[", "]]]", "], [0.", "]], [[0.", "[[[0.", ", 0.", "
 
 
 class PolygonExamples(ClickExamples):
-    """Lesson i is a function of i, the seed and the plan (which says how many questions a scene is asked).
+    """Makes example i from i, the seed and the mixture, whose `first` is the number of questions about a scene.
 
-    `codec` is a polygon codec's spec; `vertices`, `ratio` and `order` are as for `drawn`.
+    `codec` is a polygon codec's spec; `vertices`, `ratio` and `order` are as for `format_rings`.
     """
 
     def __init__(
         self,
-        plan: Mixture,
+        mixture: Mixture,
         codec: str = "rings",
         vertices: int = VERTICES,
         ratio: float = RATIO,
         order: str = "canonical",
         **how: Any,
     ) -> None:
-        super().__init__(plan, **how)
+        super().__init__(mixture, **how)
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}; expected one of {', '.join(ORDERS)}")
-        self.dialect, self.vertices, self.ratio, self.order = polygons.get(codec), vertices, ratio, order
+        self.polygon_codec, self.vertices, self.ratio, self.order = polygons.get(codec), vertices, ratio, order
 
     def __getitem__(self, i: int) -> ClickExample:
-        rng = np.random.default_rng([self.seed, i])
-        number = i // (self.window * self.reuse) * self.window + i % self.window
-        scene = rotated(self.scene(number), int(rng.integers(8)))
-        named = [(k, found) for k in range(len(scene.objects)) if (found := expressions(scene, k))]
-        if not named:
-            return self[i + self.window * self.reuse]
-        asked = [named[k] for k in rng.permutation(len(named))]
+        scene, named, rng = self._named_scene(i)
         questions = []
-        for k in range(self.plan.first):
-            number, sentences = asked[k % len(asked)]
-            questions.append(self._asked(scene, number, str(rng.choice(sentences)), rng))
+        for k in range(self.mixture.first):
+            index, sentences = named[k % len(named)]
+            questions.append(self._polygon_question(scene, index, str(rng.choice(sentences)), rng))
         pictures = resized(scene.image, (self.image_size,) * 2)[None]
         patches, objects = self._labels(scene)
         return ClickExample(pictures, np.zeros((1, self.grid**2), np.float32), patches, objects, tuple(questions))
 
-    def _asked(self, scene: Scene, k: int, sentence: str, rng: np.random.Generator) -> Question:
+    def _polygon_question(self, scene: Scene, k: int, sentence: str, rng: np.random.Generator) -> Question:
         chance = rng.random()
         if chance < NO_TARGET_SHARE and (words := absent_instructions(scene)):
             task = Task("lesson", scene.image, np.zeros(scene.instances.shape, bool), str(rng.choice(words)))
-            given, wanted = "text", "mask"
+            prompt_type, output_type = "text", "mask"
         else:
             task = self._task(scene, k, sentence)
             weights = np.array(list(QUERY_SHARES.values()))
-            given, wanted = list(QUERY_SHARES)[int(rng.choice(len(weights), p=weights / weights.sum()))]
-        query = queries.query(task, self.dialect, given, wanted, style="instruction")
-        if wanted == "mask":
-            reply = format_rings(task, self.dialect, self.vertices, self.ratio, self.order, rng)
+            prompt_type, output_type = list(QUERY_SHARES)[int(rng.choice(len(weights), p=weights / weights.sum()))]
+        query = queries.query(task, self.polygon_codec, prompt_type, output_type, style="instruction")
+        if output_type == "mask":
+            reply = format_rings(task, self.polygon_codec, self.vertices, self.ratio, self.order, rng)
         else:
-            reply = queries.reply(query, self.dialect)
+            reply = queries.reply(query, self.polygon_codec)
         covered = self._shares(task.target)
         shares = np.stack([covered, covered, np.zeros_like(covered)])
-        begins = wanted == "mask" and self.order in ("canonical", "reversed")
-        first = self._first(task) if begins else -1
+        starts = output_type == "mask" and self.order in ("canonical", "reversed")
+        first = self._first(task) if starts else -1
         return Question(0, query.prompt, reply, shares, first, 0.0, self._fine(task))
 
     def _fine(self, task: Task) -> np.ndarray:
@@ -103,11 +96,11 @@ class PolygonExamples(ClickExamples):
         return shares.reshape(self.grid, FINE, self.grid, FINE).swapaxes(1, 2).reshape(-1, FINE**2)
 
     def _first(self, task: Task) -> int:
-        """The patch in which a drawing begins, -1 where there is none."""
+        """The patch of the topmost vertex, at which canonical rings start; -1 for an empty target."""
         rows, columns = np.nonzero(task.target)
         if not len(rows):
             return -1
-        return int(rows[0]) * self.grid // task.height * self.grid + int(columns[0]) * self.grid // task.width
+        return self._patch(int(columns[0]), int(rows[0]), task)
 
 
 def format_rings(
@@ -118,16 +111,16 @@ def format_rings(
     order: str = "canonical",
     rng: np.random.Generator | None = None,
 ) -> str:
-    """The reply that draws a task's target: simplified by `ratio` of each ring's length, so that the corners stay and
-    not the steps of a slanted edge; and where that still takes more than `vertices`, the best outline that does not
-    (one rectangle where that is too few).
+    """Format the polygons of a task's target as a reply: simplified by `ratio` of each ring's length, so that the
+    corners stay and not the steps of a slanted edge; and where that still takes more than `vertices`, the best polygons
+    within that number (one rectangle where that is too few).
 
-    `order` is that of a ring's vertices: counterclockwise on the screen from the topmost one (canonical), reversed,
-    from a random one, or shuffled.
+    A ring's vertices are in `order`: counterclockwise on the screen from the topmost one (canonical), reversed, from a
+    random one, or shuffled.
     """
     rings = list(codec.outline(object_of(task.target), ratio=ratio).rings)
     if rings:
-        rings = fit(rings, lambda found: sum(map(len, found)) <= max(4, vertices), codec.union)
+        rings = fit(rings, lambda candidates: sum(map(len, candidates)) <= max(4, vertices), codec.union)
     if order == "reversed":
         rings = [np.roll(ring[::-1], 1, axis=0) for ring in rings]  # from the same vertex
     elif order != "canonical":

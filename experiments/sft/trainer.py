@@ -106,10 +106,10 @@ class Trainer:
         batch = {name: values.to(self.device) for name, values in self.collate(lessons).items()}
         with torch.autocast(self.device.type, torch.bfloat16):
             features = encode_images(self.model, batch["pictures"])
-            loss, measured = self.heads.seen_loss(features, batch)
+            loss, measured = self.heads.vision_loss(features, batch)
             if self.stage(self.step)[0] != "look":
                 logits, tokens = forward_text(self.model, features, batch)
-                told, more = self.heads.told_loss(tokens, batch)
+                told, more = self.heads.grounding_loss(tokens, batch)
                 reply = reply_loss(logits, batch)
                 loss = 0.25 * loss + 0.5 * told + reply
                 measured |= more | {"reply": float(reply.detach())}

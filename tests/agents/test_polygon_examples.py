@@ -80,7 +80,7 @@ def test_lessons_depend_on_their_number_and_every_answer_is_right():
         assert [q.reply for q in again[i].questions] == [q.reply for q in lesson.questions]
         frame = Synthetic("val")[0]
         for question in lesson.questions:
-            answer = lessons.dialect.parse(question.reply, frame)
+            answer = lessons.polygon_codec.parse(question.reply, frame)
             covered = question.shares[0].reshape(4, 4)
             if isinstance(answer, Box):
                 kinds["box"] += 1
@@ -107,7 +107,7 @@ def test_outlines_that_begin_anywhere_have_a_loss_too():
     batch = Collator(processor)([lessons[0], lessons[1]])
     assert (batch["clicks"] == -1).all()
     heads, tokens = Heads(32, fine=True), torch.randn(4, 4, 32, requires_grad=True)
-    loss, measured = heads.told_loss(tokens, batch)
+    loss, measured = heads.grounding_loss(tokens, batch)
     loss.backward()
     assert loss.isfinite() and tokens.grad is not None and tokens.grad.isfinite().all()
     assert all(np.isfinite(value) for value in measured.values()) and measured["click_patch"] == 0
