@@ -1,7 +1,7 @@
-"""Annotators and policies to trajectories, and trajectories to StaR's lessons.
+"""Episodes of annotators and policies, and StaR's training examples, as trajectories.
 
-A trajectory is a chain: each click is made in the state that the one before led to. What a rule drops from a play cuts
-the chain in two.
+A trajectory is a chain: each click is made in the state that the click before led to. Where a rule drops a click, the
+chain is cut in two.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from typing import Literal
 import numpy as np
 
 from agents.annotator import AnnotatorAgent
-from search.episode import Episode, action_from_json, action_to_json
-from search.star import Rules, StarExample, action_of
+from search.episode import Episode, action_from_json
+from search.star import StarExample, action_of
 from segenv import codec, metrics
-from segenv.data.trajectories.dataset import Trajectories
 from segenv.data.trajectories.record import RecordedClick, Start, Trajectory, encode_mask
 from segenv.mdp import SegState
 from segenv.types import Action, Box, Click, Stop, Task, Undo, object_of
@@ -45,8 +44,9 @@ class Expert(AnnotatorAgent):
 
 
 def opening(task: Task, start: Opening, rng: np.random.Generator, points: int = 3) -> tuple[Box | Click, ...]:
-    """What leads to the first mask of a play: nothing, the object's tight box, or 1 to `points` positive clicks
-    anywhere in that box, off the object too (SegAgent §4). Unlike a mask alone, it stays in the tool's prompt."""
+    """The actions that lead to the first mask of an episode: none, the object's tight box, or 1 to `points` positive
+    clicks anywhere in that box, off the object too (SegAgent §4). Unlike a mask alone, they stay in the tool's
+    prompt."""
     box = metrics.box_of(object_of(task.target))
     if start == "empty" or box is None:
         return ()
@@ -58,8 +58,8 @@ def opening(task: Task, start: Opening, rng: np.random.Generator, points: int = 
 
 @dataclass(frozen=True)
 class Move:
-    """An action in the state `before` (a mask in COCO's run lengths, with its IoU), which led to `after`; None where
-    that is not known."""
+    """An action in the state `before` (a mask in COCO's run lengths, with its IoU), which led to `after`, or to None
+    where it was never played."""
 
     step: int
     before: str
@@ -70,8 +70,7 @@ class Move:
 
 
 def moves_of(episode: Episode, opened: int = 0) -> list[Move]:
-    """What was done in an episode after its first `opened` steps, without replies that were not carried out and
-    actions that were taken back."""
+    """The actions of an episode after its first `opened` steps, without those that failed or were undone."""
     moves: list[Move] = []
     mask, iou = episode.start_mask, episode.start_iou
     for k, step in enumerate(episode.steps):
@@ -86,8 +85,8 @@ def moves_of(episode: Episode, opened: int = 0) -> list[Move]:
 
 
 def moves_of_rows(rows: Sequence[StarExample]) -> list[Move]:
-    """The lessons of one play, in the order of its steps. What a correction would have led to was never played, and
-    what the last row led to is not in the rows."""
+    """The training examples of one episode as moves, in the order of its steps. A correction was never played, and the
+    mask after the last row is not in the rows."""
     moves: list[Move] = []
     after: str | None
     iou: float | None
@@ -122,9 +121,9 @@ def select(moves: Sequence[Move], rule: Rule, min_gain: float = 0.0) -> list[Mov
 def trajectories_of(
     moves: Iterable[Move], task: Task, image_name: str, start: str = "given", sample: int = 0
 ) -> list[Trajectory]:
-    """The clicks as trajectories, of which there are several where a click does not follow on the one before: after one
-    that was dropped or corrected, or a box. Those begin with the mask of that state. `start` is how the play's first
-    mask was made."""
+    """Trajectories of the clicks: several where a click does not follow on the click before, because that was dropped
+    or corrected, or is a box. Later ones begin with the mask of their state. `start` names the origin of the episode's
+    first mask."""
     chains: list[list[Move]] = []
     for move in moves:
         if not isinstance(move.action, (Click, Stop)):
@@ -133,7 +132,7 @@ def trajectories_of(
             chains[-1].append(move)
         else:
             chains.append([move])
-    empty, made = encode_mask(np.zeros((task.height, task.width), bool)), []
+    empty, trajectories = encode_mask(np.zeros((task.height, task.width), bool)), []
     for chain in chains:
         first = chain[0]
         kind = start if first.step == 0 else "state"
@@ -144,33 +143,5 @@ def trajectories_of(
             if isinstance(move.action, Click)
         ]
         if clicks or begun is not None:
-            made.append(Trajectory.of_task(task, image_name, clicks, begun, sample))
-    return made
-
-
-def rows_of(data: Trajectories, rules: Rules = Rules()) -> list[StarExample]:  # noqa: B008  # frozen
-    """D_0 from a trajectories file, as lessons for StaR: its clicks with ΔIoU > `min_gain` until the mask reaches
-    `stop_iou`, and then a stop. They name the tasks that were played or, where the file does not know them, those of
-    `data`."""
-    rows = []
-    for i, name in enumerate(data.ids):
-        recorded = data.trajectory(i)
-        for lesson in recorded.lessons(rules.stop_iou):
-            after = lesson.iou_after
-            if isinstance(lesson.action, Click) and after is not None and after - lesson.iou <= rules.min_gain:
-                continue
-            row = StarExample(
-                task=recorded.task or name,
-                sample=recorded.sample,
-                step=lesson.step,
-                height=recorded.height,
-                width=recorded.width,
-                mask=lesson.mask,
-                iou=lesson.iou,
-                action=action_to_json(lesson.action),
-                provenance="expert",
-                iou_after=lesson.iou if after is None else after,
-                text="",
-            )
-            rows.append(row)
-    return rows
+            trajectories.append(Trajectory.of_task(task, image_name, clicks, begun, sample))
+    return trajectories
