@@ -1,9 +1,6 @@
-"""The simulated annotator as an agent: the expert that trajectories are drawn from, and the upper line of every
-table."""
+"""The simulated annotator as an agent: it demonstrates trajectories, and is the upper bound of every table."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,9 +21,6 @@ class AnnotatorAgent(Agent):
         super().__init__(codec)
         self.spec = "annotator" if variant == "ritm" else f"annotator:{variant}"
         self._next_click = annotator.get(variant)
-
-    def _act_on(self, states: Sequence[SegState], seeds: Sequence[int]) -> list[str]:
-        return [self._answer(state, np.random.default_rng(seed)) for state, seed in zip(states, seeds, strict=True)]
 
     def _answer(self, state: SegState, rng: np.random.Generator) -> str:
         click = self._next_click(state.task.target, state.mask, state.clicks, rng)

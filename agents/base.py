@@ -1,4 +1,4 @@
-"""The contract of an agent: observations in, texts out."""
+"""The contract of agents: observations in, texts out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from segenv.mdp import Observation, SegState
 
 
-class Agent(ABC):  # noqa: B024  # an implementation gives `_act`, or `_act_on` where it is privileged
+class Agent(ABC):  # noqa: B024  # an implementation gives `_answer`, or `_act`
     """Answers each observation with a text, to be read by `codec`.
 
     Agents keep nothing between calls. An item's answer depends on its observation and its seed, never on the batch
-    around it, and a repeated call repeats its texts. Implementations give `spec` (what `agents.make` takes) and
-    `_act`; one that reads the target sets `privileged` and gives `_act_on` instead, and is asked through `act_on`.
-    `seconds` counts the time spent answering.
+    around it, and a repeated call repeats its texts. Implementations give `spec`, from which `agents.make` makes them,
+    and `_answer` for one item or `_act` for a batch. An agent that reads the target sets `privileged`; its items are
+    states, and it is called through `act_on`. `seconds` counts the time spent answering.
     """
 
     spec: str
@@ -32,7 +32,7 @@ class Agent(ABC):  # noqa: B024  # an implementation gives `_act`, or `_act_on` 
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every choice that changes what the agent writes, to be recorded with its results."""
+        """Every choice that changes the agent's texts, to be recorded with its results."""
         return {"agent": self.spec, "codec": self.codec.name}
 
     def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
@@ -49,14 +49,14 @@ class Agent(ABC):  # noqa: B024  # an implementation gives `_act`, or `_act_on` 
             raise TypeError(
                 f"agent {self.spec!r} is not privileged and never sees a state; call act(observations, seeds)"
             )
-        return self._timed(self._act_on, states, seeds)
+        return self._timed(self._act, states, seeds)
 
     def propose(self, observations: Sequence, k: int, seeds: Sequence[int]) -> list[list[str]]:
-        """`k` texts for each observation (state, where the agent is privileged), drawn with seeds derived from the
+        """`k` texts for each observation (state, where the agent is privileged), sampled with seeds derived from the
         item's seed."""
         self._check(observations, seeds)
         repeated = [observation for observation in observations for _ in range(k)]
-        texts = self._timed(self._draw, repeated, [derived for seed in seeds for derived in derive(seed, k)])
+        texts = self._timed(self._sample, repeated, [derived for seed in seeds for derived in derive(seed, k)])
         return [texts[i * k : (i + 1) * k] for i in range(len(observations))]
 
     def _timed(self, answer: Callable[..., list[str]], items: Sequence, seeds: Sequence[int]) -> list[str]:
@@ -72,15 +72,16 @@ class Agent(ABC):  # noqa: B024  # an implementation gives `_act`, or `_act_on` 
                 f"agent {self.spec!r} got {len(items)} items and {len(seeds)} seeds; give one seed for each item"
             )
 
-    def _draw(self, observations: Sequence, seeds: Sequence[int]) -> list[str]:
-        """One proposal for each item: what `act` gives, unless an agent draws proposals more widely."""
-        return (self._act_on if self.privileged else self._act)(observations, seeds)
+    def _sample(self, items: Sequence, seeds: Sequence[int]) -> list[str]:
+        """One proposal for each item: as `act` gives it, unless an agent samples proposals more widely."""
+        return self._act(items, seeds)
 
-    def _act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
+    def _act(self, items: Sequence, seeds: Sequence[int]) -> list[str]:
+        """Answer each item by itself, with a generator of its seed."""
+        return [self._answer(item, np.random.default_rng(seed)) for item, seed in zip(items, seeds, strict=True)]
+
+    def _answer(self, item: Any, rng: np.random.Generator) -> str:
         raise NotImplementedError(f"{type(self).__name__} gives no _act")
-
-    def _act_on(self, states: Sequence[SegState], seeds: Sequence[int]) -> list[str]:
-        raise NotImplementedError(f"{type(self).__name__} gives no _act_on")
 
 
 def derive(seed: int, k: int) -> list[int]:

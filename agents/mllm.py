@@ -1,4 +1,4 @@
-"""A multimodal language model as an agent: it sees the mask painted over the image, and writes its click."""
+"""Multimodal language models as agents: they see the mask painted over the image, and write a click."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from agents.backends.transformers import Source, TransformersBackend
+from agents import tiny
+from agents.backends.transformers import Checkpoint, TransformersBackend
 from agents.base import Agent
 from segenv import codec as codecs
 from segenv import render
@@ -21,24 +22,23 @@ WEIGHTS = Path(__file__).parent / "weights"
 EMBEDDED = WEIGHTS / "tiny-mllm"
 UNTRAINED = "untrained"  # the tiny model with fresh weights
 PROMPTS = ("codec", "instruction")
-MAX_NEW_TOKENS = 64  # of a reply, where nothing else is said
-OUTLINE_TOKENS = 512  # the same where the codec writes outlines: room for some 40 vertices
+MAX_NEW_TOKENS = 64  # of a reply, unless a checkpoint or the caller gives another number
+POLYGON_TOKENS = 512  # of a reply of a polygon codec: room for some 40 vertices
 
 
 class MllmAgent(Agent):
-    """Prompts an image-text-to-text checkpoint with `picture` and `prompt`, and returns what it writes.
+    """Prompts an image-text-to-text checkpoint with `picture` and `prompt`, and returns its replies.
 
     `path` is a name or folder for transformers, the bare name of a folder in agents/weights, "untrained" for the tiny
     model with fresh weights of `seed`, None for the embedded tiny model, or a (model, processor) pair;
-    `NAME_OR_PATH#448` and `NAME_OR_PATH#336x448` also give the `image_size`. What a fine-tuned checkpoint was taught
-    belongs to it: `codec`, `prompt`, `image_size` and `max_new_tokens` are taken from the `segenv` entry of its
-    configuration unless they are given, and are `segagent`, "codec", None (images are sent as they are) and 64 (512
-    where the codec writes outlines) where it declares nothing.
+    `NAME_OR_PATH#448` and `NAME_OR_PATH#336x448` also give the `image_size`. A fine-tuned checkpoint declares its
+    `codec`, `prompt`, `image_size` and `max_new_tokens` in the `segenv` entry of its configuration; where neither it
+    nor the caller gives them, they are `segagent`, "codec", None (images are sent as they are) and 64 (512 for polygon
+    codecs).
 
     `prompt` is "codec" (the codec's whole prompt) or "instruction" (the task's instruction alone). `act` samples at
-    `temperature`, where 0 takes the likeliest tokens; `propose` samples at `proposal_temperature` (0.5: on 200
-    tasks of `synthetic:test` it served a search of the embedded policy as well as 0.8). `options` go to
-    `TransformersBackend`.
+    `temperature`, where 0 is greedy; `propose` samples at `proposal_temperature` (0.5: on 200 tasks of
+    `synthetic:test` it served a search of the embedded policy as well as 0.8). `options` go to `TransformersBackend`.
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class MllmAgent(Agent):
                 f"no weights are embedded in {EMBEDDED}: the agent 'mllm' is an untrained tiny model", stacklevel=3
             )
             path = UNTRAINED
-        source: Source
+        source: Checkpoint
         if isinstance(path, tuple):
             self.spec, source, sent = "mllm:a model in memory", path, None
         else:
             self.spec = "mllm" if path is None else f"mllm:{path}"
             name, sent = parse(str(path or ""))
-            source = _untrained(seed) if name == UNTRAINED else name or EMBEDDED
+            source = tiny.build(seed) if name == UNTRAINED else name or EMBEDDED
         self.backend = TransformersBackend(source, **options)
         declared = getattr(self.backend.model.config, "segenv", None) or {}
         super().__init__(codec or codecs.get(declared.get("codec", "segagent")))
-        usual = OUTLINE_TOKENS if isinstance(self.codec, PolygonCodec) else MAX_NEW_TOKENS
+        usual = POLYGON_TOKENS if isinstance(self.codec, PolygonCodec) else MAX_NEW_TOKENS
         self.backend.max_new_tokens = max_new_tokens or declared.get("max_new_tokens", usual)
         self.prompt_style = prompt or declared.get("prompt", "codec")
         if self.prompt_style not in PROMPTS:
@@ -82,7 +82,7 @@ class MllmAgent(Agent):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Every choice that changes what the agent writes."""
+        """Every choice that changes the agent's texts."""
         backend = self.backend
         return {
             **super().settings,
@@ -96,28 +96,26 @@ class MllmAgent(Agent):
         }
 
     def picture(self, observation: Observation) -> np.ndarray:
-        """What the model sees: the mask in green over the image, at the size that is sent; uint8 [h, w, 3]."""
+        """The picture for the model: the mask in green over the image, at the size that is sent; uint8 [h, w, 3]."""
         return self.backend.sent(render.overlay(observation.image, observation.mask))
 
     def prompt(self, observation: Observation) -> str:
-        """What the model is asked."""
+        """The prompt for the model: the codec's, or the instruction alone."""
         return observation.instruction if self.prompt_style == "instruction" else self.codec.prompt(observation)
 
     def _act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
-        return self._write(observations, seeds, self.temperature)
+        return self._generate(observations, seeds, self.temperature)
 
-    def _draw(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
-        return self._write(observations, seeds, self.proposal_temperature)
+    def _sample(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
+        return self._generate(observations, seeds, self.proposal_temperature)
 
-    def _write(self, observations: Sequence[Observation], seeds: Sequence[int], temperature: float) -> list[str]:
-        pictures = [self.picture(observation) for observation in observations]
-        return self.backend.generate(
-            pictures, [self.prompt(observation) for observation in observations], seeds, temperature
-        )
+    def _generate(self, observations: Sequence[Observation], seeds: Sequence[int], temperature: float) -> list[str]:
+        pictures, prompts = map(self.picture, observations), map(self.prompt, observations)
+        return self.backend.generate(list(pictures), list(prompts), seeds, temperature)
 
 
 def checkpoint(spec: str) -> Path | str | None:
-    """What `agents.training.sft.finetune` starts from for the agent `spec`; None is the untrained tiny model."""
+    """The checkpoint of the agent `spec`, to be trained further; None is the untrained tiny model."""
     name, _, rest = spec.partition(":")
     if name != "mllm":
         raise ValueError(f"agent {spec!r} has no weights to train; expected mllm or mllm:NAME_OR_PATH")
@@ -128,9 +126,9 @@ def checkpoint(spec: str) -> Path | str | None:
 
 
 def parse(rest: str) -> tuple[str | None, int | tuple[int, int] | None]:
-    """What follows `mllm:` as name or folder (an embedded checkpoint's bare name as its folder, unless there is one of
-    that name here) and the size that images are sent at: `PATH#448` is the longest side, `PATH#336x448` height and
-    width."""
+    """Split the part of a spec after `mllm:` into name or folder (an embedded checkpoint's bare name as its folder,
+    unless there is one of that name here) and the size that images are sent at: `PATH#448` is the longest side,
+    `PATH#336x448` height and width."""
     path, _, size = rest.partition("#")
     sides = [int(side) for side in size.split("x") if side.isdecimal() and int(side)]
     if size and (not 1 <= len(sides) <= 2 or len(sides) != size.count("x") + 1):
@@ -138,9 +136,3 @@ def parse(rest: str) -> tuple[str | None, int | tuple[int, int] | None]:
     if path and Path(path).name == path and not Path(path).exists() and (WEIGHTS / path / "config.json").is_file():
         path = str(WEIGHTS / path)
     return path or None, None if not sides else sides[0] if len(sides) == 1 else (sides[0], sides[1])
-
-
-def _untrained(seed: int) -> tuple[Any, Any]:
-    from agents import tiny
-
-    return tiny.build(seed)

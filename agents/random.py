@@ -1,8 +1,6 @@
-"""Uniform clicks: the floor that every agent must beat."""
+"""Uniform clicks: a lower bound for agents."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,7 +11,7 @@ from segenv.types import Click
 
 
 class RandomAgent(Agent):
-    """Clicks a pixel drawn uniformly from the image, positive with probability `p`."""
+    """Clicks a pixel sampled uniformly from the image, positive with probability `p`."""
 
     def __init__(self, codec: Codec, p: float = 0.5) -> None:
         super().__init__(codec)
@@ -22,12 +20,6 @@ class RandomAgent(Agent):
         self.p = p
         self.spec = "random" if p == 0.5 else f"random:p={p:g}"
 
-    def _act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
-        return [
-            self._click(observation, np.random.default_rng(seed))
-            for observation, seed in zip(observations, seeds, strict=True)
-        ]
-
-    def _click(self, observation: Observation, rng: np.random.Generator) -> str:
+    def _answer(self, observation: Observation, rng: np.random.Generator) -> str:
         x, y = int(rng.integers(observation.width)), int(rng.integers(observation.height))
         return self.codec.format(Click(x, y, bool(rng.random() < self.p)), observation)

@@ -1,8 +1,7 @@
-"""Masks with what is true of them: what a process reward model learns from, and is measured on.
+"""Masks labelled with their true IoU, which a process reward model is trained and evaluated on.
 
 They come from the environment: from clicks of the annotator, of the policy and of an annotator who errs, and from
-random points. Each carries its true IoU and what the annotator would do about it, so that a model that learns from them
-stays a policy.
+random points. Each is labelled with the annotator's action too, so that a model that learns from them stays a policy.
 """
 
 from __future__ import annotations
@@ -57,13 +56,13 @@ class LabelledMask:
         return decode_mask(self.mask, self.height, self.width)
 
     def to_json(self) -> dict[str, Any]:
-        """What JSON holds; `Judged(**record)` reads it."""
+        """The mask as a JSON record, which `LabelledMask(**record)` reads."""
         return dataclasses.asdict(self)
 
 
 class NoisyAnnotator(Agent):
-    """The annotator, who errs: with a chance of `ERRORS` a click asks for another object of the scene, where its task
-    says what else is in it, or falls anywhere, with any sign once there is a mask."""
+    """The annotator, who errs: with a chance of `ERRORS` a click is `wrong_click`, where the task knows the instances
+    of its scene, or else `random_click`."""
 
     privileged = True
     spec = "noisy annotator"
@@ -71,18 +70,14 @@ class NoisyAnnotator(Agent):
     def __init__(self) -> None:
         super().__init__(codecs.get("pixels"))
 
-    def _act_on(self, states: Sequence[SegState], seeds: Sequence[int]) -> list[str]:
-        return [self._click(state, np.random.default_rng(seed)) for state, seed in zip(states, seeds, strict=True)]
-
-    def _click(self, state: SegState, rng: np.random.Generator) -> str:
+    def _answer(self, state: SegState, rng: np.random.Generator) -> str:
         task, mask = state.task, state.mask
         click = annotator.next_click(task.target, mask, state.clicks)
         if click is None or rng.random() < ERRORS:
             if (instances := task.meta.get("instances")) is not None:
                 click = wrong_click(task, mask, instances, rng)
             else:
-                x, y = int(rng.integers(task.width)), int(rng.integers(task.height))
-                click = Click(x, y, bool(rng.random() < 0.5) or not mask.any())
+                click = random_click(task, mask, rng)
         return self.codec.format(click, task)
 
 
@@ -94,20 +89,20 @@ def collect_masks(
     rules: Rules = Rules(),  # noqa: B008  # frozen
 ) -> list[list[LabelledMask]]:
     """For each task, the masks that annotator, policy, noisy annotator and random points lead to in episodes of
-    `mdp.max_steps`, each mask once, the empty one included. Random draws derive from `seed` and the task's id."""
-    found: list[dict[str, LabelledMask]] = [{} for _ in tasks]
+    `mdp.max_steps`, each mask once, the empty one included. Seeds derive from `seed` and the task's id."""
+    masks: list[dict[str, LabelledMask]] = [{} for _ in tasks]
     players = {"annotator": agents.make("annotator"), "policy": policy, "noisy": NoisyAnnotator()}
     for k, (source, player) in enumerate(players.items()):
         samples = SAMPLES[source]
         size = samples * len(tasks)
         episodes = rollout(mdp, player, tasks, seed=seed, round_index=k, samples=samples, batch_size=size)
         for i, episode in enumerate(episodes):
-            for judged in _episode_masks(episode, source, tasks[i // samples], rules):
-                found[i // samples].setdefault(judged.mask, judged)
-    for masks, made in zip(found, point_masks(mdp, tasks, SAMPLES["points"], seed, rules), strict=True):
-        for judged in made:
-            masks.setdefault(judged.mask, judged)
-    return [[replace(one, number=number) for number, one in enumerate(masks.values())] for masks in found]
+            for labelled in _episode_masks(episode, source, tasks[i // samples], rules):
+                masks[i // samples].setdefault(labelled.mask, labelled)
+    for of_task, of_points in zip(masks, point_masks(mdp, tasks, SAMPLES["points"], seed, rules), strict=True):
+        for labelled in of_points:
+            of_task.setdefault(labelled.mask, labelled)
+    return [[replace(mask, number=k) for k, mask in enumerate(of_task.values())] for of_task in masks]
 
 
 def _episode_masks(episode: Episode, source: str, task: Task, rules: Rules) -> Iterator[LabelledMask]:
@@ -127,15 +122,18 @@ def point_masks(
     """For each task, `count` masks that the tool makes of random points in the target's box, as in
     `segenv/Filter-v0`."""
     encodings = mdp.tool.encode([task.image for task in tasks], [task.image_hash for task in tasks])
-    found = []
+    masks = []
     for task, encoding in zip(tasks, encodings, strict=True):
-        prompts = [
-            random_prompt(task, np.random.default_rng(seed_of(seed, task.id, "points", j))) for j in range(count)
-        ]
-        made = mdp.tool.predict([encoding] * count, prompts)
-        pairs = enumerate(zip(prompts, made, strict=True))
-        found.append([_label(task, "points", one.mask, asked.clicks, one.score, rules, k) for k, (asked, one) in pairs])
-    return found
+        rngs = [np.random.default_rng(seed_of(seed, task.id, "points", k)) for k in range(count)]
+        prompts = [random_prompt(task, rng) for rng in rngs]
+        predictions = zip(prompts, mdp.tool.predict([encoding] * count, prompts), strict=True)
+        masks.append(
+            [
+                _label(task, "points", prediction.mask, prompt.clicks, prediction.score, rules, k)
+                for k, (prompt, prediction) in enumerate(predictions)
+            ]
+        )
+    return masks
 
 
 def _label(
@@ -163,51 +161,54 @@ def _label(
 
 def balanced(masks: Iterable[LabelledMask], limit: int, seed: int = 0) -> list[LabelledMask]:
     """At most `limit` of the masks, as many empty ones as of each tenth of IoU, and within a tenth as many of each
-    source, as far as there are enough; chosen by a hash of what they are, and in no order that means anything."""
+    source, as far as there are enough; chosen and ordered by a hash of task and number."""
     strata: dict[int, dict[str, list[tuple[int, LabelledMask]]]] = {}
-    for one in masks:
-        stratum = min(int(BINS * one.iou), BINS - 1) if one.pixels.any() else -1
+    for mask in masks:
+        stratum = min(int(BINS * mask.iou), BINS - 1) if mask.pixels.any() else -1
         sources = strata.setdefault(stratum, {})
-        sources.setdefault(one.source, []).append((seed_of(seed, "balance", one.task, one.number), one))
+        sources.setdefault(mask.source, []).append((seed_of(seed, "balance", mask.task, mask.number), mask))
     chosen: list[tuple[int, LabelledMask]] = []
     fewest_first = sorted(strata, key=lambda stratum: (sum(map(len, strata[stratum].values())), stratum))
     for k, sources in enumerate(strata[stratum] for stratum in fewest_first):
         share = (limit - len(chosen)) // (len(strata) - k)
-        ranked = [enumerate(sorted(drawn, key=lambda pair: pair[0])) for drawn in sources.values()]
-        in_turn = sorted((rank, *pair) for drawn in ranked for rank, pair in drawn)
-        chosen += [(key, one) for _, key, one in in_turn[:share]]
-    return [one for _, one in sorted(chosen, key=lambda pair: pair[0])]
+        ranked = [enumerate(sorted(pairs, key=lambda pair: pair[0])) for pairs in sources.values()]
+        in_turn = sorted((rank, *pair) for pairs in ranked for rank, pair in pairs)
+        chosen += [(key, mask) for _, key, mask in in_turn[:share]]
+    return [mask for _, mask in sorted(chosen, key=lambda pair: pair[0])]
 
 
 class PredictedIouExamples(Sequence):
-    """Masks as rows for `agents.training.sft.finetune`, rendered when they are asked for: what `pupil` (an `MllmAgent`)
-    would see of each, and the reply that states its IoU and then the annotator's action. `task` gives the task of an
-    id."""
+    """Masks as rows for `agents.training.sft.finetune`, rendered when they are read: the picture and prompt that
+    `policy` (an `MllmAgent`) sees, and the reply that states the IoU and then the annotator's action. `task` gives the
+    task of an id."""
 
-    def __init__(self, masks: Sequence[LabelledMask], pupil: Any, task: Callable[[str], Task]) -> None:
-        self.masks, self.pupil = masks, pupil
+    def __init__(self, masks: Sequence[LabelledMask], policy: Any, task: Callable[[str], Task]) -> None:
+        self.masks, self.policy = masks, policy
         self.task = lru_cache(maxsize=TASKS_KEPT)(task)
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def __getitem__(self, k: Any) -> Any:
-        one = self.masks[k]
-        seen = observation_of(one, self.task(one.task))
-        reply = self.pupil.codec.format(action_from_json(one.action), seen, iou=one.iou)
-        return {"image": self.pupil.picture(seen), "prompt": self.pupil.prompt(seen), "reply": reply}
+        mask, policy = self.masks[k], self.policy
+        observation = observation_of(mask, self.task(mask.task))
+        reply = policy.codec.format(action_from_json(mask.action), observation, iou=mask.iou)
+        return {"image": policy.picture(observation), "prompt": policy.prompt(observation), "reply": reply}
 
 
-def observation_of(one: LabelledMask, task: Task) -> Observation:
-    """What an agent sees of the mask, with one step left."""
-    return Observation(task.id, task.image, one.pixels, task.instruction, 0, 1)
+def observation_of(mask: LabelledMask, task: Task) -> Observation:
+    """The observation of an agent that has the mask and one step left."""
+    return Observation(task.id, task.image, mask.pixels, task.instruction, 0, 1)
 
 
 def wrong_click(task: Task, mask: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> Click:
-    """A click for another object of the scene, or anywhere."""
+    """A click for another object of the scene, or a random one."""
     other = instances == rng.integers(1, instances.max() + 1)
     click = annotator.next_click(other, mask) if rng.random() < 0.7 else None
-    if click is not None:
-        return click
+    return random_click(task, mask, rng) if click is None else click
+
+
+def random_click(task: Task, mask: np.ndarray, rng: np.random.Generator) -> Click:
+    """A click anywhere, of any sign once there is a mask."""
     x, y = int(rng.integers(task.width)), int(rng.integers(task.height))
-    return Click(x, y, bool(rng.random() < 0.5) if mask.any() else True)
+    return Click(x, y, bool(rng.random() < 0.5) or not mask.any())

@@ -12,7 +12,7 @@ from transformers.utils import is_torchvision_available
 
 
 class _Pictures:
-    """Mixed into a family's processor, takes its part for videos away."""
+    """A mixin that takes the part for videos away from a family's processor."""
 
     @classmethod
     def get_attributes(cls) -> list[str]:

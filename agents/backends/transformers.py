@@ -26,22 +26,22 @@ from agents.backends.processors import processor_of
 from agents.tiny import vision_tower  # noqa: F401  # its import makes the embedded model's tower known to the Auto classes
 from segenv.tools.sam import no_loading_bars
 
-Source = str | Path | tuple[Any, Any]  # a name or folder, or a model with its processor
+Checkpoint = str | Path | tuple[Any, Any]  # a name or folder, or a model with its processor
 
 
 class TransformersBackend:
     """A checkpoint that answers prompts about images.
 
     `source` is a name or folder for transformers, or a (model, processor) pair. `device` is None for a GPU where
-    there is one; `dtype` is a torch name, None for the checkpoint's own on a GPU and float32 on a CPU. `image_size`
-    is what images are shrunk to before they are sent: the longest side in pixels, or an exact (height, width); None
-    sends them as they are. `seconds`, and `tokens` by "prompt" and "reply", count what was spent; `replies` holds a
-    `Reply` for each text of the last `generate`.
+    there is one; `dtype` is a torch name, None for the checkpoint's own on a GPU and float32 on a CPU. Images are
+    shrunk to `image_size` before they are sent: the longest side in pixels, or an exact (height, width); None sends
+    them as they are. `seconds`, and `tokens` by "prompt" and "reply", are counted; `replies` holds a `Reply` for each
+    text of the last `generate`.
     """
 
     def __init__(
         self,
-        source: Source,
+        source: Checkpoint,
         device: str | None = None,
         dtype: str | None = None,
         max_new_tokens: int = 64,
@@ -78,10 +78,9 @@ class TransformersBackend:
     def generate(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[int], temperature: float = 0.0
     ) -> list[str]:
-        """One reply for each image (uint8 [H, W, 3]), prompt and seed, as the model wrote it.
+        """One reply for each image (uint8 [H, W, 3]), prompt and seed.
 
-        A reply is the same in any batch, up to what the device's rounding makes of near ties. `temperature` 0 takes
-        the likeliest token.
+        A reply is the same in any batch, but where the device's rounding decides a near tie. `temperature` 0 is greedy.
         """
         if not len(images) == len(prompts) == len(seeds):
             raise ValueError(
@@ -105,20 +104,20 @@ class TransformersBackend:
     ) -> list[str]:
         chats = [chat(self.processor, prompt)[0] for prompt in prompts]
         inputs = encode(self.processor, chats, images).to(self.device, self.model.dtype)
-        listener = LogProbabilities()  # comes first: what the model says, and not what is made of it
+        recorder = LogProbabilities()  # comes first: the model's own distribution
         sample = [SeededSample(seeds, temperature, self.max_new_tokens)] if temperature else []
-        processors = LogitsProcessorList([listener, *sample])
+        processors = LogitsProcessorList([recorder, *sample])
         written = self.model.generate(**inputs, generation_config=self._plain_greedy(), logits_processor=processors)
         replies = [self._until_end(row) for row in written[:, inputs["input_ids"].shape[1] :].tolist()]
         self.tokens["prompt"] += int(inputs["attention_mask"].sum())
         self.tokens["reply"] += sum(map(len, replies))
-        taken = listener.taken(written)
+        taken = recorder.taken(written)
         self.replies += [Reply(len(ids), sum(row[: len(ids) + 1])) for ids, row in zip(replies, taken, strict=True)]
         # special tokens stay: in several families they are the grammar of points and boxes
         return self.processor.batch_decode(replies, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _plain_greedy(self) -> GenerationConfig:
-        """Take the highest score, whatever sampling or penalty the checkpoint suggests; `SeededSample` makes it a
+        """A greedy configuration, whatever sampling or penalty the checkpoint suggests; `SeededSample` makes it
         sample."""
         ends = self._ends()
         pad = self.processor.tokenizer.pad_token_id
@@ -143,15 +142,15 @@ class TransformersBackend:
 
 @dataclass(frozen=True)
 class Reply:
-    """What a reply took: its tokens without the end, and its natural log-probability with the end (where it came to
-    one), under the model's own distribution whatever the temperature."""
+    """The size of a reply: its tokens without the end, and its natural log-probability with the end (where it has one)
+    under the model's own distribution, whatever the temperature."""
 
     tokens: int
     log_probability: float
 
 
 class LogProbabilities(LogitsProcessor):
-    """Changes no score, and remembers the log-probability of each token that is taken."""
+    """Records the log-probability of each token that is taken, and changes no score."""
 
     def __init__(self) -> None:
         self.steps: list[torch.Tensor] = []  # of each token but the last: [rows, 1]
@@ -164,7 +163,7 @@ class LogProbabilities(LogitsProcessor):
         return scores
 
     def taken(self, written: torch.Tensor) -> list[list[float]]:
-        """Those of each row's new tokens, padding included; `written` is what `generate` gave, [rows, all tokens]."""
+        """Log-probabilities of each row's new tokens, padding included; `written` is `generate`'s, [rows, tokens]."""
         self._take(written)
         return torch.cat(self.steps, 1).tolist()
 
@@ -176,8 +175,8 @@ class LogProbabilities(LogitsProcessor):
 class SeededSample(LogitsProcessor):
     """Gives the highest score to a sample of softmax(scores / temperature) that the row's seed alone decides.
 
-    A row takes the token at which its cumulative distribution passes a uniform number; each has numbers of its own, one
-    a token, for `length` tokens. One number a token costs less than Gumbel noise for all of the vocabulary.
+    A row takes the token at which its cumulative distribution passes a uniform number; its seed gives one number a
+    token, for `length` tokens. One number a token costs less than Gumbel noise for all of the vocabulary.
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float, length: int) -> None:
@@ -193,7 +192,7 @@ class SeededSample(LogitsProcessor):
         return torch.zeros_like(scores).scatter_(1, chosen, 1.0)
 
 
-def load(source: Source, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
+def load(source: Checkpoint, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
     """The model and processor of a name or folder; a pair is returned as it is. Raises FileNotFoundError where there
     is no such checkpoint."""
     if isinstance(source, tuple):
@@ -215,21 +214,21 @@ def load(source: Source, dtype: str = "auto", trust_remote_code: bool = False) -
 
 
 def chat(processor: Any, prompt: str, reply: str | None = None) -> tuple[str, str]:
-    """The text up to the assistant's turn in the checkpoint's own chat template, and what a model that gives `reply`
-    writes after it."""
+    """The text up to the assistant's turn in the checkpoint's own chat template, and the text of a model that gives
+    `reply` after it."""
     for name in ("image_token", "video_token"):  # one placeholder, for the one image
         prompt = prompt.replace(getattr(processor, name, None) or "<image>", " ")
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
-    asked = processor.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
+    before = processor.apply_chat_template([question], add_generation_prompt=True, tokenize=False)
     if reply is None:
-        return asked, ""
+        return before, ""
     answer = {"role": "assistant", "content": [{"type": "text", "text": reply}]}
     whole = processor.apply_chat_template([question, answer], tokenize=False)
     end = processor.tokenizer.eos_token
-    written = whole[len(asked) :] if whole.startswith(asked) else reply + end
-    if end not in written:  # LLaVA-1.5's template ends no turn
-        written = written.rstrip() + end
-    return asked, written[: written.index(end) + len(end)]
+    after = whole[len(before) :] if whole.startswith(before) else reply + end
+    if end not in after:  # LLaVA-1.5's template ends no turn
+        after = after.rstrip() + end
+    return before, after[: after.index(end) + len(end)]
 
 
 def encode(processor: Any, texts: Sequence[str], images: Sequence[np.ndarray]) -> Any:

@@ -4,7 +4,7 @@ built here.
 A convolutional vision tower (`agents.tiny.vision_tower`) and Qwen2 text, two million parameters together. Any image is
 stretched to a square of `image_size` pixels, so that normalised coordinates keep their meaning. Every digit, bracket
 and comma is one token. The chat template puts the text before the image whatever the order of the contents: the image's
-tokens then know what is asked for.
+tokens then depend on the instruction.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
     "<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-# What the model reads and writes: each word becomes one token. Other text falls back on pieces, at worst on bytes.
+# The words of prompts and replies: each becomes one token. Other text falls back on pieces, at worst on bytes.
 VOCABULARY = """
 red orange yellow green blue purple violet pink brown black white gray grey cyan magenta teal olive navy maroon golden
 beige dark light bright pale deep coloured colored circle disc disk ellipse oval ring donut square rectangle box
@@ -73,7 +73,7 @@ SENTENCES = [
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on this module's words; always the same."""
+    """A byte-level BPE tokenizer trained on this module's words, every time equal."""
     bpe = Tokenizer(models.BPE())
     pieces = Regex(r"\d|[\[\](){}<>,.:;|]|\n| ?[A-Za-z]+|[^\sA-Za-z\d]|\s")
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -107,8 +107,8 @@ def build(
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """An untrained model, whose weights depend on `seed` and the sizes alone, and its processor.
 
-    `image_size` is in pixels, a multiple of the tower's patches of 16. The configuration's `segenv` entry declares how
-    the model is spoken to: the instruction alone as prompt, images sent as squares of `image_size`.
+    `image_size` is in pixels, a multiple of the vision tower's patches of 16. The configuration's `segenv` entry
+    declares how to prompt the model: the instruction alone, images sent as squares of `image_size`.
     """
     words = tokenizer()
     vision = vision_tower.VisionTowerConfig(image_size=image_size, hidden_size=width, layers=vision_layers, heads=heads)
@@ -157,7 +157,7 @@ def build(
 
 @torch.no_grad()
 def extend(model: LlavaForConditionalGeneration, processor: LlavaProcessor, texts: Sequence[str]) -> None:
-    """Give the model one token for each of `texts`, in place; it starts as the mean of the pieces that said it."""
+    """Give the model one token for each of `texts`, in place; its embedding starts as the mean of its pieces'."""
     words: Any = processor.tokenizer
     pieces = [words(text, add_special_tokens=False)["input_ids"] for text in texts]
     words.add_tokens([AddedToken(text, normalized=False) for text in texts])
@@ -169,15 +169,15 @@ def extend(model: LlavaForConditionalGeneration, processor: LlavaProcessor, text
 
 @torch.no_grad()
 def initialise(model: LlavaForConditionalGeneration, seed: int, std: float = 0.05) -> None:
-    """Fresh weights in the order of their names, the same under every version of the libraries: the tower's own, and
-    in the rest normal with `std` (twice and more the usual .02, which a model of this width needs to leave its
+    """Set fresh weights in the order of their names, equal under every version of the libraries: the vision tower's
+    own, and in the rest normal with `std` (twice and more the usual .02, which a model of this width needs to leave its
     plateau), norms at one, biases at zero."""
     generator = torch.Generator().manual_seed(seed)
-    eyes = model.model.vision_tower
-    vision_tower.initialise(eyes, generator)
-    seen = {id(parameter) for parameter in eyes.parameters()}
+    tower = model.model.vision_tower
+    vision_tower.initialise(tower, generator)
+    done = {id(parameter) for parameter in tower.parameters()}
     for name, parameter in sorted(model.named_parameters()):
-        if id(parameter) in seen:
+        if id(parameter) in done:
             continue
         if parameter.ndim > 1:
             parameter.normal_(0.0, std, generator=generator)
@@ -186,7 +186,7 @@ def initialise(model: LlavaForConditionalGeneration, seed: int, std: float = 0.0
 
 
 def save(path: Path | str, seed: int = 0, **sizes: Any) -> Path:
-    """Build, and write model (safetensors) and processor into the folder `path`; the same files every time."""
+    """Build a model, and write it (safetensors) and its processor into the folder `path`; equal files every time."""
     model, processor = build(seed, **sizes)
     model.save_pretrained(path)
     processor.save_pretrained(path)

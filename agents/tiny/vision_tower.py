@@ -18,8 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 
 class VisionTowerConfig(PretrainedConfig):
-    """Sizes: each entry of `channels` halves the resolution and is followed by as many residual blocks as `blocks`
-    says; `layers` attention layers of `hidden_size` and `heads` heads mix what places know. `norm` is False where the
+    """Sizes of a vision tower: each entry of `channels` halves the resolution and is followed by the number of residual
+    blocks in `blocks`; `layers` attention layers of `hidden_size` and `heads` heads follow. `norm` is False where the
     batch norms are folded into the convolutions."""
 
     model_type = "segenv_tower"
@@ -41,7 +41,7 @@ class VisionTowerConfig(PretrainedConfig):
 
     @property
     def patch_size(self) -> int:
-        """The side of what one token stands for, in pixels."""
+        """The side of the image part behind one token, in pixels."""
         return 2 ** len(self.channels)
 
 
@@ -111,8 +111,8 @@ class VisionTower(PreTrainedModel):
 
 @torch.no_grad()
 def fold(tower: VisionTower) -> VisionTower:
-    """`tower` with its batch norms folded into the convolutions, in place: the same function in evaluation, which then
-    depends on nothing but its weights, also while it is trained further."""
+    """Fold the batch norms into the convolutions, in place: outputs of evaluation stay equal, and depend on nothing but
+    the weights, also while the tower is trained further."""
     for part in tower.modules():
         if isinstance(part, Convolution) and isinstance(part.norm, nn.BatchNorm2d):
             norm, conv = part.norm, part.conv
@@ -137,8 +137,8 @@ def positions(side: int, width: int) -> torch.Tensor:
 
 @torch.no_grad()
 def initialise(tower: VisionTower, generator: torch.Generator) -> None:
-    """Fresh weights in the order of their names: He's for convolutions, normal with .05 for other matrices, norms at
-    one, biases at zero, positions as sines and cosines."""
+    """Set fresh weights in the order of their names: He's for convolutions, normal with .05 for other matrices, norms
+    at one, biases at zero, positions as sines and cosines."""
     for name, parameter in sorted(tower.named_parameters()):
         if name == "positions":
             parameter.copy_(0.5 * positions(round(math.sqrt(parameter.shape[0])), parameter.shape[1]))

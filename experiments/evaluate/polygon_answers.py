@@ -53,7 +53,7 @@ class OracleAgent(Agent):
         except ValueError:  # the coarsest polygon is too long
             return ""
 
-    def _act_on(self, states: Sequence[SegState], seeds: Sequence[int]) -> list[str]:
+    def _act(self, states: Sequence[SegState], seeds: Sequence[int]) -> list[str]:
         return [self.reply(state.task) for state in states]
 
 

@@ -53,10 +53,10 @@ class Scripted(Agent):
         self.replies = replies
         self.sampled: Counter[tuple] = Counter()
 
-    def _act_on(self, states, seeds):
+    def _act(self, states, seeds):
         return [self.say(self.replies[name_of(state.clicks)][0], state.task) for state in states]
 
-    def _draw(self, states, seeds):
+    def _sample(self, states, seeds):
         texts = []
         for state in states:
             self.sampled[state.task.id, name_of(state.clicks)] += 1

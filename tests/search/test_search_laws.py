@@ -115,10 +115,10 @@ class Shuffled(Wanderer):
     def key(self, state) -> tuple:
         return state.step, tuple((click.x, click.y, click.positive) for click in state.clicks)
 
-    def _act_on(self, states, seeds):
+    def _act(self, states, seeds):
         return [self.slot(state, 0) for state in states]
 
-    def _draw(self, states, seeds):
+    def _sample(self, states, seeds):
         texts = []
         for state in states:
             block = self.block if state.step else self.root_block
