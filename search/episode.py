@@ -20,27 +20,22 @@ PARTS = ("encode", "decode", "agent", "annotator", "other")  # where an episode'
 
 @dataclass(frozen=True)
 class Step:
-    """What one action did. `iou` and `mask` are those after it."""
+    """One action and its outcome: `iou` and `mask` are those after it."""
 
-    text: str  # what the agent wrote
-    action: dict[str, Any]  # what the codec read in it: {"type": "click", "x": 3, "y": 5, "positive": True}
+    text: str  # the agent's reply
+    action: dict[str, Any]  # as the codec parsed the reply: {"type": "click", "x": 3, "y": 5, "positive": True}
     iou: float
     reward: float
     score: float | None  # the tool's own estimate of the mask's IoU, 0..1
     error: str | None  # why the action was not carried out
-    stated_iou: float | None  # what the text says of the mask before the action, 0..1
+    stated_iou: float | None  # the reply's predicted IoU of the mask before the action, 0..1
     mask: str  # `encode_mask`
     other: dict[str, Any] | None = None  # {"action", "iou"}: an action tried in the same state, but not continued from
 
 
 @dataclass(frozen=True)
 class Episode:
-    """One finished episode, as plain values: `to_json` and `from_json` are exact inverses.
-
-    The first mask is `start_mask` with `start_iou`. `intersection` and `union` count pixels of the final mask, ignored
-    ones in neither; `boundary_iou` and `box_iou` are the final mask's. `seconds` are this episode's share of what its
-    batches took.
-    """
+    """One finished episode, as plain values: `to_json` and `from_json` are exact inverses."""
 
     task: str
     sample: int
@@ -48,14 +43,14 @@ class Episode:
     width: int
     instruction: str
     start_iou: float
-    start_mask: str
+    start_mask: str  # `encode_mask`
     steps: tuple[Step, ...]
     stopped: bool
-    intersection: int
+    intersection: int  # pixels of final mask and target, without ignored ones
     union: int
-    boundary_iou: float
+    boundary_iou: float  # of the final mask
     box_iou: float
-    seconds: dict[str, float]
+    seconds: dict[str, float]  # by `PARTS`, the episode's share of its batches
 
     @property
     def ious(self) -> list[float]:
@@ -77,7 +72,7 @@ class Episode:
         return decode_mask(self.steps[step - 1].mask if step else self.start_mask, self.height, self.width)
 
     def to_json(self) -> dict[str, Any]:
-        """The episode as what JSON holds."""
+        """The episode as a JSON record."""
         shallow = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
         return {**shallow, "steps": [dict(vars(step)) for step in self.steps]}
 
@@ -91,7 +86,7 @@ class Episode:
 def step_of(
     mdp: SegMDP, state: SegState, text: str, action: Action, following: SegState, stated_iou: float | None
 ) -> Step:
-    """The record of an action in `state` and of what followed."""
+    """The record of an action in `state` that led to `following`."""
     mask = following.mask
     return Step(
         text=text,
@@ -115,8 +110,7 @@ def action_to_json(action: Action) -> dict[str, Any]:
 
 
 def action_from_json(record: dict[str, Any]) -> Action:
-    """The click, box, polygons, stop or undo that `action_to_json` wrote; an invalid reply is no action to go back
-    to."""
+    """The click, box, polygons, stop or undo that `action_to_json` wrote; KeyError for an invalid reply."""
     values = {key: value for key, value in record.items() if key != "type"}
     return _ACTIONS[record["type"]](**values)
 

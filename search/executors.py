@@ -1,4 +1,4 @@
-"""Play the tasks of a dataset here, in processes, or on Ray: the same episodes whichever it is."""
+"""Play the tasks of a dataset in this process, in several, or on Ray, with equal episodes."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ from segenv.mdp import SegMDP
 from segenv.types import SegenvError
 
 EXECUTORS = ("serial", "process", "ray")
-Skipped = dict[str, str]  # id of a bad item: why it was passed over
+Skipped = dict[str, str]  # id of a bad item: why it was skipped
 
 
 class WorkerError(SegenvError):
-    """A worker of an executor is lost, or the executor is not there; the message says what to do."""
+    """Raised where a worker of an executor is lost, or the executor is missing; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What a worker needs to build dataset, tool and agent for itself, and how to play. Specs, so it is equal in every
-    process."""
+    """Specs of dataset, tool and agent, from which every worker builds its own, and the settings of its episodes."""
 
     data: str
     tool: str
@@ -51,14 +50,14 @@ class Setup:
     skip_bad: bool = False
     threads: int = 1
     temperature: float | None = None  # of agents that sample; None: their own
-    rules: Rules | None = None  # where they find an action bad, the annotator's is tried in the same state
+    rules: Rules | None = None  # by which the annotator's action is tried in place of a bad one
     search: str = "none"  # a spec of `search.spec`, on top of the agent
 
 
 class Player:
-    """A setup brought to life: `play` yields the episodes of some of its tasks.
+    """Dataset, tool and agent of a setup: `play` yields the episodes of some of its tasks.
 
-    Sets the process's number of threads, because floating-point sums depend on it.
+    It sets the process's number of threads, because floating-point sums depend on it.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -78,21 +77,21 @@ class Player:
     def play(self, positions: Sequence[int]) -> Iterator[Episode]:
         """The episodes of the tasks at `positions`, in that order; all of them advance together."""
         setup, tasks = self.setup, self.dataset.select(positions)
-        how: dict[str, Any] = {
+        options: dict[str, Any] = {
             "seed": setup.seed,
             "round_index": setup.round_index,
             "samples": setup.samples,
             "batch_size": max(1, len(positions) * setup.samples),
         }
         if self.search:
-            for tree in self.search.search(self.mdp, self.agent, tasks, self.value, **how):
+            for tree in self.search.search(self.mdp, self.agent, tasks, self.value, **options):
                 yield to_episode(self.mdp, self.agent, tree)
         else:
             correct = setup.rules.correction if setup.rules else None
-            yield from rollout(self.mdp, self.agent, tasks, correct=correct, **how)
+            yield from rollout(self.mdp, self.agent, tasks, correct=correct, **options)
 
     def chunk(self, positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
-        """All that a worker sends back for `positions`."""
+        """The episodes of `positions` and the bad items, as a worker sends them back."""
         return list(self.play(positions)), dict(self.dataset.skipped)
 
 
@@ -102,18 +101,16 @@ def play(
     executor: str,
     workers: int,
     skipped: Skipped,
-    wanted: Container[int] | None = None,
+    missing: Container[int] | None = None,
 ) -> Iterator[Episode]:
-    """Yield the episodes of the tasks at `positions` as they get ready, and put the bad items that were passed over
-    into `skipped`.
+    """Yield the episodes of the tasks at `positions` as they get ready, and put bad items into `skipped`.
 
-    Tasks advance together in fixed groups of `batch_size` episodes, because the last bits of what a learned model
-    computes depend on the batch around an item: so it is the same episodes in every executor, and in a run that was cut
-    and goes on. To go on, give all `positions` again and those still `wanted`: groups that hold one of them are played
-    whole.
+    Tasks advance together in fixed groups of `batch_size` episodes, because the last bits of a learned model's outputs
+    depend on the batch around an item: so episodes are equal in every executor, and in a run that was cut and resumed.
+    To resume, give all `positions` again and those still `missing`: groups that hold one of them are played whole.
 
     `serial` keeps the order and uses `player` itself; `process` and `ray` build players of their own in `workers`
-    processes, and yield groups as they are completed. Raises WorkerError where a worker dies; what was yielded is done.
+    processes, and yield groups as they are completed. Raises WorkerError where a worker dies; yielded episodes remain.
     """
     if executor not in EXECUTORS:
         raise ValueError(f"executor {executor!r} is unknown; expected one of {', '.join(EXECUTORS)}")
@@ -121,16 +118,16 @@ def play(
         raise ValueError(f"workers is {workers}; expected 1 or more")
     size = max(1, player.setup.batch_size // player.setup.samples)
     groups = [positions[i : i + size] for i in range(0, len(positions), size)]
-    if wanted is not None:
-        groups = [group for group in groups if any(position in wanted for position in group)]
+    if missing is not None:
+        groups = [group for group in groups if any(position in missing for position in group)]
     if executor == "serial":
         for group in groups:
             yield from player.play(group)
             skipped.update(player.dataset.skipped)
         return
     run: Callable = _in_processes if executor == "process" else _on_ray
-    for episodes, passed_over in run(player.setup, groups, min(workers, len(groups)) or 1):
-        skipped.update(passed_over)
+    for episodes, bad in run(player.setup, groups, min(workers, len(groups)) or 1):
+        skipped.update(bad)
         yield from episodes
 
 
@@ -153,7 +150,9 @@ def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> It
                 done = wait(pending, return_when=FIRST_COMPLETED).done
                 ready = [future for future in pending if future in done]  # a set's order would be by chance
                 pending = [future for future in pending if future not in done]
-                for future in sorted(ready, key=lambda one: one.exception() is not None):  # what is there comes first
+                for future in sorted(
+                    ready, key=lambda future: future.exception() is not None
+                ):  # results come before an error
                     yield future.result()
     finally:
         for name, value in before.items():
@@ -215,8 +214,8 @@ def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator
 
 
 def run_parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:
-    """Do independent jobs, `workers` at a time in processes of their own (0: one on a GPU and otherwise two), or one
-    after the other in this one. Where one fails, the others are ended."""
+    """Run independent jobs, `workers` at a time in processes of their own (0: one on a GPU and otherwise two), or one
+    after the other in this process. Where a job fails, the others are ended."""
     if not workers:
         import torch
 
@@ -233,8 +232,8 @@ def run_parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) 
 
 @contextmanager
 def _pool(workers: int, advice: str) -> Iterator[ProcessPoolExecutor]:
-    """Spawned processes, as one forked from a process with threads may hang; none outlives the `with` block. Where one
-    died, WorkerError says so, with `advice`."""
+    """Spawned processes, as a fork of a process with threads may hang; none outlives the `with` block. Raises
+    WorkerError with `advice` where one died."""
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     try:
@@ -247,5 +246,5 @@ def _pool(workers: int, advice: str) -> Iterator[ProcessPoolExecutor]:
         ended = set(multiprocessing.active_children()) - others
         for child in ended:
             child.terminate()
-        for child in ended:  # what they wrote to is free again
+        for child in ended:  # their files are free again
             child.join(10)

@@ -9,16 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 import agents
 from agents.base import Agent
-from search.episode import Episode, action_from_json, action_to_json, clicks_of, decode_mask
+from search.episode import Episode, action_to_json, clicks_of, decode_mask
 from search.rollout import rollout
-from search.star import Rules
+from search.star import Conversations, Rules
 from segenv import annotator, metrics
 from segenv import codec as codecs
 from segenv.data.trajectories.record import encode_mask
@@ -31,7 +30,6 @@ SOURCES = ("annotator", "policy", "noisy", "points")
 SAMPLES = {"annotator": 1, "policy": 2, "noisy": 2, "points": 4}  # episodes, or masks, of a task
 ERRORS = 0.35  # chance that a click of the noisy annotator is a mistake
 BINS = 10  # of the IoU, in balancing
-TASKS_KEPT = 1024  # in memory while rows are rendered
 
 
 @dataclass(frozen=True)
@@ -177,23 +175,15 @@ def balanced(masks: Iterable[LabelledMask], limit: int, seed: int = 0) -> list[L
     return [mask for _, mask in sorted(chosen, key=lambda pair: pair[0])]
 
 
-class PredictedIouExamples(Sequence):
-    """Masks as rows for `agents.training.sft.finetune`, rendered when they are read: the picture and prompt that
-    `policy` (an `MllmAgent`) sees, and the reply that states the IoU and then the annotator's action. `task` gives the
-    task of an id."""
+class PredictedIouExamples(Conversations):
+    """Labelled masks as conversations: the reply states the IoU and then the annotator's action."""
 
     def __init__(self, masks: Sequence[LabelledMask], policy: Any, task: Callable[[str], Task]) -> None:
-        self.masks, self.policy = masks, policy
-        self.task = lru_cache(maxsize=TASKS_KEPT)(task)
+        super().__init__(masks, policy, task, max_steps=1)
 
-    def __len__(self) -> int:
-        return len(self.masks)
-
-    def __getitem__(self, k: Any) -> Any:
-        mask, policy = self.masks[k], self.policy
-        observation = observation_of(mask, self.task(mask.task))
-        reply = policy.codec.format(action_from_json(mask.action), observation, iou=mask.iou)
-        return {"image": policy.picture(observation), "prompt": policy.prompt(observation), "reply": reply}
+    def observation(self, row: LabelledMask, task: Task) -> Observation:
+        """The policy's observation of the mask."""
+        return observation_of(row, task)
 
 
 def observation_of(mask: LabelledMask, task: Task) -> Observation:

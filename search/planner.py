@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from agents.base import Agent
 from search.budget import Limits
 from search.episode import Episode, step_of
 from search.expand import Expander
-from search.rollout import Play
+from search.rollout import RunningEpisode, in_batches
 from search.tree import Algorithm, ExpansionRequest, Node, Search, Tree
 from search.values import ValueFunction
 from segenv.mdp import SegMDP
@@ -59,33 +58,30 @@ def run_searches(
     if batch_size < 1 or samples < 1:
         raise ValueError(f"batch_size {batch_size} and samples {samples} must be 1 or more")
     expand = Expander(mdp, agent, value_fn, config.near)
-    waiting = ((task, sample) for task in tasks for sample in range(samples))
-    live: list[_RunningSearch] = []
-    finished: dict[int, Tree] = {}
-    started = ready = 0
-    while True:
-        new = list(islice(waiting, batch_size - len(live)))
-        for tree in expand.make_roots(new, config.limits, seed, round_index):
-            live.append(_RunningSearch(started, tree, algorithm(tree.root), config))
-            started += 1
-        if not live:
-            return
-        unfinished = [search for search in live if search.requests]
+
+    def start(items: Iterator[tuple[Task, int]]) -> list[_RunningSearch]:
+        trees = expand.make_roots(list(items), config.limits, seed, round_index)
+        return [_RunningSearch(tree, algorithm(tree.root), config) for tree in trees]
+
+    def advance(searches: list[_RunningSearch]) -> None:
+        unfinished = [search for search in searches if search.requests]
         expanded = expand([(search.tree, search.requests) for search in unfinished]) if unfinished else []
         for search, families in zip(unfinished, expanded, strict=True):
             search.resume(families)
-        finished.update((search.number, search.tree) for search in live if not search.requests)
-        live = [search for search in live if search.requests]
-        while ready in finished:
-            yield finished.pop(ready)
-            ready += 1
+
+    return in_batches(
+        ((task, sample) for task in tasks for sample in range(samples)),
+        batch_size,
+        start,
+        advance,
+        lambda search: None if search.requests else search.tree,
+    )
 
 
 @dataclass
 class _RunningSearch:
     """A search under way, and its requests; it has ended where there are none."""
 
-    number: int  # in the order of tasks and samples
     tree: Tree
     search: Search
     config: SearchConfig
@@ -119,15 +115,15 @@ class _RunningSearch:
 def to_episode(mdp: SegMDP, agent: Agent, tree: Tree) -> Episode:
     """Convert the path to the mask that a search returns to an episode. Where that mask ends no episode, a last step
     with no text stops there."""
-    play = Play(0, tree.sample, tree.root.state, tree.key)
+    episode = RunningEpisode(tree.sample, tree.root.state, tree.key)
     for node in tree.best.path()[1:]:
         assert node.action is not None
         stated = agent.codec.stated_iou(node.text)
-        play.steps.append(step_of(mdp, play.state, node.text, node.action, node.state, stated))
-        play.state = node.state
-    if not mdp.terminal(play.state):
-        (stopped,) = mdp.transition([play.state], [Stop()])
-        play.steps.append(step_of(mdp, play.state, "", Stop(), stopped, None))
-        play.state = stopped
-    play.seconds.update(tree.seconds)
-    return play.finish()
+        episode.steps.append(step_of(mdp, episode.state, node.text, node.action, node.state, stated))
+        episode.state = node.state
+    if not mdp.terminal(episode.state):
+        (stopped,) = mdp.transition([episode.state], [Stop()])
+        episode.steps.append(step_of(mdp, episode.state, "", Stop(), stopped, None))
+        episode.state = stopped
+    episode.seconds.update(tree.seconds)
+    return episode.finish()

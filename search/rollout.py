@@ -1,4 +1,4 @@
-"""Play episodes: those of a batch advance together, so that agent and tool are asked once a step for all of them."""
+"""Play episodes: a batch of them advances together, so that agent and tool are called once a step for all."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 from agents.base import Agent
 from search.episode import PARTS, Episode, Step, action_to_json, step_of
@@ -16,8 +17,11 @@ from segenv.mdp import SegMDP, SegState
 from segenv.seeds import seed_of
 from segenv.types import Action, Task, ToolError
 
-# asked with a state, the action and what followed; the action to take instead, or None
+# Called with a state, the action and the following state; gives the action to try instead, or None.
 Correct = Callable[[SegState, Action, SegState], Action | None]
+Item = TypeVar("Item")
+Run = TypeVar("Run")
+Result = TypeVar("Result")
 
 
 def rollout(
@@ -34,46 +38,73 @@ def rollout(
     """Play each task `samples` times and yield the episodes, in the order of tasks and then samples, as soon as they
     are ready.
 
-    At most `batch_size` episodes are under way; one that ends makes place for the next, so tasks are read when they are
+    At most `batch_size` episodes run at once; one that ends makes room for the next, so tasks are read when they are
     needed. The agent's seed at a step is `seed_of(seed, task id, round_index, sample, step)`: no result depends on
-    `batch_size` or on the tasks around it. `correct` is asked about each action; the action that it returns is tried in
+    `batch_size` or on the tasks around it. `correct` is called with each action; the action that it returns is tried in
     the same state and recorded in `Step.other`, and the episode continues from the agent's own.
     """
     if batch_size < 1 or samples < 1 or mdp.max_steps < 1:
         raise ValueError(
             f"batch_size {batch_size}, samples {samples} and max_steps {mdp.max_steps} must all be 1 or more"
         )
-    waiting = ((task, sample) for task in tasks for sample in range(samples))
-    live: list[Play] = []
-    finished: dict[int, Episode] = {}
+
+    def start(items: Iterator[tuple[Task, int]]) -> Iterator[RunningEpisode]:
+        while True:
+            began = time.perf_counter()
+            if (item := next(items, None)) is None:
+                return
+            task, sample = item
+            episode = RunningEpisode(sample, mdp.initial(task), (seed, task.id, round_index, sample))
+            episode.seconds["other"] += time.perf_counter() - began
+            yield episode
+
+    return in_batches(
+        ((task, sample) for task in tasks for sample in range(samples)),
+        batch_size,
+        start,
+        lambda episodes: _advance(mdp, agent, episodes, correct),
+        lambda episode: episode.finish() if mdp.terminal(episode.state) else None,
+    )
+
+
+def in_batches(
+    items: Iterator[Item],
+    batch_size: int,
+    start: Callable[[Iterator[Item]], Iterable[Run]],
+    advance: Callable[[list[Run]], None],
+    result_of: Callable[[Run], Result | None],
+) -> Iterator[Result]:
+    """Advance at most `batch_size` runs together, and yield their results in the order of `items`.
+
+    `start` makes a run of each item, `advance` takes runs one step further, and `result_of` gives the result of one
+    that has ended, else None; then it makes room for the next item.
+    """
+    live: dict[int, Run] = {}
+    results: dict[int, Result] = {}
     started = ready = 0
     while True:
-        while len(live) < batch_size:
-            began = time.perf_counter()
-            item = next(waiting, None)
-            if item is None:
-                break
-            live.append(Play(started, item[1], mdp.initial(item[0]), (seed, item[0].id, round_index, item[1])))
-            live[-1].seconds["other"] += time.perf_counter() - began
+        for run in start(islice(items, batch_size - len(live))):
+            live[started] = run
             started += 1
         if not live:
             return
-        _advance(mdp, agent, live, correct)
-        finished.update((play.number, play.finish()) for play in live if mdp.terminal(play.state))
-        live = [play for play in live if not mdp.terminal(play.state)]
-        while ready in finished:
-            yield finished.pop(ready)
+        advance(list(live.values()))
+        for number, run in list(live.items()):
+            if (result := result_of(run)) is not None:
+                results[number] = result
+                del live[number]
+        while ready in results:
+            yield results.pop(ready)
             ready += 1
 
 
 @dataclass
-class Play:
-    """An episode under way."""
+class RunningEpisode:
+    """An episode that has not ended."""
 
-    number: int  # index in the order of tasks and samples
     sample: int
     state: SegState
-    key: tuple[Any, ...]  # the agent's seeds derive from it
+    key: tuple[Any, ...]  # run's seed, task id, round and sample, from which seeds derive
     steps: list[Step] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
 
@@ -83,7 +114,7 @@ class Play:
         self.start_mask = encode_mask(mask)
 
     def finish(self) -> Episode:
-        """Make the episode, with metrics of the last mask."""
+        """The episode, with the metrics of its last mask."""
         began = time.perf_counter()
         task, mask = self.state.task, self.state.mask
         intersection, union = metrics.areas(task.target, mask)
@@ -107,13 +138,13 @@ class Play:
         )
 
 
-def _advance(mdp: SegMDP, agent: Agent, live: Sequence[Play], correct: Correct | None = None) -> None:
-    """Play one step of every episode in `live`."""
+def _advance(mdp: SegMDP, agent: Agent, episodes: Sequence[RunningEpisode], correct: Correct | None = None) -> None:
+    """Play one step of every episode."""
     began = time.perf_counter()
-    states = [play.state for play in live]
+    states = [episode.state for episode in episodes]
     observations = [mdp.observation(state) for state in states]
-    seeds = [seed_of(*play.key, play.state.step) for play in live]
-    asked = time.perf_counter()
+    seeds = [seed_of(*episode.key, episode.state.step) for episode in episodes]
+    called = time.perf_counter()
     texts = agent.act_on(states, seeds) if agent.privileged else agent.act(observations, seeds)
     answered = time.perf_counter()
     actions = [agent.codec.parse(text, observation) for text, observation in zip(texts, observations, strict=True)]
@@ -124,15 +155,15 @@ def _advance(mdp: SegMDP, agent: Agent, live: Sequence[Play], correct: Correct |
     except ToolError as error:
         raise ToolError(f"{error} (asked about tasks {', '.join(state.task.id for state in states)})") from error
     spent = {part: mdp.tool.seconds[part] - before[part] for part in ("encode", "decode")}
-    spent["annotator" if agent.privileged else "agent"] = answered - asked
-    for k, (play, text, action, state) in enumerate(zip(live, texts, actions, following, strict=True)):
-        step = step_of(mdp, play.state, text, action, state, agent.codec.stated_iou(text))
-        play.steps.append(dataclasses.replace(step, other=tried.get(k)))
-        play.state = state
+    spent["annotator" if agent.privileged else "agent"] = answered - called
+    for k, (episode, text, action, state) in enumerate(zip(episodes, texts, actions, following, strict=True)):
+        step = step_of(mdp, episode.state, text, action, state, agent.codec.stated_iou(text))
+        episode.steps.append(dataclasses.replace(step, other=tried.get(k)))
+        episode.state = state
     spent["other"] = time.perf_counter() - began - sum(spent.values())
-    for play in live:
+    for episode in episodes:
         for part, seconds in spent.items():
-            play.seconds[part] += seconds / len(live)
+            episode.seconds[part] += seconds / len(episodes)
 
 
 def _corrections(
@@ -145,8 +176,8 @@ def _corrections(
     """Try what `correct` would have done where it found an action bad: `{"action", "iou"}` by index."""
     better = {
         k: action
-        for k, asked in enumerate(zip(states, actions, following, strict=True))
-        if (action := correct(*asked)) is not None
+        for k, transition in enumerate(zip(states, actions, following, strict=True))
+        if (action := correct(*transition)) is not None
     }
     after = mdp.transition([states[k] for k in better], list(better.values()))
     ious = [float(metrics.iou(state.task.target, state.mask)) for state in after]

@@ -197,9 +197,7 @@ class Conversations(Sequence):
     the action, which makes the policy its own process reward model.
     """
 
-    def __init__(
-        self, examples: Sequence[StarExample], policy: Any, task: Callable[[str], Task], max_steps: int
-    ) -> None:
+    def __init__(self, examples: Sequence[Any], policy: Any, task: Callable[[str], Task], max_steps: int) -> None:
         self.examples, self.policy, self.max_steps = examples, policy, max_steps
         self.task = lru_cache(maxsize=TASKS_KEPT)(task)
 
@@ -207,9 +205,12 @@ class Conversations(Sequence):
         return len(self.examples)
 
     def __getitem__(self, k: Any) -> Any:
-        row = self.examples[k]
-        task, mask = self.task(row.task), decode_mask(row.mask, row.height, row.width)
-        left = self.max_steps - row.step
-        observation = Observation(row.task, task.image, mask, task.instruction, row.step, left, row.error)
-        reply = self.policy.codec.format(action_of(row), observation, iou=row.iou)
-        return {"image": self.policy.picture(observation), "prompt": self.policy.prompt(observation), "reply": reply}
+        example = self.examples[k]
+        seen = self.observation(example, self.task(example.task))
+        reply = self.policy.codec.format(action_from_json(example.action), seen, iou=example.iou)
+        return {"image": self.policy.picture(seen), "prompt": self.policy.prompt(seen), "reply": reply}
+
+    def observation(self, row: Any, task: Task) -> Observation:
+        """The policy's observation in the state of an example."""
+        mask, left = decode_mask(row.mask, row.height, row.width), self.max_steps - row.step
+        return Observation(row.task, task.image, mask, task.instruction, row.step, left, row.error)
