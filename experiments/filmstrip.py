@@ -41,7 +41,7 @@ class Args:
 
 
 def show(args: Args) -> str:
-    """Play the episode, write its picture, and return what is in it."""
+    """Play the episode, write its picture, and describe it."""
     player = Player(Setup(args.data, args.tool, args.agent, args.codec, args.max_steps, seed=args.seed))
     episode = next(player.play([args.item]))
     steps = range(1, len(episode.steps) + 1)

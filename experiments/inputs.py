@@ -113,8 +113,8 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def exchanged(task: Task) -> Task | None:
-    """The scene of `task` with another of its objects asked for, or None where no sentence picks out another; the
-    object first asked for is `meta["first"]`, bool [H, W]."""
+    """Exchange the instruction of `task` for another object's, or return None where no sentence picks out another; the
+    first object is `meta["first"]`, bool [H, W]."""
     if not task.meta["others"]:
         return None
     text, number = task.meta["others"][0]

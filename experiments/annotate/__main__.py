@@ -9,7 +9,7 @@ and with `--caption` a language model describes each object. SimpleSeg's own dat
 
 The run's folder holds annotations.json (COCO; with `--data coco:OUT/annotations.json@DIR` it is data for every
 command), sft/ (conversations), sheets/ (contact sheets) and report.html to check by, metrics.json, and images.jsonl:
-what was found in each image, with exact masks. A run that was ended, however, goes on with `--resume OUT`. Settings of
+the objects of each image, with exact masks. `--resume OUT` resumes a run that was ended. Settings of
 polygons and conversations may be given anew then: neither detector nor tool is called again.
 """
 

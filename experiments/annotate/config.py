@@ -13,7 +13,7 @@ CAPTION = (
 )
 
 
-OUTPUT = frozenset(  # settings that only what is written depends on
+OUTPUT = frozenset(  # settings that change only the outputs
     {
         *("tolerance", "max_vertices", "max_tokens", "tokenizer", "codec", "queries", "prompt", "wording"),
         *("several", "negatives", "show", "seed", "dry_run"),
@@ -56,9 +56,9 @@ class Args:
     caption_prompt: str = CAPTION
     """what it is asked, beside the image with the object painted green; {phrase} stands for the phrase"""
     tolerance: float = 1.0
-    """pixels by which an outline may leave its mask; 0 is exact"""
+    """pixels by which a polygon may leave its mask; 0 is exact"""
     max_vertices: int | None = None
-    """vertices that the outline of an object may have"""
+    """vertices that the polygons of an object may have"""
     max_tokens: int | None = None
     """tokens that a reply may have"""
     tokenizer: str | None = None
@@ -70,7 +70,7 @@ class Args:
     prompt: Literal["codec", "instruction"] = "codec"
     """what is asked: with all that a model must know to answer, or as shortly as a small model needs it"""
     wording: Literal["first", "varied"] = "first"
-    """of several wordings of a question: the first always, or drawn"""
+    """of several wordings of a question: the first always, or a random one"""
     several: Literal["skip", "union"] = "skip"
     """a text that names several objects of an image: no question about it, or one that all of them answer"""
     negatives: bool = False
@@ -90,6 +90,6 @@ class Args:
     threads: int = 1
     """threads of the process; sums of floats may depend on it"""
     show: int = 200
-    """images on the contact sheets and in report.html, drawn by name"""
+    """images on the contact sheets and in report.html, sampled by name"""
     dry_run: bool = False
     """say what would be done, and load what it takes, but write nothing"""

@@ -88,8 +88,8 @@ class Detector:
         picture, parts = Image.fromarray(image), list(self.captions(phrases))
         try:
             with torch.inference_mode():
-                for asked in parts:
-                    found += (self._grounded if self.grounded else self._scored)(picture, asked)
+                for caption in parts:
+                    found += (self._grounded if self.grounded else self._scored)(picture, caption)
         except ToolError:
             raise
         except Exception as error:  # a library that a family needs and is not installed, for one

@@ -29,7 +29,7 @@ from segenv.data.base import FORMATS, digest, file_size, folder, read_json
 from segenv.data.folder import NOT_DATA
 from segenv.types import Box
 
-UNNAMED = "object"  # the phrase of a given box without one
+UNNAMED = "object"  # the phrase of a box without one
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,19 @@ def read_inputs(
     if phrases_file is not None:
         more, each = read_phrases(Path(phrases_file).expanduser())
         everywhere += more
-    given = None if boxes is None else read_boxes(Path(boxes).expanduser())
-    if given is not None and (everywhere or each):
+    listed = None if boxes is None else read_boxes(Path(boxes).expanduser())
+    if listed is not None and (everywhere or each):
         raise RunError("boxes come with their phrases: give --boxes, or phrases for a detector, and not both")
-    named: Mapping[str, Any] = each if given is None else given
+    named: Mapping[str, Any] = each if listed is None else listed
     unknown = sorted(set(named) - set(names))
-    if given is None and not everywhere and not each:
+    if listed is None and not everywhere and not each:
         raise RunError("nothing to look for; give --phrases 'a cat' 'a dog', --phrases-file FILE or --boxes FILE")
     if named and len(unknown) == len(named) and not everywhere:
         raise RunError(
             f"none of the {len(named)} images that {boxes or phrases_file} names is in {root}, {unknown[0]!r} for one; "
             f"expected paths from that folder, such as {names[0]!r}"
         )
-    return Inputs(root, names[:limit], list(dict.fromkeys(everywhere)), each, given, unknown)
+    return Inputs(root, names[:limit], list(dict.fromkeys(everywhere)), each, listed, unknown)
 
 
 @lru_cache(maxsize=1)
@@ -137,14 +137,14 @@ def read_phrases(path: Path) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def read_boxes(path: Path) -> dict[str, list[Detection]]:
-    """Given boxes, by the image's name."""
+    """Read boxes, by the image's name."""
     found: dict[str, list[Detection]] = {}
     match path.suffix.lower():
         case ".csv":
             for where, row in _rows(path, ("image", "x0", "y0", "x1", "y1")):
                 corners = [row[name] for name in ("x0", "y0", "x1", "y1")]
                 found.setdefault(row["image"], []).append(
-                    _given(corners, row.get("phrase"), row.get("score") or None, where)
+                    _detection(corners, row.get("phrase"), row.get("score") or None, where)
                 )
         case ".json":
             listed = read_json(path, "boxes of each image by its path, or COCO instances")
@@ -158,7 +158,7 @@ def read_boxes(path: Path) -> dict[str, list[Detection]]:
                 for i, item in enumerate(items):
                     where = f"{path}, {name!r}, box {i}"
                     item = item if isinstance(item, dict) else {"box": item}
-                    one = _given(item.get("box"), item.get("phrase"), item.get("score"), where)
+                    one = _detection(item.get("box"), item.get("phrase"), item.get("score"), where)
                     found.setdefault(name, []).append(one)
         case _:
             raise RunError(f"--boxes {path}: expected a file that ends in .csv or .json")
@@ -177,7 +177,7 @@ def _of_coco(listed: dict[str, Any], path: Path) -> dict[str, list[Detection]]:
             if entry.get("iscrowd"):
                 continue
             x, y, width, height = entry["bbox"]
-            one = _given(
+            one = _detection(
                 [x, y, x + width, y + height],
                 classes[entry["category_id"]],
                 entry.get("score"),
@@ -189,8 +189,8 @@ def _of_coco(listed: dict[str, Any], path: Path) -> dict[str, list[Detection]]:
     return found
 
 
-def _given(corners: Any, phrase: Any, score: Any, where: str) -> Detection:
-    """A box that a file gives, checked."""
+def _detection(corners: Any, phrase: Any, score: Any, where: str) -> Detection:
+    """Check a box of a file."""
     try:
         x0, y0, x1, y1 = (float(value) for value in corners)
         known = None if score is None else float(score)
@@ -208,10 +208,10 @@ def _given(corners: Any, phrase: Any, score: Any, where: str) -> Detection:
 
 def _phrase(text: Any, where: str) -> str:
     """A phrase on one line."""
-    said = " ".join(text.split()) if isinstance(text, str) else ""
-    if not any(character.isalnum() for character in said):
+    words = " ".join(text.split()) if isinstance(text, str) else ""
+    if not any(character.isalnum() for character in words):
         raise RunError(f"{where}: phrase is {text!r}; expected what to look for, such as 'a red cup'")
-    return said
+    return words
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:

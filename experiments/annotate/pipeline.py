@@ -108,11 +108,11 @@ class Annotator:
         from experiments.annotate.detector import clip, suppress
 
         if source.boxes is not None:
-            given = source.boxes.get(name, [])
+            listed = source.boxes.get(name, [])
             height, width = image.shape[:2]
-            boxes = [replace(one, box=box) for one in given if (box := clip(one.box, width, height))]
-            dropped["outside the image"] += len(given) - len(boxes)
-            return boxes, {one.phrase for one in given}
+            boxes = [replace(one, box=box) for one in listed if (box := clip(one.box, width, height))]
+            dropped["outside the image"] += len(listed) - len(boxes)
+            return boxes, {one.phrase for one in listed}
         assert self.detector is not None
         phrases = source.phrases_of(name)
         boxes = self.detector.detect(image, phrases) if phrases else []

@@ -54,7 +54,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 
 def adversarial_texts(reply: str) -> Iterator[tuple[str, str]]:
-    """Texts of 100 kB that make a parser backtrack, nest or count without end, each with what it is.
+    """Make texts of 100 kB on which a parser may backtrack, nest or count without end, each with a description.
 
     Many grow from a good `reply`: its beginnings over and over, and the whole of it torn open at each place.
     """

@@ -88,13 +88,13 @@ def parse_args(kind: type[Config], argv: Sequence[str] | None = None, descriptio
     if getattr(args, "resume", None) is None:
         return args
     saved: Any = load_config(args.resume, kind)
-    given: Any = tyro.cli(kind, args=argv, default=saved, description=description)
-    if given.out not in (None, saved.out) and Path(given.out).resolve() != Path(args.resume).resolve():
+    settings: Any = tyro.cli(kind, args=argv, default=saved, description=description)
+    if settings.out not in (None, saved.out) and Path(settings.out).resolve() != Path(args.resume).resolve():
         raise RunError(
-            f"--out {given.out} and --resume {args.resume} are two folders; a run goes on where it began, so give one "
-            "of them"
+            f"--out {settings.out} and --resume {args.resume} are two folders; a run goes on where it began, so give "
+            "one of them"
         )
-    return given
+    return settings
 
 
 def create_or_resume(path: Path) -> dict[str, Any]:
@@ -109,13 +109,14 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise RunError(f"seeds are {seeds}; expected one or more different ones")
 
 
-def changes(saved: Any, given: Any, free: frozenset[str] = frozenset()) -> list[str]:
-    """The fields outside `free` in which two settings (dataclasses or dicts) differ, as `name: was A, now B`."""
-    before, now = plain(saved), plain(given)
+def changes(saved: Any, settings: Any, resumable: frozenset[str] = frozenset()) -> list[str]:
+    """List the fields outside `resumable` in which two settings (dataclasses or dicts) differ, as `name: was A, now
+    B`."""
+    before, now = plain(saved), plain(settings)
     return [
         f"{name}: was {before.get(name)!r}, now {now[name]!r}"
         for name in now
-        if name not in free and before.get(name) != now[name]
+        if name not in resumable and before.get(name) != now[name]
     ]
 
 

@@ -101,11 +101,12 @@ class RunFolder:
         return folder
 
     @classmethod
-    def resume(cls, path: str | os.PathLike[str], config: Any, free: frozenset[str] = frozenset()) -> RunFolder:
+    def resume(cls, path: str | os.PathLike[str], config: Any, resumable: frozenset[str] = frozenset()) -> RunFolder:
         """Open the run in `path`; RunError where there is none, where another process is writing to it, or where
-        `config` differs from the run's in a field outside `free` (those that change no result), `out` and `resume`."""
+        `config` differs from the run's in a field outside `resumable` (those that change no result), `out` and
+        `resume`."""
         folder = cls(path)
-        if changed := changes(load_config(path, type(config)), config, free | {"out", "resume"}):
+        if changed := changes(load_config(path, type(config)), config, resumable | {"out", "resume"}):
             raise RunError(
                 f"--resume {path} would change results: {'; '.join(changed)}. Leave these out to go on with the run as "
                 "it began, or start another with --out"
@@ -237,7 +238,7 @@ def _whole_lines(file: IO[bytes], block: int = 1 << 16) -> int:
 
 
 def finite(value: Any) -> Any:
-    """`value` with tuples as lists, NumPy scalars as Python's, and NaN and infinities as None: what JSON can hold."""
+    """`value` with tuples as lists, NumPy scalars as Python's, and NaN and infinities as None, for JSON."""
     if isinstance(value, dict):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

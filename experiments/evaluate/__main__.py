@@ -3,7 +3,7 @@
     python -m experiments.evaluate --data synthetic:val --limit 200 --tool sam --agent annotator --out runs/sam
 
 writes into `--out`: config.yaml, manifest.json, episodes.jsonl (every step of every episode), metrics.json, plots/ and
-report.html. A run that was ended, however, goes on with `--resume DIR`. Executor and workers change no number but the
+report.html. `--resume DIR` resumes a run that was ended. Executor and workers change no number but the
 timings; the batch size may change the last bits of what a learned model computes.
 """
 

@@ -43,22 +43,22 @@ def iou_estimate_metrics(
 
 
 def action_metrics(
-    masks: Sequence[LabelledMask], said: Mapping[str, Any], codec: Codec, task: Callable[[str], Task]
+    masks: Sequence[LabelledMask], readings: Mapping[str, Any], codec: Codec, task: Callable[[str], Task]
 ) -> dict[str, Any]:
     """Shares of whole replies: `parsed` are actions, `agree` state the number of the greedy reading, `placed` click on
-    an error with the right sign, of those that should click, and `stops` stop if and only if they should. `said` holds
-    `replies`, pairs of a mask's index and a text, and the `greedy` reading of all masks."""
+    an error with the right sign, of those that should click, and `stops` stop if and only if they should. `readings`
+    holds `replies`, pairs of a mask's index and a text, and the `greedy` reading of all masks."""
     counts: dict[str, list[float]] = {"parsed": [], "agree": [], "placed": [], "stops": []}
-    for index, text in said["replies"]:
+    for index, text in readings["replies"]:
         mask, source = masks[index], task(masks[index].task)
         action, best = codec.parse(text, source), action_from_json(mask.action)
         counts["parsed"].append(not isinstance(action, Invalid))
-        counts["agree"].append(codec.stated_iou(text) == said["greedy"][index])
+        counts["agree"].append(codec.stated_iou(text) == readings["greedy"][index])
         counts["stops"].append(isinstance(action, Stop) == isinstance(best, Stop))
         if isinstance(best, Click):
             counts["placed"].append(rewards.get("placement")(source, mask.pixels, action, mask.pixels, False))
     shares = {name: float(np.mean(values)) if values else None for name, values in counts.items()}
-    return {"replies": len(said["replies"]), "clicks": len(counts["placed"]), **shares}
+    return {"replies": len(readings["replies"]), "clicks": len(counts["placed"]), **shares}
 
 
 def histogram(ious: Sequence[float]) -> list[int]:

@@ -72,22 +72,23 @@ def answers(
     tasks: Sequence[Task],
     seeds: Sequence[int],
     temperature: float = 0.0,
-    given: str = "text",
-    asked: str = "mask",
+    prompt_type: str = "text",
+    output_type: str = "mask",
     sample: int = 0,
 ) -> list[Record]:
     """Score one reply of `agent` (an `MllmAgent` or `OracleAgent` with a polygon codec) to each task.
 
-    `seeds`, one a task, drive the sampling at `temperature`, where 0 is greedy. `given` is the prompt type, `asked` the
-    output type. Raises ValueError for a query that a task does not allow."""
+    `seeds`, one a task, drive the sampling at `temperature`, where 0 is greedy. Raises ValueError for a query that a
+    task does not allow."""
     codec = polygon_codec(agent.codec, agent.spec)
     if isinstance(agent, OracleAgent):
         texts = [agent.reply(task) for task in tasks]
         tokens = [agent.tokens(text) for text in texts]
     else:
-        texts, tokens = _generate(agent, codec, tasks, seeds, temperature, given, asked)
+        texts, tokens = _generate(agent, codec, tasks, seeds, temperature, prompt_type, output_type)
     return [
-        record(task, codec, text, count, sample, asked) for task, text, count in zip(tasks, texts, tokens, strict=True)
+        record(task, codec, text, count, sample, output_type)
+        for task, text, count in zip(tasks, texts, tokens, strict=True)
     ]
 
 
@@ -97,12 +98,12 @@ def _generate(
     tasks: Sequence[Task],
     seeds: Sequence[int],
     temperature: float,
-    given: str,
-    asked: str,
+    prompt_type: str,
+    output_type: str,
 ) -> tuple[list[str], list[int]]:
     """Generate a model's replies, and count their tokens."""
-    asks = [queries.query(task, codec, given, asked, agent.prompt_style) for task in tasks]
-    prompts, pictures = [one.prompt for one in asks], [one.picture for one in asks]
+    questions = [queries.query(task, codec, prompt_type, output_type, agent.prompt_style) for task in tasks]
+    prompts, pictures = [one.prompt for one in questions], [one.picture for one in questions]
     texts = agent.backend.generate(pictures, prompts, seeds, temperature)
     return texts, [reply.tokens for reply in agent.backend.replies]
 

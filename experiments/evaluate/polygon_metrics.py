@@ -81,13 +81,15 @@ class Record:
         return self.size != NONE
 
 
-def record(task: Task, codec: PolygonCodec, text: str, tokens: int, sample: int = 0, asked: str = "mask") -> Record:
+def record(
+    task: Task, codec: PolygonCodec, text: str, tokens: int, sample: int = 0, output_type: str = "mask"
+) -> Record:
     """Read a reply and score it."""
-    answer = queries.read(text, task, codec, asked)
-    right = rewards.polygon("iou+boundary_f", codec).of(answer, task, asked)
+    answer = queries.read(text, task, codec, output_type)
+    right = rewards.polygon("iou+boundary_f", codec).of(answer, task, output_type)
     mask = rasterize(answer, task)
-    if asked in ("mask", "box"):
-        target = task.target if asked == "mask" else rasterize(queries.answer(task, codec, asked), task)
+    if output_type in ("mask", "box"):
+        target = task.target if output_type == "mask" else rasterize(queries.answer(task, codec, output_type), task)
         (intersection, union), box_iou = metrics.areas(target, mask), metrics.box_iou(target, mask)
     else:  # right or wrong
         intersection, union, box_iou = int(right["iou"]), 1, right["iou"]

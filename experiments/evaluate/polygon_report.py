@@ -136,9 +136,9 @@ def _trend(axes: Any, x: np.ndarray, y: np.ndarray, bins: int = 8) -> None:
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def picture(one: Record, task: Task, codec: PolygonCodec, asked: str) -> np.ndarray:
+def picture(one: Record, task: Task, codec: PolygonCodec, output_type: str) -> np.ndarray:
     """The image with the reply's mask and polygons in blue, and the target's boundary in yellow; uint8 [h, w, 3]."""
-    answer = queries.read(one.text, task, codec, asked)
+    answer = queries.read(one.text, task, codec, output_type)
     clicks = (answer,) if isinstance(answer, Click) else ()
     words = f"IoU {one.iou:.2f}, {one.tokens} tokens" + (", truncated" if one.truncated else "")
     shown = render.frame(
@@ -154,7 +154,7 @@ def picture(one: Record, task: Task, codec: PolygonCodec, asked: str) -> np.ndar
 
 
 def examples(
-    records: Sequence[Record], task: Callable[[str], Task], codec: PolygonCodec, asked: str, limit: int
+    records: Sequence[Record], task: Callable[[str], Task], codec: PolygonCodec, output_type: str, limit: int
 ) -> dict[str, list[dict[str, str]]]:
     """Pictures of some replies, by group."""
     shown: dict[str, list[dict[str, str]]] = {}
@@ -163,7 +163,7 @@ def examples(
         one, source = by_name[key], task(key[0])
         shown.setdefault(group, []).append(
             {
-                "picture": html.jpeg_uri(picture(one, source, codec, asked), 85),
+                "picture": html.jpeg_uri(picture(one, source, codec, output_type), 85),
                 "title": source.instruction or source.id,
                 "reply": one.text,
                 "error": one.error or "",

@@ -6,7 +6,7 @@
     python -m experiments.tree_search --resume runs/tree                             # after a stop, of whatever kind
 
 Every algorithm spends the same budget for each task, and every row is compared, on the same tasks, with greedy search
-at K = 1 and with the policy's last mask. `oracle` reads the target: it is the ceiling, and has no place among the
+at K = 1 and with the policy's last mask. `oracle` reads the target: it is the upper bound, and is not ranked among the
 others. Prints a table, and writes it as text, CSV and Markdown beside metrics.json, plots and report.html, which shows
 trees. SegAgent (arXiv 2503.08625) has greedy search alone, by steps (its Table 2) and without budgets.
 """

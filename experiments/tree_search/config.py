@@ -61,10 +61,10 @@ def conditions(args: Args) -> list[Condition]:
     found: dict[Condition, None] = {}
 
     def add(name: str, depth: int, budget: str, **options: Any) -> None:
-        base, _, given = name.partition(":")
-        written = {part.partition("=")[0].strip() for part in given.split(",") if part}
+        base, _, listed = name.partition(":")
+        written = {part.partition("=")[0].strip() for part in listed.split(",") if part}
         parts = [f"{key}={value}" for key, value in options.items() if key not in written]
-        text = f"{base}:{','.join([*filter(None, [given]), *parts, *([] if budget == 'none' else [budget])])}"
+        text = f"{base}:{','.join([*filter(None, [listed]), *parts, *([] if budget == 'none' else [budget])])}"
         try:
             parsed = spec.parse(text)
         except ValueError as error:

@@ -109,7 +109,7 @@ def test_ignored_pixels_count_in_nothing() -> None:
 def test_boxes_and_points_are_answers_too(asked: str, reply: str, iou: float) -> None:
     ring = np.zeros((100, 100), bool)
     ring[10:90, 10:50], ring[30:60, 25:45] = True, False
-    found = record(task(ring), codec.get("simpleseg"), reply, 5, asked=asked)  # type: ignore[arg-type]
+    found = record(task(ring), codec.get("simpleseg"), reply, 5, output_type=asked)  # type: ignore[arg-type]
     assert found.iou == found.box_iou == iou and (found.error is None) == (reply != "[]")
 
 
