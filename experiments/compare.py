@@ -51,7 +51,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             raise RunError(
                 f"the runs differ in {key}: {values[0]!r} and {values[1]!r}; compare runs of the same episodes"
             )
-    if len({_data_hash(path) for path in (first, second)}) > 1:
+    if len({RunFolder(path).read_json("manifest.json")["hashes"]["data"] for path in (first, second)}) > 1:
         raise RunError(
             f"the runs read other data under the name {numbers[0]['protocol']['data']!r}; "
             "compare runs of the same episodes"
@@ -66,11 +66,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         raise RunError("the runs share no episode")
     steps = numbers[0]["protocol"]["max_steps"]
     a, b = (curves([episodes[key] for key in shared], steps) for episodes in played)
-    at = {}
-    for k in sorted({k for k in SHOWN if k < steps} | {steps}):
-        difference, low, high = statistics.bootstrap_difference(a[:, k - 1], b[:, k - 1])
-        means = float(np.mean(a[:, k - 1])), float(np.mean(b[:, k - 1]))
-        at[str(k)] = {"first": means[0], "second": means[1], "difference": difference, "interval": [low, high]}
+    at = {str(k): _paired(a[:, k - 1], b[:, k - 1]) for k in sorted({k for k in SHOWN if k < steps} | {steps})}
     per_click = [sum(item["seconds"]["per_click"][part] or 0.0 for part in ("encode", "decode")) for item in numbers]
     names = [_name(item["protocol"]) for item in numbers]
     return {"names": names, "episodes": len(shared), "iou_at": at, "seconds_per_click": per_click}
@@ -101,9 +97,13 @@ def _answers(paths: Sequence[Path], numbers: Sequence[dict[str, Any]]) -> dict[s
 def _row(runs: Sequence[Sequence[Record]], name: str) -> dict[str, Any]:
     """Compare a measure of two runs' replies to the same tasks."""
     a, b = (by_task(sorted(having(records, name), key=lambda one: one.task), VALUES[name]) for records in runs)
-    difference, low, high = statistics.bootstrap_difference(a, b)
+    return {"tasks": len(a), **_paired(a, b)}
+
+
+def _paired(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
+    difference, *ends = statistics.bootstrap_difference(a, b)
     means = [float(values.mean()) if len(values) else float("nan") for values in (a, b)]
-    return {"tasks": len(a), "first": means[0], "second": means[1], "difference": difference, "interval": [low, high]}
+    return {"first": means[0], "second": means[1], "difference": difference, "interval": ends}
 
 
 def _name(protocol: dict[str, Any]) -> str:
@@ -116,10 +116,6 @@ def _numbers(path: Path) -> dict[str, Any]:
     if numbers is None:
         raise RunError(f"{path} holds no metrics.json; give a finished run of experiments.evaluate")
     return numbers
-
-
-def _data_hash(path: Path) -> str:
-    return RunFolder(path).read_json("manifest.json")["hashes"]["data"]
 
 
 def _outcomes(path: Path) -> dict[tuple[str, int], Outcome]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,18 +88,23 @@ def run(args: Args) -> dict[str, Any]:
     random = play(agents.make("random:p=1"), tasks, 1, "random")
     swapped = play(agent, others, args.max_steps, "other instruction")
     hidden = play(Blindfolded(agent), tasks, args.max_steps, "mask hidden")
+    clicked, at_random = (
+        [first_click_inside(*pair) for pair in zip(episodes, tasks, strict=True)] for episodes in (plain, random)
+    )
+    final, best, blind = ([episode.final_iou for episode in episodes] for episodes in (plain, expert, hidden))
+    second, blind_second = ([iou_at(episode, 2) for episode in episodes] for episodes in (plain, hidden))
+    gains, blind_gains = ([second_gain(episode) for episode in episodes] for episodes in (plain, hidden))
+    ratio = {"value": sum(final) / sum(best), "interval": list(statistics.bootstrap_ratio(final, best))}
     measures = {
-        "first click in the object": _mean([first_click_inside(*pair) for pair in zip(plain, tasks, strict=True)]),
-        "first click in the object, random": _mean(
-            [first_click_inside(*pair) for pair in zip(random, tasks, strict=True)]
-        ),
-        "final mIoU": _mean([episode.final_iou for episode in plain]),
-        "final mIoU, annotator": _mean([episode.final_iou for episode in expert]),
-        "final mIoU, share of the annotator's": _ratio(plain, expert),
-        "other instruction: mask goes to the other object": _followed(swapped, others),
-        "IoU@2, mask seen - hidden, paired": _difference(plain, hidden, lambda episode: iou_at(episode, 2)),
-        "second click's gain, mask seen - hidden, paired": _difference(plain, hidden, second_gain),
-        "final mIoU, mask seen - hidden, paired": _difference(plain, hidden, lambda episode: episode.final_iou),
+        "first click in the object": _mean(clicked),
+        "first click in the object, random": _mean(at_random),
+        "final mIoU": _mean(final),
+        "final mIoU, annotator": _mean(best),
+        "final mIoU, share of the annotator's": {**ratio, "episodes": len(final)},
+        "other instruction: mask goes to the other object": _mean(_followed(swapped, others)),
+        "IoU@2, mask seen - hidden, paired": _difference(second, blind_second),
+        "second click's gain, mask seen - hidden, paired": _difference(gains, blind_gains),
+        "final mIoU, mask seen - hidden, paired": _difference(final, blind),
     }
     protocol = {
         **{key: value for key, value in vars(args).items() if key != "out"},
@@ -136,27 +141,17 @@ def _mean(values: Sequence[float]) -> Number:
     return {"value": float(np.mean(values)), "interval": list(statistics.bootstrap(values)), "episodes": len(values)}
 
 
-def _ratio(played: Sequence[Episode], expert: Sequence[Episode]) -> Number:
-    ious, best = ([episode.final_iou for episode in each] for each in (played, expert))
-    ends = list(statistics.bootstrap_ratio(ious, best))
-    return {"value": sum(ious) / sum(best), "interval": ends, "episodes": len(played)}
+def _followed(swapped: Sequence[Episode], others: Sequence[Task]) -> list[float]:
+    """Whether each mask went to the object that the exchanged instruction names."""
+    return [
+        float(metrics.iou(task.target, mask) > metrics.iou(task.meta["first"], mask))
+        for mask, task in zip((episode.mask(len(episode.steps)) for episode in swapped), others, strict=True)
+    ]
 
 
-def _followed(swapped: Sequence[Episode], others: Sequence[Task]) -> Number:
-    """Share of masks that went to the object that the exchanged instruction names."""
-    masks = [episode.mask(len(episode.steps)) for episode in swapped]
-    return _mean(
-        [
-            float(metrics.iou(task.target, mask) > metrics.iou(task.meta["first"], mask))
-            for mask, task in zip(masks, others, strict=True)
-        ]
-    )
-
-
-def _difference(first: Sequence[Episode], second: Sequence[Episode], measure: Callable[[Episode], float]) -> Number:
-    one, other = ([measure(episode) for episode in each] for each in (first, second))
-    difference, low, high = statistics.bootstrap_difference(one, other)
-    return {"value": difference, "interval": [low, high], "episodes": len(first)}
+def _difference(first: Sequence[float], second: Sequence[float]) -> Number:
+    difference, *ends = statistics.bootstrap_difference(first, second)
+    return {"value": difference, "interval": ends, "episodes": len(first)}
 
 
 def text(numbers: dict[str, Any]) -> str:

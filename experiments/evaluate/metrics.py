@@ -67,25 +67,26 @@ class Outcome:
         return float(self.ious[-1])
 
 
+COPIED = (
+    "task",
+    "sample",
+    "start_iou",
+    "best_iou",
+    "intersection",
+    "union",
+    "boundary_iou",
+    "box_iou",
+    "stopped",
+    "seconds",
+)
+
+
 def outcome_of(episode: Episode) -> Outcome:
     """Reduce an episode to its numbers."""
     actions = [step.action["type"] for step in episode.steps]
     answered = [step.error is None and step.action["type"] in ("click", "box") for step in episode.steps]
-    return Outcome(
-        task=episode.task,
-        sample=episode.sample,
-        start_iou=episode.start_iou,
-        ious=np.array(episode.ious),
-        best_iou=episode.best_iou,
-        intersection=episode.intersection,
-        union=episode.union,
-        boundary_iou=episode.boundary_iou,
-        box_iou=episode.box_iou,
-        stopped=episode.stopped,
-        invalid=actions.count("invalid"),
-        clicks=sum(answered),
-        seconds=episode.seconds,
-    )
+    copied = {name: getattr(episode, name) for name in COPIED}
+    return Outcome(ious=np.array(episode.ious), invalid=actions.count("invalid"), clicks=sum(answered), **copied)
 
 
 def curves(outcomes: Sequence[Outcome], max_steps: int) -> np.ndarray:
@@ -117,10 +118,8 @@ def summarise(outcomes: Sequence[Outcome], max_steps: int, protocol: dict[str, A
     read = [len(item.ious) - item.invalid for item in outcomes], [len(item.ious) for item in outcomes]
     means = _map(samples, lambda values: float(values.mean()))
     intervals = _map(samples, lambda values: list(statistics.bootstrap(values)))
-    intervals |= {
-        "ciou": list(statistics.bootstrap_ratio(*areas)),
-        "parse_rate": list(statistics.bootstrap_ratio(*read)),
-    }
+    intervals["ciou"] = list(statistics.bootstrap_ratio(*areas))
+    intervals["parse_rate"] = list(statistics.bootstrap_ratio(*read))
     numbers = means | {
         "ciou": metrics.ciou(*areas),
         "nof": {_percent(t): metrics.nof(ious, t, max_steps, published=True) for t in THRESHOLDS},
@@ -140,11 +139,8 @@ def _seconds(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Sum the seconds of each part: in all, and for each click."""
     clicks = sum(item.clicks for item in outcomes)
     total = {part: sum(item.seconds[part] for item in outcomes) for part in PARTS}
-    return {
-        **total,
-        "clicks": clicks,
-        "per_click": {part: seconds / clicks if clicks else None for part, seconds in total.items()},
-    }
+    per_click = {part: seconds / clicks if clicks else None for part, seconds in total.items()}
+    return {**total, "clicks": clicks, "per_click": per_click}
 
 
 def _percent(threshold: float) -> str:
