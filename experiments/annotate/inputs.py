@@ -29,6 +29,7 @@ from segenv.data.base import FORMATS, digest, file_size, folder, read_json
 from segenv.data.folder import NOT_DATA
 from segenv.types import Box
 
+CORNERS = ("x0", "y0", "x1", "y1")
 UNNAMED = "object"  # the phrase of a box without one
 
 
@@ -139,54 +140,52 @@ def read_phrases(path: Path) -> tuple[list[str], dict[str, list[str]]]:
 def read_boxes(path: Path) -> dict[str, list[Detection]]:
     """Read boxes, by the image's name."""
     found: dict[str, list[Detection]] = {}
-    match path.suffix.lower():
-        case ".csv":
-            for where, row in _rows(path, ("image", "x0", "y0", "x1", "y1")):
-                corners = [row[name] for name in ("x0", "y0", "x1", "y1")]
-                found.setdefault(row["image"], []).append(
-                    _detection(corners, row.get("phrase"), row.get("score") or None, where)
-                )
-        case ".json":
-            listed = read_json(path, "boxes of each image by its path, or COCO instances")
-            if isinstance(listed, dict) and isinstance(listed.get("annotations"), list):
-                return _of_coco(listed, path)
-            if not isinstance(listed, dict) or not all(isinstance(items, list) for items in listed.values()):
-                raise RunError(
-                    f"{path} names no lists; expected {{image: [{{box, phrase, score}}, …]}} or COCO instances"
-                )
-            for name, items in listed.items():
-                for i, item in enumerate(items):
-                    where = f"{path}, {name!r}, box {i}"
-                    item = item if isinstance(item, dict) else {"box": item}
-                    one = _detection(item.get("box"), item.get("phrase"), item.get("score"), where)
-                    found.setdefault(name, []).append(one)
-        case _:
-            raise RunError(f"--boxes {path}: expected a file that ends in .csv or .json")
+    for name, corners, phrase, score, where in _listed_boxes(path):
+        found.setdefault(name, []).append(_detection(corners, phrase, score, where))
     if not found:
         raise RunError(f"{path} holds no box")
     return found
 
 
-def _of_coco(listed: dict[str, Any], path: Path) -> dict[str, list[Detection]]:
-    """The boxes of COCO instances or detections with their images and categories, crowds left out."""
-    found: dict[str, list[Detection]] = {}
+def _listed_boxes(path: Path) -> Iterator[tuple[str, Any, Any, Any, str]]:
+    """Image, corners, phrase and score of each box in a file, and where the box stands there."""
+    match path.suffix.lower():
+        case ".csv":
+            for where, row in _rows(path, ("image", *CORNERS)):
+                corners = [row[name] for name in CORNERS]
+                yield row["image"], corners, row.get("phrase"), row.get("score") or None, where
+        case ".json":
+            listed = read_json(path, "boxes of each image by its path, or COCO instances")
+            if isinstance(listed, dict) and isinstance(listed.get("annotations"), list):
+                yield from _coco_boxes(listed, path)
+            elif not isinstance(listed, dict) or not all(isinstance(items, list) for items in listed.values()):
+                raise RunError(
+                    f"{path} names no lists; expected {{image: [{{box, phrase, score}}, …]}} or COCO instances"
+                )
+            else:
+                for name, items in listed.items():
+                    for i, item in enumerate(items):
+                        item = item if isinstance(item, dict) else {"box": item}
+                        where = f"{path}, {name!r}, box {i}"
+                        yield name, item.get("box"), item.get("phrase"), item.get("score"), where
+        case _:
+            raise RunError(f"--boxes {path}: expected a file that ends in .csv or .json")
+
+
+def _coco_boxes(listed: dict[str, Any], path: Path) -> list[tuple[str, Any, Any, Any, str]]:
+    """Boxes of COCO instances or detections with their images and categories, crowds left out."""
+    boxes = []
     try:
         names = {image["id"]: str(image["file_name"]) for image in listed["images"]}
         classes = {entry["id"]: entry["name"] for entry in listed["categories"]}
         for i, entry in enumerate(listed["annotations"]):
-            if entry.get("iscrowd"):
-                continue
-            x, y, width, height = entry["bbox"]
-            one = _detection(
-                [x, y, x + width, y + height],
-                classes[entry["category_id"]],
-                entry.get("score"),
-                f"{path}, annotation {i}",
-            )
-            found.setdefault(names[entry["image_id"]], []).append(one)
+            if not entry.get("iscrowd"):
+                x, y, width, height = entry["bbox"]
+                corners, phrase = [x, y, x + width, y + height], classes[entry["category_id"]]
+                boxes.append((names[entry["image_id"]], corners, phrase, entry.get("score"), f"{path}, annotation {i}"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path} is not as COCO instances are ({type(error).__name__}: {error})") from error
-    return found
+    return boxes
 
 
 def _detection(corners: Any, phrase: Any, score: Any, where: str) -> Detection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import heapq
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -169,30 +169,24 @@ def _lines(record: Record) -> Iterator[dict[str, Any]]:
 def summarise(records: Iterator[Record]) -> dict[str, Any]:
     """Count images, objects and seconds, in all and by phrase."""
     counts, dropped, seconds, skipped = Counter[str](), Counter[str](), Counter[str](), {}
-    phrases: dict[str, dict[str, Any]] = {}
-
-    def row(phrase: str) -> dict[str, Any]:
-        empty = {"objects": 0, "images": 0, "absent": 0, "score": [], "mask_score": []}
-        return phrases.setdefault(phrase, empty)
-
+    phrases: dict[str, dict[str, Any]] = defaultdict(
+        lambda: {"objects": 0, "images": 0, "absent": 0, "score": [], "mask_score": []}
+    )
     for record in records:
         if "error" in record:
             skipped[record["image"]] = record["error"]
             continue
-        counts["images"] += 1
-        counts["without_object"] += not record["objects"]
-        counts["objects"] += len(record["objects"])
+        counts.update(images=1, without_object=int(not record["objects"]), objects=len(record["objects"]))
         dropped.update(record["dropped"])
         seconds.update(record["seconds"])
         for one in record["objects"]:
-            row(one["phrase"])["objects"] += 1
+            phrases[one["phrase"]]["objects"] += 1
             for key in ("score", "mask_score"):
-                if one[key] is not None:
-                    row(one["phrase"])[key].append(one[key])
+                phrases[one["phrase"]][key] += [one[key]] if one[key] is not None else []
         for phrase in {one["phrase"] for one in record["objects"]}:
-            row(phrase)["images"] += 1
+            phrases[phrase]["images"] += 1
         for phrase in record["absent"]:
-            row(phrase)["absent"] += 1
+            phrases[phrase]["absent"] += 1
     for numbers in phrases.values():
         for key in ("score", "mask_score"):
             numbers[key] = float(np.mean(numbers[key])) if numbers[key] else None

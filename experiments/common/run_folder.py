@@ -158,14 +158,9 @@ class RunFolder:
                         f"{path}, line {number} is damaged ({error}); delete that line and go on with --resume"
                     ) from error
 
-    @contextmanager
-    def appending(self, name: str) -> Iterator[Appender]:
-        """Append records to the file `name`, having cut off a line that a kill left unfinished."""
-        appender = Appender(self / name)
-        try:
-            yield appender
-        finally:
-            appender.close()
+    def appending(self, name: str) -> Appender:
+        """Append records to the file `name`, having cut off a line that a kill left unfinished; a context."""
+        return Appender(self / name)
 
     def done(self, stage: str) -> bool:
         """Whether `finish(stage)` was called."""
@@ -213,6 +208,12 @@ class Appender:
             self._file.flush()
             if time.monotonic() - self._synced > FSYNC_EVERY:
                 self._sync()
+
+    def __enter__(self) -> Appender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Sync to the disk and close."""

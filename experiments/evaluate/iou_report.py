@@ -169,20 +169,8 @@ def examples(one: MaskSet, filled: Sequence[int], reading: str, limit: int) -> l
 
 
 def page(
-    folder: RunFolder,
-    title: str,
-    lead: str,
-    sections: Sequence[Mapping[str, Any]],
-    protocol: Mapping[str, Any],
-    about: Mapping[str, Any],
+    folder: RunFolder, title: str, lead: str, sections: Sequence[Mapping], protocol: Mapping, about: Mapping
 ) -> None:
     """Write report.html."""
-    write_html(
-        folder / "report.html",
-        "judged.html",
-        title=title,
-        lead=lead,
-        sections=sections,
-        protocol=protocol,
-        manifest=about,
-    )
+    context = {"title": title, "lead": lead, "sections": sections, "protocol": protocol, "manifest": about}
+    write_html(folder / "report.html", "judged.html", **context)

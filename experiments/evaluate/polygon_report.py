@@ -96,41 +96,38 @@ def plot_ious(records: Sequence[Record]) -> bytes:
 
 def plot_sizes(records: Sequence[Record]) -> bytes:
     """Plot IoU over the object's share of the image, as a PNG: dots, and means of eight equally filled bins."""
-    figure, axes = figure_and_axes()
-    shown = [one for one in records if one.has_object]
-    shares, ious = np.array([one.share for one in shown]), np.array([one.iou for one in shown])
+    groups = {}
     for size in SIZES:
-        chosen = np.array([one.size == size for one in shown])
-        if chosen.any():
-            label = f"{size} ({chosen.sum()}): {ious[chosen].mean():.3f}"
-            axes.scatter(shares[chosen], ious[chosen], s=9, alpha=0.5, linewidth=0, label=label)
-    _trend(axes, shares, ious)
-    axes.set(xlabel="object's share of the image", ylabel="IoU", xscale="log", ylim=(0, 1.02))
-    axes.legend(frameon=False, loc="lower right")
-    return png(figure)
+        if some := [one for one in records if one.size == size]:
+            groups[f"{size} ({len(some)}): {np.mean([one.iou for one in some]):.3f}"] = [
+                (one.share, one.iou) for one in some
+            ]
+    return _scatter(groups, ("C0", "C1", "C2"), xlabel="object's share of the image", xscale="log")
 
 
 def plot_tokens(records: Sequence[Record]) -> bytes:
     """Plot IoU over the reply's length in tokens, as a PNG, like `plot_sizes`."""
-    figure, axes = figure_and_axes()
-    for cut, color, label in ((False, "C0", "whole"), (True, "C3", "truncated or no answer")):
+    groups = {}
+    for cut, label in ((False, "whole"), (True, "truncated or no answer")):
         some = [one for one in records if (one.truncated or one.error is not None) is cut]
-        if some:
-            x, y = np.array([(one.tokens, one.iou) for one in some]).T
-            axes.scatter(x, y, s=9, alpha=0.5, linewidth=0, color=color, label=f"{label} ({len(some)})")
-    _trend(axes, *np.array([(one.tokens, one.iou) for one in records], float).T)
-    axes.set(xlabel="tokens of the reply", ylabel="IoU", ylim=(0, 1.02))
+        groups[f"{label} ({len(some)})"] = [(one.tokens, one.iou) for one in some]
+    return _scatter(groups, ("C0", "C3"), xlabel="tokens of the reply")
+
+
+def _scatter(groups: Mapping[str, Sequence[tuple[float, float]]], colors: Sequence[str], **options: Any) -> bytes:
+    """Plot IoU over a measure, a colour for each group, and a line through the means of eight equally filled bins."""
+    figure, axes = figure_and_axes()
+    for color, (label, points) in zip(colors, groups.items(), strict=False):
+        if points:
+            axes.scatter(*np.array(points).T, s=9, alpha=0.5, linewidth=0, color=color, label=label)
+    x, y = np.array([point for points in groups.values() for point in points], float).reshape(-1, 2).T
+    parts = [part for part in np.array_split(np.argsort(x, kind="stable"), 8) if len(part)]
+    if len(parts) == 8:
+        means = [x[part].mean() for part in parts], [y[part].mean() for part in parts]
+        axes.plot(*means, color="0.25", marker="o", ms=3.5)
+    axes.set(ylabel="IoU", ylim=(0, 1.02), **options)
     axes.legend(frameon=False, loc="lower right")
     return png(figure)
-
-
-def _trend(axes: Any, x: np.ndarray, y: np.ndarray, bins: int = 8) -> None:
-    """Plot a line through the means of equally filled bins."""
-    parts = [part for part in np.array_split(np.argsort(x, kind="stable"), bins) if len(part)]
-    if len(parts) == bins:
-        axes.plot(
-            [x[part].mean() for part in parts], [y[part].mean() for part in parts], color="0.25", marker="o", ms=3.5
-        )
 
 
 # ------------------------------------------------------------------------------------------------------------- pictures
