@@ -114,7 +114,7 @@ def _write_results(
     written = outputs.write_coco(folder / "annotations.json", records, phrases, writer, {"settings": about["protocol"]})
     counts: Counter[str] = Counter()
     pairs = outputs.conversations(records(), source.root, queries, writer, counts, args.max_pixels)
-    numbers |= {"outlines": written.summary, "conversations": export(pairs, folder / "sft", args.format)}
+    numbers |= {"outlines": written, "conversations": export(pairs, folder / "sft", args.format)}
     numbers["left_out"] = {name: counts.pop(name, 0) for name in ("several", "no_room")}
     numbers["queries"] = dict(counts)
     settings = hide_home({key: value for key, value in plain(args).items() if key not in ("out", "resume", "dry_run")})

@@ -10,7 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,29 +71,14 @@ class PolygonWriter:
 # ----------------------------------------------------------------------------------------------------------------- COCO
 
 
-@dataclass
-class WrittenPolygons:
-    """Counts of the polygons written: objects, vertices, and the polygons' IoUs with the masks."""
-
-    objects: int = 0
-    vertices: int = 0
-    ious: list[float] = field(default_factory=list)
-
-    @property
-    def summary(self) -> dict[str, float | None]:
-        return {
-            "vertices": self.vertices / self.objects if self.objects else None,
-            "iou": float(np.mean(self.ious)) if self.ious else None,
-            "worst_iou": min(self.ious, default=None),
-        }
-
-
 def write_coco(
     path: Path, records: Callable[[], Iterable[Record]], phrases: Sequence[str], writer: PolygonWriter, about: dict
-) -> WrittenPolygons:
+) -> dict[str, float | None]:
     """Write COCO instances of the `records` (given anew at each call), one category for each of `phrases`; the file
-    appears when it is complete. Images without an object are listed too."""
-    numbers, written = {phrase: i for i, phrase in enumerate(phrases, 1)}, WrittenPolygons()
+    appears when it is complete. Images without an object are listed too. Returns the mean number of vertices, and the
+    polygons' mean and worst IoU with the masks."""
+    numbers = {phrase: i for i, phrase in enumerate(phrases, 1)}
+    written: list[tuple[int, float]] = []  # vertices, and IoU with the mask, of each object
     images = (
         {"id": i, "file_name": one["image"], "width": one["width"], "height": one["height"]}
         for i, one in enumerate(records(), 1)
@@ -122,11 +107,16 @@ def write_coco(
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return written
+    vertices, ious = [count for count, _ in written], [iou for _, iou in written]
+    return {
+        "vertices": sum(vertices) / len(vertices) if vertices else None,
+        "iou": float(np.mean(ious)) if ious else None,
+        "worst_iou": min(ious, default=None),
+    }
 
 
 def _annotations(
-    records: Iterable[Record], numbers: dict[str, int], writer: PolygonWriter, written: WrittenPolygons
+    records: Iterable[Record], numbers: dict[str, int], writer: PolygonWriter, written: list[tuple[int, float]]
 ) -> Iterator[dict[str, Any]]:
     for image, record in enumerate(records, 1):
         height, width = record["height"], record["width"]
@@ -139,11 +129,10 @@ def _annotations(
                 covered = segmentation_mask(segmentation, height, width)
             box = metrics.box_of(covered)
             assert box is not None
-            written.objects += 1
-            written.vertices += sum(map(len, rings))
-            written.ious.append(polygon_iou(rings, segmentation_mask(entry["mask"], height, width)))
+            iou = polygon_iou(rings, segmentation_mask(entry["mask"], height, width))
+            written.append((sum(map(len, rings)), iou))
             yield {
-                "id": written.objects,
+                "id": len(written),
                 "image_id": image,
                 "category_id": numbers[entry["phrase"]],
                 "segmentation": segmentation,
