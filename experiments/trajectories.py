@@ -229,12 +229,10 @@ def convert(args: Convert) -> dict[str, Any]:
     load, sources = lru_cache(maxsize=1)(data.__getitem__), data.sources
 
     def entries() -> Iterator[list[dict[str, Any]]]:
-        with cli.progress(len(plays), "play") as bar:
-            for name, sample, moves in plays:
-                task = load(indices[name])
-                image = _name_image(task, sources[indices[name]], args.images, args.out)
-                yield [one.to_json() for one in trajectories_of(moves, task, image, sample=sample)]
-                bar.update()
+        for name, sample, moves in cli.progress(len(plays), "play", items=plays):
+            task = load(indices[name])
+            image = _name_image(task, sources[indices[name]], args.images, args.out)
+            yield [one.to_json() for one in trajectories_of(moves, task, image, sample=sample)]
 
     return _write(args.out / FILE, entries(), {"settings": hide_home({"data": data.spec, "rule": args.rule})})
 
@@ -275,14 +273,8 @@ def run_export(args: Export) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(str(error)) from error
     chosen = data[: args.limit]
-    with cli.progress(len(chosen), "trajectory") as bar:
-
-        def counted() -> Iterator[Task]:
-            for task in chosen:
-                yield task
-                bar.update()
-
-        count = export(conversations(counted(), writer, args.prompt, args.stop_iou), args.out, args.format)
+    tasks = cli.progress(len(chosen), "trajectory", items=chosen)
+    count = export(conversations(tasks, writer, args.prompt, args.stop_iou), args.out, args.format)
     return {"file": str(args.out), "conversations": count, "skipped": len(data.skipped)}
 
 

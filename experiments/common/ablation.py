@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.html import data_uri, write_html
+from experiments.common.html import save_plots, write_html
 from experiments.common.run_folder import RunFolder, disk_errors, write_atomic
 from experiments.common.tables import Table
 from search.executors import run_parallel
@@ -139,8 +139,6 @@ def write(folder: RunFolder, numbers: dict[str, Any], report: Report) -> dict[st
     folder.write_json("ablation.json", numbers)
     write_atomic(folder / "ablation.md", report.table.markdown())
     write_atomic(folder / "ablation.csv", (report.csv or report.table).csv())
-    for name, picture in report.plots.items():
-        write_atomic(folder / "plots" / f"{name}.png", picture)
     write_html(
         folder / "report.html",
         "ablation.html",
@@ -148,7 +146,7 @@ def write(folder: RunFolder, numbers: dict[str, Any], report: Report) -> dict[st
         about=report.about,
         table=report.table,
         arms=report.arms,
-        plots={name: data_uri(picture, "image/png") for name, picture in report.plots.items()},
+        plots=save_plots(folder.path, report.plots),
         protocol=numbers["protocol"],
     )
     folder.finish("ablation")
