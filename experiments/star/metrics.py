@@ -55,7 +55,7 @@ def policies(
 ) -> list[dict[str, Any]]:
     """Measure each policy S_0, S_1, … by its held-out episodes; ValueError where their tasks are not in the same order.
 
-    `load` gives the task of an id, and is asked once for each.
+    `load` gives the task of an id, and is called once for each.
     """
     orders = [[(episode.task, episode.sample) for episode in episodes] for episodes in played]
     if any(order != orders[0] for order in orders):

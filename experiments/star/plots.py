@@ -17,7 +17,7 @@ RATES = (  # (key in metrics.json, name, marker)
     ("stop_recall", "due stops that were made", "v"),
     ("invalid_rate", "invalid replies", "x"),
 )
-FATES = (  # (path in a round's lessons, name, colour)
+SHARES = (  # (path in a round of "lessons", name, colour)
     (("accepted",), "accepted", "#2a8a4a"),
     (("faults", "no_gain"), "corrected: no gain", "#c4432b"),
     (("faults", "stopped_too_early"), "corrected: stopped too early", "#dd7a4e"),
@@ -50,9 +50,9 @@ def draw(numbers: dict[str, Any], ends: Sequence[Sequence[float]], logs: Mapping
         ),
         "rates_by_round": plot_rates(policies),
     }
-    lessons = [lesson for lesson in numbers["lessons"] if lesson.get("actions")]
-    if lessons:
-        plots["acceptance_by_round"] = plot_acceptance(lessons)
+    rounds = [each for each in numbers["lessons"] if each.get("actions")]
+    if rounds:
+        plots["acceptance_by_round"] = plot_acceptance(rounds)
     curves = {n: log for n, log in logs.items() if len(log) > 1}
     if curves:
         plots["loss"] = plot_loss(curves)
@@ -113,14 +113,14 @@ def plot_rates(policies: Sequence[Mapping]) -> bytes:
     return png(figure)
 
 
-def plot_acceptance(lessons: Sequence[Mapping]) -> bytes:
+def plot_acceptance(rounds: Sequence[Mapping]) -> bytes:
     """Plot how the filter labelled the actions in each round's rollouts; the bar at the top of the accepted is its
     interval."""
     figure, axes = _figure()
-    bottom = np.zeros(len(lessons))
-    x = np.arange(len(lessons))
-    for path, name, colour in FATES:
-        shares = np.array([_at(lesson, path) for lesson in lessons], float)
+    bottom = np.zeros(len(rounds))
+    x = np.arange(len(rounds))
+    for path, name, colour in SHARES:
+        shares = np.array([_at(each, path) for each in rounds], float)
         if not shares.any():
             continue
         axes.bar(x, shares, 0.55, bottom, color=colour, label=name)
@@ -130,12 +130,12 @@ def plot_acceptance(lessons: Sequence[Mapping]) -> bytes:
                     middle, start + share / 2, f"{share:.0%}", ha="center", va="center", color="white", fontsize=9
                 )
         bottom += shares
-    accepted = np.array([lesson["accepted"] for lesson in lessons])
-    ends = np.array([lesson["intervals"]["accepted"] for lesson in lessons], float).T
+    accepted = np.array([each["accepted"] for each in rounds])
+    ends = np.array([each["intervals"]["accepted"] for each in rounds], float).T
     axes.errorbar(x + 0.2, accepted, whiskers(accepted, *ends), fmt="none", ecolor="black", capsize=4, linewidth=1.2)
-    names = [f"$D_{{{lesson['round']}}}$\n{lesson['actions']} actions" for lesson in lessons]
+    names = [f"$D_{{{each['round']}}}$\n{each['actions']} actions" for each in rounds]
     axes.set(title="What the filter did with the rollouts", ylabel="share of actions", ylim=(0, 1))
-    axes.set(xticks=x, xticklabels=names, xlim=(-0.7, len(lessons) - 0.3))
+    axes.set(xticks=x, xticklabels=names, xlim=(-0.7, len(rounds) - 0.3))
     axes.grid(False, axis="x")
     _legend_below(figure)
     return png(figure)

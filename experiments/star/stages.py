@@ -42,7 +42,7 @@ class Run:
         """Load the data, and check settings and agent; RunError says what is wrong. Nothing is written."""
         check(args := with_defaults(args))
         with cli.setting_up(f"data {args.data!r} and agent {args.agent!r}"):
-            import agents.training.sft  # noqa: F401  # needs an extra, and is asked for only after the first stage
+            import agents.training.sft  # noqa: F401  # needs an extra, and is used only after the first stage
             from agents.mllm import checkpoint
 
             checkpoint(args.agent)
@@ -187,7 +187,7 @@ class Run:
         args, folder = self.args, self.folder
         played = [list(self.episodes(f"round{n}/evaluate")) for n in range(args.rounds + 1)]
         empty = {"visited": 0, **star.provenance_rates([])}  # the control plays nothing
-        lessons = [
+        rounds = [
             {"round": n, "rows": len(self.read_examples(n)), **(folder.read_json(f"round{n}/rates.json") or empty)}
             for n in range(len(played))
         ]
@@ -196,7 +196,7 @@ class Run:
             skipped |= folder.read_json(str(path.relative_to(folder.path)))
         numbers = {
             "policies": metrics.policies(played, args.max_steps, self.eval_data.by_id, args.rules),
-            "lessons": lessons,
+            "lessons": rounds,
             "skipped": hide_home(skipped),
             "protocol": self.protocol(),
         }

@@ -94,7 +94,7 @@ class Star(Run):
     def evaluate(self, n: int) -> None:
         """Play the held-out tasks greedily with S_n.
 
-        The annotator is tried in place of bad actions, as in rollouts: the report asks whether a stop was right there.
+        The annotator's action is tried where one is bad, as in rollouts: metrics of stops need it.
         """
         player = self.player(self.eval_data, self.policy(n), rules=self.args.rules)
         self.play(f"round{n}/evaluate", player, self.eval_indices)
