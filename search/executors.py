@@ -150,10 +150,8 @@ def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> It
                 done = wait(pending, return_when=FIRST_COMPLETED).done
                 ready = [future for future in pending if future in done]  # a set's order would be by chance
                 pending = [future for future in pending if future not in done]
-                for future in sorted(
-                    ready, key=lambda future: future.exception() is not None
-                ):  # results come before an error
-                    yield future.result()
+                ready.sort(key=lambda future: future.exception() is not None)  # results come before an error
+                yield from (future.result() for future in ready)
     finally:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
@@ -172,9 +170,7 @@ def start_worker() -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-@lru_cache(maxsize=1)
-def _player(setup: Setup) -> Player:
-    return Player(setup)
+_player = lru_cache(maxsize=1)(Player)
 
 
 def _play_chunk(setup: Setup, positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
@@ -184,24 +180,16 @@ def _play_chunk(setup: Setup, positions: Sequence[int]) -> tuple[list[Episode], 
 def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[tuple[list[Episode], Skipped]]:
     try:
         import ray
+        from ray.util import ActorPool
     except ImportError as error:
         raise WorkerError("executor 'ray' needs Ray: pip install 'segenv[ray]', or take --executor process") from error
     ours = not ray.is_initialized()  # a script that started Ray itself, on a cluster for example, keeps it
     if ours:
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
     actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(setup.threads)}})(Player)
-    waiting, pending = iter(chunks), {}
     try:
-        idle: list[Any] = [actor.remote(setup) for _ in range(workers)]
-        while True:
-            while idle and (chunk := next(waiting, None)) is not None:
-                player = idle.pop()
-                pending[player.chunk.remote(chunk)] = player
-            if not pending:
-                break
-            for ready in ray.wait(list(pending))[0]:
-                idle.append(pending.pop(ready))
-                yield ray.get(ready)
+        pool = ActorPool([actor.remote(setup) for _ in range(workers)])
+        yield from pool.map_unordered(lambda player, chunk: player.chunk.remote(chunk), chunks)
     except ray.exceptions.RayTaskError as error:
         raise error.as_instanceof_cause() from error
     except ray.exceptions.RayError as error:
