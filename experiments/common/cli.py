@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from experiments.common.config import RunError, parse_args
-from experiments.common.run_folder import RunFolder
+from experiments.common.run_folder import RunFolder, disk_errors
 from segenv.types import SegenvError
 
 Config = TypeVar("Config")
@@ -71,6 +71,19 @@ def open_run(args: Any, resumable: frozenset[str] = frozenset()) -> RunFolder:
     if out is None:
         raise RunError("a run needs a folder: give out, or resume")
     return RunFolder.resume(out, args, resumable) if args.resume else RunFolder.create(out, args)
+
+
+def run_stage(folder: RunFolder, name: str, work: Callable[[], None]) -> None:
+    """Do a stage of the run in `folder`, unless it was done before the run was resumed."""
+    if folder.done(name):
+        print(f"[{name}] done before", file=sys.stderr)
+        return
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    with disk_errors(folder.path):
+        work()
+    folder.finish(name)
+    print(f"[{name}] {time.perf_counter() - began:.1f} s", file=sys.stderr)
 
 
 def progress(

@@ -7,42 +7,29 @@
     python -m experiments.prm --resume runs/prm                                     # after a stop, of whatever kind
 
 Annotator, policy, noisy annotator and random points lead to masks of training tasks through the tool. Balanced over
-IoU, they become lessons: the mask's true IoU, and then the annotator's action. What the model states before and after
-is measured on masks of held-out tasks, beside the tool's own estimate; `--agent mllm:OUT/model` is the result. SegAgent
-(arXiv 2503.08625, §4) publishes neither the mixture of masks nor its size.
+IoU, they become examples: the mask's true IoU, and then the annotator's action. The IoU that the model predicts before
+and after is measured on masks of held-out tasks, beside the tool's own estimate; `--agent mllm:OUT/model` is the
+result. SegAgent (arXiv 2503.08625, §4) publishes neither the mixture of masks nor its size.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-from dataclasses import replace
 
-from experiments.common.config import parse_args
+from experiments.common import cli
 from experiments.evaluate import iou_report
 from experiments.prm.config import Args
 from experiments.prm.train import run
-from segenv.types import SegenvError
+
+
+def show(args: Args) -> str:
+    """Train and measure; returns the table of the measures."""
+    return iou_report.text(run(args))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    args = Args()
-    try:
-        args = parse_args(Args, argv, __doc__)
-        if args.resume is None and args.out is None:
-            args = replace(args, out=time.strftime("runs/prm-%Y%m%d-%H%M%S"))
-        print(iou_report.text(run(args)))
-    except (SegenvError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            f"\ninterrupted; go on with: python -m experiments.prm --resume {args.resume or args.out}", file=sys.stderr
-        )
-        return 130
-    print(f"report: {args.resume or args.out}/report.html")
-    return 0
+    return cli.main("prm", Args, show, __doc__, argv)
 
 
 if __name__ == "__main__":

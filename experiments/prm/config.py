@@ -23,7 +23,7 @@ class Args:
     agent: str = "mllm:tiny-prm"
     """the model to train: mllm:NAME_OR_PATH, mllm for the embedded policy, by default the embedded reward model"""
     codec: str | None = None
-    """how it writes; by default its own"""
+    """how the model writes; by default as its checkpoint declares"""
     max_steps: int = 5
     """actions an episode may take"""
     limit: int = 600
@@ -48,7 +48,7 @@ class Args:
     out: str | None = None
     """folder of a new run; by default runs/prm-DATE"""
     resume: str | None = None
-    """folder of a run to go on with; its settings hold"""
+    """folder of a run to resume; its settings hold"""
     batch_size: int = 16
     """tasks that advance together; a learned model's last bits may depend on it"""
     threads: int = 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Any, TypeVar
 
 from experiments.common import cli
 from experiments.common.config import plain
-from experiments.common.run_folder import RunFolder, disk_errors, hide_home, manifest
+from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.common.splits import split
 from experiments.star import metrics, report
 from experiments.star.config import RESUMABLE, Args, check, with_defaults
@@ -61,16 +59,7 @@ class Run:
 
     def stage(self, n: int, name: str, work: Callable[[int], None]) -> None:
         """Do a stage of round n, unless it was done before the run was resumed."""
-        key = f"round{n}/{name}"
-        if self.folder.done(key):
-            print(f"[{key}] done before", file=sys.stderr)
-            return
-        (self.folder / key).parent.mkdir(parents=True, exist_ok=True)
-        began = time.perf_counter()
-        with disk_errors(self.folder.path):
-            work(n)
-        self.folder.finish(key)
-        print(f"[{key}] {time.perf_counter() - began:.1f} s", file=sys.stderr)
+        cli.run_stage(self.folder, f"round{n}/{name}", lambda: work(n))
 
     # --------------------------------------------------------------------------------------------- tasks and episodes
 
