@@ -33,7 +33,9 @@ from experiments.common.run_folder import RunFolder, manifest
 from experiments.common.tables import Table
 from experiments.evaluate.polygon_answers import answers
 from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, PARTS, TOPOLOGIES, Record, measures
+from experiments.sft import config as sft_config
 from experiments.sft import polygons
+from experiments.sft.config import PolygonArgs
 from experiments.sft.trainer import tiny_checkpoint
 from segenv.data.synthetic.scenes import Synthetic
 
@@ -114,9 +116,9 @@ def check(args: Args) -> None:
             polygons.check(settings(args, seed, arm))
 
 
-def settings(args: Args, seed: int, arm: str) -> polygons.Args:
+def settings(args: Args, seed: int, arm: str) -> PolygonArgs:
     """The settings of an arm's training."""
-    shared = polygons.Args(
+    shared = PolygonArgs(
         base=args.base,
         draw_steps=args.steps,
         cooldown=args.steps // 2,
@@ -134,14 +136,14 @@ def _data(tasks: int) -> Any:
     return Synthetic("val")[:tasks]
 
 
-def _train_and_reply(tasks: int, args: polygons.Args) -> None:
+def _train_and_reply(tasks: int, args: PolygonArgs) -> None:
     """Train an arm, unless it is trained, and let it reply to the held-out tasks that it has not replied to."""
     path = Path(args.resume or args.out or "")
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)
     if not RunFolder(path).done("sft"):
         polygons.run(args)
-    with RunFolder.resume(path, args, polygons.RESUMABLE) as training:
+    with RunFolder.resume(path, args, sft_config.RESUMABLE) as training:
         have = {one["task"] for one in training.records(REPLIES)}
         data, agent = _data(tasks), agents.make(f"mllm:{path / 'model'}")
         with training.appending(REPLIES) as file:

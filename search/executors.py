@@ -157,7 +157,7 @@ def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> It
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def start_worker() -> None:
+def start_worker(_: int = 0) -> None:
     """Leave Ctrl-C to the parent, and end when the parent ends, however it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -7,53 +7,47 @@ Four stages, each on fresh scenes of `synthetic:train`: `look` (the vision tower
 (first clicks, mostly in scenes of two or three objects), `click` (first clicks everywhere) and `state` (masks of whole
 trajectories through the tool; correct, or stop). The loss is on the reply alone, plus dense losses on patches whose
 heads are dropped at the end. The second line trains the embedded model further, on masks of any kind: what the process
-reward model is made from. Departures from SegAgent: no pretrained model, the instruction alone as prompt, and text
+reward model starts from. Departures from SegAgent: no pretrained model, the instruction alone as prompt, and text
 before image.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from experiments.common.config import parse_args
-from experiments.sft.clicks import Args, run
-from segenv.types import SegenvError
+from experiments.common import cli
+from experiments.sft import clicks, polygons
+from experiments.sft.config import ClickArgs, PolygonArgs
 
 
 def mode(argv: Sequence[str]) -> str:
-    """The `--mode` of a command line, or of the run that it goes on with; each has flags of its own."""
-    given = {}
-    for k, word in enumerate(argv):
-        name, _, value = word.partition("=")
-        given[name] = value or "".join(argv[k + 1 : k + 2])
-    config = Path(given.get("--resume", "")) / "config.yaml"
-    if "--mode" in given or not given.get("--resume") or not config.is_file():
-        return given.get("--mode", "clicks")
-    return str((yaml.safe_load(config.read_text()) or {}).get("mode", "clicks"))
+    """Read the `--mode` of a command line, or of the run that it resumes; each mode has flags of its own."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--mode", nargs="?")
+    parser.add_argument("--resume", nargs="?")
+    flags, _ = parser.parse_known_args(argv)
+    config = Path(flags.resume or "") / "config.yaml"
+    saved: dict[str, Any] = (yaml.safe_load(config.read_text()) or {}) if flags.resume and config.is_file() else {}
+    return str(flags.mode or saved.get("mode", "clicks"))
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    given = sys.argv[1:] if argv is None else argv
-    try:
-        if mode(given) == "polygon":
-            from experiments.sft import polygons
+    argv = sys.argv[1:] if argv is None else argv
+    if mode(argv) == "polygon":
+        return cli.main("sft", PolygonArgs, lambda args: show(polygons.run(args)), polygons.__doc__, argv)
+    return cli.main("sft", ClickArgs, lambda args: show(clicks.run(args)), __doc__, argv)
 
-            model = polygons.run(parse_args(polygons.Args, given, polygons.__doc__))
-        else:
-            model = run(parse_args(Args, given, __doc__))
-    except SegenvError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; go on with --resume DIR", file=sys.stderr)
-        return 130
+
+def show(model: Path) -> None:
+    """Say where the model is."""
     print(f"wrote {model}; it is what `--agent mllm:{model}` takes")
-    return 0
 
 
 if __name__ == "__main__":

@@ -5,30 +5,29 @@
 Each prompt starts from a random point or a box; later clicks fall in the error region and the previous logits are fed
 back; three masks compete for an ambiguous first click; a head learns to predict each mask's IoU. Departures from SAM,
 for a small model without pretraining: fewer passes a prompt, a class-balanced start that fades into focal + dice, an
-auxiliary same-instance loss on the image embedding (discarded), and a first stage on smaller images. Every step draws
-fresh scenes, half of `synthetic:train` and half dead leaves (`segenv.data.synthetic.dead_leaves`); no
-photograph is seen.
+auxiliary same-instance loss on the image embedding (discarded), and a first stage on smaller images. Every step samples
+fresh scenes, half of `synthetic:train` and half dead leaves (`segenv.data.synthetic.dead_leaves`);
+there are no photographs.
 """
 
 from __future__ import annotations
 
 import sys
 
-from experiments.common.config import parse_args
+from experiments.common import cli
 from experiments.train_tool.config import Args
-from experiments.train_tool.train import run
-from segenv.types import SegenvError
+from experiments.train_tool.trainer import run
+
+
+def show(args: Args) -> None:
+    """Train, and say where the model is."""
+    model = run(args)
+    print(f"wrote {model}; it is what `--tool sam:{model}` takes")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    try:
-        model = run(parse_args(Args, argv, __doc__))
-    except SegenvError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"wrote {model}; it is what `--tool sam:{model}` takes")
-    return 0
+    return cli.main("train_tool", Args, show, __doc__, argv)
 
 
 if __name__ == "__main__":

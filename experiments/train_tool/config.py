@@ -11,10 +11,10 @@ RESUMABLE = frozenset({"small_steps", "large_steps", "cooldown", "threads", "sav
 class Args:
     """Train the embedded tiny SAM."""
 
-    out: str | None = None
-    """Folder of a new run; by default runs/train_tool."""
+    out: str | None = "runs/train_tool"
+    """Folder of a new run."""
     resume: str | None = None
-    """A run folder to go on with. Its settings hold; the lengths that are still to come may be changed."""
+    """Folder of a run to resume. Its settings hold; the lengths that are still to come may change."""
     small_steps: int = 3_250
     """Steps on small images."""
     large_steps: int = 2_950
@@ -24,7 +24,7 @@ class Args:
     small_size: int = 128
     """Longest side of the images that the model sees first, in pixels."""
     image_size: int = 192
-    """The same from then on."""
+    """Longest side of the images of the second stage, in pixels."""
     width: int = 96
     depth: int = 4
     prompt_width: int = 64
@@ -37,7 +37,7 @@ class Args:
     unions: float = 0.35
     """Chance that a prompt asks for an object together with others that touch it: things of several surfaces."""
     parts: float = 0.2
-    """Chance that a prompt asks for a part of that, cut off by a line nobody can see: clicks have to be obeyed."""
+    """Chance that a prompt asks for a part of its target, cut off by an invisible line: clicks have to be obeyed."""
     rate: float = 1e-3
     curriculum_iou: float = 0.45
     """One click a prompt until the best of three masks reaches this IoU (moving mean); then several."""

@@ -1,4 +1,4 @@
-"""What the tool learns from: views of procedural scenes, and prompts for objects, for touching ones and for parts."""
+"""Training examples of the tiny SAM: views of procedural scenes, and prompts for objects, touching ones and parts."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from segenv.tools.tiny_sam import PIXEL_MEAN
 
 
 class Crops(Dataset):
-    """Square views of training scenes: of `Synthetic`, and dead leaves with chance `leaves`. A prompt asks for an
+    """Square views of training scenes: of `Synthetic`, and dead leaves with chance `dead_leaves`. A prompt asks for an
     object, with chance `unions` together with others that touch it. Item i depends on i and the settings alone, so a
     run can be resumed anywhere."""
 
-    def __init__(self, size: int, prompts: int, seed: int, unions: float = 0.0, leaves: float = 0.0) -> None:
-        self.size, self.prompts, self.seed, self.unions, self.leaves = size, prompts, seed, unions, leaves
+    def __init__(self, size: int, prompts: int, seed: int, unions: float = 0.0, dead_leaves: float = 0.0) -> None:
+        self.size, self.prompts, self.seed, self.unions, self.dead_leaves = size, prompts, seed, unions, dead_leaves
         self.scenes = Synthetic("train")
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image uint8 [S, S, 3], instance map uint8 [S, S], and what each prompt asks for: bool [prompts, 16], whether
-        an instance belongs to it."""
+        """Image uint8 [S, S, 3], instance map uint8 [S, S], and targets bool [prompts, 16]: whether an instance belongs
+        to that of a prompt."""
         cv2.setNumThreads(1)
         rng = np.random.default_rng([self.seed, self.size, i])
-        scene = None if rng.random() < self.leaves else self.scenes.scene(i)
+        scene = None if rng.random() < self.dead_leaves else self.scenes.scene(i)
         while True:  # until something can be seen well enough to be asked for
             whole = sample_dead_leaves(rng) if scene is None else (scene.image, scene.instances)
             image, instances = self._view(*whole, rng)
@@ -38,13 +38,13 @@ class Crops(Dataset):
             areas[0] = 0
             large = np.flatnonzero(areas >= 0.003 * self.size**2)
             if len(large):
-                wanted = np.zeros((self.prompts, 16), bool)
-                for row, chosen in zip(wanted, rng.choice(large, self.prompts), strict=True):
+                targets = np.zeros((self.prompts, 16), bool)
+                for row, chosen in zip(targets, rng.choice(large, self.prompts), strict=True):
                     row[chosen] = True
                     touching = neighbours(instances, chosen)
                     if len(touching) and rng.random() < self.unions:
                         row[rng.choice(touching, rng.integers(1, min(2, len(touching)) + 1), replace=False)] = True
-                return image, instances, wanted
+                return image, instances, targets
 
     def _view(
         self, image: np.ndarray, instances: np.ndarray, rng: np.random.Generator
@@ -72,8 +72,8 @@ class Crops(Dataset):
 
 
 def half_plane(mask: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """What lies on one side of a random line through a random pixel of `mask` [S, S]: float32 [S, S]; all of it where
-    the cut would leave nearly nothing of the mask."""
+    """One side of a random line through a random pixel of `mask` [S, S], as float32 [S, S]; the whole plane where the
+    cut would leave nearly nothing of the mask."""
     rows, columns = np.nonzero(mask)
     k, angle = rng.integers(len(rows)), rng.uniform(0, 2 * np.pi)
     y, x = np.arange(mask.shape[0])[:, None] - rows[k], np.arange(mask.shape[1])[None, :] - columns[k]

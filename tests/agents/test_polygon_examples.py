@@ -19,7 +19,7 @@ from experiments.common.ablation import arm_folder
 from experiments.common.config import RunError
 from experiments.evaluate.polygon_metrics import TOPOLOGIES, Record
 from experiments.polygon_ablation import ARMS
-from experiments.sft import __main__
+from experiments.sft import __main__, config
 from experiments.sft import polygons as sft_polygon
 from segenv.codec import polygons
 from segenv.data.synthetic.scenes import Synthetic
@@ -137,7 +137,7 @@ def test_new_tokens_shorten_polygons_and_leave_other_texts_alone():
 
 def _args(base, out, **changes):
     few = {"draw_steps": 4, "cooldown": 2, "lessons": 2, "questions": 2, "vertices": 5, "probe": 2, "workers": 0}
-    return sft_polygon.Args(base=base, out=str(out), measure_every=4, save_every=2, **{**few, **changes})
+    return config.PolygonArgs(base=base, out=str(out), measure_every=4, save_every=2, **{**few, **changes})
 
 
 def test_a_training_that_was_cut_ends_as_one_that_was_not(base, tmp_path):
@@ -147,7 +147,7 @@ def test_a_training_that_was_cut_ends_as_one_that_was_not(base, tmp_path):
     (tmp_path / "cut" / "config.yaml").write_text((tmp_path / "whole" / "config.yaml").read_text())
     first = sft_polygon.PolygonTrainer(_args(base, tmp_path / "first"))
     for k in range(2):
-        first.train_step([first.source("draw")[2 * k + j] for j in range(2)])
+        first.train_step([first.open_stage("draw")[2 * k + j] for j in range(2)])
     first.save(tmp_path / "cut")
     cut = sft_polygon.run(_args(base, None, resume=str(tmp_path / "cut")))
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

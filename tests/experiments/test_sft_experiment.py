@@ -1,4 +1,4 @@
-"""Lessons for the embedded model are true, and the training that uses them moves, resumes and exports."""
+"""Training examples of the embedded model are true, and the training that uses them moves, resumes and exports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from agents import tiny
-from agents.backends.transformers import chat, encode
+from agents.backends.transformers import TransformersBackend, chat, encode
 from agents.mllm import MllmAgent
 from agents.tiny.vision_tower import fold
 from agents.training.auxiliary_heads import IGNORED, Collator, encode_images, forward_text, pixels, reply_loss
@@ -32,9 +32,8 @@ from agents.training.click_examples import (
     rotated,
 )
 from experiments.common.config import RunError
-from experiments.sft import __main__
+from experiments.sft import __main__, config
 from experiments.sft import clicks as sft
-from experiments.sft import trainer as sft_trainer
 from segenv import codec, metrics, tools
 from segenv.data.synthetic.scenes import Synthetic, expressions
 from segenv.mdp import SegMDP
@@ -43,11 +42,11 @@ from segenv.types import Click, Stop
 torch.set_num_threads(1)
 SMALL = {"image_size": 64, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
 MIXED = Mixture(first=2, trajectory=2, cheap=2, crossed=2)
-SPEECH = codec.get("segagent")
+CODEC = codec.get("segagent")
 
 
 @pytest.fixture(scope="module")
-def lessons():
+def examples():
     return ClickExamples(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3)
 
 
@@ -57,31 +56,31 @@ def pair():
 
 
 @pytest.mark.parametrize("i", range(6))
-def test_a_lesson_depends_on_its_number_alone(lessons, i):
-    one, other = lessons[i], ClickExamples(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3, window=400)[i]
+def test_an_example_depends_on_its_number_alone(examples, i):
+    one, other = examples[i], ClickExamples(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3, window=400)[i]
     assert np.array_equal(one.pictures, other.pictures)
     assert [q.reply for q in one.questions] == [q.reply for q in other.questions]
-    assert not np.array_equal(one.pictures[0], lessons[i + 6].pictures[0])
+    assert not np.array_equal(one.pictures[0], examples[i + 6].pictures[0])
 
 
 @pytest.mark.parametrize("i", range(12))
-def test_replies_state_the_true_iou_and_what_the_patches_show(lessons, i):
-    lesson = lessons[i]
-    for question in lesson.questions:
-        assert abs(SPEECH.stated_iou(question.reply) - question.iou) <= 0.005 + 1e-9
+def test_replies_state_the_true_iou_and_what_the_patches_show(examples, i):
+    example = examples[i]
+    for question in example.questions:
+        assert abs(CODEC.stated_iou(question.reply) - question.iou) <= 0.005 + 1e-9
         target, missing, extra = question.shares
         both = target - missing  # the part of the target that the mask holds
         assert both.sum() / (target.sum() + extra.sum()) == pytest.approx(question.iou, abs=1e-3)
-        assert lesson.masks[question.picture] == pytest.approx(both + extra, abs=1e-4)
+        assert example.masks[question.picture] == pytest.approx(both + extra, abs=1e-4)
         if question.reply.endswith("Finish"):
-            assert question.iou >= lessons.stop_iou and question.click == -1
+            assert question.iou >= examples.stop_iou and question.click == -1
         else:
             assert (missing if "Positive" in question.reply else extra)[question.click] > 0
 
 
-def test_a_mask_is_asked_about_for_its_own_object_and_for_another(lessons):
-    for lesson in (lessons[i] for i in range(6)):
-        own, crossed = lesson.questions[:-2], lesson.questions[-2:]
+def test_a_mask_is_asked_about_for_its_own_object_and_for_another(examples):
+    for example in (examples[i] for i in range(6)):
+        own, crossed = example.questions[:-2], example.questions[-2:]
         for question in crossed:
             (same,) = [q for q in own if q.picture == question.picture]
             assert question.picture > 0 and not np.array_equal(question.shares[0], same.shares[0])
@@ -116,10 +115,10 @@ def test_a_mirror_exchanges_left_and_right():
     assert "the topmost object" in expressions(rotated(scene, 4), k)
 
 
-def test_the_table_names_colour_shape_and_first_click_of_each_object(lessons):
+def test_the_table_names_colour_shape_and_first_click_of_each_object(examples):
     task = Synthetic("train").load(7)
     scene = Synthetic("train").scene(7)
-    patches, table = lessons._labels(scene)
+    patches, table = examples._labels(scene)
     assert set(np.unique(patches)) <= set(range(len(scene.objects) + 1))
     for k, thing in enumerate(scene.objects):
         assert (COLOUR_NAMES[table[k + 1, 0]], SHAPE_NAMES[table[k + 1, 1]]) == (thing.colour, thing.shape)
@@ -127,7 +126,7 @@ def test_the_table_names_colour_shape_and_first_click_of_each_object(lessons):
         alike = [o for o in (*scene.objects, *scene.clutter) if (o.colour, o.shape) == (thing.colour, thing.shape)]
         assert named == (len(alike) == 1)
         click = correct_action(replace(task, target=scene.instances == k + 1), np.zeros_like(task.target), (), 0.9)
-        row, column = map(int, SPEECH.points.write_point(click, task))
+        row, column = map(int, CODEC.points.write_point(click, task))
         assert table[k + 1, -4:].tolist() == [*leading_digits(row), *leading_digits(column)]
 
 
@@ -145,7 +144,7 @@ def test_played_states_are_what_the_tool_makes_of_their_clicks():
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=30, deadline=None)
-def test_lesson_actions_stop_where_the_mask_is_good_and_else_correct_it(seed):
+def test_correct_actions_stop_where_the_mask_is_good_and_else_correct_it(seed):
     task = Synthetic("val").load(seed % 30)
     target = task.target.view(bool)
     mask = distorted_mask(target, task.meta["instances"], np.random.default_rng(seed))
@@ -156,11 +155,11 @@ def test_lesson_actions_stop_where_the_mask_is_good_and_else_correct_it(seed):
         assert target[action.y, action.x] == action.positive != mask[action.y, action.x]
 
 
-def test_labels_cover_the_reply_and_nothing_else(lessons, pair):
+def test_labels_cover_the_reply_and_nothing_else(examples, pair):
     collate = Collator(pair[1])
-    some = [lessons[0], lessons[1]]
+    some = [examples[0], examples[1]]
     batch = collate(some)
-    questions = [question for lesson in some for question in lesson.questions]
+    questions = [question for example in some for question in example.questions]
     for ids, labels, weights, question in zip(batch["ids"], batch["labels"], batch["weights"], questions, strict=True):
         covered = labels != IGNORED
         assert pair[1].tokenizer.decode(labels[covered]) == question.reply + tiny.END
@@ -175,9 +174,9 @@ def test_labels_cover_the_reply_and_nothing_else(lessons, pair):
 
 
 @torch.no_grad()
-def test_reading_gives_the_logits_of_the_whole_model(lessons, pair):
+def test_reading_gives_the_logits_of_the_whole_model(examples, pair):
     model, processor = pair
-    batch = Collator(processor)([lessons[2]])
+    batch = Collator(processor)([examples[2]])
     logits, tokens = forward_text(model, encode_images(model, batch["pictures"]), batch)
     whole = model(
         input_ids=batch["ids"],
@@ -196,21 +195,21 @@ def test_reading_gives_the_logits_of_the_whole_model(lessons, pair):
 def _args(out, **changes):
     """Settings of a training of eight small steps."""
     steps = {"look_steps": 2, "easy_steps": 2, "click_steps": 1, "state_steps": 3, "cooldown": 2}
-    return sft.Args(
+    return config.ClickArgs(
         out=str(out), tool="disc", lessons=2, probe=2, measure_every=4, save_every=4, **{**SMALL, **steps, **changes}
     )
 
 
 def _train(args, steps, trainer=None):
     trainer = trainer or sft.ClickTrainer(args)
-    sources = {stage: sft.Source(args, stage) for stage in sft.STAGES}
+    examples = {stage: trainer.open_stage(stage) for stage in config.STAGES}
     while trainer.step < steps:
         stage, first, _ = trainer.stage(trainer.step)
-        trainer.train_step([sources[stage][10 * (trainer.step - first) + k] for k in range(2)])
+        trainer.train_step([examples[stage][10 * (trainer.step - first) + k] for k in range(2)])
     return trainer
 
 
-def test_a_step_moves_the_weights_and_going_on_equals_never_having_stopped(tmp_path):
+def test_a_step_moves_the_weights_and_resuming_equals_never_having_stopped(tmp_path):
     args = _args(tmp_path)
     whole = _train(args, 8)
     half = _train(args, 6)
@@ -226,7 +225,7 @@ def test_a_step_moves_the_weights_and_going_on_equals_never_having_stopped(tmp_p
     assert all(torch.equal(a, b) for a, b in means)
 
 
-def test_a_run_goes_on_in_its_own_mode(tmp_path):
+def test_a_run_is_resumed_in_its_own_mode(tmp_path):
     (tmp_path / "config.yaml").write_text("mode: polygon\n")
     assert __main__.mode(["--resume", str(tmp_path), "--draw-steps", "9"]) == "polygon"
     assert __main__.mode([f"--resume={tmp_path}", "--mode", "clicks"]) == "clicks"
@@ -242,10 +241,12 @@ def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
     before = load_file(tmp_path / "base" / "model.safetensors")
     words = next(name for name in before if name.endswith("embed_tokens.weight"))
     assert torch.equal(fresh.model.get_input_embeddings().weight.half(), before[words])
-    (first, _) = sft_trainer.batches(args, fresh)
-    asked = [[question.picture for question in lesson.questions] for lesson in first]
+    (first, _) = fresh.batches()
+    asked = [[question.picture for question in example.questions] for example in first]
     assert any(len(set(some) - {0}) < sum(map(bool, some)) for some in asked), "masks are asked about for other objects"
-    assert max(len(lesson.pictures) for lesson in first) > 1 + sft.MIXTURES["state"].trajectory, "there are cheap masks"
+    assert max(len(example.pictures) for example in first) > 1 + sft.MIXTURES["state"].trajectory, (
+        "there are cheap masks"
+    )
     model = sft.run(args)
     now = load_file(model / "model.safetensors")
     assert now.keys() == before.keys() and not torch.equal(now[words], before[words])
@@ -262,24 +263,25 @@ def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
 @torch.no_grad()
 def test_folding_the_norms_changes_nothing_but_that_training_has_none():
     model, _ = tiny.build(seed=2, **SMALL)
-    tower = model.model.vision_tower
+    vision_tower = model.model.vision_tower
     pictures = torch.rand(6, 3, 64, 64) * 2 - 1
-    tower.train()(pictures)  # moves the running statistics
-    tower.eval()
-    expected = tower(pictures).last_hidden_state
-    fold(tower)
-    assert not [part for part in tower.modules() if isinstance(part, torch.nn.BatchNorm2d)]
-    assert torch.allclose(tower(pictures).last_hidden_state, expected, atol=1e-4)
-    assert torch.allclose(tower.train()(pictures[:1]).last_hidden_state, expected[:1], atol=1e-4)
+    vision_tower.train()(pictures)  # moves the running statistics
+    vision_tower.eval()
+    expected = vision_tower(pictures).last_hidden_state
+    fold(vision_tower)
+    assert not [part for part in vision_tower.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    assert torch.allclose(vision_tower(pictures).last_hidden_state, expected, atol=1e-4)
+    assert torch.allclose(vision_tower.train()(pictures[:1]).last_hidden_state, expected[:1], atol=1e-4)
 
 
-def test_without_other_processes_the_training_makes_the_same_lessons(tmp_path):
+def test_without_other_processes_the_training_makes_the_same_examples(tmp_path):
     args = _args(tmp_path, workers=0)
-    [first, second] = sft_trainer.batches(args, sft.ClickTrainer(args))
-    source = sft.Source(args, "look")
+    trainer = sft.ClickTrainer(args)
+    [first, second] = trainer.batches()
+    source = trainer.open_stage("look")
     expected = [[source[3 * step + k] for k in range(3)] for step in (0, 1)]  # 1.6 * 2 scenes
-    for made, wanted in zip([first, second], expected, strict=True):
-        assert [lesson.pictures.tolist() for lesson in made] == [lesson.pictures.tolist() for lesson in wanted]
+    for actual, right in zip([first, second], expected, strict=True):
+        assert [example.pictures.tolist() for example in actual] == [example.pictures.tolist() for example in right]
 
 
 def test_a_model_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -307,22 +309,22 @@ def test_a_model_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_first_click_that_is_negative_is_not_in_the_object(tmp_path, monkeypatch):
     args = _args(tmp_path)
     trainer = sft.ClickTrainer(args)
-    held_out = [probe for probe in sft.eval_states(args, tools.make("disc")) if not probe.mask.any()]
+    trainer.held_out = [state for state in trainer.held_out if not state.mask.any()]
     for positive, expected in ((True, 1.0), (False, 0.0)):
         replies = []
-        for probe in held_out:
-            best = correct_action(probe.task, probe.mask, (), 0.9)
+        for state in trainer.held_out:
+            best = correct_action(state.task, state.mask, (), 0.9)
             assert isinstance(best, Click)
-            replies.append(SPEECH.format(replace(best, positive=positive), probe.task))
-        monkeypatch.setattr(sft.TransformersBackend, "generate", lambda *_, said=replies: said)
-        assert sft.measure(trainer, held_out)["first"] == expected
+            replies.append(CODEC.format(replace(best, positive=positive), state.task))
+        monkeypatch.setattr(TransformersBackend, "generate", lambda *_, texts=replies: texts)
+        assert trainer.measure()["first"] == expected
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"look_steps": -1}, "look_steps is -1; expected 0 or more"),
-        (dict.fromkeys((f"{stage}_steps" for stage in sft.STAGES), 0), "all stages have 0 steps"),
+        (dict.fromkeys((f"{stage}_steps" for stage in config.STAGES), 0), "all stages have 0 steps"),
         ({"lessons": 0}, "lessons is 0; expected 1 or more"),
         ({"workers": -2}, "workers is -2; expected 0 or more"),
         ({"seed": -1}, "seed is -1; expected 0 or more"),

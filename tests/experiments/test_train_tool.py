@@ -11,9 +11,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from experiments.common.config import RunError  # noqa: E402
 from experiments.train_tool import __main__, config, data  # noqa: E402
-from experiments.train_tool import train as train_tool  # noqa: E402
-from experiments.train_tool import trainer as trainer_module  # noqa: E402
+from experiments.train_tool import trainer as train_tool  # noqa: E402
 from segenv.data.synthetic.dead_leaves import sample_dead_leaves  # noqa: E402
 from segenv.tools import tiny_sam  # noqa: E402
 from segenv.types import Click, Prompt  # noqa: E402
@@ -41,7 +41,7 @@ def batch(size: int, scenes: int = 2) -> list:
 
 def test_the_encoder_is_alive_at_the_start():
     """The configuration's own initialisation gives a constant embedding; ours must tell places apart."""
-    trainer = trainer_module.Trainer(TINY)
+    trainer = train_tool.SamTrainer(TINY)
     pixels = (batch(32)[0].permute(0, 3, 1, 2).float() - tiny_sam.PIXEL_MEAN) / tiny_sam.PIXEL_STD
     embedding = trainer.model.vision_encoder(pixels).last_hidden_state
     assert embedding.std((2, 3)).mean() > 0.1
@@ -52,11 +52,11 @@ def test_the_encoder_is_alive_at_the_start():
 
 @pytest.mark.parametrize("several", [False, True])
 def test_a_step_moves_every_part(several):
-    trainer = trainer_module.Trainer(TINY)
+    trainer = train_tool.SamTrainer(TINY)
     trainer.several = several
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     for _ in range(4):
-        trainer.train_step(*batch(32))
+        trainer.train_step(batch(32))
     moved = {
         name.split(".")[0] for name, value in trainer.model.state_dict().items() if not torch.equal(value, before[name])
     }
@@ -64,8 +64,8 @@ def test_a_step_moves_every_part(several):
 
 
 def test_training_lowers_the_loss_on_one_batch():
-    trainer = trainer_module.Trainer(dataclasses.replace(TINY, small_steps=1000, rate=1e-2))
-    losses = [trainer.train_step(*batch(32))["loss"] for _ in range(50)]
+    trainer = train_tool.SamTrainer(dataclasses.replace(TINY, small_steps=1000, rate=1e-2))
+    losses = [trainer.train_step(batch(32))["loss"] for _ in range(50)]
     assert np.mean(losses[-5:]) < 0.9 * np.mean(losses[:5])
 
 
@@ -75,24 +75,25 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
             if size > trainer.size:
                 trainer.grow()
             for _ in range(count):
-                trainer.train_step(*batch(size))
+                trainer.train_step(batch(size))
 
-    whole = trainer_module.Trainer(TINY)
+    whole = train_tool.SamTrainer(TINY)
     run(whole, [(32, 2), (64, 2)])
-    first = trainer_module.Trainer(TINY)
+    first = train_tool.SamTrainer(TINY)
     run(first, [(32, 2), (64, 1)])
     first.save(tmp_path)
-    second = trainer_module.Trainer(TINY)
+    second = train_tool.SamTrainer(TINY)
     second.load(tmp_path)
     run(second, [(64, 1)])
     assert second.step == whole.step
-    for name, value in whole.average.items():
-        torch.testing.assert_close(second.average[name], value, rtol=0, atol=0)
+    average = second.averaged.state_dict()
+    for name, value in whole.averaged.state_dict().items():
+        torch.testing.assert_close(average[name], value, rtol=0, atol=0)
 
 
 def test_growing_keeps_what_was_learnt():
     """The same scene at twice the size gives about the same embedding, twice as fine."""
-    trainer = trainer_module.Trainer(TINY)
+    trainer = train_tool.SamTrainer(TINY)
     small = trainer.model.vision_encoder.pos_embed.detach().clone()
     trainer.grow()
     large = trainer.model.vision_encoder.pos_embed.detach()
@@ -141,11 +142,11 @@ def test_leaves_are_things_among_pieces():
 
 
 def test_prompts_ask_for_objects_or_things_that_touch():
-    crops = data.Crops(64, 8, seed=0, unions=1.0, leaves=0.3)
+    crops = data.Crops(64, 8, seed=0, unions=1.0, dead_leaves=0.3)
     sizes = set()
     for i in range(12):
-        _, instances, wanted = crops[i]
-        for row in wanted:
+        _, instances, targets = crops[i]
+        for row in targets:
             chosen = np.flatnonzero(row)
             assert 0 not in chosen and all((instances == k).any() for k in chosen)
             sizes.add(len(chosen))
@@ -153,7 +154,7 @@ def test_prompts_ask_for_objects_or_things_that_touch():
 
 
 @pytest.mark.slow
-def test_the_command_trains_stops_goes_on_and_writes_the_same_tool(tmp_path):
+def test_the_command_trains_stops_resumes_and_writes_the_same_tool(tmp_path):
     from safetensors.torch import load_file
 
     from segenv import tools
@@ -174,22 +175,56 @@ def test_the_command_trains_stops_goes_on_and_writes_the_same_tool(tmp_path):
     assert prediction.mask.shape == (48, 64) and prediction.logits.shape == (32, 32)
 
 
-def test_batches_go_on_where_they_stopped():
-    trainer = trainer_module.Trainer(TINY)
-    whole = list(train_tool.batches(TINY, trainer, 3))
+def test_batches_resume_where_they_stopped():
+    trainer = train_tool.SamTrainer(dataclasses.replace(TINY, small_steps=3))
+    whole = list(trainer.batches())
     trainer.step = 1
-    rest = list(train_tool.batches(TINY, trainer, 3))
+    rest = list(trainer.batches())
     assert len(whole) == 3 and len(rest) == 2
     for a, b in zip(whole[1:], rest, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_the_rate_is_never_negative():
-    same = dataclasses.replace(TINY, small_size=64, small_steps=300)
-    trainer = trainer_module.Trainer(same)
-    rates = []
-    for trainer.step in (0, 100, 300, 301):
-        if trainer.step == 300:
-            trainer.grow()
-        rates.append(trainer.rate())
-    assert all(rate > 0 for rate in rates)
+def rates(trainer, steps) -> list[float]:
+    """The learning rate of each of `steps`, without training."""
+    found = []
+    for trainer.step in steps:
+        trainer.start_optimiser(trainer.args.small_steps if trainer.grown else 0)
+        found.append(trainer.optimiser.param_groups[0]["lr"])
+    return found
+
+
+def test_the_rate_warms_up_stays_and_cools_down_above_zero():
+    trainer = train_tool.SamTrainer(dataclasses.replace(TINY, small_steps=500, large_steps=600, cooldown=300))
+    assert rates(trainer, [0, 99, 199, 499]) == pytest.approx([5e-6, 5e-4, 1e-3, 1e-3])
+    trainer.grow()  # half the rate, and a warm-up of its own
+    assert rates(trainer, [500, 699, 800, 950, 1099]) == pytest.approx([2.5e-6, 5e-4, 5e-4, 2.5e-4, 5e-4 / 300])
+    short = train_tool.SamTrainer(dataclasses.replace(TINY, small_steps=2, large_steps=2, cooldown=9))
+    assert all(rate > 0 for rate in rates(short, range(4)))
+
+
+def test_the_schedule_and_the_average_follow_the_steps():
+    trainer = train_tool.SamTrainer(TINY)
+    found = []
+    for _ in range(2):
+        found.append(trainer.optimiser.param_groups[0]["lr"])
+        trainer.train_step(batch(32))
+    assert found == pytest.approx([5e-6, 1e-5])
+    assert trainer.averaged.n_averaged == trainer.step + 1
+
+
+def test_a_state_of_another_version_is_refused(tmp_path):
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    trainer = train_tool.SamTrainer(TINY)
+    trainer.save(tmp_path)
+    file = tmp_path / "state.safetensors"
+    with safe_open(file, "pt") as state:
+        about = state.metadata()
+    old = {
+        name.replace("averaged.", "average.").replace("heads.", "affinity."): v for name, v in load_file(file).items()
+    }
+    save_file(old, file, metadata=about)
+    with pytest.raises(RunError, match="has no 'averaged.*another version of segenv"):
+        trainer.load(tmp_path)
