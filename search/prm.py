@@ -99,8 +99,8 @@ class IouReader:
     def _begin(self, observations: Sequence[Observation]) -> _Pass:
         """Read prompts and the beginning of the reply."""
         agent, backend, prefix, begun = self.agent, self.agent.backend, self.numbers.prefix, self.numbers.begun
-        chats = [chat(backend.processor, agent.prompt(one))[0] + begun for one in observations]
-        inputs = encode(backend.processor, chats, [agent.picture(one) for one in observations])
+        chats = [chat(backend.processor, agent.prompt(observation))[0] + begun for observation in observations]
+        inputs = encode(backend.processor, chats, [agent.picture(observation) for observation in observations])
         if (inputs["input_ids"][:, -len(prefix) :] != torch.tensor(prefix)).any():
             raise ValueError(
                 f"agent {agent.spec!r}: the tokens of {begun!r} are others after its prompt than alone, so no IoU can "

@@ -1,1 +1,1 @@
-"""Where an `mllm` agent's model runs."""
+"""Backends that run the models of `mllm` agents."""

@@ -142,7 +142,7 @@ class ClickExamples:
         return self.levels[rng.choice(3, p=[self.mixture.easy, rest, rest])].scene(number)
 
     def _task(self, scene: Scene, k: int, instruction: str) -> Task:
-        return Task("lesson", scene.image, scene.instances == k + 1, instruction)
+        return Task("example", scene.image, scene.instances == k + 1, instruction)
 
     def _states(self, tasks: Sequence[Task], instances: np.ndarray, rng: np.random.Generator):
         """Tasks with a mask to improve and the clicks that led to it (none for cheap ones)."""

@@ -72,7 +72,7 @@ class PolygonExamples(ClickExamples):
     def _polygon_question(self, scene: Scene, k: int, sentence: str, rng: np.random.Generator) -> Question:
         chance = rng.random()
         if chance < NO_TARGET_SHARE and (words := absent_instructions(scene)):
-            task = Task("lesson", scene.image, np.zeros(scene.instances.shape, bool), str(rng.choice(words)))
+            task = Task("example", scene.image, np.zeros(scene.instances.shape, bool), str(rng.choice(words)))
             prompt_type, output_type = "text", "mask"
         else:
             task = self._task(scene, k, sentence)
