@@ -26,18 +26,20 @@ from agents.mllm import EMBEDDED, parse
 from agents.training.checkpoints import identity
 from agents.training.polygon_examples import RATIO
 from experiments.common import cli
-from experiments.common.ablation import Report, arm_folder, gain_cell, paired_gains, run_arms, write
+from experiments.common.ablation import Report, arm_folder, cell, paired_gains, run_arms, write
 from experiments.common.config import check_seeds, create_or_resume
 from experiments.common.plots import plot_intervals
 from experiments.common.run_folder import RunFolder, manifest
 from experiments.common.tables import Table
 from experiments.evaluate.polygon_answers import answers
 from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, PARTS, TOPOLOGIES, Record, measures
+from experiments.evaluate.records import append_groups
 from experiments.sft import config as sft_config
 from experiments.sft import polygons
 from experiments.sft.config import PolygonArgs
 from experiments.sft.trainer import tiny_checkpoint
 from segenv.data.synthetic.scenes import Synthetic
+from segenv.types import Task
 
 RESUMABLE = frozenset({"workers", "lesson_workers", "threads"})
 GROUP = 50  # replies at a time, fixed, as a model's last bits depend on it
@@ -92,18 +94,13 @@ def run(args: Args) -> dict[str, Any]:
     with cli.open_run(args, RESUMABLE) as folder:
         hashes = {"data": _data(args.tasks).fingerprint, "base": identity(parse(args.base)[0])}
         folder.keep_manifest(manifest(args.seeds[0], {}, hashes))
-        paths = {arm: [arm_folder(folder.path, seed, arm) for seed in args.seeds] for arm in ARMS[args.vary]}
-        runs = [
-            replace(settings(args, seed, arm), **create_or_resume(paths[arm][k]))
-            for k, seed in enumerate(args.seeds)
-            for arm in paths
-        ]
-        run_arms(
-            partial(_train_and_reply, args.tasks),
-            [one for one in runs if not _finished(args.tasks, Path(one.resume or one.out or ""))],
-            args.workers,
-        )
-        numbers = results(args, {arm: [_replies(args.tasks, path) for path in paths[arm]] for arm in paths})
+        paths = {(seed, arm): arm_folder(folder.path, seed, arm) for seed in args.seeds for arm in ARMS[args.vary]}
+        runs = [replace(settings(args, *one), **create_or_resume(path)) for one, path in paths.items()]
+        run_arms(partial(_train_and_reply, args.tasks), "replies", runs, args.workers)
+        found: dict[str, list[list[Record]]] = {arm: [] for arm in ARMS[args.vary]}
+        for (_, arm), path in paths.items():
+            found[arm].append(_replies(args.tasks, path))
+        numbers = results(args, found)
         return write(folder, numbers, report(numbers))
 
 
@@ -143,26 +140,20 @@ def _train_and_reply(tasks: int, args: PolygonArgs) -> None:
     cv2.setNumThreads(1)
     if not RunFolder(path).done("sft"):
         polygons.run(args)
-    with RunFolder.resume(path, args, sft_config.RESUMABLE) as training:
-        have = {one["task"] for one in training.records(REPLIES)}
-        data, agent = _data(tasks), agents.make(f"mllm:{path / 'model'}")
-        with training.appending(REPLIES) as file:
-            for start in range(0, len(data), GROUP):
-                group = data[start : start + GROUP]
-                if not have.issuperset(group.ids):
-                    for one in answers(agent, list(group), [0] * len(group)):
-                        if one.task not in have:
-                            file.add(asdict(one))
+    agent = agents.make(f"mllm:{path / 'model'}")
+
+    def reply(group: list[Task]) -> list[dict[str, Any]]:
+        return [asdict(one) for one in answers(agent, group, [0] * len(group))]
+
+    with RunFolder.resume(path, args, sft_config.RESUMABLE) as folder:
+        append_groups(folder, REPLIES, _data(tasks), GROUP, reply, quiet=True)
+        folder.finish("replies")
 
 
 def _replies(tasks: int, path: Path) -> list[Record]:
-    """The replies of an arm, in the order of the data; those that are not there are left out."""
+    """The replies of an arm, in the order of the data."""
     records = {one["task"]: Record(**one) for one in RunFolder(path).records(REPLIES)}
-    return [records[name] for name in _data(tasks).ids if name in records]
-
-
-def _finished(tasks: int, path: Path) -> bool:
-    return RunFolder(path).done("sft") and len(_replies(tasks, path)) == tasks
+    return [records[name] for name in _data(tasks).ids]
 
 
 def results(args: Args, found: dict[str, list[list[Record]]]) -> dict[str, Any]:
@@ -210,7 +201,7 @@ def table(numbers: dict[str, Any]) -> Table:
         parts = {"all": own, **(own["by_topology"] if numbers["vary"] == "codec" else {})}
         for kind, part in parts.items():
             gains = [own["gain"][kind], *own["gain_by_seed"][kind]][: 1 + len(by_seed)]
-            cells = ["" if arm == first else gain_cell(gain) for gain in gains]
+            cells = ["" if arm == first else cell(gain) for gain in gains]
             cells += [f"{part['boundary_f']:.3f}", f"{part['valid']:.3f}", f"{part['tokens']:.1f}"]
             name, vertices = (arm, f"{own['vertices']:.1f}") if part is own else (f"  {kind} ({part['tasks']})", "")
             rows.append([name, f"{part['giou']:.4f}", *cells, vertices])

@@ -62,10 +62,11 @@ def arm_folder(out: str | Path, seed: int, arm: str) -> Path:
     return Path(out) / f"seed{seed}" / "-".join(re.findall(r"[A-Za-z0-9=]+\+?", arm))
 
 
-def run_arms(command: Callable[[Any], Any], runs: Sequence[Any], workers: int) -> None:
-    """Call `command`, a function of a module other than `__main__`, with the settings of each run, `workers` at a time
-    in processes of their own (0: one on a GPU and otherwise two)."""
-    run_parallel(partial(_run_arm, command), runs, workers)
+def run_arms(command: Callable[[Any], Any], stage: str, runs: Sequence[Any], workers: int) -> None:
+    """Call `command`, a function of a module other than `__main__`, with the settings of each run that has not finished
+    `stage`, `workers` at a time in processes of their own (0: one on a GPU and otherwise two)."""
+    waiting = [args for args in runs if not RunFolder(args.resume or args.out).done(stage)]
+    run_parallel(partial(_run_arm, command), waiting, workers)
 
 
 def _run_arm(command: Callable[[Any], Any], args: Any) -> None:
@@ -124,10 +125,11 @@ def by_seed(line: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[str
         yield str(seed), {**line, **own}
 
 
-def gain_cell(gain: Sequence[float], digits: int = 4) -> str:
-    """A gain with its interval, as text."""
-    mean, low, high = (f"{value:+.{digits}f}" for value in gain)
-    return f"{mean} [{low}, {high}]"
+def cell(value: float | Sequence[float] | None, digits: int = 4) -> str:
+    """A number, or a gain (mean, low, high), as text."""
+    if isinstance(value, Sequence):
+        return "{} [{}, {}]".format(*(f"{number:+.{digits}f}" for number in value))
+    return "–" if value is None else f"{value:.{digits}f}"
 
 
 # --------------------------------------------------------------------------------------------------------------- report

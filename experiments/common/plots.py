@@ -44,6 +44,16 @@ def plot_intervals(groups: Mapping[str, Sequence[Sequence[float]]], names: Seque
     return png(figure)
 
 
+def plot_lines(lines: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str, **settings: Any) -> bytes:
+    """Plot lines through points (x, y) by their labels, as a PNG."""
+    figure, axes = figure_and_axes()
+    for label, points in lines.items():
+        axes.plot(*np.array(points).T, marker="o", markersize=3.5, linewidth=1.6, label=label)
+    axes.set(xlabel=xlabel, ylabel=ylabel, **settings)
+    axes.legend(frameon=False)
+    return png(figure)
+
+
 def png(figure: Any) -> bytes:
     """The figure as a PNG."""
     buffer = io.BytesIO()

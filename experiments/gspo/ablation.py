@@ -17,19 +17,8 @@ from agents.mllm import checkpoint
 from agents.training.checkpoints import identity
 from agents.training.gspo import processes
 from experiments import polygon_ablation
-from experiments.common import plots
-from experiments.common.ablation import (
-    Arm,
-    Report,
-    arm_folder,
-    averaged,
-    by_seed,
-    gain_cell,
-    paired_gains,
-    run_arms,
-    share,
-    write,
-)
+from experiments.common import ablation, plots
+from experiments.common.ablation import Arm
 from experiments.common.cli import open_run
 from experiments.common.config import RunError, check_seeds, create_or_resume, plain
 from experiments.common.run_folder import RunFolder, hide_home, manifest
@@ -68,11 +57,11 @@ def arms(args: Args, out: str | Path = "") -> tuple[Arm, ...]:
     if not args.checkpoints:
         if args.codec is not None:
             raise RunError(f"--ablation length teaches rings; with --codec {args.codec}, give --checkpoints")
-        models = {name: arm_folder(Path(out).resolve() / STARTS, 0, name) / "model" for name in TAUGHT}
+        models = {name: ablation.arm_folder(Path(out).resolve() / STARTS, 0, name) / "model" for name in TAUGHT}
         return tuple(Arm(name, f"taught {name} polygons", {"agent": f"mllm:{at}"}) for name, at in models.items())
     paths = [Path(spec.partition(":")[2]) for spec in args.checkpoints]
     names = [path.parent.name if path.name == "model" else path.name for path in paths]
-    if len({arm_folder("", 0, name) for name in names}) < len(names) or not all(names):
+    if len({ablation.arm_folder("", 0, name) for name in names}) < len(names) or not all(names):
         raise RunError(f"--checkpoints name their arms {', '.join(names)} by their folders; these names must differ")
     return tuple(Arm(name, spec, {"agent": spec}) for name, spec in zip(names, args.checkpoints, strict=True))
 
@@ -98,18 +87,19 @@ def run(args: Args) -> dict[str, Any]:
         hashes = {arm.name: identity(checkpoint(arm.settings.get("agent", args.agent))) for arm in chosen}
         folder.keep_manifest(manifest(args.seeds[0], _protocol(args, chosen), hashes))
         runs = [_arm(args, folder, seed, arm) for seed in args.seeds for arm in chosen]
-        waiting = [one for one in runs if not RunFolder(one.resume or one.out or "").done("gspo")]
-        for one in waiting:
+        for one in runs:
             if one.agent == args.agent and one.resume is None and checkpoint(args.agent) is not None:
-                share(_start(args, folder).path, Path(one.out or ""), [ANSWERS], shutil.copy)  # it is appended to
-        run_arms(gspo.run, waiting, args.workers)
+                ablation.share(
+                    _start(args, folder).path, Path(one.out or ""), [ANSWERS], shutil.copy
+                )  # it is appended to
+        ablation.run_arms(gspo.run, "gspo", runs, args.workers)
         numbers = results(args, folder, chosen)
-        return write(folder, numbers, report(numbers, _lengths(args, folder, chosen)))
+        return ablation.write(folder, numbers, report(numbers, _lengths(args, folder, chosen)))
 
 
 def _arm(args: Args, folder: RunFolder, seed: int, arm: Arm) -> Args:
     """The settings of one run."""
-    where = create_or_resume(arm_folder(folder.path, seed, arm.name))
+    where = create_or_resume(ablation.arm_folder(folder.path, seed, arm.name))
     train = replace(args.train, **_training(args, arm), seed=seed)
     return replace(args, **arm.settings, **where, train=train, ablation="none", seeds=(), checkpoints=())
 
@@ -138,7 +128,7 @@ def _start(args: Args, folder: RunFolder) -> RunFolder:
 def results(args: Args, folder: RunFolder, chosen: Sequence[Arm]) -> dict[str, Any]:
     """The content of ablation.json; pooled numbers average each task over seeds first."""
     found = {
-        arm.name: [read_replies(RunFolder(arm_folder(folder.path, seed, arm.name))) for seed in args.seeds]
+        arm.name: [read_replies(RunFolder(ablation.arm_folder(folder.path, seed, arm.name))) for seed in args.seeds]
         for arm in chosen
     }
     first, last = found[chosen[0].name], args.train.steps
@@ -160,10 +150,10 @@ def _compare(own: Sequence[Replies], first: Sequence[Replies], last: int, sample
         "before": float(np.mean(before)),
         "after": float(np.mean(after)),
         "after_by_seed": [float(values.mean()) for values in after],
-        **paired_gains(after, before),
-        **paired_gains(after, other, "over_first"),
-        **averaged("valid", [float(np.mean([one.error is None for one in some])) for some in records]),
-        **averaged("tokens", [float(np.mean([one.tokens for one in some])) for some in records]),
+        **ablation.paired_gains(after, before),
+        **ablation.paired_gains(after, other, "over_first"),
+        **ablation.averaged("valid", [float(np.mean([one.error is None for one in some])) for some in records]),
+        **ablation.averaged("tokens", [float(np.mean([one.tokens for one in some])) for some in records]),
         "tokens_before": float(np.mean([one.tokens for one in of_mode(own[0][0], sampled)])),
     }
 
@@ -201,12 +191,12 @@ def table(numbers: Mapping[str, Any]) -> Table:
     for place, line in enumerate(lines):
         if starts:
             rows.append(start(f"{line['arm']}, start", line))
-        by_mode = [list(by_seed(line[mode], seeds)) for mode, _ in MODES]
+        by_mode = [list(ablation.by_seed(line[mode], seeds)) for mode, _ in MODES]
         for k, pair in enumerate(list(zip(*by_mode, strict=True))[len(seeds) == 1 :]):
             cells = []
             for _, own in pair:
-                over = gain_cell(own["over_first"], 3) if place and not starts else ""
-                cells += [f"{own['after']:.3f}", gain_cell(own["gain"], 3), over]
+                over = ablation.cell(own["over_first"], 3) if place and not starts else ""
+                cells += [f"{own['after']:.3f}", ablation.cell(own["gain"], 3), over]
             seed, sampled = pair[-1]
             ends = [f"{sampled['valid']:.3f}", f"{sampled['tokens']:.1f}"]
             rows.append(["" if k else line["arm"], seed, *cells, *ends])
@@ -220,19 +210,14 @@ def text(numbers: Mapping[str, Any]) -> str:
     return f"{head}\n{table(numbers).text()}"
 
 
-def report(numbers: Mapping[str, Any], lengths: Mapping[str, Sequence[tuple[int, float]]]) -> Report:
+def report(numbers: Mapping[str, Any], lengths: Mapping[str, Sequence[tuple[int, float]]]) -> ablation.Report:
     """The table, gains over the start, greedy and sampled, and the lengths of replies over steps."""
     groups = {mode: [line[mode]["gain"] for line in numbers["arms"]] for mode, _ in MODES}
     names = [line["arm"] for line in numbers["arms"]]
     pictures = {"gains": plots.plot_intervals(groups, names, "gain of held-out gIoU")}
     if lengths:
-        figure, axes = plots.figure_and_axes()
-        for name, points in lengths.items():
-            axes.plot(*np.array(points).T, linewidth=1.6, label=name)
-        axes.set(xlabel="steps", ylabel="tokens of a sampled reply", ylim=(0, None))
-        axes.legend(frameon=False)
-        pictures["lengths"] = plots.png(figure)
-    return Report(
+        pictures["lengths"] = plots.plot_lines(lengths, "steps", "tokens of a sampled reply", ylim=(0, None))
+    return ablation.Report(
         f"GSPO ablation: {numbers['protocol']['ablation']}",
         f"{numbers['held_out_tasks']} held-out tasks, {numbers['protocol']['train']['steps']} steps. Gains are over "
         "the start; “all” averages each task over the seeds first. Valid and tokens are of sampled replies.",
@@ -246,7 +231,7 @@ def _lengths(args: Args, folder: RunFolder, chosen: Sequence[Arm]) -> dict[str, 
     """Mean length of sampled replies over steps, of each arm that was reinforced, in the first seed."""
     found = {}
     for arm in chosen:
-        summary = RunFolder(arm_folder(folder.path, args.seeds[0], arm.name)).read_json("policy/gspo.json")
+        summary = RunFolder(ablation.arm_folder(folder.path, args.seeds[0], arm.name)).read_json("policy/gspo.json")
         if summary and summary["log"]:
             found[arm.name] = [(entry["step"], entry["completions/mean_length"]) for entry in summary["log"]]
     return found

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,11 @@ from experiments.common.config import plain
 from experiments.common.run_folder import RunFolder, hide_home
 from experiments.evaluate.polygon_answers import answers
 from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record, by_task
+from experiments.evaluate.records import append_groups
 from experiments.gspo.config import RESUMABLE, Args
 from segenv.data.base import Dataset
 from segenv.seeds import seed_of
+from segenv.types import Task
 
 ANSWERS = "answers.jsonl"
 MODES = (("greedy", False), ("sampled", True))
@@ -34,10 +35,6 @@ class Run:
     train_indices: Sequence[int]
     eval_indices: Sequence[int]
 
-    def __post_init__(self) -> None:
-        self.held_out_task = lru_cache(maxsize=self.args.probe)(self.held_out.__getitem__)
-        self.held_out_ids = {self.held_out.ids[index]: index for index in self.eval_indices}
-
     def hashes(self) -> dict[str, str | None]:
         """Hashes of the data and the model."""
         weights = self.agent.settings["weights"]
@@ -54,18 +51,17 @@ class Run:
     def measure(self, agent: Any, step: int, count: int | None = None) -> None:
         """Append the replies of `agent`, the policy after so many steps, to the first `count` held-out tasks: greedy,
         and sampled. Replies that are in the file are not sampled again."""
-        args, indices = self.args, self.eval_indices[:count]
-        have = {(one["step"], one["task"], one["sample"]) for one in self.folder.records(ANSWERS)}
-        with self.folder.appending(ANSWERS) as file:
-            for start in range(0, len(indices), args.eval_batch):  # fixed groups: a model's last bits depend on them
-                tasks = [self.held_out_task(index) for index in indices[start : start + args.eval_batch]]
-                for sample in range(1 + args.samples):
-                    if have.issuperset((step, task.id, sample) for task in tasks):
-                        continue
-                    seeds = [seed_of("held out", task.id, sample) for task in tasks]  # equal for each policy
-                    for one in answers(agent, tasks, seeds, args.train.temperature if sample else 0.0, sample=sample):
-                        if (step, one.task, sample) not in have:
-                            file.add({"step": step, **asdict(one)})
+        args, samples = self.args, range(1 + self.args.samples)
+
+        def reply(tasks: Sequence[Task]) -> Iterator[dict[str, Any]]:
+            for sample in samples:
+                seeds = [seed_of("held out", task.id, sample) for task in tasks]  # equal for each policy
+                temperature = args.train.temperature if sample else 0.0
+                for one in answers(agent, tasks, seeds, temperature, sample=sample):
+                    yield {"step": step, **asdict(one)}
+
+        tasks = self.held_out.select(self.eval_indices[:count])
+        append_groups(self.folder, ANSWERS, tasks, args.eval_batch, reply, samples, quiet=True, step=step)
 
 
 def read_replies(folder: RunFolder) -> Replies:

@@ -79,17 +79,11 @@ class Args:
     def sft(self) -> SFTOptions:
         """Supervised training, the control, of as many steps, each of as many replies."""
         train = self.train
+        names = ("steps", "micro_batch_size", "warmup", "seed", "lora", "bf16", "gradient_checkpointing", "save_steps")
         return SFTOptions(
-            steps=train.steps,
+            **{name: getattr(train, name) for name in names},
             batch_size=train.prompts * train.group // train.updates,
-            micro_batch_size=train.micro_batch_size,
             learning_rate=self.sft_learning_rate,
-            warmup=train.warmup,
-            seed=train.seed,
-            lora=train.lora,
-            bf16=train.bf16,
-            gradient_checkpointing=train.gradient_checkpointing,
-            save_steps=train.save_steps,
             extra=(("lr_scheduler_type", "constant_with_warmup"),),  # as GSPO's
         )
 

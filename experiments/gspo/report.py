@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.common import html, plots
-from experiments.common.ablation import gain_cell
+from experiments.common.ablation import cell
 from experiments.common.run_folder import write_atomic
 from experiments.common.tables import Table
 from experiments.evaluate.polygon_metrics import Record, measures
@@ -45,7 +45,8 @@ def write(run: Run) -> dict[str, Any]:
     folder.write_json("metrics.json", {**results(found[0], found[last]), "curve": points, "protocol": run.protocol()})
     numbers = folder.read_json("metrics.json")
     write_atomic(folder / "metrics.csv", measured_steps(log, numbers["curve"]).csv())
-    pictures = {"held_out": plot_curve(numbers["curve"])}
+    lines = {mode: [(one["step"], one[mode]) for one in numbers["curve"]] for mode, _ in MODES}
+    pictures = {"held_out": plots.plot_lines(lines, "steps", "gIoU on held-out tasks")}
     if log:
         parts = {name: name.removeprefix(PART) for name in log[0] if name.startswith(PART)}
         shares = {name: LOGGED[name].replace("_", " ") for name in SHARES if name in log[0]}
@@ -114,7 +115,7 @@ def table(numbers: Mapping[str, Any]) -> Table:
     for mode, _ in MODES:
         for key, name, digits in ROWS:
             cells = [f"{numbers[when][mode][key]:.{digits}f}" for when in ("before", "after")]
-            gain = gain_cell(numbers["gain"][mode]) if key == "giou" else ""
+            gain = cell(numbers["gain"][mode]) if key == "giou" else ""
             rows.append([f"{mode} {name}", *cells, gain])
     return Table(("held-out tasks", "before", "after", "gain, paired 95 % interval"), rows)
 
@@ -126,16 +127,6 @@ def text(numbers: Mapping[str, Any]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- plots
-
-
-def plot_curve(points: Sequence[Mapping[str, Any]]) -> bytes:
-    """gIoU on held-out tasks over steps, as a PNG."""
-    figure, axes = plots.figure_and_axes()
-    for mode, _ in MODES:
-        axes.plot([one["step"] for one in points], [one[mode] for one in points], marker="o", ms=3.5, label=mode)
-    axes.set(xlabel="steps", ylabel="gIoU on held-out tasks")
-    axes.legend(frameon=False, loc="lower right")
-    return plots.png(figure)
 
 
 def plot_log(log: Sequence[Mapping[str, Any]], labels: Mapping[str, str], ylabel: str, limits: Any = None) -> bytes:
@@ -156,7 +147,7 @@ def panel(run: Run, found: Mapping[int, Sequence[Record]]) -> bytes:
     """Greedy replies to the same tasks, a row each, of the policies in `found`, a column each, as a PNG."""
     rows = []
     for name in list(dict.fromkeys(one.task for one in found[0]))[: min(run.args.panel, run.args.probe)]:
-        task = run.held_out_task(run.held_out_ids[name])
+        task = run.held_out.by_id(name)
         own = [next(one for one in some if one.task == name and not one.sample) for some in found.values()]
         rows.append(np.hstack([picture(one, task, run.agent.codec, "mask") for one in own]))
     width = max(row.shape[1] for row in rows)

@@ -1,17 +1,14 @@
-"""A GSPO run from top to bottom: the policy, the data, the reward, training, and replies to held-out tasks before and
-after."""
+"""A GSPO run: policy, data, reward, training, and replies to held-out tasks before and after."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from accelerate import PartialState
-from transformers import TrainerCallback
 
 import agents
 from agents.mllm import checkpoint
@@ -35,27 +32,26 @@ from segenv.types import ignored_of, object_of
 
 
 def run(args: Args) -> dict[str, Any] | None:
-    """Do the stages that are not done, in the folder of `args`; returns what metrics.json holds, and None in other
-    processes than the first, which measures while they wait."""
+    """Do the stages that are not done; returns the content of metrics.json, None in other processes than the first."""
     patience = {"timeout": timedelta(hours=12)} if processes() > 1 else {}
     everyone = PartialState(cpu=not torch.cuda.is_available(), **patience)  # a device for each, before it loads
     this = prepare(args)
-    rows, policy = QueryRows(args, this.agent, this.data, this.train_indices), this.folder / "policy"
-    if not everyone.is_main_process:
+    rows = QueryRows(args, this.agent, this.data.select(this.train_indices))
+    if not everyone.is_main_process:  # the first one measures while the others wait
         this.agent.backend.model = None
         everyone.wait_for_everyone()
-        train(args, this.agent, rows, policy)
+        train(args, this.agent, rows, this.folder)
         return None
-    with open_run(args, RESUMABLE) as this.folder, disk_errors(this.folder.path):
-        folder = this.folder
+    with open_run(args, RESUMABLE) as folder, disk_errors(folder.path):
+        this.folder = folder
         folder.keep_manifest(manifest(args.train.seed, this.protocol(), this.hashes()))
         if not folder.done("before"):
             this.measure(this.agent, 0)
             folder.finish("before")
         everyone.wait_for_everyone()
-        train(args, this.agent, rows, policy, [EvalCallback(this)])
+        train(args, this.agent, rows, folder, [EvalCallback(this)])
         if not folder.done("after"):
-            this.measure(load_policy(f"mllm:{policy}", args), args.train.steps)
+            this.measure(load_policy(f"mllm:{folder / 'policy'}", args), args.train.steps)
             folder.finish("after")
         numbers = report.write(this)
         folder.finish("gspo")
@@ -85,23 +81,22 @@ def prepare(args: Args) -> Run:
 def load_policy(spec: str, args: Args, codec: str | None = None) -> Any:
     """The agent of a checkpoint that writes polygons, by default in the codec that it declares."""
     named = None if codec is None else codecs.get(codec)
-    limits = {"max_new_tokens": args.train.max_tokens, "batch_size": args.eval_batch}
-    return agents.make(spec, named, seed=args.train.seed, **limits)
+    train = args.train
+    return agents.make(spec, named, seed=train.seed, max_new_tokens=train.max_tokens, batch_size=args.eval_batch)
 
 
 class QueryRows(Sequence):
-    """Training tasks as rows, made when they are asked for: with the target, to which replies are compared, or for the
-    control with the reply to learn."""
+    """Training tasks as rows, made when they are needed: with the target, or for the control the reply to learn."""
 
-    def __init__(self, args: Args, agent: Any, data: Dataset, indices: Sequence[int]) -> None:
-        self.args, self.agent, self.data, self.indices = args, agent, data, indices
+    def __init__(self, args: Args, agent: Any, data: Dataset) -> None:
+        self.args, self.agent, self.data = args, agent, data
 
     def __len__(self) -> int:
-        most = self.args.sft.steps * self.args.sft.batch_size if self.args.method == "sft" else None
-        return len(self.indices[:most])
+        sft = self.args.sft
+        return min(len(self.data), sft.steps * sft.batch_size) if self.args.method == "sft" else len(self.data)
 
     def __getitem__(self, k):
-        task, codec = self.data[self.indices[k]], self.agent.codec
+        task, codec = self.data[k], self.agent.codec
         query = queries.query(task, codec, style=self.agent.prompt_style)
         row = {"image": self.agent.backend.sent(query.picture), "prompt": query.prompt}
         if self.args.method == "sft":
@@ -111,16 +106,16 @@ class QueryRows(Sequence):
         return {**row, "target": target, "ignored": None if ignored is None else encode_mask(ignored)}
 
 
-def train(args: Args, agent: Any, rows: QueryRows, out: Path, callbacks: Sequence[TrainerCallback] = ()) -> None:
-    """Train a checkpoint like the agent's and write it to `out`; every process calls it."""
+def train(args: Args, agent: Any, rows: QueryRows, folder: RunFolder, callbacks: Sequence[Any] = ()) -> None:
+    """Train the agent's checkpoint and write it to `policy`; every process calls it."""
     declare = {"codec": agent.codec.name, "prompt": agent.prompt_style, "image_size": agent.backend.image_size}
     declare["max_new_tokens"] = args.train.max_tokens
     agent.backend.model = None  # it is loaded again for training; two copies of a large one may not fit
     try:
         if args.method == "sft":
-            finetune(checkpoint(args.agent), rows, out, args.sft, declare)
+            finetune(checkpoint(args.agent), rows, folder / "policy", args.sft, declare)
         else:
             reward = rewards.polygon(args.reward, agent.codec)
-            optimise(checkpoint(args.agent), rows, reward, out, args.train, declare, callbacks)
+            optimise(checkpoint(args.agent), rows, reward, folder / "policy", args.train, declare, callbacks)
     except (ValueError, yaml.YAMLError) as error:
         raise RunError(str(error)) from error

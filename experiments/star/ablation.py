@@ -14,17 +14,7 @@ from typing import Any
 import numpy as np
 
 from agents.mllm import checkpoint
-from experiments.common.ablation import (
-    Report,
-    arm_folder,
-    averaged,
-    by_seed,
-    gain_cell,
-    paired_gains,
-    run_arms,
-    share,
-    write,
-)
+from experiments.common import ablation
 from experiments.common.cli import open_run
 from experiments.common.config import RunError, create_or_resume, plain
 from experiments.common.plots import plot_intervals
@@ -56,21 +46,22 @@ ARMS: dict[str, dict[str, Any]] = {
     "judged": {"variant": "control", "rounds": 1, "start_from": "base", "expert": "judged"},
 }
 OWN = ("variant", "rounds", "start_from", "expert")  # of each arm, whatever the flags say
-ROUND = "round{}/**/*"
-ROLLOUT = "round1/rollout.*"
 SHARED = {  # files of star+ that another arm begins with; judged makes examples of its own from the episodes
-    "continue": (ROUND.format(0), ROUND.format(1)),
-    "star": (ROUND.format(0), ROLLOUT),
-    "control": (ROUND.format(0),),
+    "continue": ("round0/**/*", "round1/**/*"),
+    "star": ("round0/**/*", "round1/rollout.*"),
+    "control": ("round0/**/*",),
     "judged": ("round0/expert.*json*", "round0/train.*", "round0/evaluate.*", "round0/policy/**/*"),
 }
-METRICS = (  # (key in metrics.json, name in the table); miou and its gains have columns of their own
-    ("best_iou", "best IoU"),
-    ("first_click_in_object", "first click"),
-    ("stop_rate", "stopped"),
-    ("stop_accuracy", "stop acc."),
-    ("invalid_rate", "invalid"),
-)
+COLUMNS = {  # name in the table: key in ablation.json, and digits
+    "mIoU": ("miou", 4),
+    "gain over S_0": ("gain", 4),
+    "gain over control": ("over_control", 4),
+    "best IoU": ("best_iou", 3),
+    "first click": ("first_click_in_object", 3),
+    "stopped": ("stop_rate", 3),
+    "stop acc.": ("stop_accuracy", 3),
+    "invalid": ("invalid_rate", 3),
+}
 POLICIES = (
     Policy("S_0", "star+", 0, "the policy to improve"),
     Policy("control", "control", 1, "as many steps on D_0 alone"),
@@ -95,20 +86,21 @@ def run(args: Args) -> dict[str, Any]:
     this = prepare(args := with_defaults(replace(args, ablation=True)))
     with open_run(args, RESUMABLE) as folder:
         folder.keep_manifest(manifest(args.seed, this.protocol(), this.hashes()))
-        first, *others = seeds = range(args.seed, args.seed + args.ablation_seeds)
-        base = {seed: arm_folder(folder.path, seed, "star+") for seed in seeds}
-        if others and _one_start(args):
-            if not RunFolder(base[first]).done("round0/evaluate"):
-                run_arms(train.begin, [_arm(args, folder, first, "star+")], 1)
-            for seed in others:
-                share(base[first], base[seed], (ROUND.format(0),))
-        _run(args, [_arm(args, folder, seed, "star+") for seed in seeds])
+        first, *later = seeds = range(args.seed, args.seed + args.ablation_seeds)
+        base = {seed: ablation.arm_folder(folder.path, seed, "star+") for seed in seeds}
+        if later and _one_start(args):
+            ablation.run_arms(train.begin, "round0/evaluate", [_arm(args, folder, first, "star+")], 1)
+            for seed in later:
+                ablation.share(base[first], base[seed], ["round0/**/*"])
+        workers = 1 if args.executor == "serial" else args.workers
+        ablation.run_arms(train.run, "star", [_arm(args, folder, seed, "star+") for seed in seeds], workers)
         for seed in seeds:
             for arm, patterns in SHARED.items():
-                share(base[seed], arm_folder(folder.path, seed, arm), patterns)
-        _run(args, [_arm(args, folder, seed, arm) for seed in seeds for arm in SHARED])
+                ablation.share(base[seed], ablation.arm_folder(folder.path, seed, arm), patterns)
+        others = [_arm(args, folder, seed, arm) for seed in seeds for arm in SHARED]
+        ablation.run_arms(train.run, "star", others, workers)
         numbers = results(args, folder, seeds)
-        return write(folder, numbers, report(numbers))
+        return ablation.write(folder, numbers, report(numbers))
 
 
 def plan(args: Args) -> str:
@@ -119,27 +111,28 @@ def plan(args: Args) -> str:
     starts = 1 if _one_start(args) else len(seeds)
     tasks, held_out = len(this.train_indices), len(this.eval_indices)
     played = {"expert": tasks, "rollout": min(args.rollout_tasks, tasks) * args.samples, "evaluate": held_out}
-
-    def describe(names: Sequence[str], steps: int) -> str:
-        counts = {"train": f" ({steps} steps)"} | {name: f" ({count})" for name, count in played.items()}
-        return ", ".join(name + counts.get(name, "") for name in names)
-
-    lines = [
-        f"ablation of {args.agent} with {args.tool} on {args.data}, into {this.folder.path}:",
-        f"  {len(ARMS)} arms x {len(seeds)} seeds ({', '.join(map(str, seeds))}); stages with their episodes (of at "
-        f"most {args.max_steps} actions) and optimiser steps (of {args.batch_rows} rows)",
-        f"  round 0, {'once' if starts == 1 else 'for each seed'}: " + describe(stages("star+", 0), args.start_steps),
-    ]
-    total, steps = starts * (tasks + held_out), starts * args.start_steps
-    for arm in ARMS:
-        own = _own_stages(arm)
-        rounds = "; ".join(f"round {n}: {describe(names, args.round_steps)}" for n, names in own.items())
-        lines.append(f"  {arm}, for each seed: {rounds}")
-        names = [name for each in own.values() for name in each]
-        total += len(seeds) * sum(played.get(name, 0) for name in names)
-        steps += len(seeds) * names.count("train") * args.round_steps
-    lines.append(f"  in all {total} episodes and {steps} optimiser steps")
-    return "\n".join([*lines, "nothing was written (--dry-run)"])
+    titles = {f"round 0, {'once' if starts == 1 else 'for each seed'}": {0: stages("star+", 0)}}
+    titles |= {f"{arm}, for each seed": _own_stages(arm) for arm in ARMS}
+    lines, total, steps = [], 0, 0
+    for title, rounds in titles.items():
+        parts = []
+        for n, names in rounds.items():
+            times, each = (len(seeds), args.round_steps) if n else (starts, args.start_steps)
+            counts = {"train": f" ({each} steps)"} | {name: f" ({count})" for name, count in played.items()}
+            parts.append(f"round {n}: " * bool(n) + ", ".join(name + counts.get(name, "") for name in names))
+            total += times * sum(played.get(name, 0) for name in names)
+            steps += times * names.count("train") * each
+        lines.append(f"  {title}: {'; '.join(parts)}")
+    return "\n".join(
+        [
+            f"ablation of {args.agent} with {args.tool} on {args.data}, into {this.folder.path}:",
+            f"  {len(ARMS)} arms x {len(seeds)} seeds ({', '.join(map(str, seeds))}); stages with their episodes (of "
+            f"at most {args.max_steps} actions) and optimiser steps (of {args.batch_rows} rows)",
+            *lines,
+            f"  in all {total} episodes and {steps} optimiser steps",
+            "nothing was written (--dry-run)",
+        ]
+    )
 
 
 def _own_stages(arm: str) -> dict[int, list[str]]:
@@ -148,7 +141,7 @@ def _own_stages(arm: str) -> dict[int, list[str]]:
     return {
         n: [name for name in stages(variant, n) if f"round{n}/{name}.*" not in shared]
         for n in range(1, ARMS[arm]["rounds"] + 1)
-        if ROUND.format(n) not in shared
+        if f"round{n}/**/*" not in shared
     }
 
 
@@ -159,14 +152,9 @@ def _one_start(args: Args) -> bool:
 
 def _arm(args: Args, folder: RunFolder, seed: int, arm: str) -> Args:
     """The settings of one run."""
-    where = create_or_resume(arm_folder(folder.path, seed, arm))
+    where = create_or_resume(ablation.arm_folder(folder.path, seed, arm))
     same: dict[str, Any] = {"ablation": False, "expert": "trajectory", "executor": "serial"}
     return replace(args, **{**same, **where, **ARMS[arm], "seed": seed})
-
-
-def _run(args: Args, runs: Sequence[Args]) -> None:
-    waiting = [each for each in runs if not RunFolder(each.resume or each.out or "").done("star")]
-    run_arms(train.run, waiting, 1 if args.executor == "serial" else args.workers)
 
 
 def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, Any]:
@@ -181,10 +169,12 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, An
         line |= {"miou": float(pooled.mean()), "miou_interval": list(statistics.bootstrap(pooled))}
         line["miou_by_seed"] = [float(values.mean()) for values in own]
         for key, reference in REFERENCES.items():
-            line |= paired_gains(own, ious[reference], key)
-        runs = [RunFolder(arm_folder(folder.path, seed, policy.arm)).read_json("metrics.json") for seed in seeds]
-        for key, _ in METRICS:
-            line |= averaged(key, [each["policies"][policy.round][key] for each in runs])
+            line |= ablation.paired_gains(own, ious[reference], key)
+        runs = [
+            RunFolder(ablation.arm_folder(folder.path, seed, policy.arm)).read_json("metrics.json") for seed in seeds
+        ]
+        for key, _ in list(COLUMNS.values())[3:]:
+            line |= ablation.averaged(key, [each["policies"][policy.round][key] for each in runs])
         lines.append(line)
     settings = plain(args)
     protocol = {
@@ -205,39 +195,46 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, An
 
 def _ious(folder: RunFolder, policy: Policy, seed: int) -> np.ndarray:
     """IoU of each held-out task, [tasks]."""
-    arm = RunFolder(arm_folder(folder.path, seed, policy.arm))
+    arm = RunFolder(ablation.arm_folder(folder.path, seed, policy.arm))
     played = list(read_episodes(arm, f"round{policy.round}/evaluate"))
     if not played:
         raise RunError(f"{arm.path} holds no evaluation of round {policy.round}; remove it, and --resume")
     return np.array([episode.final_iou for episode in played])
 
 
-def table(numbers: dict[str, Any], exact: bool = False) -> Table:
-    """A row for each policy and seed ("all": pooled): as text, where a policy has no gain over itself, or `exact`."""
-    bounds = [f"{gain}{end}" for gain in ("gain_over_s0", "gain_over_control") for end in ("", "_low", "_high")]
+def table(numbers: dict[str, Any]) -> Table:
+    """A row for each policy and seed ("all": pooled); a policy has no gain over itself."""
     rows = []
     for line in numbers["policies"]:
-        for seed, own in by_seed(line, numbers["protocol"]["seeds"]):
-            row, metrics = [line["policy"], seed, line["steps"]], [own[key] for key, _ in METRICS]
-            if exact:
-                rows.append([*row, own["miou"], *own["gain"], *own["over_control"], *metrics])
-                continue
-            gains = ["" if line["policy"] == other else gain_cell(own[key]) for key, other in REFERENCES.items()]
-            rows.append([*row, f"{own['miou']:.4f}", *gains, *("–" if x is None else f"{x:.3f}" for x in metrics)])
-    if exact:
-        return Table(["policy", "seed", "steps", "miou", *bounds, *(key for key, _ in METRICS)], rows)
-    names = ("gain over S_0", "gain over control", *(name for _, name in METRICS))
-    return Table(["policy", "seed", "steps", "mIoU", *names], rows)
+        for seed, own in ablation.by_seed(line, numbers["protocol"]["seeds"]):
+            cells = [
+                "" if REFERENCES.get(key) == line["policy"] else ablation.cell(own[key], n)
+                for key, n in COLUMNS.values()
+            ]
+            rows.append([line["policy"], seed, line["steps"], *cells])
+    return Table(["policy", "seed", "steps", *COLUMNS], rows)
 
 
-def report(numbers: dict[str, Any]) -> Report:
+def records(numbers: dict[str, Any]) -> Table:
+    """All digits of the table, with the ends of intervals in columns of their own."""
+    keys = [key for key, _ in COLUMNS.values()]
+    gains = [f"{gain}{end}" for gain in ("gain_over_s0", "gain_over_control") for end in ("", "_low", "_high")]
+    rows = []
+    for line in numbers["policies"]:
+        for seed, own in ablation.by_seed(line, numbers["protocol"]["seeds"]):
+            values = [value for key in keys for value in (own[key] if key in REFERENCES else [own[key]])]
+            rows.append([line["policy"], seed, line["steps"], *values])
+    return Table(["policy", "seed", "steps", keys[0], *gains, *keys[3:]], rows)
+
+
+def report(numbers: dict[str, Any]) -> ablation.Report:
     """The table, the plot of gains over S_0, and the words of the page."""
     lines, protocol = numbers["policies"], numbers["protocol"]
     groups: dict[str, list[Any]] = {"all": []}
     for line in lines[1:]:
-        for seed, own in by_seed(line, protocol["seeds"]):
+        for seed, own in ablation.by_seed(line, protocol["seeds"]):
             groups.setdefault(seed, []).append(own["gain"])
-    return Report(
+    return ablation.Report(
         f"Ablation of StaR for {protocol['agent']} on {protocol['data']}",
         f"{protocol['held_out_tasks']} held-out tasks of at most {protocol['max_steps']} actions. Intervals: "
         f"{protocol['intervals']}. First click: share of episodes whose first action is a positive click in the "
@@ -246,7 +243,7 @@ def report(numbers: dict[str, Any]) -> Report:
         table(numbers),
         {"ablation": plot_intervals(groups, [line["policy"] for line in lines[1:]], "gain of held-out mIoU over S_0")},
         {line["policy"]: line["about"] for line in lines},
-        table(numbers, exact=True),
+        records(numbers),
     )
 
 

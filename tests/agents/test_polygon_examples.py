@@ -191,6 +191,7 @@ def test_an_ablation_compares_arms_on_the_same_tasks_and_goes_on(base, tmp_path,
     lines = (folder / "replies.jsonl").read_bytes().splitlines(keepends=True)
     for left in (lines[0] + lines[1] + lines[2][:20], lines[0] + b"".join(lines[2:])):  # cut while it replied, mended
         (folder / "replies.jsonl").write_bytes(left)
+        (folder / "replies.DONE").unlink()
         again = polygon_ablation.run(replace(args, out=None, resume=str(out)))
         assert again == numbers and (folder / "model" / "model.safetensors").stat().st_mtime_ns == weights
     assert sorted((folder / "replies.jsonl").read_bytes().splitlines(keepends=True)) == sorted(lines)
@@ -249,7 +250,8 @@ def test_arms_trained_at_once_are_as_those_trained_one_after_the_other(base, tmp
         alone = arm_folder(tmp_path / "alone", 1, arm) / "model/model.safetensors"
         assert first == alone.read_bytes() and first != second
     for seed, arm in ((1, "rings"), (2, "simpleseg")):
-        (arm_folder(out, seed, arm) / "replies.jsonl").unlink()  # two that were trained, and cut
+        for path in arm_folder(out, seed, arm).glob("replies.*"):  # two that were trained, and cut
+            path.unlink()
     assert polygon_ablation.run(replace(together, out=None, resume=str(out))) == numbers
 
 

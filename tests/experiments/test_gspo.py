@@ -234,7 +234,7 @@ def test_the_control_learns_outlines_of_as_many_vertices_as_it_is_told(taught, t
     for vertices, ratio in ((12, 0.0), (12, 0.03), (4, 0.0)):
         args = arguments(taught, tmp_path / "run", method="sft", vertices=vertices, ratio=ratio)
         this = run.prepare(args)
-        rows = run.QueryRows(args, this.agent, this.data, this.train_indices)
+        rows = run.QueryRows(args, this.agent, this.data.select(this.train_indices))
         counts.append([int(rows[k]["reply"].split()[1]) for k in range(len(rows))])
     assert len(counts[0]) >= 8 and max(counts[0]) == 12 and max(counts[2]) == 4
     assert np.mean(counts[2]) < np.mean(counts[1]) < np.mean(counts[0]) - 1
