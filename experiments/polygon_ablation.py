@@ -65,24 +65,24 @@ class Args:
     out: str | None = None
     """folder of a new run; by default runs/polygon-VARY-DATE"""
     resume: str | None = None
-    """folder of a run to go on with; its settings hold"""
+    """folder of a run to resume; its settings hold"""
     base: str = str(EMBEDDED)
     """Folder of the tiny checkpoint that every arm starts from, or the name of an embedded one; by default the embedded
     click policy."""
     steps: int = 1_500
     ratio: float = RATIO
-    """As in experiments.sft; but 0 for dense outlines."""
+    """As in experiments.sft; but 0 for dense polygons."""
     lessons: int = 8
     """Scenes a step."""
     tasks: int = 500
     """Held-out tasks of synthetic:val."""
     seeds: tuple[int, ...] = (0,)
-    """Of the trainings: the lessons, and the weights that the start does not have."""
+    """Of the trainings: the examples, and the weights that the start does not have."""
     workers: int = 0
     """Arms that are trained at once, by default one on a GPU and otherwise two, which take 2 GB each; no number depends
     on it."""
     lesson_workers: int = 1
-    """Processes that make lessons for each of them; 0: the training makes them itself."""
+    """Processes that make examples for each of them; 0: the training makes them itself."""
     threads: int = 1
 
 
@@ -97,10 +97,10 @@ def run(args: Args) -> dict[str, Any]:
         paths = {(seed, arm): arm_folder(folder.path, seed, arm) for seed in args.seeds for arm in ARMS[args.vary]}
         runs = [replace(settings(args, *one), **create_or_resume(path)) for one, path in paths.items()]
         run_arms(partial(_train_and_reply, args.tasks), "replies", runs, args.workers)
-        found: dict[str, list[list[Record]]] = {arm: [] for arm in ARMS[args.vary]}
+        replies: dict[str, list[list[Record]]] = {arm: [] for arm in ARMS[args.vary]}
         for (_, arm), path in paths.items():
-            found[arm].append(_replies(args.tasks, path))
-        numbers = results(args, found)
+            replies[arm].append(_replies(args.tasks, path))
+        numbers = results(args, replies)
         return write(folder, numbers, report(numbers))
 
 
@@ -156,11 +156,11 @@ def _replies(tasks: int, path: Path) -> list[Record]:
     return [records[name] for name in _data(tasks).ids]
 
 
-def results(args: Args, found: dict[str, list[list[Record]]]) -> dict[str, Any]:
-    """The measures of each arm, and its paired differences with the first one: of all tasks, and by topology. `found`
+def results(args: Args, replies: dict[str, list[list[Record]]]) -> dict[str, Any]:
+    """The measures of each arm, and its paired differences with the first one: of all tasks, and by topology. `replies`
     has the replies of each arm in each seed, in equal order."""
-    first, arms = next(iter(found)), {}
-    for arm, by_seed in found.items():
+    first, arms = next(iter(replies)), {}
+    for arm, by_seed in replies.items():
         together = [one for records in by_seed for one in records]
         numbers = measures(together)
         kinds = {"all": TOPOLOGIES, **{kind: (kind,) for kind in numbers["by_topology"]}}
@@ -170,11 +170,11 @@ def results(args: Args, found: dict[str, list[list[Record]]]) -> dict[str, Any]:
             numbers["by_topology"][SEVERAL_RINGS] = {key: pooled[key] for key in ("tasks", *PARTS)}
         numbers |= {"settings": ARMS[args.vary][arm], "gain": {}, "gain_by_seed": {}}
         for kind, names in kinds.items():
-            own, other = (
-                [[one.iou for one in records if one.topology in names] for records in found[name]]
+            values, reference = (
+                [[one.iou for one in records if one.topology in names] for records in replies[name]]
                 for name in (arm, first)
             )
-            for key, gain in paired_gains(own, other).items():
+            for key, gain in paired_gains(values, reference).items():
                 numbers[key][kind] = gain
         arms[arm] = numbers
     protocol = {
@@ -197,13 +197,13 @@ def table(numbers: dict[str, Any]) -> Table:
     seeds, first = numbers["protocol"]["seeds"], next(iter(numbers["arms"]))
     by_seed = [f"gain, seed {seed}" for seed in seeds] if len(seeds) > 1 else []
     rows = []
-    for arm, own in numbers["arms"].items():
-        parts = {"all": own, **(own["by_topology"] if numbers["vary"] == "codec" else {})}
+    for arm, line in numbers["arms"].items():
+        parts = {"all": line, **(line["by_topology"] if numbers["vary"] == "codec" else {})}
         for kind, part in parts.items():
-            gains = [own["gain"][kind], *own["gain_by_seed"][kind]][: 1 + len(by_seed)]
+            gains = [line["gain"][kind], *line["gain_by_seed"][kind]][: 1 + len(by_seed)]
             cells = ["" if arm == first else cell(gain) for gain in gains]
             cells += [f"{part['boundary_f']:.3f}", f"{part['valid']:.3f}", f"{part['tokens']:.1f}"]
-            name, vertices = (arm, f"{own['vertices']:.1f}") if part is own else (f"  {kind} ({part['tasks']})", "")
+            name, vertices = (arm, f"{line['vertices']:.1f}") if part is line else (f"  {kind} ({part['tasks']})", "")
             rows.append([name, f"{part['giou']:.4f}", *cells, vertices])
     return Table(["arm", "gIoU", "gain", *by_seed, "boundary F", "valid", "tokens", "vertices"], rows)
 

@@ -29,8 +29,8 @@ from segenv import statistics
 
 @dataclass(frozen=True)
 class Arm:
-    """A line of an ablation's table, and the settings that its runs have of their own: fields of the command's `Args`,
-    and of the options of training within it."""
+    """A line of an ablation's table: fields of the command's `Args` that its runs set, and of the options of training
+    within them."""
 
     name: str
     about: str = ""
@@ -94,9 +94,9 @@ def share(
     with disk_errors(target):
         beside.mkdir(parents=True)
         for path in {path for pattern in patterns for path in source.glob(pattern) if path.is_file()}:
-            place = beside / path.relative_to(source)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            copy(path, place)
+            copied = beside / path.relative_to(source)
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            copy(path, copied)
         beside.rename(target)
 
 
@@ -121,8 +121,8 @@ def by_seed(line: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[str
     """An arm's numbers of all seeds, and of each seed: `name` has the value of `name`_by_seed."""
     yield "all", line
     for k, seed in enumerate(seeds):
-        own = {name.removesuffix("_by_seed"): line[name][k] for name in line if name.endswith("_by_seed")}
-        yield str(seed), {**line, **own}
+        values = {name.removesuffix("_by_seed"): line[name][k] for name in line if name.endswith("_by_seed")}
+        yield str(seed), {**line, **values}
 
 
 def cell(value: float | Sequence[float] | None, digits: int = 4) -> str:

@@ -69,8 +69,8 @@ def arms(args: Args, out: str | Path = "") -> tuple[Arm, ...]:
 def teach(args: Args, out: Path) -> None:
     """Make the models that --ablation length starts from where no --checkpoints are given, in the folder `out`."""
     if not RunFolder(out).done("ablation"):
-        own = create_or_resume(out) | {"steps": args.start_steps, "tasks": args.eval_limit, "ratio": args.ratio}
-        polygon_ablation.run(polygon_ablation.Args("vertices", **own, workers=args.workers, threads=args.threads))
+        settings = create_or_resume(out) | {"steps": args.start_steps, "tasks": args.eval_limit, "ratio": args.ratio}
+        polygon_ablation.run(polygon_ablation.Args("vertices", **settings, workers=args.workers, threads=args.threads))
 
 
 def run(args: Args) -> dict[str, Any]:
@@ -105,8 +105,7 @@ def _arm(args: Args, folder: RunFolder, seed: int, arm: Arm) -> Args:
 
 
 def _training(args: Args, arm: Arm) -> dict[str, Any]:
-    """Options of training that an arm has of its own; from a start of its own, replies may be as long as that was
-    taught."""
+    """Options of training that an arm sets; where it sets the start, replies may be as long as that was taught."""
     base = checkpoint(arm.settings["agent"]) if "agent" in arm.settings else None
     if base is None or not Path(base, "config.json").is_file():
         return dict(arm.train)
@@ -127,25 +126,25 @@ def _start(args: Args, folder: RunFolder) -> RunFolder:
 
 def results(args: Args, folder: RunFolder, chosen: Sequence[Arm]) -> dict[str, Any]:
     """The content of ablation.json; pooled numbers average each task over seeds first."""
-    found = {
+    replies = {
         arm.name: [read_replies(RunFolder(ablation.arm_folder(folder.path, seed, arm.name))) for seed in args.seeds]
         for arm in chosen
     }
-    first, last = found[chosen[0].name], args.train.steps
+    first, last = replies[chosen[0].name], args.train.steps
     lines = [
         {"arm": arm.name, "about": arm.about}
-        | {mode: _compare(found[arm.name], first, last, sampled) for mode, sampled in MODES}
+        | {mode: _compare(replies[arm.name], first, last, sampled) for mode, sampled in MODES}
         for arm in chosen
     ]
     return {"arms": lines, "held_out_tasks": len(ious(first[0][0], False)), "protocol": _protocol(args, chosen)}
 
 
-def _compare(own: Sequence[Replies], first: Sequence[Replies], last: int, sampled: bool) -> dict[str, Any]:
+def _compare(arm: Sequence[Replies], first: Sequence[Replies], last: int, sampled: bool) -> dict[str, Any]:
     """An arm's numbers in one mode, from its replies and the first arm's in each seed."""
     before, after, other = (
-        [ious(replies[step], sampled) for replies in some] for some, step in ((own, 0), (own, last), (first, last))
+        [ious(replies[step], sampled) for replies in some] for some, step in ((arm, 0), (arm, last), (first, last))
     )
-    records = [of_mode(replies[last], sampled) for replies in own]
+    records = [of_mode(replies[last], sampled) for replies in arm]
     return {
         "before": float(np.mean(before)),
         "after": float(np.mean(after)),
@@ -154,7 +153,7 @@ def _compare(own: Sequence[Replies], first: Sequence[Replies], last: int, sample
         **ablation.paired_gains(after, other, "over_first"),
         **ablation.averaged("valid", [float(np.mean([one.error is None for one in some])) for some in records]),
         **ablation.averaged("tokens", [float(np.mean([one.tokens for one in some])) for some in records]),
-        "tokens_before": float(np.mean([one.tokens for one in of_mode(own[0][0], sampled)])),
+        "tokens_before": float(np.mean([one.tokens for one in of_mode(arm[0][0], sampled)])),
     }
 
 
@@ -188,16 +187,16 @@ def table(numbers: Mapping[str, Any]) -> Table:
         return [name, "", *cells, "", f"{line['sampled']['tokens_before']:.1f}"]
 
     rows = [] if starts else [start("start", lines[0])]
-    for place, line in enumerate(lines):
+    for index, line in enumerate(lines):
         if starts:
             rows.append(start(f"{line['arm']}, start", line))
-        by_mode = [list(ablation.by_seed(line[mode], seeds)) for mode, _ in MODES]
-        for k, pair in enumerate(list(zip(*by_mode, strict=True))[len(seeds) == 1 :]):
+        by_mode = zip(*(ablation.by_seed(line[mode], seeds) for mode, _ in MODES), strict=True)
+        for k, modes in enumerate(list(by_mode)[len(seeds) == 1 :]):
             cells = []
-            for _, own in pair:
-                over = ablation.cell(own["over_first"], 3) if place and not starts else ""
-                cells += [f"{own['after']:.3f}", ablation.cell(own["gain"], 3), over]
-            seed, sampled = pair[-1]
+            for _, values in modes:
+                over = ablation.cell(values["over_first"], 3) if index and not starts else ""
+                cells += [f"{values['after']:.3f}", ablation.cell(values["gain"], 3), over]
+            seed, sampled = modes[-1]
             ends = [f"{sampled['valid']:.3f}", f"{sampled['tokens']:.1f}"]
             rows.append(["" if k else line["arm"], seed, *cells, *ends])
     names = [name for mode, _ in MODES for name in (f"{mode} gIoU", "gain", f"over {lines[0]['arm']}")]
@@ -229,9 +228,9 @@ def report(numbers: Mapping[str, Any], lengths: Mapping[str, Sequence[tuple[int,
 
 def _lengths(args: Args, folder: RunFolder, chosen: Sequence[Arm]) -> dict[str, list[tuple[int, float]]]:
     """Mean length of sampled replies over steps, of each arm that was reinforced, in the first seed."""
-    found = {}
+    lengths = {}
     for arm in chosen:
         summary = RunFolder(ablation.arm_folder(folder.path, args.seeds[0], arm.name)).read_json("policy/gspo.json")
         if summary and summary["log"]:
-            found[arm.name] = [(entry["step"], entry["completions/mean_length"]) for entry in summary["log"]]
-    return found
+            lengths[arm.name] = [(entry["step"], entry["completions/mean_length"]) for entry in summary["log"]]
+    return lengths

@@ -66,10 +66,10 @@ class Run:
 
 def read_replies(folder: RunFolder) -> Replies:
     """The measured replies."""
-    found: Replies = {}
+    replies: Replies = {}
     for one in folder.records(ANSWERS):
-        found.setdefault(one.pop("step"), []).append(Record(**one))
-    return found
+        replies.setdefault(one.pop("step"), []).append(Record(**one))
+    return replies
 
 
 def of_mode(records: Sequence[Record], sampled: bool) -> list[Record]:

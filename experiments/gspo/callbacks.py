@@ -17,7 +17,7 @@ MEASURED = ("giou", "valid", "truncated", "tokens")
 
 
 class EvalCallback(TrainerCallback):
-    """Measures the first process's model every so many steps. Replies are sampled with seeds of their own, so that the
+    """Measures the first process's model every so many steps. Replies are sampled with other seeds, so that the
     training is the same without it."""
 
     def __init__(self, run: Run) -> None:
@@ -51,8 +51,8 @@ class EvalCallback(TrainerCallback):
         model.train()
         records = read_replies(self.run.folder)[step]
         for name, sampled in MODES:
-            found = measures(of_mode(records, sampled))
-            self._write({f"held out/{name}/{key}": found[key] for key in MEASURED}, step)
+            values = measures(of_mode(records, sampled))
+            self._write({f"held out/{name}/{key}": values[key] for key in MEASURED}, step)
 
     def on_log(self, args, state, control, logs: Mapping[str, Any] | None = None, **kwargs):
         """Write the trainer's own measures."""

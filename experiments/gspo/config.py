@@ -23,13 +23,13 @@ class Args:
     """Flags of the command line; specs as in the README's table."""
 
     agent: str = "mllm:tiny-polygon"
-    """the policy to improve: a model that writes outlines, mllm:NAME_OR_PATH"""
+    """the policy to improve: a model that writes polygons, mllm:NAME_OR_PATH"""
     data: str = "synthetic:train"
     """training tasks; without --eval-data, a hash of the images' names sets 30 % of them apart for evaluation"""
     eval_data: str | None = None
     """held-out tasks; synthetic:val for synthetic data"""
     codec: str | None = None
-    """how outlines are written; by default as the checkpoint declares"""
+    """how polygons are written; by default as the checkpoint declares"""
     reward: str = "iou+0.1*centroid+0.1*format"
     """weighted sum of iou, centroid, format, boundary_f and chamfer"""
     method: Literal["gspo", "sft"] = "gspo"
@@ -38,9 +38,9 @@ class Args:
     sft_learning_rate: float = 2e-4
     """of the control"""
     vertices: int = VERTICES
-    """of the outlines that the control learns from, at most; as in experiments.sft"""
+    """of the polygons that the control learns from, at most; as in experiments.sft"""
     ratio: float = RATIO
-    """by which these outlines are simplified; as in experiments.sft"""
+    """by which these polygons are simplified; as in experiments.sft"""
     limit: int = 100_000
     """training tasks"""
     eval_limit: int = 500
@@ -50,7 +50,7 @@ class Args:
     probe_steps: int = 80
     """how often they are measured; whole rounds"""
     samples: int = 1
-    """replies drawn for each held-out task, beside the greedy one"""
+    """replies sampled for each held-out task, beside the greedy one"""
     eval_batch: int = 64
     """replies at a time; a model's last bits depend on it"""
     panel: int = 6
@@ -58,13 +58,13 @@ class Args:
     threads: int = 1
     """of each process"""
     ablation: Literal["none", "sft", "rewards", "algorithms", "length"] = "none"
-    """a table of arms, each a run of its own in each of --seeds: against more SFT; parts of the reward; GSPO, LUSPO and
+    """a table of arms, each a run in each of --seeds: against more SFT; parts of the reward; GSPO, LUSPO and
     GRPO; or the length of replies, from several starts"""
     seeds: tuple[int, ...] = (0, 1, 2)
     """of an ablation"""
     checkpoints: tuple[str, ...] = ()
     """agents that --ablation length starts from; without any, from three that the embedded click policy becomes when it
-    is taught sparse, middle and dense outlines in rings"""
+    is taught sparse, middle and dense polygons in rings"""
     start_steps: int = 1_500
     """of each of those three"""
     workers: int = 0
@@ -73,7 +73,7 @@ class Args:
     out: str | None = None
     """folder of a new run; by default runs/gspo-DATE"""
     resume: str | None = None
-    """folder of a run to go on with; its settings hold"""
+    """folder of a run to resume; its settings hold"""
 
     @property
     def sft(self) -> SFTOptions:

@@ -39,10 +39,12 @@ LENGTHS = {"completions/mean_length": "mean", "completions/std_length": "standar
 
 def write(run: Run) -> dict[str, Any]:
     """Write metrics.json, metrics.csv, plots/ and report.html of a run that has trained; returns the numbers."""
-    folder, found, last = run.folder, read_replies(run.folder), run.args.train.steps
+    folder, replies, last = run.folder, read_replies(run.folder), run.args.train.steps
     log = [one for one in folder.read_json(f"policy/{run.args.method}.json")["log"] if isinstance(one, dict)]
-    points = curve(found, run.args.probe)  # the supervised control logs no measures
-    folder.write_json("metrics.json", {**results(found[0], found[last]), "curve": points, "protocol": run.protocol()})
+    points = curve(replies, run.args.probe)  # the supervised control logs no measures
+    folder.write_json(
+        "metrics.json", {**results(replies[0], replies[last]), "curve": points, "protocol": run.protocol()}
+    )
     numbers = folder.read_json("metrics.json")
     write_atomic(folder / "metrics.csv", measured_steps(log, numbers["curve"]).csv())
     lines = {mode: [(one["step"], one[mode]) for one in numbers["curve"]] for mode, _ in MODES}
@@ -53,8 +55,8 @@ def write(run: Run) -> dict[str, Any]:
         pictures["reward"] = plot_log(log, parts, "reward")
         pictures["lengths"] = plot_log(log, LENGTHS, "tokens of a reply", (0, None))
         pictures["shares"] = plot_log(log, shares, "share", (-0.02, 1.02))
-    middle = min(found, key=lambda step: (abs(step - last / 2), step))
-    pictures["panel"] = panel(run, {step: found[step] for step in sorted({0, middle, last})})
+    middle = min(replies, key=lambda step: (abs(step - last / 2), step))
+    pictures["panel"] = panel(run, {step: replies[step] for step in sorted({0, middle, last})})
     protocol = numbers["protocol"]
     html.write_html(
         folder / "report.html",
@@ -79,14 +81,14 @@ def results(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
     return numbers
 
 
-def curve(found: Replies, count: int) -> list[dict[str, Any]]:
+def curve(replies: Replies, count: int) -> list[dict[str, Any]]:
     """gIoU, valid share and length of each measured policy on the first `count` held-out tasks."""
-    tasks = set(list(dict.fromkeys(one.task for one in found[0]))[:count])
+    tasks = set(list(dict.fromkeys(one.task for one in replies[0]))[:count])
     points = []
-    for step in sorted(found):
+    for step in sorted(replies):
         point: dict[str, Any] = {"step": step}
         for mode, sampled in MODES:
-            some = [one for one in found[step] if one.task in tasks and bool(one.sample) is sampled]
+            some = [one for one in replies[step] if one.task in tasks and bool(one.sample) is sampled]
             point[mode] = float(np.mean([one.iou for one in some]))
             point[f"{mode}_valid"] = float(np.mean([one.error is None for one in some]))
             point[f"{mode}_tokens"] = float(np.mean([one.tokens for one in some]))
@@ -143,13 +145,13 @@ def plot_log(log: Sequence[Mapping[str, Any]], labels: Mapping[str, str], ylabel
     return plots.png(figure)
 
 
-def panel(run: Run, found: Mapping[int, Sequence[Record]]) -> bytes:
-    """Greedy replies to the same tasks, a row each, of the policies in `found`, a column each, as a PNG."""
+def panel(run: Run, replies: Mapping[int, Sequence[Record]]) -> bytes:
+    """Greedy replies to the same tasks, a row each, of the policies in `replies`, a column each, as a PNG."""
     rows = []
-    for name in list(dict.fromkeys(one.task for one in found[0]))[: min(run.args.panel, run.args.probe)]:
+    for name in list(dict.fromkeys(one.task for one in replies[0]))[: min(run.args.panel, run.args.probe)]:
         task = run.held_out.by_id(name)
-        own = [next(one for one in some if one.task == name and not one.sample) for some in found.values()]
-        rows.append(np.hstack([picture(one, task, run.agent.codec, "mask") for one in own]))
+        greedy = [next(one for one in some if one.task == name and not one.sample) for some in replies.values()]
+        rows.append(np.hstack([picture(one, task, run.agent.codec, "mask") for one in greedy]))
     width = max(row.shape[1] for row in rows)
     padded = [np.pad(row, ((0, 6), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
     buffer = io.BytesIO()

@@ -42,19 +42,18 @@ def run(args: Args) -> dict[str, Any] | None:
         everyone.wait_for_everyone()
         train(args, this.agent, rows, this.folder)
         return None
-    with open_run(args, RESUMABLE) as folder, disk_errors(folder.path):
-        this.folder = folder
-        folder.keep_manifest(manifest(args.train.seed, this.protocol(), this.hashes()))
-        if not folder.done("before"):
+    with open_run(args, RESUMABLE) as this.folder, disk_errors(this.folder.path):
+        this.folder.keep_manifest(manifest(args.train.seed, this.protocol(), this.hashes()))
+        if not this.folder.done("before"):
             this.measure(this.agent, 0)
-            folder.finish("before")
+            this.folder.finish("before")
         everyone.wait_for_everyone()
-        train(args, this.agent, rows, folder, [EvalCallback(this)])
-        if not folder.done("after"):
-            this.measure(load_policy(f"mllm:{folder / 'policy'}", args), args.train.steps)
-            folder.finish("after")
+        train(args, this.agent, rows, this.folder, [EvalCallback(this)])
+        if not this.folder.done("after"):
+            this.measure(load_policy(f"mllm:{this.folder / 'policy'}", args), args.train.steps)
+            this.folder.finish("after")
         numbers = report.write(this)
-        folder.finish("gspo")
+        this.folder.finish("gspo")
         return numbers
 
 

@@ -162,14 +162,14 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, An
     ious = {policy.name: [_ious(folder, policy, seed) for seed in seeds] for policy in POLICIES}
     lines = []
     for policy in POLICIES:
-        own = ious[policy.name]
+        values = ious[policy.name]
         steps = args.round_steps * (policy.round if policy.arm == "continue" else min(policy.round, 1))
         line: dict[str, Any] = {"policy": policy.name, "about": policy.about, "steps": steps}
-        pooled = np.mean(own, axis=0)
+        pooled = np.mean(values, axis=0)
         line |= {"miou": float(pooled.mean()), "miou_interval": list(statistics.bootstrap(pooled))}
-        line["miou_by_seed"] = [float(values.mean()) for values in own]
+        line["miou_by_seed"] = [float(each.mean()) for each in values]
         for key, reference in REFERENCES.items():
-            line |= ablation.paired_gains(own, ious[reference], key)
+            line |= ablation.paired_gains(values, ious[reference], key)
         runs = [
             RunFolder(ablation.arm_folder(folder.path, seed, policy.arm)).read_json("metrics.json") for seed in seeds
         ]
