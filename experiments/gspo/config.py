@@ -98,12 +98,6 @@ def check(args: Args) -> None:
         raise RunError("--method sft trains in one process; start it without accelerate launch")
     if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
         gpus = torch.cuda.device_count()
-        advice = (
-            f"this machine has {gpus} GPU; give --num_processes {gpus}"
-            if gpus
-            else (
-                "without a GPU it needs --multi_gpu, and no --cpu: "
-                "accelerate launch --multi_gpu --num_processes 2 -m experiments.gspo …"
-            )
-        )
-        raise RunError(f"accelerate started 1 process though more were asked for; {advice}")
+        command = "accelerate launch --multi_gpu --num_processes 2 -m experiments.gspo …"
+        advice = f"give --num_processes {gpus}" if gpus else f"without a GPU it needs --multi_gpu, not --cpu: {command}"
+        raise RunError(f"accelerate started 1 process though more were asked for and there are {gpus} GPUs; {advice}")
