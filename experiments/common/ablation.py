@@ -117,12 +117,13 @@ def averaged(name: str, by_seed: Sequence[float | None]) -> dict[str, Any]:
     return {name: float(np.mean(known)) if known else None, f"{name}_by_seed": list(by_seed)}
 
 
-def by_seed(line: Mapping[str, Any], seeds: Sequence[int]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """An arm's numbers of all seeds, and of each seed: `name` has the value of `name`_by_seed."""
-    yield "all", line
-    for k, seed in enumerate(seeds):
-        values = {name.removesuffix("_by_seed"): line[name][k] for name in line if name.endswith("_by_seed")}
-        yield str(seed), {**line, **values}
+def by_seed(lines: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Numbers of each arm over all seeds and of each seed, with the `seed`: `name` has the value of `name`_by_seed."""
+    for line in lines:
+        yield {**line, "seed": "all"}
+        for k, seed in enumerate(seeds):
+            values = {name.removesuffix("_by_seed"): line[name][k] for name in line if name.endswith("_by_seed")}
+            yield {**line, **values, "seed": str(seed)}
 
 
 def cell(value: float | Sequence[float] | None, digits: int = 4) -> str:

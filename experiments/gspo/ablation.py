@@ -190,15 +190,14 @@ def table(numbers: Mapping[str, Any]) -> Table:
     for index, line in enumerate(lines):
         if starts:
             rows.append(start(f"{line['arm']}, start", line))
-        by_mode = zip(*(ablation.by_seed(line[mode], seeds) for mode, _ in MODES), strict=True)
+        by_mode = zip(*(ablation.by_seed([line[mode]], seeds) for mode, _ in MODES), strict=True)
         for k, modes in enumerate(list(by_mode)[len(seeds) == 1 :]):
             cells = []
-            for _, values in modes:
+            for values in modes:
                 over = ablation.cell(values["over_first"], 3) if index and not starts else ""
                 cells += [f"{values['after']:.3f}", ablation.cell(values["gain"], 3), over]
-            seed, sampled = modes[-1]
-            ends = [f"{sampled['valid']:.3f}", f"{sampled['tokens']:.1f}"]
-            rows.append(["" if k else line["arm"], seed, *cells, *ends])
+            ends = [f"{modes[-1]['valid']:.3f}", f"{modes[-1]['tokens']:.1f}"]
+            rows.append(["" if k else line["arm"], modes[-1]["seed"], *cells, *ends])
     names = [name for mode, _ in MODES for name in (f"{mode} gIoU", "gain", f"over {lines[0]['arm']}")]
     return Table(["", "seed", *names, "valid, sampled", "tokens"], rows)
 

@@ -52,6 +52,7 @@ SHARED = {  # files of star+ that another arm begins with; judged makes examples
     "control": ("round0/**/*",),
     "judged": ("round0/expert.*json*", "round0/train.*", "round0/evaluate.*", "round0/policy/**/*"),
 }
+FIELDS = ("policy", "seed", "steps")
 COLUMNS = {  # name in the table: key in ablation.json, and digits
     "mIoU": ("miou", 4),
     "gain over S_0": ("gain", 4),
@@ -170,11 +171,10 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, An
         line["miou_by_seed"] = [float(each.mean()) for each in values]
         for key, reference in REFERENCES.items():
             line |= ablation.paired_gains(values, ious[reference], key)
-        runs = [
-            RunFolder(ablation.arm_folder(folder.path, seed, policy.arm)).read_json("metrics.json") for seed in seeds
-        ]
+        runs = [RunFolder(ablation.arm_folder(folder.path, seed, policy.arm)) for seed in seeds]
+        measured = [each.read_json("metrics.json")["policies"][policy.round] for each in runs]
         for key, _ in list(COLUMNS.values())[3:]:
-            line |= ablation.averaged(key, [each["policies"][policy.round][key] for each in runs])
+            line |= ablation.averaged(key, [each[key] for each in measured])
         lines.append(line)
     settings = plain(args)
     protocol = {
@@ -204,36 +204,32 @@ def _ious(folder: RunFolder, policy: Policy, seed: int) -> np.ndarray:
 
 def table(numbers: dict[str, Any]) -> Table:
     """A row for each policy and seed ("all": pooled); a policy has no gain over itself."""
-    rows = []
-    for line in numbers["policies"]:
-        for seed, own in ablation.by_seed(line, numbers["protocol"]["seeds"]):
-            cells = [
-                "" if REFERENCES.get(key) == line["policy"] else ablation.cell(own[key], n)
-                for key, n in COLUMNS.values()
-            ]
-            rows.append([line["policy"], seed, line["steps"], *cells])
-    return Table(["policy", "seed", "steps", *COLUMNS], rows)
+
+    def cells(line: dict[str, Any]) -> list[str]:
+        own = {key for key, reference in REFERENCES.items() if reference == line["policy"]}
+        return ["" if key in own else ablation.cell(line[key], digits) for key, digits in COLUMNS.values()]
+
+    lines = ablation.by_seed(numbers["policies"], numbers["protocol"]["seeds"])
+    return Table([*FIELDS, *COLUMNS], [[*(line[name] for name in FIELDS), *cells(line)] for line in lines])
 
 
 def records(numbers: dict[str, Any]) -> Table:
-    """All digits of the table, with the ends of intervals in columns of their own."""
+    """All digits of the table, with the ends of intervals in other columns."""
     keys = [key for key, _ in COLUMNS.values()]
     gains = [f"{gain}{end}" for gain in ("gain_over_s0", "gain_over_control") for end in ("", "_low", "_high")]
     rows = []
-    for line in numbers["policies"]:
-        for seed, own in ablation.by_seed(line, numbers["protocol"]["seeds"]):
-            values = [value for key in keys for value in (own[key] if key in REFERENCES else [own[key]])]
-            rows.append([line["policy"], seed, line["steps"], *values])
-    return Table(["policy", "seed", "steps", keys[0], *gains, *keys[3:]], rows)
+    for line in ablation.by_seed(numbers["policies"], numbers["protocol"]["seeds"]):
+        values = [line[key] if key in REFERENCES else [line[key]] for key in (*FIELDS, *keys)]
+        rows.append([number for group in values for number in group])
+    return Table([*FIELDS, keys[0], *gains, *keys[3:]], rows)
 
 
 def report(numbers: dict[str, Any]) -> ablation.Report:
     """The table, the plot of gains over S_0, and the words of the page."""
     lines, protocol = numbers["policies"], numbers["protocol"]
-    groups: dict[str, list[Any]] = {"all": []}
-    for line in lines[1:]:
-        for seed, own in ablation.by_seed(line, protocol["seeds"]):
-            groups.setdefault(seed, []).append(own["gain"])
+    groups: dict[str, list[Any]] = {}
+    for line in ablation.by_seed(lines[1:], protocol["seeds"]):
+        groups.setdefault(line["seed"], []).append(line["gain"])
     return ablation.Report(
         f"Ablation of StaR for {protocol['agent']} on {protocol['data']}",
         f"{protocol['held_out_tasks']} held-out tasks of at most {protocol['max_steps']} actions. Intervals: "
