@@ -65,7 +65,7 @@ class ClickTrainer(TinyTrainer):
 
     @cached_property
     def held_out(self) -> list[EvalState]:
-        """Of `synthetic:val` from its end `probe` empty masks, then states of trajectories and distorted masks."""
+        """Empty masks of the last `probe` tasks of `synthetic:val`, then states of trajectories and distorted masks."""
         args, data = self.args, Synthetic("val")
         tasks = [data[len(data) - 1 - k] for k in range(args.probe)]
         states: list[tuple] = [(task, np.zeros(task.target.shape, bool)) for task in tasks]
