@@ -7,8 +7,6 @@ over episodes, and the seconds per click of both. Of two runs with `--task polyg
 replies so, also by size and topology of the object. Runs of unlike protocols (other data, other budget) are refused.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,8 +5,6 @@
 Any data, tool and agent that experiments.evaluate takes can be drawn.
 """
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from pathlib import Path

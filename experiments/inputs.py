@@ -7,8 +7,6 @@ it), with the instruction exchanged for one that names another object of the sce
 agent. One who reads the instruction follows it to the other object; one who looks at the mask does worse without it.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Sequence

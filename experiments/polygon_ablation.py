@@ -9,8 +9,6 @@ parts and holes are written, whose effect depends on the quality of the start's 
 paired with the first arm's.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -47,11 +45,7 @@ REPLIES = "replies.jsonl"
 SEVERAL_RINGS = "several parts or holes"  # the two topologies that take more than one ring
 ARMS: dict[str, dict[str, dict[str, Any]]] = {  # the first of each is what the others are compared with
     "order": {name: {"order": name} for name in ("canonical", "reversed", "random-start", "random")},
-    "vertices": {
-        "middle": {"vertices": 12},
-        "sparse": {"vertices": 5},
-        "dense": {"vertices": 40, "ratio": 0.0},
-    },
+    "vertices": {"middle": {"vertices": 12}, "sparse": {"vertices": 5}, "dense": {"vertices": 40, "ratio": 0.0}},
     "codec": {name: {"codec": name} for name in ("simpleseg", "simpleseg:contour=edges", "rings")},
 }
 

@@ -8,8 +8,6 @@ polygons_ceiling or compare. Runs of one kind share a table, in the order given.
 again. Absolute paths are replaced by DIR or by the name of the file.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

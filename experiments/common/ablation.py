@@ -6,8 +6,6 @@
 Gains are paired over tasks, with 95 % bootstrap intervals; those of all seeds average each task over the seeds first.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -54,9 +52,6 @@ class Report:
     """ablation.csv, where it is not the table"""
 
 
-# ----------------------------------------------------------------------------------------------------------------- runs
-
-
 def arm_folder(out: str | Path, seed: int, arm: str) -> Path:
     """The folder of an arm's run: its name without blanks and signs that file systems dislike."""
     return Path(out) / f"seed{seed}" / "-".join(re.findall(r"[A-Za-z0-9=]+\+?", arm))
@@ -100,9 +95,6 @@ def share(
         beside.rename(target)
 
 
-# -------------------------------------------------------------------------------------------------------------- numbers
-
-
 def paired_gains(values: Sequence[Any], reference: Sequence[Any], name: str = "gain") -> dict[str, Any]:
     """Mean difference of two [seeds, tasks] and its interval, as (mean, low, high): `name` of all seeds, and
     `name`_by_seed."""
@@ -131,9 +123,6 @@ def cell(value: float | Sequence[float] | None, digits: int = 4) -> str:
     if isinstance(value, Sequence):
         return "{} [{}, {}]".format(*(f"{number:+.{digits}f}" for number in value))
     return "–" if value is None else f"{value:.{digits}f}"
-
-
-# --------------------------------------------------------------------------------------------------------------- report
 
 
 def write(folder: RunFolder, numbers: dict[str, Any], report: Report) -> dict[str, Any]:

@@ -9,8 +9,6 @@ def main(argv: list[str] | None = None) -> int:
 with cli.open_run(args, RESUMABLE) as folder, cli.progress(len(ids), "episode", done=len(have)) as bar: ...
 """
 
-from __future__ import annotations
-
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence

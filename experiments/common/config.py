@@ -1,7 +1,5 @@
 """Settings as dataclasses: read from the command line and from config.yaml, compared and checked."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import sys

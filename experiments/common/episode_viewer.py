@@ -1,7 +1,5 @@
 """Examples for a page: which to show, and episodes for the browser that steps through them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """HTML pages from templates, each one file with its pictures in it."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Mapping

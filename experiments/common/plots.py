@@ -1,7 +1,5 @@
 """Figures in one style, with intervals."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any

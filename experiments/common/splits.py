@@ -1,7 +1,5 @@
 """Training and held-out tasks without a common image."""
 
-from __future__ import annotations
-
 from experiments.common.config import RunError
 from segenv import data as datasets
 from segenv.data.base import Dataset

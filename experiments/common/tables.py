@@ -6,8 +6,6 @@
 A template shows it by `{{ table.html() }}`.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 """Training of the embedded models: stages of examples that other processes make beside it, averaged weights, and a
 state from which the training resumes at any step."""
 
-from __future__ import annotations
-
 import copy
 import json
 import os

@@ -7,8 +7,6 @@ report.html. `--resume DIR` resumes a run that was ended. Executor and workers c
 timings; the batch size may change the last bits of what a learned model computes.
 """
 
-from __future__ import annotations
-
 import sys
 
 from experiments.common import cli

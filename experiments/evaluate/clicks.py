@@ -1,7 +1,5 @@
 """Play episodes of clicks and measure them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from experiments.common import cli

@@ -1,7 +1,5 @@
 """Dispatch of an evaluation to the page of its task."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from experiments.common import cli

@@ -7,8 +7,6 @@ The tool makes `--filter.masks` masks of every task from random positive and neg
 masks.jsonl (every mask and its predictions), metrics.json, plots/ and report.html.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

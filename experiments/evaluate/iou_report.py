@@ -1,7 +1,5 @@
 """Report of predicted IoUs: tables, reliability plots, and a page with masks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,9 +77,6 @@ def _acts(acts: Mapping[str, Any]) -> str:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- plots
-
-
 def plot_reliability(readings: Mapping[str, Mapping[str, Any]]) -> bytes:
     """Plot mean true IoU over mean predicted IoU, in tenths of the predicted one, as a PNG; bars are quartiles."""
     figure, axes = figure_and_axes()
@@ -109,9 +104,6 @@ def plot_density(predicted: Sequence[float], true: Sequence[float], name: str) -
     axes.set(xlabel=f"predicted IoU ({name})", ylabel="true IoU")
     figure.colorbar(shown, ax=axes, label="log(1 + masks)")
     return png(figure)
-
-
-# ----------------------------------------------------------------------------------------------------------------- page
 
 
 def write(

@@ -1,7 +1,5 @@
 """Metrics of episodes of clicks: each mean with its interval, and their definitions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

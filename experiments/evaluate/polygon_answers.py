@@ -1,7 +1,5 @@
 """Replies with polygons: the annotator's, a model's, and their scores."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

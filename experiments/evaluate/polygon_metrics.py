@@ -1,7 +1,5 @@
 """Metrics of replies with polygons: a record for each reply, and the numbers of metrics.json."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -126,9 +124,6 @@ def rasterize(answer: Any, task: Task) -> np.ndarray:
     return mask
 
 
-# ------------------------------------------------------------------------------------------------- what kind of object
-
-
 @lru_cache(maxsize=64)
 def _kind(task: Task) -> dict[str, Any]:
     """Share, size and topology of a task's object."""
@@ -160,9 +155,6 @@ def topology_of(target: np.ndarray) -> str:
     if pieces(filled == 0, 8):
         return "holes"
     return "several parts" if pieces(mask, 4) > 1 else "one part"
-
-
-# ------------------------------------------------------------------------------------------------------------- in all
 
 
 def measures(records: Sequence[Record]) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Report of an evaluation by polygons: tables, plots, and pictures with the polygons of reply and target."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -79,9 +77,6 @@ def _quantiles(numbers: Mapping[str, Any]) -> str:
     return ", ".join(f"{share} % {value:g}" for share, value in numbers["token_quantiles"].items())
 
 
-# ---------------------------------------------------------------------------------------------------------------- plots
-
-
 def plot_ious(records: Sequence[Record]) -> bytes:
     """Plot a histogram of IoU in twentieths, as a PNG; invalid replies in another colour."""
     figure, axes = figure_and_axes()
@@ -130,9 +125,6 @@ def _scatter(groups: Mapping[str, Sequence[tuple[float, float]]], colors: Sequen
     return png(figure)
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
-
-
 def picture(one: Record, task: Task, codec: PolygonCodec, output_type: str) -> np.ndarray:
     """The image with the reply's mask and polygons in blue, and the target's boundary in yellow; uint8 [h, w, 3]."""
     answer = queries.read(one.text, task, codec, output_type)
@@ -167,9 +159,6 @@ def examples(
             }
         )
     return shown
-
-
-# ----------------------------------------------------------------------------------------------------------------- page
 
 
 def write(

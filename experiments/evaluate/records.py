@@ -1,7 +1,5 @@
 """Parts that the tasks of an evaluation share: records in groups, the protocol's settings, and the results."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any

@@ -1,7 +1,5 @@
 """Report of an evaluation by clicks: numbers for a terminal, plots, and a page that shows episodes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -62,9 +60,6 @@ def write(
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- numbers
-
-
 def table(numbers: dict[str, Any]) -> Table:
     """Measures with their values, 95 % intervals and better directions."""
     intervals = numbers["intervals"]
@@ -89,9 +84,6 @@ def text(numbers: dict[str, Any]) -> str:
     skipped = f", {len(numbers['skipped'])} bad items skipped" if numbers["skipped"] else ""
     head = f"{numbers['episodes']} episodes{skipped}"
     return "\n".join([head, table(numbers).text(), f"ms per click   {times or 'no click was made'}"])
-
-
-# ---------------------------------------------------------------------------------------------------------------- plots
 
 
 def plot_curves(named: dict[str, np.ndarray]) -> bytes:

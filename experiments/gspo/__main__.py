@@ -11,8 +11,6 @@ replies, learned from the right polygons. Departures from the paper: weights of 
 are ours, as none is published.
 """
 
-from __future__ import annotations
-
 import sys
 
 from agents.training.gspo import processes

@@ -2,8 +2,6 @@
 and over the table's first arm. An arm is one more entry in `TABLES`.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -171,9 +169,6 @@ def _protocol(args: Args, chosen: Sequence[Arm]) -> dict[str, Any]:
             **kept,
         }
     )
-
-
-# --------------------------------------------------------------------------------------------------------------- report
 
 
 def table(numbers: Mapping[str, Any]) -> Table:

@@ -1,7 +1,5 @@
 """The state of a GSPO run, and the replies of its policies to held-out tasks: sampled, kept, and read again."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

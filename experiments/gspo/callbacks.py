@@ -1,7 +1,5 @@
 """Measurements of a GSPO training while it runs: TensorBoard scalars, and held-out tasks answered by the live model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Settings of a GSPO run."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass, field
 from typing import Annotated, Literal

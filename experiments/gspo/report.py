@@ -1,7 +1,5 @@
 """The numbers, plots, pictures and page of a GSPO training."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -126,9 +124,6 @@ def text(numbers: Mapping[str, Any]) -> str:
     """The summary for a terminal."""
     head = f"{numbers['before']['greedy']['tasks']} held-out tasks, {numbers['protocol']['train']['steps']} steps"
     return f"{head}\n{table(numbers).text()}"
-
-
-# ---------------------------------------------------------------------------------------------------------------- plots
 
 
 def plot_log(log: Sequence[Mapping[str, Any]], labels: Mapping[str, str], ylabel: str, limits: Any = None) -> bytes:

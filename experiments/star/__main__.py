@@ -10,8 +10,6 @@ each round it plays training tasks itself, its actions are kept or corrected (D_
 Every policy plays the same held-out tasks.
 """
 
-from __future__ import annotations
-
 import sys
 
 from experiments.common import cli

@@ -5,8 +5,6 @@ Arms of a seed share D_0, S_0 and the first rollouts with its star+ run, and whe
 seeds share round 0: each is made once, and its files are linked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The settings of a StaR run. Defaults are for the embedded pair on two cores; the paper publishes no thresholds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Metrics of a StaR run: of each policy from its held-out episodes, of each round from its filtered rollouts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Plots of a StaR run as PNGs: measures of each policy on held-out tasks, and shares of its filtered rollouts."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,8 +1,6 @@
 """Report of a StaR run: a table, `metrics.csv`, TensorBoard scalars, plots, and a page that shows episodes before and
 after."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import sys
@@ -47,9 +45,6 @@ class Scalar(NamedTuple):
     value: float | None
     low: float | None
     high: float | None
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
 
 
 def scalars(numbers: dict[str, Any]) -> list[Scalar]:
@@ -135,9 +130,6 @@ def _examples_text(examples: dict[str, Any]) -> str:
     return f"{rows} of {examples['actions']} actions: {', '.join(shares)}"
 
 
-# ---------------------------------------------------------------------------------------------------------------- files
-
-
 def write(
     folder: RunFolder,
     numbers: dict[str, Any],
@@ -204,9 +196,6 @@ def write_tensorboard(
                 writer.add_scalar("training_loss", loss, int(step))
     for path in board.glob("*/events.out.tfevents.*"):
         path.rename(path.with_name("events.out.tfevents.0"))  # without the name of the machine
-
-
-# ------------------------------------------------------------------------------------------------------------- episodes
 
 
 def choose(ends: Sequence[Sequence[Episode]], limit: int) -> dict[str, str]:

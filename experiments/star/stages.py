@@ -1,7 +1,5 @@
 """Folder, tasks and stages of a StaR run: all but the algorithm."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,8 +59,6 @@ class Run:
         """Do a stage of round n, unless it was done before the run was resumed."""
         cli.run_stage(self.folder, f"round{n}/{name}", lambda: work(n))
 
-    # --------------------------------------------------------------------------------------------- tasks and episodes
-
     def player(self, data: Dataset, agent: str, **options: Any) -> Player:
         """Make the player of `agent` on `data`; RunError where tool or agent cannot be made."""
         args = self.args
@@ -98,8 +94,6 @@ class Run:
     def episodes(self, name: str) -> Iterator[Episode]:
         """Read the episodes in NAME.jsonl, in the order of task and sample."""
         return read_episodes(self.folder, name)
-
-    # ------------------------------------------------------------------------------------------ examples and training
 
     def write_examples(self, n: int, examples: Sequence[StarExample], counts: Mapping[str, Any] | None = None) -> None:
         """Write D_n without repetitions to rows.jsonl, and `counts` and shares of all `examples` to rates.json."""
@@ -155,8 +149,6 @@ class Run:
         return SFTOptions(
             steps=steps, batch_size=args.batch_rows, learning_rate=rate, seed=seed, log_steps=25, **trainer
         )
-
-    # -------------------------------------------------------------------------------------------------------- results
 
     def hashes(self) -> dict[str, str | None]:
         """Identify the data and the models of the run."""

@@ -9,8 +9,6 @@ StaR+ corrects each bad action; StaR keeps whole trajectories, and learns from D
 alone. `search.star.Rules` has the thresholds, which the paper does not publish. `Run` has folders, tasks and stages.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from experiments.common.config import RunError

@@ -11,8 +11,6 @@ others. Prints a table, and writes it as text, CSV and Markdown beside metrics.j
 trees. SegAgent (arXiv 2503.08625) has greedy search alone, by steps (its Table 2) and without budgets.
 """
 
-from __future__ import annotations
-
 import sys
 
 from experiments.common import cli

@@ -1,7 +1,5 @@
 """Settings of a comparison of tree searches, and its conditions."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -122,9 +122,6 @@ def record(condition: Condition, tree: Tree) -> Record:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------- numbers
-
-
 def summarise(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int], protocol: Mapping) -> dict[str, Any]:
     """The content of metrics.json. `results` hold the records of the same tasks, in the same order, for each
     condition."""

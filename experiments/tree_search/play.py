@@ -1,7 +1,5 @@
 """Run tree searches on the same tasks, each within its budget."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any

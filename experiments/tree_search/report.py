@@ -1,7 +1,5 @@
 """Report of tree searches: tables, plots, and a page that shows the trees."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -51,9 +49,6 @@ def write(
         manifest=about,
         forest=forest(folder.records("trees.jsonl"), load, list(results)),
     )
-
-
-# -------------------------------------------------------------------------------------------------------------- tables
 
 
 def comparison(numbers: Mapping) -> Table:
@@ -127,9 +122,6 @@ def all_digits(numbers: Mapping) -> Table:
             cells |= dict(zip((key, f"{key}_low", f"{key}_high"), found, strict=True))
         rows.append([cells[name] for name in header])
     return Table(header, rows)
-
-
-# --------------------------------------------------------------------------------------------------------------- plots
 
 
 def plot_all(results: Results, numbers: Mapping) -> dict[str, bytes]:
@@ -233,9 +225,6 @@ def plot_steps(rows: Sequence[Mapping]) -> bytes:
     axes.set(xlabel="steps", ylabel="mean IoU", xticks=sorted({row["step"] for row in rows}))
     figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
     return png(figure)
-
-
-# --------------------------------------------------------------------------------------------------------------- trees
 
 
 def tree_to_json(condition: Condition, tree: Tree) -> dict[str, Any]:
