@@ -167,11 +167,7 @@ def _advance(mdp: SegMDP, agent: Agent, episodes: Sequence[RunningEpisode], corr
 
 
 def _corrections(
-    mdp: SegMDP,
-    states: Sequence[SegState],
-    actions: Sequence[Action],
-    following: Sequence[SegState],
-    correct: Correct,
+    mdp: SegMDP, states: Sequence[SegState], actions: Sequence[Action], following: Sequence[SegState], correct: Correct
 ) -> dict[int, dict[str, Any]]:
     """Try what `correct` would have done where it found an action bad: `{"action", "iou"}` by index."""
     better = {

@@ -98,12 +98,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build(
-    seed: int = 0,
-    image_size: int = 128,
-    width: int = 128,
-    vision_layers: int = 2,
-    text_layers: int = 4,
-    heads: int = 4,
+    seed: int = 0, image_size: int = 128, width: int = 128, vision_layers: int = 2, text_layers: int = 4, heads: int = 4
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """An untrained model, whose weights depend on `seed` and the sizes alone, and its processor.
 

@@ -12,13 +12,7 @@ from torch.utils.data import Dataset
 
 from agents import tiny
 from agents.tiny.vision_tower import VisionTowerConfig
-from agents.training.click_examples import (
-    ClickExamples,
-    Mixture,
-    annotator_states,
-    correct_action,
-    distorted_mask,
-)
+from agents.training.click_examples import ClickExamples, Mixture, annotator_states, correct_action, distorted_mask
 from experiments.common import trainer
 from experiments.common.cli import setting_up
 from experiments.common.config import RunError
