@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TextIO
+from typing import Any, TextIO
 
 import cv2
 import numpy as np
@@ -80,7 +80,8 @@ def frame(
     for number, click in enumerate(clicks, 1):
         at = ((click.x + 0.5) * scale, (click.y + 0.5) * scale)
         _draw_click(draw, at, click.positive, number, radius=max(size / 50, 7.0))
-    _write(draw, caption, (4, shape[1] + 3), shape[0] - 8)
+    caption = shorten(draw, " ".join(caption.split()), shape[0] - 8, _font(13))
+    draw.text((4, shape[1] + 3), caption, fill="black", font=_font(13))
     return np.asarray(canvas).copy()
 
 
@@ -90,14 +91,13 @@ def _draw_click(draw: ImageDraw.ImageDraw, at: tuple[float, float], positive: bo
     draw.text(at, str(number), fill="black", font=_font(round(radius * 1.4)), anchor="mm")
 
 
-def _write(draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], room: int) -> None:
-    """One line of text, cut with an ellipsis where it is wider than `room` pixels."""
-    text, font = " ".join(text.split()), _font(13)
+def shorten(draw: ImageDraw.ImageDraw, text: str, room: float, font: Any) -> str:
+    """Cut a text with an ellipsis where it is wider than `room` pixels."""
     if draw.textlength(text, font) > room:
         while text and draw.textlength(text + "…", font) > room:
             text = text[:-1]
         text += "…"
-    draw.text(at, text, fill="black", font=font)
+    return text
 
 
 @lru_cache(maxsize=16)

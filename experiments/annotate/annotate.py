@@ -120,23 +120,17 @@ def _write_results(
     settings = hide_home({key: value for key, value in plain(args).items() if key not in ("out", "resume", "dry_run")})
     folder.write_json("metrics.json", hide_home(numbers) | {"settings": settings})
     numbers = folder.read_json("metrics.json")
-    report.write(
-        folder,
-        records(),
-        source.root,
-        writer,
-        args.show,
-        args.max_pixels,
-        title=f"Annotations of {numbers['images']} images",
-        lead=f"{'given boxes' if args.boxes else args.detector}, {args.tool}"
-        + (f", described by {args.caption}" if args.caption else ""),
-        rows=[{"phrase": phrase, **row} for phrase, row in rows.items()][:200],
-        more_rows=max(len(rows) - 200, 0),
-        facts=report.facts(numbers),
-        skipped=numbers["skipped"],
-        settings=settings,
-        manifest=about,
-    )
+    lead = f"{'given boxes' if args.boxes else args.detector}, {args.tool}"
+    page = {
+        "title": f"Annotations of {numbers['images']} images",
+        "lead": lead + (f", described by {args.caption}" if args.caption else ""),
+        "rows": [{"phrase": phrase, **row} for phrase, row in rows.items()][:200],
+        "more_rows": max(len(rows) - 200, 0),
+        "facts": report.facts(numbers),
+        "skipped": numbers["skipped"],
+    }
+    page |= {"settings": settings, "manifest": about}
+    report.write(folder, records(), source.root, writer, args.show, args.max_pixels, **page)
     return numbers
 
 

@@ -98,8 +98,7 @@ class Detector:
         return sorted(found, key=lambda one: -(one.score or 0.0))
 
     def captions(self, phrases: Sequence[str]) -> Iterator[list[str]]:
-        """Split the phrases, in order, into captions that the model reads at once. Raises ValueError for a phrase
-        without a word, or one that is longer than the model reads."""
+        """Split the phrases, in order, into captions that the model reads at once; ValueError where one is too long."""
         tokenizer = self.processor.tokenizer
         caption: list[str] = []
         used = 2  # the tokens around a caption
@@ -143,15 +142,13 @@ class Detector:
 
     def _scored(self, picture: Image.Image, phrases: list[str]) -> list[Detection]:
         """Detections of a model that scores phrases."""
-        inputs = self.processor(images=picture, text=[[_words(phrase) for phrase in phrases]], return_tensors="pt").to(
-            self.device
-        )
+        words = [[_words(phrase) for phrase in phrases]]
+        inputs = self.processor(images=picture, text=words, return_tensors="pt").to(self.device)
         found = self.processor.post_process_grounded_object_detection(
             self.model(**inputs), threshold=self.box_threshold, target_sizes=[picture.size[::-1]], text_labels=[phrases]
         )[0]
-        return self._detections(
-            found["boxes"].cpu().numpy(), found["scores"].cpu().numpy(), found["text_labels"], picture
-        )
+        corners, scores = (found[name].cpu().numpy() for name in ("boxes", "scores"))
+        return self._detections(corners, scores, found["text_labels"], picture)
 
     def _detections(
         self, corners: np.ndarray, scores: np.ndarray, phrases: Sequence[str], picture: Image.Image
@@ -160,11 +157,8 @@ class Detector:
         if not (np.isfinite(corners).all() and np.isfinite(scores).all()):
             raise ToolError(f"{self.spec}: the detector gave values that are not finite; are its weights whole?")
         clipped = [clip(Box(*map(float, box)), *picture.size) for box in corners]
-        return [
-            Detection(phrase, box, float(score))
-            for phrase, box, score in zip(phrases, clipped, scores, strict=True)
-            if box is not None
-        ]
+        found = zip(phrases, clipped, scores, strict=True)
+        return [Detection(phrase, box, float(score)) for phrase, box, score in found if box is not None]
 
 
 def clip(box: Box, width: int, height: int) -> Box | None:
@@ -186,8 +180,7 @@ def suppress(found: Sequence[Detection], iou: float) -> list[Detection]:
 
 
 def _words(phrase: str) -> str:
-    """Normalise a phrase for detectors: in lower case, without the full stops and question marks that separate
-    phrases."""
+    """Normalise a phrase for detectors: in lower case, without the signs that separate phrases."""
     words = " ".join(re.sub(r"[.?]", " ", phrase.lower()).split())
     if not words:
         raise ValueError(f"phrase {phrase!r} has no word; expected what to look for, such as 'a red cup'")

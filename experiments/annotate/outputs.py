@@ -53,40 +53,32 @@ class PolygonWriter:
         """Format a mask, bool [H, W], as a reply; None where it does not fit into `max_tokens`."""
 
         def text(rings: Sequence[np.ndarray]) -> str:
-            return codec.format(Polygons(tuple(rings), codec.union), task)
-
-        def clipped(rings: Sequence[np.ndarray]) -> list[np.ndarray]:
-            return [np.clip(ring, 0, (task.width, task.height)) for ring in rings]
+            inside = (np.clip(ring, 0, (task.width, task.height)) for ring in rings)
+            return codec.format(Polygons(tuple(inside), codec.union), task)
 
         rings = self.simplify(codec.outline(mask, ratio=0).rings, task.height, task.width)
-        limit = self.max_tokens
-        if limit is None:
-            return text(rings)
-        try:  # the coarsest polygon is a rectangle, whose corners may lie off the image
-            return text(clipped(fit(rings, lambda tried: self.length(text(clipped(tried))) <= limit, codec.union)))
-        except ValueError:
-            return None
-
-
-# ----------------------------------------------------------------------------------------------------------------- COCO
+        if (limit := self.max_tokens) is not None:
+            try:  # the coarsest polygon is a rectangle, whose corners may lie off the image
+                rings = fit(rings, lambda tried: self.length(text(tried)) <= limit, codec.union)
+            except ValueError:
+                return None
+        return text(rings)
 
 
 def write_coco(
     path: Path, records: Callable[[], Iterable[Record]], phrases: Sequence[str], writer: PolygonWriter, about: dict
 ) -> dict[str, float | None]:
-    """Write COCO instances of the `records` (given anew at each call), one category for each of `phrases`; the file
-    appears when it is complete. Images without an object are listed too. Returns the mean number of vertices, and the
-    polygons' mean and worst IoU with the masks."""
+    """Write COCO instances of the `records` (given anew at each call), one category for each of `phrases`. Returns the
+    mean number of vertices, and the polygons' mean and worst IoU with the masks."""
     numbers = {phrase: i for i, phrase in enumerate(phrases, 1)}
     written: list[tuple[int, float]] = []  # vertices, and IoU with the mask, of each object
-    images = (
-        {"id": i, "file_name": one["image"], "width": one["width"], "height": one["height"]}
-        for i, one in enumerate(records(), 1)
-    )
     lists = {
         "info": {"description": f"polygons made by segenv {__version__}", **about},
         "categories": [{"id": number, "name": phrase} for phrase, number in numbers.items()],
-        "images": images,
+        "images": (
+            {"id": i, "file_name": one["image"], "width": one["width"], "height": one["height"]}
+            for i, one in enumerate(records(), 1)
+        ),
         "annotations": _annotations(records(), numbers, writer, written),
     }
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -122,15 +114,13 @@ def _annotations(
         height, width = record["height"], record["width"]
         for entry in record["objects"]:
             rings = writer.simplify(rle_to_polygons(entry["mask"]), height, width)
-            segmentation = polygons_to_coco(rings, height, width)
+            segmentation, mask = polygons_to_coco(rings, height, width), segmentation_mask(entry["mask"], height, width)
             covered = segmentation_mask(segmentation, height, width)
             if not covered.any():  # thinner than what COCO's rule fills
-                segmentation = entry["mask"]
-                covered = segmentation_mask(segmentation, height, width)
+                segmentation, covered = entry["mask"], mask
             box = metrics.box_of(covered)
             assert box is not None
-            iou = polygon_iou(rings, segmentation_mask(entry["mask"], height, width))
-            written.append((sum(map(len, rings)), iou))
+            written.append((sum(map(len, rings)), polygon_iou(rings, mask)))
             yield {
                 "id": len(written),
                 "image_id": image,
@@ -141,9 +131,6 @@ def _annotations(
                 "iscrowd": 0,
                 **{key: entry[key] for key in ("score", "mask_score", "caption") if entry.get(key) is not None},
             }
-
-
-# -------------------------------------------------------------------------------------------------------- conversations
 
 
 @dataclass(frozen=True)
@@ -176,8 +163,7 @@ def conversations(
     counts: Counter[str],
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[Conversation]:
-    """Ask the queries about the objects of the records, whose images lie in `root`, with their answers; `counts` counts
-    the queries, and those left out."""
+    """Ask about the objects of the records, with images in `root`; `counts` counts the queries, and those left out."""
     for record in records:
         if not record["objects"] and not options.negatives:
             continue
@@ -192,8 +178,7 @@ def conversations(
 def _subjects(
     record: Record, image: np.ndarray, options: QueryOptions, counts: Counter[str]
 ) -> Iterator[tuple[Task, bool]]:
-    """Tasks of an image, and whether their queries have a text: each object without, and each text that names one
-    object (or a union of several) with."""
+    """Tasks of an image, and whether their queries have a text: each object without, each text that names some with."""
     height, width = record["height"], record["width"]
     if image_hash(image) != record["hash"]:
         raise RunError(f"{record['image']} has changed since it was annotated; start another run with --out")

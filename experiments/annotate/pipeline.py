@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+import agents
 from experiments.annotate.inputs import Inputs
 from experiments.annotate.outputs import Record
 from experiments.common import cli
@@ -25,7 +26,6 @@ from segenv.tools.base import SegTool
 from segenv.types import Prompt, image_hash
 
 if TYPE_CHECKING:
-    from agents.mllm import MllmAgent
     from experiments.annotate.config import Args
     from experiments.annotate.detector import Detection, Detector
 
@@ -40,24 +40,17 @@ class Annotator:
         self.args = args
         with cli.setting_up(f"tool {args.tool!r}, detector {args.detector!r}, caption {args.caption!r}"):
             self.tool: SegTool = tools.make(args.tool)
-            self.detector: Detector | None = None if args.boxes else self._detector()
-            self.captioner: MllmAgent | None = self._captioner(args.caption) if args.caption else None
+            self.detector: Detector | None = None
+            if not args.boxes:
+                from experiments.annotate.detector import Detector
+
+                self.detector = Detector(args.detector, args.box_threshold, args.text_threshold)
+            self.captioner: Any = agents.make(args.caption) if args.caption else None
+            if args.caption and not hasattr(self.captioner, "backend"):
+                raise ValueError(
+                    f"agent {args.caption!r} describes nothing; expected a language model, mllm:NAME_OR_PATH"
+                )
         cli.set_threads(args.threads)
-
-    def _detector(self) -> Detector:
-        from experiments.annotate.detector import Detector
-
-        return Detector(self.args.detector, self.args.box_threshold, self.args.text_threshold)
-
-    @staticmethod
-    def _captioner(spec: str) -> MllmAgent:
-        import agents
-        from agents.mllm import MllmAgent
-
-        agent = agents.make(spec)
-        if not isinstance(agent, MllmAgent):
-            raise ValueError(f"agent {spec!r} describes nothing; expected a language model, mllm:NAME_OR_PATH")
-        return agent
 
     def check(self, source: Inputs) -> None:
         """Raise `RunError` where there is a phrase that the detector cannot read."""
@@ -77,18 +70,18 @@ class Annotator:
 
     def annotate(self, name: str, source: Inputs) -> Record:
         """Annotate the image `name`. Raises `BadItem`, and `ToolError` where a model fails."""
-        seconds, clock = dict.fromkeys(("read", "detect", "segment", "caption"), 0.0), _Clock()
+        times = [time.perf_counter()]
         image = read_image(within(source.root, name, name), name, self.args.max_pixels)
         phrases, dropped = source.phrases_of(name), Counter[str]()
-        seconds["read"] = clock.lap()
+        times.append(time.perf_counter())
         boxes, present = self._boxes(name, image, source, dropped)
-        seconds["detect"] = clock.lap()
+        times.append(time.perf_counter())
         objects = self._objects(image, boxes, dropped)
-        seconds["segment"] = clock.lap()
+        times.append(time.perf_counter())
         if self.captioner is not None:
             for one, text in zip(objects, self._captions(image, objects), strict=True):
                 one["caption"] = text
-        seconds["caption"] = clock.lap()
+        times.append(time.perf_counter())
         return {
             "image": name,
             "height": image.shape[0],
@@ -97,14 +90,13 @@ class Annotator:
             "objects": objects,
             "absent": [phrase for phrase in phrases if phrase not in present],
             "dropped": {why: count for why, count in dropped.items() if count},
-            "seconds": seconds,
+            "seconds": dict(zip(("read", "detect", "segment", "caption"), np.diff(times).tolist(), strict=True)),
         }
 
     def _boxes(
-        self, name: str, image: np.ndarray, source: Inputs, dropped: Counter[str]
+        self, name: str, image: np.ndarray, source: Inputs, dropped: Counter
     ) -> tuple[list[Detection], set[str]]:
-        """Boxes to segment (those of a file as they are; detected ones without repeats, the best first), and the
-        phrases of all boxes."""
+        """Boxes to segment, from a file or detected (without repeats, the best first), and the phrases of all boxes."""
         from experiments.annotate.detector import clip, suppress
 
         if source.boxes is not None:
@@ -156,7 +148,6 @@ class Annotator:
 
     def _captions(self, image: np.ndarray, objects: Sequence[dict[str, Any]]) -> Iterator[str]:
         """Describe each object on one line; "" where the model gives no text."""
-        assert self.captioner is not None
         backend = self.captioner.backend
         special = backend.processor.tokenizer.all_special_tokens
         at_once = max(min(AT_ONCE // image.nbytes, DESCRIBED), 1)
@@ -168,14 +159,3 @@ class Annotator:
                 for token in special:
                     text = text.replace(token, " ")
                 yield " ".join(text.split()).strip("\"'“”")
-
-
-class _Clock:
-    """Measures the seconds between two calls of `lap`."""
-
-    def __init__(self) -> None:
-        self.last = time.perf_counter()
-
-    def lap(self) -> float:
-        before, self.last = self.last, time.perf_counter()
-        return self.last - before

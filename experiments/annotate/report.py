@@ -6,7 +6,6 @@ import colorsys
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from segenv.seeds import seed_of
 
 COLUMNS, ROWS, SIDE, GAP, LINE = 4, 4, 400, 12, 20  # of a contact sheet: tiles, and pixels
 PLATE = 16  # height of a label, px
+FONT = ImageFont.load_default(12)
 
 
 def write(
@@ -36,9 +36,8 @@ def write(
     show: int,
     max_pixels: int,
     **page: Any,
-) -> int:
-    """Write sheets/page-*.png and report.html, which show at most `show` images, sampled by their names; `page` goes to
-    the template. Returns the number of sheets."""
+) -> None:
+    """Write sheets/page-*.png and report.html (from `page`), which show at most `show` images, sampled by name."""
     sampled = heapq.nsmallest(show, records, key=lambda record: seed_of("annotate", record["image"]))
     chosen = sorted(sampled, key=lambda record: record["image"])
     tiles: list[np.ndarray] = []
@@ -55,18 +54,17 @@ def write(
     for old in sorted((folder / "sheets").glob("page-*.png"))[pages:]:  # of another `show`
         old.unlink()
     write_html(folder / "report.html", "annotate.html", cards=cards, **page)
-    return pages
 
 
 def picture(image: np.ndarray, record: Record, writer: PolygonWriter, side: int) -> np.ndarray:
-    """An image with its objects, its longer side `side` px: masks tinted, polygons as they are written, and the box of
-    each with its phrase and score. uint8 [h, w, 3]."""
+    """An image whose longer side is `side` px, with masks, polygons as they are written, boxes and labels; uint8."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     shape = max(round(width * scale), 1), max(round(height * scale), 1)
     shown = cv2.resize(image, shape, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     for i, entry in enumerate(record["objects"]):
-        rings = [np.rint(16 * scale * ring).astype(np.int32) for ring in _rings(entry, record, writer)]
+        simple = writer.simplify(rle_to_polygons(entry["mask"]), height, width)
+        rings = [np.rint(16 * scale * ring).astype(np.int32) for ring in simple]
         inside = np.zeros(shown.shape[:2], np.uint8)
         cv2.fillPoly(inside, rings, (1,), shift=4)
         shown = render.overlay(shown, inside, colour(i), 0.3)
@@ -79,10 +77,6 @@ def picture(image: np.ndarray, record: Record, writer: PolygonWriter, side: int)
         x, y = entry["box"][0] * scale, entry["box"][1] * scale - PLATE  # above the box
         _label(draw, label(entry), (x, y), colour(i), shape)
     return np.asarray(canvas).copy()
-
-
-def _rings(entry: dict[str, Any], record: Record, writer: PolygonWriter) -> list[np.ndarray]:
-    return writer.simplify(rle_to_polygons(entry["mask"]), record["height"], record["width"])
 
 
 def label(entry: dict[str, Any]) -> str:
@@ -107,7 +101,8 @@ def sheet(tiles: Sequence[np.ndarray], names: Sequence[str]) -> np.ndarray:
         for column, (tile, name) in enumerate(zip(tiles[row], names[row], strict=True)):
             left = GAP + column * (SIDE + GAP)
             canvas.paste(Image.fromarray(tile), (left, top))
-            draw.text((left, top + tile.shape[0] + 3), _cut(draw, _printable(name), SIDE), fill="black", font=_font())
+            text = render.shorten(draw, _printable(name), SIDE, FONT)
+            draw.text((left, top + tile.shape[0] + 3), text, fill="black", font=FONT)
         top += height
     return np.asarray(canvas).copy()
 
@@ -116,26 +111,12 @@ def _label(
     draw: ImageDraw.ImageDraw, text: str, at: tuple[float, float], fill: tuple[int, int, int], room: tuple[int, int]
 ) -> None:
     """A text on a plate, its upper left corner at `at` or, where it would leave the picture, as near as may be."""
-    text = _cut(draw, text, room[0] - 6)
-    wide = draw.textlength(text, _font()) + 6
+    text = render.shorten(draw, text, room[0] - 6, FONT)
+    wide = draw.textlength(text, FONT) + 6
     x, y = max(min(at[0], room[0] - wide), 0), max(min(at[1], room[1] - PLATE), 0)
     draw.rectangle((x, y, x + wide, y + PLATE - 1), fill=fill)
     dark = 0.3 * fill[0] + 0.59 * fill[1] + 0.11 * fill[2] < 110
-    draw.text((x + 3, y + 1), text, fill="white" if dark else "black", font=_font())
-
-
-def _cut(draw: ImageDraw.ImageDraw, text: str, room: float) -> str:
-    """A text, cut with an ellipsis where it is wider than `room` pixels."""
-    if draw.textlength(text, _font()) <= room:
-        return text
-    while text and draw.textlength(text + "…", _font()) > room:
-        text = text[:-1]
-    return text + "…"
-
-
-@lru_cache(maxsize=1)
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(12)
+    draw.text((x + 3, y + 1), text, fill="white" if dark else "black", font=FONT)
 
 
 def _printable(text: str) -> str:
@@ -144,34 +125,25 @@ def _printable(text: str) -> str:
 
 def _card(tile: np.ndarray, record: Record) -> dict[str, Any]:
     """Card of an image for the page."""
+    objects = []
+    for i, entry in enumerate(record["objects"]):
+        share, score = segmentation_mask(entry["mask"], record["height"], record["width"]).mean(), entry["mask_score"]
+        facts = f"{share:.1%} of the image" + ("" if score is None else f", mask score {score:.2f}")
+        colour_code, caption = "#{:02x}{:02x}{:02x}".format(*colour(i)), entry.get("caption") or ""
+        objects.append({"colour": colour_code, "label": label(entry), "caption": caption, "facts": facts})
     return {
         "name": _printable(record["image"]),
         "size": f"{record['width']} x {record['height']}",
         "picture": jpeg_uri(tile, 85),
-        "objects": list(_lines(record)),
+        "objects": objects,
         "absent": ", ".join(record["absent"]),
     }
-
-
-def _lines(record: Record) -> Iterator[dict[str, Any]]:
-    area = record["height"] * record["width"]
-    for i, entry in enumerate(record["objects"]):
-        share = segmentation_mask(entry["mask"], record["height"], record["width"]).sum() / area
-        known = {"mask": entry["mask_score"]} if entry["mask_score"] is not None else {}
-        yield {
-            "colour": "#{:02x}{:02x}{:02x}".format(*colour(i)),
-            "label": label(entry),
-            "caption": entry.get("caption") or "",
-            "facts": ", ".join([f"{share:.1%} of the image", *(f"{k} score {v:.2f}" for k, v in known.items())]),
-        }
 
 
 def summarise(records: Iterator[Record]) -> dict[str, Any]:
     """Count images, objects and seconds, in all and by phrase."""
     counts, dropped, seconds, skipped = Counter[str](), Counter[str](), Counter[str](), {}
-    phrases: dict[str, dict[str, Any]] = defaultdict(
-        lambda: {"objects": 0, "images": 0, "absent": 0, "score": [], "mask_score": []}
-    )
+    phrases = defaultdict[str, dict](lambda: dict(objects=0, images=0, absent=0, score=[], mask_score=[]))
     for record in records:
         if "error" in record:
             skipped[record["image"]] = record["error"]

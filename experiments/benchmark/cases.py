@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 
 import agents
-from experiments.benchmark.timing import Timing, adversarial_texts, compare, time_parser
+from experiments.benchmark import geometry, search
+from experiments.benchmark.timing import Timing, compare, time_parser, where_installed
 from search.episode import Episode
 from search.rollout import rollout
 from segenv import annotator, codec, data, metrics, render, tools
 from segenv.mdp import SegMDP
-from segenv.tools import EncodingCache, SegTool
-from segenv.types import Click, Prompt, SegenvError, Task
+from segenv.tools import EncodingCache
+from segenv.types import Click, Prompt, Task
 
 HEIGHT, WIDTH = 768, 1024  # of the images that the kernels are timed on
 BATCH, LARGE_BATCH = 8, 32
@@ -32,9 +33,6 @@ def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     cv2.ellipse(target, (600, 400), (128, 90), 20, 0, 360, 1, -1)
     cv2.ellipse(prediction, (625, 420), (120, 80), -10, 0, 360, 1, -1)
     return image, target.astype(bool), prediction.astype(bool)
-
-
-# --- kernels ----------------------------------------------------------------------------------------------------------
 
 
 def iou(seconds: float) -> Iterator[Timing]:
@@ -93,39 +91,25 @@ def branch(seconds: float) -> Iterator[Timing]:
     yield Timing("branch", "after 5 clicks", *times, "deep copy of the state | a new state over the same arrays")
 
 
-# --- parsers ----------------------------------------------------------------------------------------------------------
-
-
 def parser(seconds: float) -> Iterator[Timing]:
     task = Task("scene", *scene()[:2])
     for name in codec.CODECS:
         dialect = codec.get(name)
-        texts = dict(adversarial_texts(dialect.format(Click(500, 300), task)))
-        yield time_parser(name, texts, partial(_parse, dialect, task))
 
+        def parse(text: str, dialect: codec.Codec = dialect) -> None:
+            dialect.parse(text, task), dialect.stated_iou(text)
 
-def _parse(dialect: codec.Codec, task: Task, text: str) -> None:
-    dialect.parse(text, task), dialect.stated_iou(text)
-
-
-def geometry(seconds: float) -> Iterator[Timing]:
-    from experiments.benchmark.geometry import rows  # late, because it builds on this page
-
-    yield from rows(seconds)
-
-
-# --- tools and episodes -----------------------------------------------------------------------------------------------
+        yield time_parser(name, dialect.format(Click(500, 300), task), parse)
 
 
 def tool(seconds: float) -> Iterator[Timing]:
     for spec in ("disc", "grabcut", "sam"):
-        try:
-            yield from time_tool(tools.make(spec), f"{spec}, {BATCH} images", seconds)
-        except (ImportError, SegenvError) as error:
-            yield Timing("tool", spec, None, None, f"not measured: {error}")
+        measure = partial(time_tool, spec, f"{spec}, {BATCH} images", seconds)
+        yield from where_installed("tool", spec, measure)
 
 
-def time_tool(one: SegTool, case: str, seconds: float) -> Iterator[Timing]:
+def time_tool(spec: str, case: str, seconds: float) -> Iterator[Timing]:
+    one = tools.make(spec)
     tasks = list(data.make("synthetic:val")[:BATCH])
     images, hashes = [task.image for task in tasks], [task.image_hash for task in tasks]
     encodings, prompts = one.encode(images, hashes), [Prompt((deepest(task),)) for task in tasks]
@@ -139,12 +123,10 @@ def time_tool(one: SegTool, case: str, seconds: float) -> Iterator[Timing]:
         parts = [one.predict(encodings[i : i + size], prompts[i : i + size]) for i in range(0, BATCH, size)]
         return [prediction.mask for part in parts for prediction in part]
 
-    yield Timing(
-        "tool", case, *compare(lambda: encode(1), lambda: encode(BATCH), close, seconds), "encode: singly | batched"
-    )
-    yield Timing(
-        "tool", case, *compare(lambda: decode(1), lambda: decode(BATCH), agree, seconds), "decode: singly | batched"
-    )
+    times = compare(lambda: encode(1), lambda: encode(BATCH), close, seconds)
+    yield Timing("tool", case, *times, "encode: singly | batched")
+    times = compare(lambda: decode(1), lambda: decode(BATCH), agree, seconds)
+    yield Timing("tool", case, *times, "decode: singly | batched")
 
 
 def deepest(task: Task) -> Click:
@@ -165,18 +147,18 @@ def agree(first: list[np.ndarray], second: list[np.ndarray]) -> bool:
 
 
 def episodes(seconds: float) -> Iterator[Timing]:
-    for spec in ("disc", "sam"):
-        try:
-            mdp = SegMDP(tools.make(spec), max_steps=5)
-            yield time_rollout(mdp, agents.make("annotator"), BATCH, f"annotator and {spec}, {BATCH} episodes", seconds)
-        except (ImportError, SegenvError) as error:
-            yield Timing("rollout", spec, None, None, f"not measured: {error}")
-    try:
+    def annotator_and(spec: str) -> Iterator[Timing]:
+        mdp = SegMDP(tools.make(spec), max_steps=5)
+        yield time_rollout(mdp, agents.make("annotator"), BATCH, f"annotator and {spec}, {BATCH} episodes", seconds)
+
+    def pair() -> Iterator[Timing]:
         mdp, writer = SegMDP(tools.make("sam"), max_steps=7), agents.make("mllm", temperature=1.0)
         row = time_rollout(mdp, writer, LARGE_BATCH, f"mllm and sam, {LARGE_BATCH} episodes", seconds)
         yield replace(row, passed=row.ratio is not None and row.ratio >= PAIR_RATIO)
-    except (ImportError, SegenvError) as error:
-        yield Timing("rollout", "mllm and sam", None, None, f"not measured: {error}")
+
+    for spec in ("disc", "sam"):
+        yield from where_installed("rollout", spec, partial(annotator_and, spec))
+    yield from where_installed("rollout", "mllm and sam", pair)
 
 
 def time_rollout(mdp: SegMDP, player: agents.Agent, count: int, case: str, seconds: float) -> Timing:
@@ -189,14 +171,12 @@ def time_rollout(mdp: SegMDP, player: agents.Agent, count: int, case: str, secon
 
     plain, fast = compare(lambda: play(1), lambda: play(count), same_episodes, seconds)
     rates = " | ".join(f"{1000 * count / time:.3g}" for time in (plain, fast))
-    return Timing(
-        "rollout", case, plain, fast, f"one at a time | together, images encoded anew: {rates} episodes a second"
-    )
+    note = f"one at a time | together, images encoded anew: {rates} episodes a second"
+    return Timing("rollout", case, plain, fast, note)
 
 
 def same_episodes(first: list[Episode], second: list[Episode]) -> bool:
-    """Whether the same clicks gave the same IoUs (within one part in a thousand), but in one episode of ten: a near tie
-    that rounding tips over is another episode from there on."""
+    """Whether clicks and IoUs are equal but in one episode of ten, of which rounding in a near tie makes another."""
     same = [
         [step.action for step in a.steps] == [step.action for step in b.steps]
         and np.allclose(a.ious, b.ious, atol=1e-3)
@@ -205,22 +185,14 @@ def same_episodes(first: list[Episode], second: list[Episode]) -> bool:
     return sum(same) >= 0.9 * len(same)
 
 
-def trees(seconds: float) -> Iterator[Timing]:
-    from experiments.benchmark.search import rows
-
-    yield from rows(seconds)
-
-
-# --- the page ---------------------------------------------------------------------------------------------------------
-
 BENCHMARKS: dict[str, Callable[[float], Iterator[Timing]]] = {
     "iou": iou,
     "next-click": next_click,
     "overlay": overlay,
     "branch": branch,
     "parser": parser,
-    "geometry": geometry,
+    "geometry": geometry.rows,
     "tool": tool,
     "rollout": episodes,
-    "tree": trees,
+    "tree": search.rows,
 }

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from pycocotools import mask as coco
 
-from experiments.benchmark.timing import Timing, adversarial_texts, compare, time_parser
+from experiments.benchmark.timing import Timing, compare, time_parser
 from segenv.codec import polygons
 from segenv.geometry import polygon_iou, polygon_ious, polygons_to_mask
 from segenv.geometry.rasterize import PackedMask
@@ -46,32 +46,30 @@ def ring_of(rng: np.random.Generator, roughness: float) -> np.ndarray:
 def ious(kind: str, roughness: float, seconds: float) -> Iterator[Timing]:
     """Time IoUs of polygons with a mask: together, one at a time, and one at a time with a prepared mask."""
     rng = np.random.default_rng(0)
-    mask = np.zeros((SIZE, SIZE), np.uint8)
-    cv2.ellipse(mask, (SIZE // 2, SIZE // 2), (200, 150), 20, 0, 360, 1, -1)
-    target = mask.astype(bool)
-    rings = [ring_of(rng, roughness) for _ in range(POLYGONS)]
+    mask = cv2.ellipse(np.zeros((SIZE, SIZE), np.uint8), (SIZE // 2, SIZE // 2), (200, 150), 20, 0, 360, 1, -1)
+    target, rings = mask.astype(bool), [ring_of(rng, roughness) for _ in range(POLYGONS)]
     flat, batch = [ring.ravel() for ring in rings], [[ring] for ring in rings]
-    encoded, packed = coco.encode(np.asfortranarray(mask)), PackedMask(target)
+    packed = PackedMask(target)
 
-    def coco_batched() -> np.ndarray:
-        encodings = coco.frPyObjects(flat, SIZE, SIZE)
-        return coco.iou(encodings, [coco.encode(np.asfortranarray(mask))], [0])[:, 0]
+    def coco_ious(rings: list[np.ndarray], to: dict) -> np.ndarray:
+        return coco.iou(coco.frPyObjects(rings, SIZE, SIZE), [to], [0])[:, 0]
 
-    def coco_one(ring: np.ndarray, to: dict) -> float:
-        return coco.iou(coco.frPyObjects([ring], SIZE, SIZE), [to], [0]).item()
+    def encode() -> dict:
+        return coco.encode(np.asfortranarray(mask))
 
+    encoded = encode()
     cases = (
-        ("batched", BATCHED_RATIO, coco_batched, lambda: polygon_ious(batch, target)),
+        ("batched", BATCHED_RATIO, lambda: coco_ious(flat, encode()), lambda: polygon_ious(batch, target)),
         (
             "one at a time",
             SINGLE_RATIO,
-            lambda: [coco_one(ring, coco.encode(np.asfortranarray(mask))) for ring in flat],
+            lambda: [coco_ious([ring], encode()).item() for ring in flat],
             lambda: [polygon_iou(rings, target) for rings in batch],
         ),
         (
             "one at a time, prepared",
             None,
-            lambda: [coco_one(ring, encoded) for ring in flat],
+            lambda: [coco_ious([ring], encoded).item() for ring in flat],
             lambda: [polygon_iou(rings, packed) for rings in batch],
         ),
     )
@@ -106,5 +104,4 @@ def parsers() -> Iterator[Timing]:
     answer = Polygons((np.array([[10, 10], [10, 90], [90, 90.0]]), np.array([[200, 10], [200, 90], [300, 50.0]])))
     for name in polygons.DIALECTS:
         dialect = polygons.get(name)
-        texts = dict(adversarial_texts(dialect.format(answer, task)))
-        yield time_parser(name, texts, partial(dialect.parse, task=task))
+        yield time_parser(name, dialect.format(answer, task), partial(dialect.parse, task=task))

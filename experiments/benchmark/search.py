@@ -14,7 +14,7 @@ import numpy as np
 
 import agents
 from agents.base import Agent
-from experiments.benchmark.timing import Timing, compare
+from experiments.benchmark.timing import Timing, compare, where_installed
 from search.algorithms.best_first import best_first
 from search.budget import Limits
 from search.expand import Expander
@@ -26,7 +26,7 @@ from segenv.mdp import SegMDP
 from segenv.tools.base import SegTool
 from segenv.tools.cache import Encoding
 from segenv.tools.disc import DiscTool
-from segenv.types import Click, Prediction, Prompt, SegenvError, Task
+from segenv.types import Click, Prediction, Prompt, Task
 
 BRANCH_LIMIT_MS = 0.010
 NODES, MEGABYTES = 1000, 200
@@ -48,29 +48,24 @@ def node(seconds: float) -> Iterator[Timing]:
     (state,) = mdp.transition([mdp.initial(scene())], [Click(320, 240)])
     parent = Node(state)
 
-    def branch() -> Node:
-        return Node(replace(state, step=state.step + 1), parent, order=(*parent.order, (0, False, 240, 320)))
-
-    def plain() -> Node:
-        return Node(copy.deepcopy(state, {id(state.task): state.task}), parent)  # image and target shared, to be fair
-
     def equal(first: Node, second: Node) -> bool:
         assert second.state.packed is state.packed, "the branch copied the mask"
         return np.array_equal(first.state.mask, second.state.mask)
 
-    times = compare(plain, branch, equal, seconds)
+    times = compare(
+        lambda: Node(copy.deepcopy(state, {id(state.task): state.task}), parent),  # image and target shared, to be fair
+        lambda: Node(replace(state, step=state.step + 1), parent, order=(*parent.order, (0, False, 240, 320))),
+        equal,
+        seconds,
+    )
     note = f"deep copy of the state | a node over the same arrays; limit {1000 * BRANCH_LIMIT_MS:g} µs"
     yield Timing("tree-node", f"{WIDTH} x {HEIGHT}", *times, note, times[1] < BRANCH_LIMIT_MS)
 
 
 def memory() -> Iterator[Timing]:
     """A tree of a thousand nodes, with the embedded tool and with logits as large as the original SAM's."""
-    large = FullLogits()
-    yield replace(measure_memory(large, "256 x 256 logits"), passed=None)  # of larger tools; not asked for
-    try:
-        yield measure_memory(tools.make("sam"), "sam")
-    except (ImportError, SegenvError) as error:
-        yield Timing("tree-memory", "sam", None, None, f"not measured: {error}")
+    yield replace(measure_memory(FullLogits(), "256 x 256 logits"), passed=None)  # of larger tools; not asked for
+    yield measure_memory(tools.make("sam"), "sam")
 
 
 class FullLogits(DiscTool):
@@ -99,13 +94,10 @@ def measure_memory(tool: SegTool, case: str, nodes: int = NODES) -> Timing:
 
 def expansion(seconds: float) -> Iterator[Timing]:
     """Nodes per second with the embedded models: siblings, frontier and tasks at once, and one by one."""
-    try:
-        with warnings.catch_warnings(record=True) as caught:  # of an agent without weights: its replies are no clicks
-            agent = agents.make("mllm")
-        case = "sam and mllm (untrained)" if caught else "sam and mllm"
-        yield time_expansion(SegMDP(tools.make("sam"), ROUNDS), agent, case, seconds)
-    except (ImportError, SegenvError) as error:
-        yield Timing("tree-expand", "sam and mllm", None, None, f"not measured: {error}")
+    with warnings.catch_warnings(record=True) as caught:  # of an agent without weights: its replies are no clicks
+        agent = agents.make("mllm")
+    case = "sam and mllm (untrained)" if caught else "sam and mllm"
+    yield time_expansion(SegMDP(tools.make("sam"), ROUNDS), agent, case, seconds)
 
 
 def time_expansion(mdp: SegMDP, agent: Agent, case: str, seconds: float) -> Timing:
@@ -152,5 +144,5 @@ def one_by_one(expand: Expander, tree: Tree, requests: Sequence[ExpansionRequest
 def rows(seconds: float) -> Iterator[Timing]:
     """Time everything about trees."""
     yield from node(seconds)
-    yield from memory()
-    yield from expansion(seconds)
+    yield from where_installed("tree-memory", "sam", memory)
+    yield from where_installed("tree-expand", "sam and mllm", partial(expansion, seconds))

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from segenv.types import SegenvError
+
 PARSER_BYTES, PARSER_LIMIT_MS = 100_000, 20.0
 
 
@@ -30,10 +32,8 @@ class Timing:
 def compare(
     plain: Callable[[], Any], fast: Callable[[], Any], equal: Callable[[Any, Any], bool], seconds: float
 ) -> tuple[float, float]:
-    """Milliseconds of the fastest call of each; called in turns for about `seconds`, and at least twice.
-
-    Raises RuntimeError where results differ.
-    """
+    """Milliseconds of the fastest call of each; called in turns for about `seconds`, and at least twice. Raises
+    RuntimeError where results differ."""
     if not equal(plain(), fast()):
         raise RuntimeError(
             "the fast and the plain way give different results, so their times say nothing; fix the fast one"
@@ -41,23 +41,24 @@ def compare(
     best, end, turns = [float("inf")] * 2, time.perf_counter() + seconds, 0
     while turns < 2 or time.perf_counter() < end:
         for i, call in enumerate((plain, fast)):
-            best[i] = min(best[i], timed(call))
+            began = time.perf_counter()
+            call()
+            best[i] = min(best[i], (time.perf_counter() - began) * 1000)
         turns += 1
     return best[0], best[1]
 
 
-def timed(call: Callable[[], Any]) -> float:
-    """Milliseconds of one call."""
-    began = time.perf_counter()
-    call()
-    return (time.perf_counter() - began) * 1000
+def where_installed(name: str, case: str, measure: Callable[[], Iterator[Timing]]) -> Iterator[Timing]:
+    """Yield what `measure` yields; where an extra or its weights are missing, a row that says so."""
+    try:
+        yield from measure()
+    except (ImportError, SegenvError) as error:
+        yield Timing(name, case, None, None, f"not measured: {error}")
 
 
 def adversarial_texts(reply: str) -> Iterator[tuple[str, str]]:
-    """Make texts of 100 kB on which a parser may backtrack, nest or count without end, each with a description.
-
-    Many grow from a good `reply`: its beginnings over and over, and the whole of it torn open at each place.
-    """
+    """Make texts of 100 kB on which a parser may backtrack, nest or count without end, each with a description; many
+    grow from a good `reply`: its beginnings over and over, and the whole of it torn open at each place."""
     units = ["(", "[", "{", "<", '"', "\\", " ", "\n", "-", ".", "9", "1,", "1 ", "1e9", "\0", "٣", "😀", "IOU: "]
     units += ["[1,", '{"a":', "```json\n"]
     for unit in [*units, *(reply[:i] for i in range(1, len(reply) + 1))]:
@@ -68,8 +69,9 @@ def adversarial_texts(reply: str) -> Iterator[tuple[str, str]]:
             yield f"{filling!r} over and over after {reply[:i]!r}", text
 
 
-def time_parser(name: str, texts: dict[str, str], parse: Callable[[str], Any]) -> Timing:
-    """Time a parser on the slowest of `texts`, by their kind."""
+def time_parser(name: str, reply: str, parse: Callable[[str], Any]) -> Timing:
+    """Time a parser on the slowest of the hostile texts that grow from `reply`."""
+    texts = dict(adversarial_texts(reply))
 
     def read(kind: str) -> float:
         began = time.thread_time()  # of this thread alone: a parser waits for nothing

@@ -29,7 +29,7 @@ def test_fast_kernels_are_faster(name: str) -> None:
 
 
 def test_batches_give_what_single_calls_give() -> None:
-    assert all(row.ratio for row in cases.time_tool(cases.tools.make("disc"), "disc", 0.01))
+    assert all(row.ratio for row in cases.time_tool("disc", "disc", 0.01))
     mdp = cases.SegMDP(cases.tools.make("disc"), max_steps=3)
     assert cases.time_rollout(mdp, cases.agents.make("annotator"), 4, "disc", 0.01).ratio
 
