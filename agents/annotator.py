@@ -1,7 +1,5 @@
 """The simulated annotator as an agent: it demonstrates trajectories, and is the upper bound of every table."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from agents.base import Agent

@@ -1,7 +1,5 @@
 """Multimodal language models as agents: they see the mask painted over the image, and write a click."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Uniform clicks: a lower bound for agents."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from agents.base import Agent

@@ -7,8 +7,6 @@ each other one with 95 % bootstrap intervals over tasks: no model that learns fr
 better.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

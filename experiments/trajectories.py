@@ -12,8 +12,6 @@
 named in that folder instead, and the data is then `trajectories:FILE@DIR`.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator

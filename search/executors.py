@@ -1,7 +1,5 @@
 """Play the tasks of a dataset in this process, in several, or on Ray, with equal episodes."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

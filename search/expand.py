@@ -6,8 +6,6 @@ Siblings, the nodes of a frontier and the trees of many tasks share each call. T
 tool and value function, and the only one that charges for it.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ They come from the environment: from clicks of the annotator, of the policy and 
 random points. Each is labelled with the annotator's action too, so that a model that learns from them stays a policy.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Run tree searches over tasks: the searches of a batch advance together, so that each round is one expansion."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Play episodes: a batch of them advances together, so that agent and tool are called once a step for all."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence

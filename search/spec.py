@@ -15,8 +15,6 @@ All take `value` (`prm`, `tool`, `oracle`, or `none` where there is nothing to c
 `search.planner.SearchConfig`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial

@@ -8,8 +8,6 @@ state. Plain StaR keeps or drops whole trajectories. Neither thresholds nor the 
 are no action are published; ours are in `Rules`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A trajectory is a chain: each click is made in the state that the click before l
 chain is cut in two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal

@@ -11,8 +11,6 @@
 A new one is a subclass of `ValueFunction` and a line in `make`.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any

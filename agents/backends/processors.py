@@ -1,7 +1,5 @@
 """Processors of multimodal checkpoints, for programs that send pictures and never videos."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from pathlib import Path
 from typing import Any

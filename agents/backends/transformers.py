@@ -1,8 +1,6 @@
 """Image-text-to-text models through transformers: batched generation whose randomness belongs to the item, not to the
 batch."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Sequence

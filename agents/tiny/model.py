@@ -7,8 +7,6 @@ and comma is one token. The chat template puts the text before the image whateve
 tokens then depend on the instruction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ from the start that shapes are made of neighbouring pixels. Importing this modul
 Auto classes, so that LLaVA finds it by its configuration.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -7,8 +7,6 @@ for polygons the parts that the object covers. From its few reply tokens alone, 
 words only after a long plateau.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any

@@ -1,7 +1,5 @@
 """Parts that SFT and GSPO share: a training that a kill may cut, its arguments, base and adapters."""
 
-from __future__ import annotations
-
 import gc
 import hashlib
 import json

@@ -6,8 +6,6 @@ clicks through a segmentation tool, and from masks that are cheap to make: parts
 objects, nearly perfect ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache

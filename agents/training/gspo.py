@@ -14,8 +14,6 @@ The first reply batch after a generation has a ratio of one, and nothing is clip
 from a batch, and a configuration that makes one only is refused.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence

@@ -5,8 +5,6 @@ Most questions name an object and want its mask; some give its box or a point on
 that is not there, which is answered by an empty list.
 """
 
-from __future__ import annotations
-
 from itertools import product
 from typing import Any
 

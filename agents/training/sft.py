@@ -1,8 +1,6 @@
 """Supervised fine-tuning of a checkpoint on questions about pictures, with TRL's `SFTTrainer`; the loss is on the
 replies alone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

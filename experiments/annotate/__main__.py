@@ -13,8 +13,6 @@ the objects of each image, with exact masks. `--resume OUT` resumes a run that w
 polygons and conversations may be given anew then: neither detector nor tool is called again.
 """
 
-from __future__ import annotations
-
 import sys
 
 from experiments.annotate import report

@@ -1,7 +1,5 @@
 """Annotate all images of a folder, and write the files."""
 
-from __future__ import annotations
-
 import sys
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Open-vocabulary detection through transformers: the boxes of the objects that phrases name."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Iterator, Sequence

@@ -11,8 +11,6 @@ Images are named by their path from the folder, with `/`. Boxes are in pixels of
 own are [x, y, width, height], of which crowds are left out.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping

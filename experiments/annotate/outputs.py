@@ -4,8 +4,6 @@ Both are functions of the records in images.jsonl, which hold exact masks, and o
 run is resumed: polygons, codec, queries. Neither detector nor tool is called again.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter

@@ -1,7 +1,5 @@
 """Report of annotations: contact sheets as PNG pages, a page of HTML, and numbers."""
 
-from __future__ import annotations
-
 import colorsys
 import heapq
 from collections import Counter, defaultdict

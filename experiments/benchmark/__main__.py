@@ -7,8 +7,6 @@ a busy machine slows both; the fastest turn of each counts. Ratios carry over to
 Prints a table and writes `benchmark.json`.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import asdict, dataclass

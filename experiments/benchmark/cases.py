@@ -1,7 +1,5 @@
 """The comparisons that are timed, by name."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace

@@ -8,8 +8,6 @@ Both sides start from the same arrays, and give the same IoUs. Polygons have 200
 `prepared` leaves out what either side can do to the mask beforehand.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 

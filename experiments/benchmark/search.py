@@ -1,7 +1,5 @@
 """Time trees of states: a branch, a thousand nodes, and expansion in batches. Part `tree` of the benchmark."""
 
-from __future__ import annotations
-
 import copy
 import gc
 import tracemalloc

@@ -1,7 +1,5 @@
 """Timing of two ways side by side, and of parsers on hostile texts."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ and after is measured on masks of held-out tasks, beside the tool's own estimate
 result. SegAgent (arXiv 2503.08625, §4) publishes neither the mixture of masks nor its size.
 """
 
-from __future__ import annotations
-
 import sys
 
 from experiments.common import cli

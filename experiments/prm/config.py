@@ -1,7 +1,5 @@
 """Settings of the training of a process reward model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from experiments.common.config import TrainerOptions

@@ -1,7 +1,5 @@
 """The training of a process reward model, stage by stage."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

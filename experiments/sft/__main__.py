@@ -11,8 +11,6 @@ reward model starts from. Departures from SegAgent: no pretrained model, the ins
 before image.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """SFT of the click policy S_0 on the annotator's trajectories over procedural scenes."""
 
-from __future__ import annotations
-
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Settings of the training of tiny multimodal models: of the click policy, and of one that writes polygons."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -8,8 +8,6 @@ empty lists for what is not there. Polygons are simplified by a ratio of their l
 have at most `--vertices`, and beside the loss of the reply there are dense ones on the image's tokens.
 """
 
-from __future__ import annotations
-
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Training of tiny multimodal models: the loss on replies and image tokens, and checkpoints to start from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

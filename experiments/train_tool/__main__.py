@@ -10,8 +10,6 @@ fresh scenes, half of `synthetic:train` and half dead leaves (`segenv.data.synth
 there are no photographs.
 """
 
-from __future__ import annotations
-
 import sys
 
 from experiments.common import cli

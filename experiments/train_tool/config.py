@@ -1,7 +1,5 @@
 """Settings of the training of the tiny SAM."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 RESUMABLE = frozenset({"small_steps", "large_steps", "cooldown", "threads", "save_every"})  # may change on the way

@@ -1,7 +1,5 @@
 """Training examples of the tiny SAM: views of procedural scenes, and prompts for objects, touching ones and parts."""
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 import torch

@@ -1,7 +1,5 @@
 """Training of the tiny SAM: prompts, corrections and losses of a step, and the change to larger images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ With width 1 this is greedy search. A terminal state stays in the beam until the
 states of the beam are terminal.
 """
 
-from __future__ import annotations
-
 from search.tree import ExpansionRequest, Node, Search, best, ranked
 
 

@@ -4,8 +4,6 @@ Unlike greedy and beam search it backtracks to an earlier state as soon as the d
 less.
 """
 
-from __future__ import annotations
-
 from search.tree import ExpansionRequest, Node, Search, rank_key
 
 

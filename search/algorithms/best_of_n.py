@@ -4,8 +4,6 @@ The first episode takes greedy replies, the others are sampled. Episodes that be
 them the calls of tool and value function, but each samples a reply of its own at every step.
 """
 
-from __future__ import annotations
-
 from search.tree import ExpansionRequest, Node, Search, best
 
 

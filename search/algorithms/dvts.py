@@ -4,8 +4,6 @@ Beam search may fill its whole width with the children of one parent. Here the b
 subtree, and each subtree keeps its best child whatever the others are worth. With width 1 this is greedy search.
 """
 
-from __future__ import annotations
-
 from search.tree import ExpansionRequest, Node, Search, best, ranked
 
 

@@ -7,8 +7,6 @@ Width 1, no backtracking. The best-valued mask of all is returned, the last one 
 values the last). With K = 1 and without values this is a plain rollout.
 """
 
-from __future__ import annotations
-
 from search.tree import ExpansionRequest, Node, Search, best
 
 

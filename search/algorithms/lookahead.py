@@ -4,8 +4,6 @@ Below each of K children the policy plays `ahead` more steps greedily, and the c
 path. The steps of playouts stay in the tree: where the search goes there, they are paid for already.
 """
 
-from __future__ import annotations
-
 from search.tree import ExpansionRequest, Node, Search, rank_key, ranked
 
 

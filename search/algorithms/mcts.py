@@ -9,8 +9,6 @@ and before its first visit the value of its own mask. A simulation is worth its 
 because the process is deterministic and the best mask anywhere may be returned.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import sqrt
 
