@@ -24,6 +24,7 @@ from experiments.common.run_folder import write_atomic
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate.metrics import first_click_inside
 from search.episode import Episode
+from search.executors import set_threads
 from search.rollout import rollout
 from segenv import data, metrics, statistics, tools
 from segenv.mdp import Observation, SegMDP
@@ -69,7 +70,7 @@ def run(args: Args) -> dict[str, Any]:
         agent = agents.make(args.agent, args.codec, seed=args.seed)
     if agent.privileged:
         raise RunError(f"agent {args.agent!r} reads the target; ask this of agents that only see observations")
-    cli.set_threads(args.threads)
+    set_threads(args.threads)
     cli.check_least(args, limit=1)
     tasks = [dataset[k] for k in range(min(args.limit, len(dataset)))]
     if not all({"instances", "others"} <= task.meta.keys() for task in tasks):

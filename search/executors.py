@@ -67,20 +67,13 @@ class Player:
         self.mdp = SegMDP(self.tool, setup.max_steps, setup.reward)
         self.search = spec.parse(setup.search)
         self.value = self.search.value_function(self.mdp, self.agent) if self.search else None
-        if "cv2" in sys.modules:
-            sys.modules["cv2"].setNumThreads(setup.threads)
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(setup.threads)
+        set_threads(setup.threads)
 
     def play(self, positions: Sequence[int]) -> Iterator[Episode]:
         """The episodes of the tasks at `positions`, in that order; all of them advance together."""
         setup, tasks = self.setup, self.dataset.select(positions)
-        options: dict[str, Any] = {
-            "seed": setup.seed,
-            "round_index": setup.round_index,
-            "samples": setup.samples,
-            "batch_size": max(1, len(positions) * setup.samples),
-        }
+        options: dict[str, Any] = {name: getattr(setup, name) for name in ("seed", "round_index", "samples")}
+        options["batch_size"] = max(1, len(positions) * setup.samples)
         if self.search:
             for tree in self.search.search(self.mdp, self.agent, tasks, self.value, **options):
                 yield to_episode(self.mdp, self.agent, tree)
@@ -91,6 +84,14 @@ class Player:
     def chunk(self, positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
         """The episodes of `positions` and the bad items, as a worker sends them back."""
         return list(self.play(positions)), dict(self.dataset.skipped)
+
+
+def set_threads(threads: int) -> None:
+    """Set the number of threads of OpenCV and PyTorch, where they are loaded; sums of floats depend on it."""
+    if "cv2" in sys.modules:
+        sys.modules["cv2"].setNumThreads(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def play(
@@ -218,8 +219,7 @@ def run_parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) 
 
 @contextmanager
 def _pool(workers: int, advice: str) -> Iterator[ProcessPoolExecutor]:
-    """Spawned processes, as a fork of a process with threads may hang; none outlives the `with` block. Raises
-    WorkerError with `advice` where one died."""
+    """Spawned processes, as a fork with threads may hang, that end with the block; WorkerError where one died."""
     others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
     try:

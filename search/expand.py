@@ -81,8 +81,7 @@ class Expander:
         return trees
 
     def __call__(self, requests: Sequence[tuple[Tree, Sequence[ExpansionRequest]]]) -> list[list[list[Node]]]:
-        """For each tree and each of its requests, the nodes that the paid samples led to, in the order of the
-        samples."""
+        """The nodes that the paid samples led to, in their order, for each tree and each of its requests."""
         began = time.perf_counter()
         granted = [self._grant(tree, of_tree) for tree, of_tree in requests]
         samples = [sample for families in granted for family in families for sample in family if sample.child is None]
@@ -102,8 +101,7 @@ class Expander:
         ]
 
     def _grant(self, tree: Tree, requests: Sequence[ExpansionRequest]) -> list[list[Sample]]:
-        """The samples of each request, the first ones first, as far as the tree can pay for them; a reply that is known
-        costs nothing."""
+        """The samples of each request, as far as the tree can pay for them; a reply that is known costs nothing."""
         if len({request.node for request in requests}) < len(requests):
             raise ValueError("a search asked twice about one node in one round; ask once, for more draws")
         known = [request.greedy and request.node.greedy_child is not None for request in requests]
@@ -136,17 +134,16 @@ class Expander:
             else:
                 texts = [text for (text,) in agent.propose(items, 1, seeds)]
             share = (time.perf_counter() - began) / len(batch)
-            for sample, text, (tokens, log_probability) in zip(batch, texts, token_counts(agent, texts), strict=True):
-                sample.text, sample.log_probability = text, log_probability
-                part = "annotator" if agent.privileged else "agent"
+            backend = getattr(agent, "backend", None)  # of a language model
+            for k, (sample, text) in enumerate(zip(batch, texts, strict=True)):
+                sample.text, tokens, part = text, 0, "annotator" if agent.privileged else "agent"
+                if backend is not None:
+                    tokens, sample.log_probability = backend.replies[k].tokens, backend.replies[k].log_probability
                 costs.add(sample.tree, part, share, policy_calls=1, tokens=tokens)
 
     def _merge(self, samples: Sequence[Sample]) -> list[Sample]:
-        """Parse the actions, merge those that are near each other, and return the first sample of each new child.
-
-        Of several new actions that are near each other, the first in `order_of` stands for all, so that it does not
-        matter which was sampled first. A child that is in the tree already stands for what is near it.
-        """
+        """Parse the actions, merge those that are near each other, and return the first sample of each new child: of
+        several near ones the first in `order_of`, whichever was sampled first, or a child that is in the tree."""
         first: list[Sample] = []
         for node, family in _by_node(samples):
             actions = [(self.agent.codec.parse(sample.text, sample.tree.task), sample) for sample in family]
@@ -198,7 +195,12 @@ class Expander:
         if not fresh:
             return
         began = time.perf_counter()
-        values = checked_values(self.value_fn, [node.state for _, node in fresh])
+        values = np.asarray(self.value_fn.values([node.state for _, node in fresh]), np.float64)
+        if values.shape != (len(fresh),) or not ((values >= 0) & (values <= 1)).all():
+            raise ValueError(
+                f"value {self.value_fn.name!r} gave {values.tolist()} for {len(fresh)} states; expected one number in "
+                "0..1 each"
+            )
         share = (time.perf_counter() - began) / len(fresh)
         part = "agent" if self.value_fn.max_tokens else "other"
         token_numbers = self.value_fn.tokens or [0] * len(fresh)
@@ -207,8 +209,7 @@ class Expander:
             costs.add(tree, part, share, value_calls=1, tokens=tokens)
 
     def _attach(self, samples: Sequence[Sample]) -> None:
-        """Attach the new children to their trees, and weigh siblings by the replies that led to them. Children that
-        came after a tree's seconds were over are left out."""
+        """Attach the children that came before a tree's seconds were over, and weigh siblings by their replies."""
         for node, family in _by_node(samples):
             tree = family[0].tree
             if tree.budget.late:
@@ -237,36 +238,15 @@ def _by_node(samples: Iterable[Sample]) -> Iterable[tuple[Node, list[Sample]]]:
     return families.items()
 
 
-def checked_values(value_fn: ValueFunction, states: Sequence[SegState]) -> np.ndarray:
-    """The values of `states`, float64 [N]; ValueError where they are not one number in 0..1 for each."""
-    values = np.asarray(value_fn.values(states), np.float64)
-    if values.shape != (len(states),) or not ((values >= 0) & (values <= 1)).all():
-        raise ValueError(
-            f"value {value_fn.name!r} gave {values.tolist()} for {len(states)} states; expected one number in 0..1 each"
-        )
-    return values
-
-
 def prior_weight(sample: Sample) -> float:
-    """The weight that a reply adds to its child: its probability, once for each text; or 1 for each time that it was
-    sampled, where the agent tells no probabilities."""
+    """The weight that a reply adds to its child: its probability, once for each text; 1 where the agent tells none."""
     if sample.log_probability is None:
         return 1.0
     return 0.0 if sample.text in sample.node.sampled_texts else exp(sample.log_probability)
 
 
-def token_counts(agent: Agent, texts: Sequence[str]) -> list[tuple[int, float | None]]:
-    """Tokens and log-probability of each reply that the agent has just given, as its `backend.replies` tells them; none
-    and None for an agent without a backend, which is no language model."""
-    backend = getattr(agent, "backend", None)
-    if backend is None:
-        return [(0, None)] * len(texts)
-    return [(reply.tokens, reply.log_probability) for reply in backend.replies]
-
-
 def _seed(sample: Sample) -> int:
-    """The seed of a sample: from what it is, and never from the batch or from its siblings. A plain rollout has the
-    same for greedy replies."""
+    """The seed of a sample, from what it is and never from its batch; of greedy replies that of a plain rollout."""
     if sample.number == 0 and sample.node.on_greedy_path:
         return seed_of(*sample.tree.key, sample.node.state.step)
     return seed_of(*sample.tree.key, sample.node.order, sample.number)

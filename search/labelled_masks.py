@@ -5,7 +5,7 @@ random points. Each is labelled with the annotator's action too, so that a model
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 import agents
 from agents.base import Agent
-from search.episode import Episode, action_to_json, clicks_of, decode_mask
+from search.episode import action_to_json, clicks_of, decode_mask
 from search.rollout import rollout
 from search.star import Conversations, Rules
 from segenv import annotator, metrics
@@ -57,8 +57,7 @@ class LabelledMask:
 
 
 class NoisyAnnotator(Agent):
-    """The annotator, who errs: with a chance of `ERRORS` a click is `wrong_click`, where the task knows the instances
-    of its scene, or else `random_click`."""
+    """The annotator, who errs: with a chance of `ERRORS` a click is a `wrong_click`."""
 
     privileged = True
     spec = "noisy annotator"
@@ -70,30 +69,27 @@ class NoisyAnnotator(Agent):
         task, mask = state.task, state.mask
         click = annotator.next_click(task.target, mask, state.clicks)
         if click is None or rng.random() < ERRORS:
-            if (instances := task.meta.get("instances")) is not None:
-                click = wrong_click(task, mask, instances, rng)
-            else:
-                click = random_click(task, mask, rng)
+            click = wrong_click(task, mask, rng)
         return self.codec.format(click, task)
 
 
 def collect_masks(
-    mdp: SegMDP,
-    policy: Agent,
-    tasks: Sequence[Task],
-    seed: int = 0,
-    rules: Rules = Rules(),  # noqa: B008  # frozen
+    mdp: SegMDP, policy: Agent, tasks: Sequence[Task], seed: int = 0, rules: Rules | None = None
 ) -> list[list[LabelledMask]]:
     """For each task, the masks that annotator, policy, noisy annotator and random points lead to in episodes of
     `mdp.max_steps`, each mask once, the empty one included. Seeds derive from `seed` and the task's id."""
     masks: list[dict[str, LabelledMask]] = [{} for _ in tasks]
+    rules = rules or Rules()
     players = {"annotator": agents.make("annotator"), "policy": policy, "noisy": NoisyAnnotator()}
     for k, (source, player) in enumerate(players.items()):
         samples = SAMPLES[source]
         size = samples * len(tasks)
         episodes = rollout(mdp, player, tasks, seed=seed, round_index=k, samples=samples, batch_size=size)
         for i, episode in enumerate(episodes):
-            for labelled in _episode_masks(episode, source, tasks[i // samples], rules):
+            for j in range(len(episode.steps) + 1):
+                score = episode.steps[j - 1].score if j else None
+                clicks = clicks_of(episode.steps[:j])
+                labelled = _label(tasks[i // samples], source, episode.mask(j), clicks, score, rules)
                 masks[i // samples].setdefault(labelled.mask, labelled)
     for of_task, of_points in zip(masks, point_masks(mdp, tasks, SAMPLES["points"], seed, rules), strict=True):
         for labelled in of_points:
@@ -101,58 +97,28 @@ def collect_masks(
     return [[replace(mask, number=k) for k, mask in enumerate(of_task.values())] for of_task in masks]
 
 
-def _episode_masks(episode: Episode, source: str, task: Task, rules: Rules) -> Iterator[LabelledMask]:
-    """The masks of an episode, the first and the last one included."""
-    for k in range(len(episode.steps) + 1):
-        score = episode.steps[k - 1].score if k else None
-        yield _label(task, source, episode.mask(k), clicks_of(episode.steps[:k]), score, rules)
-
-
 def point_masks(
-    mdp: SegMDP,
-    tasks: Sequence[Task],
-    count: int,
-    seed: int = 0,
-    rules: Rules = Rules(),  # noqa: B008  # frozen
+    mdp: SegMDP, tasks: Sequence[Task], count: int, seed: int = 0, rules: Rules | None = None
 ) -> list[list[LabelledMask]]:
-    """For each task, `count` masks that the tool makes of random points in the target's box, as in
-    `segenv/Filter-v0`."""
+    """`count` masks of each task from random points in the target's box, as in `segenv/Filter-v0`."""
     encodings = mdp.tool.encode([task.image for task in tasks], [task.image_hash for task in tasks])
-    masks = []
+    masks, rules = [], rules or Rules()
     for task, encoding in zip(tasks, encodings, strict=True):
         rngs = [np.random.default_rng(seed_of(seed, task.id, "points", k)) for k in range(count)]
         prompts = [random_prompt(task, rng) for rng in rngs]
         predictions = zip(prompts, mdp.tool.predict([encoding] * count, prompts), strict=True)
-        masks.append(
-            [
-                _label(task, "points", prediction.mask, prompt.clicks, prediction.score, rules, k)
-                for k, (prompt, prediction) in enumerate(predictions)
-            ]
-        )
+        labelled = (_label(task, "points", made.mask, prompt.clicks, made.score, rules) for prompt, made in predictions)
+        masks.append([replace(mask, number=k) for k, mask in enumerate(labelled)])
     return masks
 
 
 def _label(
-    task: Task,
-    source: str,
-    mask: np.ndarray,
-    clicks: Sequence[Click],
-    score: float | None,
-    rules: Rules,
-    number: int = 0,
+    task: Task, source: str, mask: np.ndarray, clicks: Sequence[Click], score: float | None, rules: Rules
 ) -> LabelledMask:
     iou = float(metrics.iou(task.target, mask))
-    return LabelledMask(
-        task=task.id,
-        number=number,
-        source=source,
-        height=task.height,
-        width=task.width,
-        mask=encode_mask(mask),
-        iou=iou,
-        score=None if score is None or np.isnan(score) else float(score),
-        action=action_to_json(rules.annotator_action(task, mask, clicks, iou)),
-    )
+    known = None if score is None or np.isnan(score) else float(score)
+    action = action_to_json(rules.annotator_action(task, mask, clicks, iou))
+    return LabelledMask(task.id, 0, source, task.height, task.width, encode_mask(mask), iou, known, action)
 
 
 def balanced(masks: Iterable[LabelledMask], limit: int, seed: int = 0) -> list[LabelledMask]:
@@ -189,14 +155,12 @@ def observation_of(mask: LabelledMask, task: Task) -> Observation:
     return Observation(task.id, task.image, mask.pixels, task.instruction, 0, 1)
 
 
-def wrong_click(task: Task, mask: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> Click:
-    """A click for another object of the scene, or a random one."""
-    other = instances == rng.integers(1, instances.max() + 1)
-    click = annotator.next_click(other, mask) if rng.random() < 0.7 else None
-    return random_click(task, mask, rng) if click is None else click
-
-
-def random_click(task: Task, mask: np.ndarray, rng: np.random.Generator) -> Click:
-    """A click anywhere, of any sign once there is a mask."""
+def wrong_click(task: Task, mask: np.ndarray, rng: np.random.Generator) -> Click:
+    """A click for another object of a known scene, or anywhere, of any sign once there is a mask."""
+    if (instances := task.meta.get("instances")) is not None:
+        other = instances == rng.integers(1, instances.max() + 1)
+        click = annotator.next_click(other, mask) if rng.random() < 0.7 else None
+        if click is not None:
+            return click
     x, y = int(rng.integers(task.width)), int(rng.integers(task.height))
     return Click(x, y, bool(rng.random() < 0.5) or not mask.any())

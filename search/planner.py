@@ -90,8 +90,7 @@ class _RunningSearch:
         self.resume(None)
 
     def resume(self, families: list[list[Node]] | None) -> None:
-        """Send the children to the algorithm and take its next requests; end it where its budget is spent or it has
-        converged."""
+        """Send the children to the algorithm and take its next requests; end it out of budget, or converged."""
         tree = self.tree
         tree.trace.append((tree.budget.spent, tree.best.index))
         self._best_values.append(tree.best.value)
@@ -101,18 +100,15 @@ class _RunningSearch:
         except StopIteration as stop:
             self.requests, tree.last = (), stop.value
         tree.seconds["other"] += time.perf_counter() - began
-        if self.requests and families is not None and (not any(families) or self._converged()):
+        patience, values = self.config.patience, self._best_values
+        converged = 0 < patience < len(values) and values[-1] - values[-1 - patience] <= self.config.tolerance
+        if self.requests and families is not None and (not any(families) or converged):
             tree.last, self.requests = self.requests[0].node, ()
             self.search.close()
 
-    def _converged(self) -> bool:
-        patience, values = self.config.patience, self._best_values
-        return 0 < patience < len(values) and values[-1] - values[-1 - patience] <= self.config.tolerance
-
 
 def to_episode(mdp: SegMDP, agent: Agent, tree: Tree) -> Episode:
-    """Convert the path to the mask that a search returns to an episode. Where that mask ends no episode, a last step
-    with no text stops there."""
+    """Convert the path to the mask that a search returns to an episode, which a step without text ends if need be."""
     episode = RunningEpisode(tree.sample, tree.root.state, tree.key)
     for node in tree.best.path()[1:]:
         assert node.action is not None

@@ -50,14 +50,12 @@ class Rules:
         return before >= self.saturation_iou and best - before <= self.min_gain
 
     def annotator_action(self, task: Task, mask: Any, clicks: Sequence[Click], iou: float) -> Action:
-        """The annotator's next click on `mask` (bool [H, W], its IoU `iou`), or a stop from `stop_iou` on and where
-        there is nothing left to click."""
+        """The annotator's next click on `mask` (bool [H, W], its IoU `iou`), or a stop where none is due."""
         click = None if iou >= self.stop_iou else annotator.next_click(task.target, mask, clicks)
         return Stop() if click is None else click
 
     def correction(self, state: SegState, action: Action, following: SegState) -> Action | None:
-        """The annotator's action in `state` if `action`, which led to `following`, was bad: `correct` of
-        `search.rollout.rollout`."""
+        """The annotator's action in `state` if `action` was bad, as `correct` of `search.rollout.rollout`."""
         before, after = (float(metrics.iou(state.task.target, each.mask)) for each in (state, following))
         if self.good(type(action).__name__.lower(), before, after):
             return None
@@ -115,8 +113,7 @@ def demonstration_examples(episode: Episode, rules: Rules = Rules(), filtered: b
 
 
 def star_plus_examples(episode: Episode, task: Task, rules: Rules = Rules()) -> list[StarExample]:  # noqa: B008  # frozen
-    """Filter each action and correct it (StaR+): good actions as they are, others replaced by the annotator's action in
-    that state; where that one was tried and leads no further, by a stop, or by nothing."""
+    """Filter each action (StaR+): keep good ones, and correct others by the annotator's action, a stop or nothing."""
     rows = []
     for k, (step, row) in enumerate(_visited(episode, "policy")):
         if rules.good(step.action["type"], row.iou, row.iou_after):
@@ -147,25 +144,11 @@ def star_examples(episode: Episode, rules: Rules = Rules()) -> list[StarExample]
 
 def _visited(episode: Episode, provenance: str) -> Iterator[tuple[Step, StarExample]]:
     """Yield each step of an episode with an example of the action that was played."""
+    frame: dict[str, Any] = {name: getattr(episode, name) for name in ("task", "sample", "height", "width")}
     mask, iou, error = episode.start_mask, episode.start_iou, None
     for k, step in enumerate(episode.steps):
-        yield (
-            step,
-            StarExample(
-                task=episode.task,
-                sample=episode.sample,
-                step=k,
-                height=episode.height,
-                width=episode.width,
-                mask=mask,
-                iou=iou,
-                action=step.action,
-                provenance=provenance,
-                iou_after=step.iou,
-                text=step.text,
-                error=error,
-            ),
-        )
+        played: dict[str, Any] = {"action": step.action, "iou_after": step.iou, "text": step.text}
+        yield step, StarExample(step=k, mask=mask, iou=iou, error=error, provenance=provenance, **frame, **played)
         mask, iou, error = step.mask, step.iou, step.error
 
 

@@ -83,8 +83,7 @@ def moves_of(episode: Episode, opened: int = 0) -> list[Move]:
 
 
 def moves_of_rows(rows: Sequence[StarExample]) -> list[Move]:
-    """The training examples of one episode as moves, in the order of its steps. A correction was never played, and the
-    mask after the last row is not in the rows."""
+    """The examples of an episode as moves. Corrections were never played, and the mask after the last is not known."""
     moves: list[Move] = []
     after: str | None
     iou: float | None

@@ -60,11 +60,7 @@ class Node:
 
     def path(self) -> list[Node]:
         """The nodes from the root to this one, both included."""
-        nodes, node = [self], self
-        while node.parent is not None:
-            node = node.parent
-            nodes.append(node)
-        return nodes[::-1]
+        return [self, *self.ancestors()][::-1]
 
     def ancestors(self) -> Iterator[Node]:
         """The nodes above this one, from its parent up to the root."""
@@ -92,8 +88,7 @@ Algorithm = Callable[[Node], Search]
 
 
 def rank_key(node: Node) -> tuple:
-    """A key that sorts the best node first: the highest value, then fewer steps, then the higher prior, whatever the
-    order in which nodes were made."""
+    """A key that sorts the best node first: the highest value, then fewer steps, then the higher prior."""
     return -node.value, node.state.step, -node.prior, node.order
 
 
@@ -138,8 +133,7 @@ class Tree:
 
     @property
     def best(self) -> Node:
-        """The node whose mask the search returns: the best-valued of all, the root and the last one included; without
-        values, where it ended."""
+        """The node whose mask the search returns: the best-valued of all, or without values where it ended."""
         return best(self.nodes) if self.root.value == self.root.value else self.last or self.root
 
 
@@ -157,8 +151,7 @@ def order_of(action: Action) -> tuple[Any, ...]:
 
 
 def near(first: Action, second: Action, pixels: float) -> bool:
-    """Whether two actions are one and the same to a search: clicks of one sign within `pixels` of each other, boxes
-    whose corners are, two stops, two undos, or two replies that are no action."""
+    """Whether two actions are one to a search: of one type, clicks of one sign and corners of boxes within `pixels`."""
     if type(first) is not type(second):
         return False
     if isinstance(first, Click) and isinstance(second, Click):

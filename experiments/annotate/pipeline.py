@@ -17,6 +17,7 @@ from experiments.annotate.inputs import Inputs
 from experiments.annotate.outputs import Record
 from experiments.common import cli
 from experiments.common.config import RunError
+from search.executors import set_threads
 from segenv import render, tools
 from segenv.data.base import read_image, within
 from segenv.data.coco import segmentation_mask
@@ -50,7 +51,7 @@ class Annotator:
                 raise ValueError(
                     f"agent {args.caption!r} describes nothing; expected a language model, mllm:NAME_OR_PATH"
                 )
-        cli.set_threads(args.threads)
+        set_threads(args.threads)
 
     def check(self, source: Inputs) -> None:
         """Raise `RunError` where there is a phrase that the detector cannot read."""

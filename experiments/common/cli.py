@@ -98,14 +98,6 @@ def progress(
     return tqdm(items, total=total, initial=done, unit=unit, desc=name, disable=quiet, mininterval=interval)
 
 
-def set_threads(threads: int) -> None:
-    """Set the number of threads of OpenCV and PyTorch, where they are loaded; sums of floats depend on it."""
-    if "cv2" in sys.modules:
-        sys.modules["cv2"].setNumThreads(threads)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(threads)
-
-
 @contextmanager
 def setting_up(subject: str) -> Iterator[None]:
     """Raise RunError "cannot set up SUBJECT: …" for a spec or path that is wrong, or an extra that is not installed."""

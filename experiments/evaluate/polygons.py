@@ -23,6 +23,7 @@ from experiments.evaluate import polygon_report, records
 from experiments.evaluate.config import Args, PolygonOptions
 from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec, read
 from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record, measures
+from search.executors import set_threads
 from segenv import codec as codecs
 from segenv import data as datasets
 from segenv.data import Dataset
@@ -50,7 +51,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         raise RunError(f"data {args.data!r} holds no task; nothing to ask")
     agent = make_agent(args.agent, args.codec, args.seed, options)
     codec, samples = polygon_codec(agent.codec, args.agent), range(1 + options.samples if options.temperature else 1)
-    cli.set_threads(args.threads)
+    set_threads(args.threads)
     with cli.open_run(args, RESUMABLE) as folder:
         about = folder.keep_manifest(_manifest(args, agent, data))
 
