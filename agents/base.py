@@ -52,8 +52,7 @@ class Agent(ABC):  # noqa: B024  # an implementation gives `_answer`, or `_act`
         return self._timed(self._act, states, seeds)
 
     def propose(self, observations: Sequence, k: int, seeds: Sequence[int]) -> list[list[str]]:
-        """`k` texts for each observation (state, where the agent is privileged), sampled with seeds derived from the
-        item's seed."""
+        """`k` texts for each observation (state, for privileged agents), with seeds derived from the item's seed."""
         self._check(observations, seeds)
         repeated = [observation for observation in observations for _ in range(k)]
         texts = self._timed(self._sample, repeated, [derived for seed in seeds for derived in derive(seed, k)])

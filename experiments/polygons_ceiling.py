@@ -53,9 +53,8 @@ def upper_bounds(args: Args) -> list[dict[str, Any]]:
     cv2.setNumThreads(1)  # the images are too small for more
     chosen = [polygon_codec(codecs.get(spec), "annotator") for spec in args.codecs]
     data = datasets.make(args.data, skip_bad=args.skip_bad)[: args.limit]
-    agents = {
-        (codec.name, budget): OracleAgent(codec, budget, args.unit) for budget in args.budgets for codec in chosen
-    }
+    pairs = [(codec, budget) for budget in args.budgets for codec in chosen]
+    agents = {(codec.name, budget): OracleAgent(codec, budget, args.unit) for codec, budget in pairs}
     found: dict[tuple[str, int], list[Record]] = {key: [] for key in agents}
     try:
         for task in cli.progress(len(data), "task", items=data):
@@ -80,10 +79,7 @@ def _rows(args: Args, budget: int, found: dict[tuple[str, int], list[Record]]) -
             ious = [one.iou for one in records]
             difference = None if spec == args.codecs[0] else statistics.bootstrap_difference(first, ious)
             yield {
-                "budget": budget,
-                "topology": topology,
-                "codec": spec,
-                "tasks": len(records),
+                **{"budget": budget, "topology": topology, "codec": spec, "tasks": len(records)},
                 "iou": float(np.mean(ious)),
                 "boundary_f": float(np.mean([one.boundary_f for one in records])),
                 "tokens": float(np.mean([one.tokens for one in records])),
@@ -95,17 +91,8 @@ def _rows(args: Args, budget: int, found: dict[tuple[str, int], list[Record]]) -
 
 def text(rows: Sequence[dict[str, Any]], args: Args) -> str:
     """Format the tables for a terminal."""
-    header = [
-        args.unit,
-        "topology",
-        "codec",
-        "tasks",
-        "IoU",
-        "boundary F",
-        "tokens",
-        "fits",
-        f"{args.codecs[0]} less it",
-    ]
+    measures = ("topology", "codec", "tasks", "IoU", "boundary F", "tokens", "fits")
+    header = [args.unit, *measures, f"{args.codecs[0]} less it"]
     cells = []
     for row in rows:
         names = [str(row[key]) for key in ("budget", "topology", "codec", "tasks")]

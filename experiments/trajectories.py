@@ -35,7 +35,7 @@ from search.star import StarExample
 from search.trajectories import Expert, Opening, Rule, moves_of, moves_of_rows, opening, select, trajectories_of
 from segenv import __version__, codec
 from segenv import data as datasets
-from segenv.data.base import Dataset, folder, read_image, within
+from segenv.data.base import folder, read_image, within
 from segenv.data.trajectories.dataset import Trajectories, write
 from segenv.data.trajectories.export import conversations, export, write_png
 from segenv.data.trajectories.record import STOP_IOU
@@ -127,9 +127,6 @@ class Export:
     """pass over bad items, and count them"""
 
 
-# ------------------------------------------------------------------------------------------------------------- generate
-
-
 def generate(args: Generate) -> dict[str, Any]:
     """Play as `args` say, into their folder, and return counts."""
     cli.check_least(args, samples=1, max_clicks=1, limit=1, batch_size=1, points=1)
@@ -205,9 +202,6 @@ def _play_all(run: RunFolder, args: Generate, player: Player, expert: Expert) ->
                 bar.update()
 
 
-# --------------------------------------------------------------------------------------------------- convert and export
-
-
 def convert(args: Convert) -> dict[str, Any]:
     """Write the examples or episodes of a run as trajectories, and return counts."""
     records = list(RunFolder(args.run.parent).records(args.run.name))
@@ -219,11 +213,20 @@ def convert(args: Convert) -> dict[str, Any]:
     elif args.rule != "all":
         raise RunError(f"rule {args.rule!r} is for episodes, and {args.run} holds rows, which are chosen already")
     else:
-        rows = sorted(_rows(records, args.run), key=lambda row: (row.task, row.sample, row.step))
+        try:
+            rows = [StarExample(**record) for record in records]
+        except TypeError as error:
+            raise RunError(f"{args.run} holds neither rows nor episodes of this version ({error})") from error
+        rows.sort(key=lambda row: (row.task, row.sample, row.step))
         groups = groupby(rows, key=lambda row: (row.task, row.sample))
         plays = [(task, sample, moves_of_rows(list(group))) for (task, sample), group in groups]
-    data = datasets.make(args.data or _data_of_run(args.run))
-    indices = _indices(data, {task for task, _, _ in plays}, args.run)
+    data, tasks = datasets.make(args.data or _data_of_run(args.run)), {task for task, _, _ in plays}
+    indices = dict(islice(((name, i) for i, name in enumerate(data.ids) if name in tasks), len(tasks)))
+    if missing := tasks - set(indices):
+        raise RunError(
+            f"{args.run} holds task {min(missing)!r}, which the data {data.spec!r} does not; say what was played with "
+            "--data"
+        )
     load, sources = lru_cache(maxsize=1)(data.__getitem__), data.sources
 
     def entries() -> Iterator[list[dict[str, Any]]]:
@@ -235,30 +238,12 @@ def convert(args: Convert) -> dict[str, Any]:
     return _write(args.out / FILE, entries(), {"settings": hide_home({"data": data.spec, "rule": args.rule})})
 
 
-def _rows(records: Iterable[dict[str, Any]], file: Path) -> list[StarExample]:
-    try:
-        return [StarExample(**record) for record in records]
-    except TypeError as error:
-        raise RunError(f"{file} holds neither rows nor episodes of this version ({error})") from error
-
-
 def _data_of_run(file: Path) -> str:
     """Data spec of the run that wrote `file`."""
     for parent in list(file.resolve().parents)[:2]:
         if (parent / "config.yaml").is_file():
             return yaml.safe_load((parent / "config.yaml").read_text())["data"]
     raise RunError(f"no config.yaml beside or above {file}, so its data is not known; say what was played with --data")
-
-
-def _indices(data: Dataset, tasks: set[str], file: Path) -> dict[str, int]:
-    """Index of each of the `tasks` in the data."""
-    indices = dict(islice(((name, i) for i, name in enumerate(data.ids) if name in tasks), len(tasks)))
-    if len(indices) == len(tasks):
-        return indices
-    raise RunError(
-        f"{file} holds task {min(tasks - set(indices))!r}, which the data {data.spec!r} does not; say what was played "
-        "with --data"
-    )
 
 
 def run_export(args: Export) -> dict[str, Any]:
@@ -274,9 +259,6 @@ def run_export(args: Export) -> dict[str, Any]:
     tasks = cli.progress(len(chosen), "trajectory", items=chosen)
     count = export(conversations(tasks, writer, args.prompt, args.stop_iou), args.out, args.format)
     return {"file": str(args.out), "conversations": count, "skipped": len(data.skipped)}
-
-
-# --------------------------------------------------------------------------------------------------------------- shared
 
 
 def _name_image(task: Task, source: str, images: str | None, out: Path) -> str:

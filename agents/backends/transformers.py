@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,8 @@ class TransformersBackend:
         texts: list[str] = []
         for start in range(0, len(images), self.batch_size):
             part = slice(start, start + self.batch_size)
-            texts += self._generate(
-                [self.sent(image) for image in images[part]], prompts[part], seeds[part], temperature
-            )
+            pictures = [self.sent(image) for image in images[part]]
+            texts += self._generate(pictures, prompts[part], seeds[part], temperature)
         self.seconds += time.perf_counter() - began
         return texts
 
@@ -101,7 +101,8 @@ class TransformersBackend:
         sample = [SeededSample(seeds, temperature, self.max_new_tokens)] if temperature else []
         processors = LogitsProcessorList([recorder, *sample])
         written = self.model.generate(**inputs, generation_config=self._plain_greedy(), logits_processor=processors)
-        replies = [self._until_end(row) for row in written[:, inputs["input_ids"].shape[1] :].tolist()]
+        ends, rows = self._ends(), written[:, inputs["input_ids"].shape[1] :].tolist()
+        replies = [list(takewhile(lambda token: token not in ends, row)) for row in rows]
         self.tokens["prompt"] += int(inputs["attention_mask"].sum())
         self.tokens["reply"] += sum(map(len, replies))
         taken = recorder.taken(written)
@@ -110,8 +111,7 @@ class TransformersBackend:
         return self.processor.batch_decode(replies, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _plain_greedy(self) -> GenerationConfig:
-        """A greedy configuration, whatever sampling or penalty the checkpoint suggests; `SeededSample` makes it
-        sample."""
+        """A greedy configuration, whatever the checkpoint suggests; `SeededSample` makes it sample."""
         ends = self._ends()
         pad = self.processor.tokenizer.pad_token_id
         return GenerationConfig(
@@ -127,10 +127,6 @@ class TransformersBackend:
         ends = self.model.generation_config.eos_token_id
         ends = self.processor.tokenizer.eos_token_id if ends is None else ends
         return [ends] if isinstance(ends, int) else list(ends)
-
-    def _until_end(self, ids: list[int]) -> list[int]:
-        ends = set(self._ends())
-        return ids[: next((i for i, token in enumerate(ids) if token in ends), len(ids))]
 
 
 @dataclass(frozen=True)
@@ -186,8 +182,7 @@ class SeededSample(LogitsProcessor):
 
 
 def load(source: Checkpoint, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The model and processor of a name or folder; a pair is returned as it is. Raises FileNotFoundError where there
-    is no such checkpoint."""
+    """The model and processor of a name or folder, or the pair itself; FileNotFoundError where there is none."""
     if isinstance(source, tuple):
         return source
     try:
@@ -207,8 +202,7 @@ def load(source: Checkpoint, dtype: str = "auto", trust_remote_code: bool = Fals
 
 
 def chat(processor: Any, prompt: str, reply: str | None = None) -> tuple[str, str]:
-    """The text up to the assistant's turn in the checkpoint's own chat template, and the text of a model that gives
-    `reply` after it."""
+    """The text up to the assistant's turn in the checkpoint's own chat template, and a model's text of `reply`."""
     for name in ("image_token", "video_token"):  # one placeholder, for the one image
         prompt = prompt.replace(getattr(processor, name, None) or "<image>", " ")
     question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}
@@ -226,21 +220,19 @@ def chat(processor: Any, prompt: str, reply: str | None = None) -> tuple[str, st
 
 def encode(processor: Any, texts: Sequence[str], images: Sequence[np.ndarray]) -> Any:
     """The model's inputs for chat texts with one image (uint8 [H, W, 3]) each, padded on the left to the longest."""
-    start = processor.tokenizer.bos_token
+    start = processor.tokenizer.bos_token  # many templates write it themselves
     return processor(
         text=list(texts),
         images=[[Image.fromarray(image)] for image in images],
         padding=True,
         padding_side="left",
-        add_special_tokens=start is None
-        or not texts[0].startswith(start),  # many templates write the start token themselves
+        add_special_tokens=start is None or not texts[0].startswith(start),
         return_tensors="pt",
     )
 
 
 def resized(image: np.ndarray, size: int | Sequence[int] | None) -> np.ndarray:
-    """`image`, uint8 [H, W, 3], with its longest side shrunk to at most `size` pixels, or stretched to (height,
-    width) = `size`."""
+    """Shrink an image, uint8 [H, W, 3], to a longest side of `size` pixels, or stretch it to (height, width)."""
     height, width = image.shape[:2]
     if size is None:
         return image

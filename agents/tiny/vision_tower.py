@@ -109,8 +109,7 @@ class VisionTower(PreTrainedModel):
 
 @torch.no_grad()
 def fold(tower: VisionTower) -> VisionTower:
-    """Fold the batch norms into the convolutions, in place: outputs of evaluation stay equal, and depend on nothing but
-    the weights, also while the tower is trained further."""
+    """Fold the batch norms into the convolutions, in place: outputs of evaluation stay equal, also in training."""
     for part in tower.modules():
         if isinstance(part, Convolution) and isinstance(part.norm, nn.BatchNorm2d):
             norm, conv = part.norm, part.conv
@@ -124,8 +123,7 @@ def fold(tower: VisionTower) -> VisionTower:
 
 
 def positions(side: int, width: int) -> torch.Tensor:
-    """Sines and cosines of row and column, float32 [side · side, width], in row-major order (He et al. 2022, MAE).
-    `width` is a multiple of 4."""
+    """Sines and cosines of row and column, float32 [side², width], `width` a multiple of 4 (He et al. 2022, MAE)."""
     frequencies = 1.0 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # [side, width / 2]

@@ -49,10 +49,8 @@ class Heads(nn.Module):
         kinds_loss = F.binary_cross_entropy_with_logits(kinds[inside], labels[inside][:, 2:-4].float())
         where = [_cross(d[inside], labels[inside][:, k - 4]).mean() for k, d in enumerate(digits)]
         mask_loss = F.binary_cross_entropy_with_logits(mask[..., 0], batch["masks"])
-        right = [
-            (logits.argmax(-1) == name)[inside].float().mean()
-            for logits, name in ((colour, names[0]), (shape, names[1]))
-        ]
+        pairs = ((colour, names[0]), (shape, names[1]))
+        right = [(logits.argmax(-1) == name)[inside].float().mean() for logits, name in pairs]
         metrics = {"colour": right[0], "shape": right[1], "kinds": kinds_loss, "where": torch.stack(where).mean()}
         total = 2 * loss + 2 * kinds_loss + torch.stack(where).mean() + mask_loss
         return total, {name: float(value.detach()) for name, value in metrics.items()}
@@ -63,9 +61,7 @@ class Heads(nn.Module):
         """Loss on the language model's image tokens, `features` [Q, N, width], and its parts by name."""
         logits = self.told(features).float()
         shares, clicks = batch["shares"], batch["clicks"]
-        part = F.binary_cross_entropy_with_logits(logits[..., :3].transpose(1, 2), shares, reduction="none").mean(
-            (0, 2)
-        )
+        part = F.binary_cross_entropy_with_logits(logits[..., :3].transpose(1, 2), shares, reduction="none")
         target = shares[:, 0] / shares[:, 0].sum(1, keepdim=True).clamp_min(1e-6)  # 0 where the object is not there
         named = _cross(logits[..., 0], target).mean()
         where = clicks >= 0
@@ -74,7 +70,7 @@ class Heads(nn.Module):
         hit = (logits[where, :, 3].argmax(1) == clicks[where]).sum() / number
         on = (shares[:, 0].gather(1, logits[..., 0].argmax(1)[:, None]) > 0.3).float().mean()
         metrics = {"named": named, "click_patch": hit, "named_patch": on}
-        total = named + clicked + 2 * part.sum()
+        total = named + clicked + 2 * part.mean((0, 2)).sum()
         if "fine" in batch:  # the object's mask within each patch
             fine = F.binary_cross_entropy_with_logits(logits[..., 4:], batch["fine"], reduction="none").mean(-1)
             balance = torch.where(shares[:, 0] > 0, 1.0, 0.1)
@@ -168,8 +164,7 @@ def encode_images(model: Any, pictures: torch.Tensor) -> torch.Tensor:
 def forward_text(
     model: Any, features: torch.Tensor, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reply logits [Q, longest reply, vocabulary], and the image tokens [Q, N, width] before the last layer; a picture
-    is encoded once, however many questions are about it."""
+    """Reply logits [Q, longest reply, vocabulary], and the image tokens [Q, N, width] before the last layer."""
     ids = batch["ids"]
     image = ids == model.config.image_token_index
     projected = model.model.multi_modal_projector(features)[batch["which"]]

@@ -103,7 +103,8 @@ class Training:
             self._begin()
         processes.wait_for_everyone()
         began = time.perf_counter()
-        model, processor = load_base(self.base, self.options.seed, bool(self.options.bf16 and self.options.lora))
+        dtype = "bfloat16" if self.options.bf16 and self.options.lora else "float32"
+        model, processor = tiny.build(self.options.seed) if self.base is None else load(self.base, dtype)
         if not torch.cuda.is_available():
             model.set_attn_implementation("eager")  # on a CPU, fused attention is the slower one backwards
         declared = {**(getattr(model.config, "segenv", None) or {}), **self.declare}
@@ -135,8 +136,7 @@ class Training:
         return found
 
     def _begin(self) -> None:
-        """Make the folder of the state, or check that an existing one is of this training; half-written checkpoints are
-        removed before other processes look."""
+        """Make the folder of the state, or check an existing one, before other processes look."""
         if (self.state / self.summary).exists():
             self._check(self.state / self.summary)
         self.state.mkdir(parents=True, exist_ok=True)
@@ -147,7 +147,10 @@ class Training:
         """The trained model, its adapters merged, in the type of the base."""
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
         trained = trained.merge_and_unload() if self.options.lora else trained
-        return trained.to(torch.bfloat16) if self.options.bf16 and stored_in_bfloat16(self.base) else trained
+        if self.options.bf16 and self.base is not None:
+            stored = AutoConfig.from_pretrained(self.base).dtype
+            return trained.to(torch.bfloat16) if stored in (torch.bfloat16, "bfloat16") else trained
+        return trained
 
 
 def save(model: Any, processor: Any, out: Path, state: Path, name: str, summary: dict[str, Any]) -> None:
@@ -162,8 +165,7 @@ def save(model: Any, processor: Any, out: Path, state: Path, name: str, summary:
 
 
 def trl_arguments(kind: type[Arguments], state: Path, options: Any, **chosen: Any) -> Arguments:
-    """The TRL configuration of class `kind` for a training whose state is in `state`: the fields that `options` have in
-    SFT and GSPO, the `chosen` ones, and `options.extra`."""
+    """The TRL configuration of class `kind` with its state in `state`: from `options`, `chosen` and `options.extra`."""
     gpu = torch.cuda.is_available()
     warnings.filterwarnings("ignore", "`(is_)?gradient_checkpointing` is deprecated", FutureWarning)  # by TRL, peft
     chosen |= dict(
@@ -190,8 +192,7 @@ def trl_arguments(kind: type[Arguments], state: Path, options: Any, **chosen: An
 
 
 def identity(base: str | Path | None) -> str | None:
-    """The part of a training's id that stands for a checkpoint: its name, or for a folder a hash of its files, so that
-    it may be moved or reached by another path, but not change."""
+    """The part of a training's id that stands for a checkpoint: its name, or for a folder a hash of its files."""
     if base is None or not Path(base).is_dir():
         return None if base is None else str(base)
     digest = hashlib.blake2b(digest_size=16)
@@ -201,16 +202,6 @@ def identity(base: str | Path | None) -> str | None:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def load_base(base: str | Path | None, seed: int, bfloat16: bool) -> tuple[Any, Any]:
-    """The model to train and its processor; without a base an untrained tiny one."""
-    return tiny.build(seed) if base is None else load(base, "bfloat16" if bfloat16 else "float32")
-
-
-def stored_in_bfloat16(base: str | Path | None) -> bool:
-    """Whether a checkpoint's weights are kept in bfloat16."""
-    return base is not None and AutoConfig.from_pretrained(base).dtype in (torch.bfloat16, "bfloat16")
 
 
 def adapters(rank: int) -> Any:

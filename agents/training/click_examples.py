@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
+from typing import Any
 
 import cv2
 import numpy as np
@@ -124,8 +125,7 @@ class ClickExamples:
         return ClickExample(np.stack(pictures), shares, patches, objects, tuple(questions))
 
     def _named_scene(self, i: int) -> tuple[Scene, list[tuple[int, list[str]]], np.random.Generator]:
-        """The scene of example i in a random orientation, its objects that sentences pick out (index and sentences) in
-        random order, and the generator that all other choices are made with."""
+        """Scene of example i, turned, its named objects (index and sentences) in random order, and the generator."""
         rng = np.random.default_rng([self.seed, i])
         number = i // (self.window * self.reuse) * self.window + i % self.window
         scene = rotated(self.scene(number), int(rng.integers(8)))
@@ -176,10 +176,7 @@ class ClickExamples:
         table = np.zeros((MAX_OBJECTS + 1, 2 + len(KINDS) + 4), np.int64)
         nothing = np.zeros(scene.instances.shape, bool)
         for k, thing in enumerate(scene.objects):
-            flags = [
-                picks_out(scene, k, word, thing.colour * coloured, thing.shape * shaped)
-                for word, coloured, shaped in KINDS
-            ]
+            flags = [picks_out(scene, k, w, thing.colour * colour, thing.shape * shape) for w, colour, shape in KINDS]
             task = self._task(scene, k, "")
             click = annotator.next_click(task.target, nothing)
             assert click is not None
@@ -217,26 +214,18 @@ def rotated(scene: Scene, turn: int) -> Scene:
     def moved(things: Sequence[SceneObject]) -> tuple[SceneObject, ...]:
         return tuple(replace(thing, centre=place(*thing.centre)) for thing in things)
 
-    return replace(
-        scene,
-        image=move(scene.image),
-        instances=move(scene.instances),
-        objects=moved(scene.objects),
-        clutter=moved(scene.clutter),
-    )
+    arrays: dict[str, Any] = {"image": move(scene.image), "instances": move(scene.instances)}
+    return replace(scene, objects=moved(scene.objects), clutter=moved(scene.clutter), **arrays)
 
 
 def annotator_states(tool: SegTool, task: Task, stop_iou: float, steps: int = 4):
     """The states of the annotator's trajectory through `tool`: (task, mask, clicks) after each click."""
     mdp = SegMDP(tool, max_steps=steps)
-    state = mdp.initial(task)
-    states = []
+    state, states = mdp.initial(task), []
     while not mdp.terminal(state):
-        action = correct_action(task, state.mask, state.clicks, stop_iou)
-        if isinstance(action, Stop):
-            break
-        state = mdp.transition([state], [action])[0]
-        states.append((task, state.mask, state.clicks))
+        (state,) = mdp.transition([state], [correct_action(task, state.mask, state.clicks, stop_iou)])
+        if not state.stopped:
+            states.append((task, state.mask, state.clicks))
     return states
 
 

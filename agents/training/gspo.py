@@ -157,8 +157,7 @@ class PolicyTrainer(ResumesWhole, GRPOTrainer):
     """`GRPOTrainer` that resumes exactly where a kill cut it."""
 
     def _prepare_inputs(self, generation_batch):
-        """The part of the replies that the next update is made from. Checkpoints are written at the ends of rounds, so
-        that a resumed count begins with a generation."""
+        """The part of the replies for the next update; checkpoints end rounds, so resuming begins with a generation."""
         if self._buffered_inputs is None:
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
         return super()._prepare_inputs(generation_batch)
@@ -172,9 +171,7 @@ class LengthPenalisedReward:
     def __init__(self, reward: Reward, options: GSPOOptions) -> None:
         self.reward, self.options = reward, options
 
-    def __call__(
-        self, completions: Sequence[Any], completion_ids: Sequence[Sequence[int]], **columns: Any
-    ) -> list[float | None]:
+    def __call__(self, completions: Sequence[Any], completion_ids: Sequence[Any], **columns: Any) -> list[float | None]:
         log = columns["log_metric"]
         lengths = [len(ids) for ids in completion_ids]
         log("completions/std_length", float(np.std(lengths)))
@@ -188,9 +185,7 @@ class LengthPenalisedReward:
         return [score - penalty * length for score, length in zip(scores, lengths, strict=True)]
 
 
-def _schedule(
-    rows: Sequence[PromptRow], processor: Any, size: int | Sequence[int] | None, options: GSPOOptions
-) -> Dataset:
+def _schedule(rows: Sequence[PromptRow], processor: Any, size: Any, options: GSPOOptions) -> Dataset:
     """All questions of a training in the order of their rounds; each is made when it is read."""
     rng = np.random.default_rng(options.seed)
     count = math.ceil(options.steps / options.round) * options.prompts

@@ -84,21 +84,11 @@ class PolygonExamples(ClickExamples):
         covered = self._shares(task.target)
         shares = np.stack([covered, covered, np.zeros_like(covered)])
         starts = output_type == "mask" and self.order in ("canonical", "reversed")
-        first = self._first(task) if starts else -1
-        return Question(0, query.prompt, reply, shares, first, 0.0, self._fine(task))
-
-    def _fine(self, task: Task) -> np.ndarray:
-        """The target's share of the squares of each patch, float32 [N, FINE²]."""
-        side = self.grid * FINE
-        shares = cv2.resize(task.target.astype(np.float32), (side, side), interpolation=cv2.INTER_AREA)
-        return shares.reshape(self.grid, FINE, self.grid, FINE).swapaxes(1, 2).reshape(-1, FINE**2)
-
-    def _first(self, task: Task) -> int:
-        """The patch of the topmost vertex, at which canonical rings start; -1 for an empty target."""
-        rows, columns = np.nonzero(task.target)
-        if not len(rows):
-            return -1
-        return self._patch(int(columns[0]), int(rows[0]), task)
+        rows, columns = np.nonzero(task.target)  # the first is the topmost vertex, at which canonical rings start
+        first = self._patch(int(columns[0]), int(rows[0]), task) if starts and len(rows) else -1
+        squares = cv2.resize(task.target.astype(np.float32), (self.grid * FINE,) * 2, interpolation=cv2.INTER_AREA)
+        fine = squares.reshape(self.grid, FINE, self.grid, FINE).swapaxes(1, 2).reshape(-1, FINE**2)
+        return Question(0, query.prompt, reply, shares, first, 0.0, fine)
 
 
 def format_rings(

@@ -118,18 +118,15 @@ class ReplyCollator:
     """Left-padded batches of the model's inputs for the rows that `examples` name, with labels on the tokens of the
     replies."""
 
-    def __init__(
-        self, processor: Any, rows: Sequence[SFTExample], image_size: int | Sequence[int] | None = None
-    ) -> None:
+    def __init__(self, processor: Any, rows: Sequence[SFTExample], image_size: Any = None) -> None:
         self.processor, self.rows, self.image_size = processor, rows, image_size
 
     def __call__(self, examples: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
         rows = [self.rows[example["row"]] for example in examples]
         prompts, replies = zip(*(chat(self.processor, row["prompt"], row["reply"]) for row in rows), strict=True)
         images = [resized(row["image"], self.image_size) for row in rows]
-        inputs = encode(
-            self.processor, [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)], images
-        )
+        texts = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
+        inputs = encode(self.processor, texts, images)
         ids = inputs["input_ids"]
         labels = torch.full_like(ids, -100)
         tails = self.processor.tokenizer(list(replies), add_special_tokens=False)["input_ids"]

@@ -204,8 +204,7 @@ class Trainer:
             self.optimiser.state[self.parameters[parameter]][key] = value.to(device)
 
     def export(self, folder: Path) -> None:
-        """Write the averaged model, beside and then in place, so that a reader, or a kill, finds a whole model at any
-        time."""
+        """Write the averaged model, beside and then in place: a reader, or a kill, finds a whole model at any time."""
         beside = folder.with_name(f"{folder.name}.tmp")
         shutil.rmtree(beside, ignore_errors=True)
         with disk_errors(folder):

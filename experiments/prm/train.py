@@ -110,14 +110,8 @@ class Run:
             return  # a kill came between the last step and its mark
         args = self.args
         trainer = {**vars(args.trainer), "extra": tuple(sorted(args.trainer.extra.items()))}
-        options = SFTOptions(
-            steps=args.steps,
-            batch_size=args.batch_rows,
-            learning_rate=args.learning_rate,
-            seed=seed_of(args.seed, "prm") % 2**31,
-            log_steps=25,
-            **trainer,
-        )
+        trainer |= {"steps": args.steps, "batch_size": args.batch_rows, "learning_rate": args.learning_rate}
+        options = SFTOptions(seed=seed_of(args.seed, "prm") % 2**31, log_steps=25, **trainer)
         policy = self.agent()
         declare = {"codec": policy.codec.name, "prompt": policy.prompt_style, "image_size": policy.backend.image_size}
         policy.backend.model = None  # it is loaded again for training; two copies of a large one may not fit
@@ -127,8 +121,7 @@ class Run:
         export(trained, self.folder / "model", base)
 
     def score_masks(self, k: int, model: str) -> None:
-        """Write the IoUs that a model predicts for the held-out masks of dataset k, the greedy number and the expected
-        one, and on some masks its whole reply."""
+        """Write the greedy and expected IoUs of a model for the held-out masks of dataset k, and some whole replies."""
         agent = self.agent(model)
         reader, task = IouReader(agent), self.held_out[k].by_id
         masks = self.masks(f"eval{k}.jsonl")
@@ -147,8 +140,7 @@ class Run:
         self.folder.write_json(f"{model}{k}.json", {**predicted, "replies": replies})
 
     def results(self) -> dict[str, Any]:
-        """The content of metrics.json: the training, and for each held-out dataset how good each reading is, on all
-        masks, on as many of each tenth of IoU, and by source, and how both models act."""
+        """The content of metrics.json: the training, and by held-out dataset how well models predict IoUs, and act."""
         codec, found = self.agent().codec, {}
         for k, data in enumerate(self.held_out):
             masks = self.masks(f"eval{k}.jsonl")
@@ -156,18 +148,13 @@ class Run:
             read = {f"{model}, {way}": written[model][way] for model in self.models for way in READINGS}
             acts = {model: action_metrics(masks, written[model], codec, data.by_id) for model in self.models}
             found[self.args.eval_data[k]] = {**iou_estimate_metrics(masks, read, self.args.seed), "replies": acts}
-        training = self.training() if self.args.steps else None
+        training = None
+        if self.args.steps:
+            masks, summary = self.training_masks(), self.folder.read_json("model/sft.json")
+            sources = {source: sum(one.source == source for one in masks) for source in SOURCES}
+            training = {"rows": len(masks), "sources": sources, "iou": histogram([one.iou for one in masks])}
+            training |= {name: summary[name] for name in ("steps", "seconds", "loss", "log")}
         return {"data": found, "training": training, "protocol": self.protocol()}
-
-    def training(self) -> dict[str, Any]:
-        """The masks that were learned from, and the course of the training."""
-        masks, summary = self.training_masks(), self.folder.read_json("model/sft.json")
-        return {
-            "rows": len(masks),
-            "sources": {source: sum(one.source == source for one in masks) for source in SOURCES},
-            "iou": histogram([one.iou for one in masks]),
-            **{name: summary[name] for name in ("steps", "seconds", "loss", "log")},
-        }
 
     def protocol(self) -> dict[str, Any]:
         """Every choice that changes a number."""
@@ -188,8 +175,7 @@ class Run:
 
 
 def export(trained: Path, out: Path, base: str | Path | None) -> None:
-    """Move a trained checkpoint to `out`, in float16 where `base` is stored so, as the embedded one is: the model that
-    is measured afterwards is the one that is kept."""
+    """Move a trained checkpoint to `out`, in float16 where `base` is stored so; the model that is kept is measured."""
     from transformers import AutoConfig
 
     from agents.backends.transformers import load
@@ -230,8 +216,7 @@ def splits(args: Args) -> tuple[Dataset, list[Dataset]]:
 
 def prepare(args: Args) -> Run:
     """The run of settings that hold and data that can be read; RunError says what is wrong."""
-    counts = dict.fromkeys(("max_steps", "limit", "eval_limit", "rows", "batch_rows", "batch_size"), 1)
-    check_least(args, **counts, steps=0)
+    check_least(args, max_steps=1, limit=1, eval_limit=1, rows=1, batch_rows=1, batch_size=1, steps=0)
     out = args.resume or args.out
     if out is None:
         raise RunError("a run needs a folder: give out, or resume")

@@ -85,13 +85,11 @@ class ClickTrainer(TinyTrainer):
 
     def open_stage(self, stage: str) -> Dataset:
         """The examples of a stage."""
-        return LazyExamples(
-            partial(click_examples, self.args, stage, self.args.image_size // self.processor.patch_size)
-        )
+        grid = self.args.image_size // self.processor.patch_size
+        return LazyExamples(partial(click_examples, self.args, stage, grid))
 
     def reply_metrics(self, state: EvalState, text: str) -> dict[str, float]:
-        """Metrics of a reply: a first click in the named object, and about masks the error of the predicted IoU and
-        whether the action is right."""
+        """Metrics of a reply: a first click in the object, or the error of the predicted IoU and of the action."""
         task, mask, parser, stop_iou = state.task, state.mask, codec.get(CODEC), self.args.stop_iou
         action = parser.parse(text, task)
         click = action if isinstance(action, Click) else None
@@ -100,10 +98,8 @@ class ClickTrainer(TinyTrainer):
             hit = float(inside and click is not None and click.positive)
             return {"first": hit, f"first_{task.meta['difficulty']}": hit}
         best, iou = correct_action(task, mask, state.clicks, stop_iou), float(metrics.iou(task.target, mask))
-        scores = {
-            "iou_error": abs((parser.stated_iou(text) or 0.0) - iou),
-            "stop": float(isinstance(action, Stop) == isinstance(best, Stop)),
-        }
+        scores = {"iou_error": abs((parser.stated_iou(text) or 0.0) - iou)}
+        scores["stop"] = float(isinstance(action, Stop) == isinstance(best, Stop))
         if click is not None and isinstance(best, Click):
             scores["sign"] = float(click.positive == best.positive)
             scores["in_error"] = float(click.positive == inside != bool(mask[click.y, click.x]))

@@ -53,12 +53,9 @@ class PolygonTrainer(TinyTrainer):
     def held_out(self) -> list[EvalState]:
         """The last `probe` tasks of `synthetic:val`."""
         data, codec = Synthetic("val"), polygons.get(self.args.codec)
-        tasks = [data[len(data) - 1 - k] for k in range(self.args.probe)]
-        requests = [queries.query(task, codec, style="instruction") for task in tasks]
-        return [
-            EvalState(task, query.picture, query.prompt, np.zeros(task.target.shape, bool))
-            for task, query in zip(tasks, requests, strict=True)
-        ]
+        tasks = (data[len(data) - 1 - k] for k in range(self.args.probe))
+        asked = (queries.query(task, codec, style="instruction") for task in tasks)
+        return [EvalState(one.task, one.picture, one.prompt, np.zeros(one.task.target.shape, bool)) for one in asked]
 
     def indices(self, step: int) -> list[int]:
         """The examples of a step."""

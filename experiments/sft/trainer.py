@@ -129,8 +129,7 @@ class TinyTrainer(Trainer):
 
 
 def tiny_checkpoint(base: str) -> tuple[Any, Any, int]:
-    """The model in float32 and the processor of a tiny checkpoint, given by its folder or embedded name, and the side
-    of the images that it sees."""
+    """The model in float32 and the processor of a tiny checkpoint by folder or name, and the side of its images."""
     try:
         model, processor = load(parse(base)[0] or EMBEDDED, "float32")
         kind, side = model.config.vision_config.model_type, int(model.config.segenv["image_size"][0])

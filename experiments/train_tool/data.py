@@ -70,8 +70,7 @@ class Crops(Dataset):
 
 
 def half_plane(mask: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """One side of a random line through a random pixel of `mask` [S, S], as float32 [S, S]; the whole plane where the
-    cut would leave nearly nothing of the mask."""
+    """One side of a random line through `mask`, float32 [S, S]; the whole plane where it would leave nearly nothing."""
     rows, columns = np.nonzero(mask)
     k, angle = rng.integers(len(rows)), rng.uniform(0, 2 * np.pi)
     y, x = np.arange(mask.shape[0])[:, None] - rows[k], np.arange(mask.shape[1])[None, :] - columns[k]
@@ -88,8 +87,7 @@ def neighbours(instances: np.ndarray, chosen: int) -> np.ndarray:
 
 
 def error_click(target: np.ndarray, prediction: np.ndarray, rng: np.random.Generator) -> tuple[float, float, int]:
-    """A correction (x, y, label) in a mask's own pixels: half the time the annotator's, half anywhere in the error
-    region."""
+    """A correction (x, y, label) in pixels: half the time the annotator's, half anywhere in the error region."""
     wrong = target != prediction
     if rng.random() < 0.5 and (click := annotator.next_click(target, prediction)) is not None:
         return click.x, click.y, int(click.positive)

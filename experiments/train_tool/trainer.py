@@ -108,7 +108,12 @@ class SamTrainer(trainer.Trainer):
         previous, loss, measures = None, embedding.new_zeros(()), {}
         for number, learn in enumerate(passes):
             many = number == 0 and not boxed and rng.random() < 0.8
-            inputs = {"input_masks": previous, "multimask_output": many, **prompt_inputs(points, boxes)}
+            inputs: dict[str, Any] = {"input_masks": previous, "multimask_output": many}
+            if points is not None:
+                inputs["input_points"] = torch.from_numpy(points[:, None, :, :2]).float()
+                inputs["input_labels"] = torch.from_numpy(points[:, None, :, 2]).long()
+            if boxes is not None:
+                inputs["input_boxes"] = torch.from_numpy(boxes[:, None]).float()
             with torch.set_grad_enabled(learn), torch.autocast("cpu", torch.bfloat16):
                 out = self.model(image_embeddings=embedding, **inputs)
             logits, scores = out.pred_masks[:, 0].float(), out.iou_scores[:, 0].float()
@@ -128,17 +133,6 @@ class SamTrainer(trainer.Trainer):
                 clicks[:, :2] = 2 * clicks[:, :2] + rng.integers(0, 2, (len(clicks), 2))
                 points = clicks[:, None] if points is None else np.concatenate([points, clicks[:, None]], axis=1)
         return loss, measures
-
-
-def prompt_inputs(points: np.ndarray | None, boxes: np.ndarray | None) -> dict[str, torch.Tensor]:
-    """Points [N, K, 3] and boxes [N, 4] as the model takes them."""
-    inputs = {}
-    if points is not None:
-        inputs["input_points"] = torch.from_numpy(points[:, None, :, :2]).float()
-        inputs["input_labels"] = torch.from_numpy(points[:, None, :, 2]).long()
-    if boxes is not None:
-        inputs["input_boxes"] = torch.from_numpy(boxes[:, None]).float()
-    return inputs
 
 
 def run(args: Args) -> Path:
