@@ -31,32 +31,23 @@ def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **o
     `act`. `options` go to the agent's class. Raises ValueError for an unknown name and TypeError for an unknown option.
     """
     from segenv import codec as codecs
+    from segenv import specs
 
     if isinstance(spec, Agent):
         return spec
-    name, _, rest = spec.partition(":")
-    speaks = codecs.get(codec) if isinstance(codec, str) else codec
+    expected = "one of annotator[:VARIANT], random[:p=P], mllm[:NAME_OR_PATH]"
+    name, rest = specs.name_of("agent", spec, ("annotator", "random", "mllm"), expected)
+    if isinstance(codec, str):
+        codec = codecs.make(codec)
     if name == "annotator":
         from agents.annotator import AnnotatorAgent
 
-        return AnnotatorAgent(rest or "ritm", speaks or codecs.get("pixels"), **options)
+        return AnnotatorAgent(rest or "ritm", codec or codecs.make("pixels"), **options)
     if name == "random":
         from agents.random import RandomAgent
 
-        return RandomAgent(speaks or codecs.get("pixels"), **_numbers(spec, rest), **options)
-    if name == "mllm":
-        from agents.mllm import MllmAgent
+        options = specs.options_of("agent", spec, specs.defaults_of(RandomAgent, skip=1)) | options
+        return RandomAgent(codec or codecs.make("pixels"), **options)
+    from agents.mllm import MllmAgent
 
-        return MllmAgent(rest or None, speaks, seed=seed, **options)
-    raise ValueError(f"unknown agent {spec!r}; expected one of annotator[:VARIANT], random[:p=P], mllm[:NAME_OR_PATH]")
-
-
-def _numbers(spec: str, text: str) -> dict[str, float]:
-    """`"p=0.8"` as `{"p": 0.8}`."""
-    try:
-        pairs = [part.split("=", 1) for part in text.split(",") if part]
-        return {key.strip(): float(value) for key, value in pairs}
-    except ValueError:
-        raise ValueError(
-            f"agent {spec!r}: cannot read the options {text!r}; expected key=number pairs such as p=0.8"
-        ) from None
+    return MllmAgent(rest or None, codec, seed=seed, **options)

@@ -10,7 +10,7 @@ from segenv.types import Stop
 
 
 class AnnotatorAgent(Agent):
-    """Clicks where `segenv.annotator.get(variant)` says, from the target and the current mask; stops where the mask
+    """Clicks where `segenv.annotator.make(variant)` says, from the target and the current mask; stops where the mask
     is perfect."""
 
     privileged = True
@@ -18,7 +18,7 @@ class AnnotatorAgent(Agent):
     def __init__(self, variant: str, codec: Codec) -> None:
         super().__init__(codec)
         self.spec = "annotator" if variant == "ritm" else f"annotator:{variant}"
-        self._next_click = annotator.get(variant)
+        self._next_click = annotator.make(variant)
 
     def _answer(self, state: SegState, rng: np.random.Generator) -> str:
         click = self._next_click(state.task.target, state.mask, state.clicks, rng)

@@ -65,7 +65,7 @@ class MllmAgent(Agent):
             source = tiny.build(seed) if name == UNTRAINED else name or EMBEDDED
         self.backend = TransformersBackend(source, **options)
         declared = getattr(self.backend.model.config, "segenv", None) or {}
-        super().__init__(codec or codecs.get(declared.get("codec", "segagent")))
+        super().__init__(codec or codecs.make(declared.get("codec", "segagent")))
         usual = POLYGON_TOKENS if isinstance(self.codec, PolygonCodec) else MAX_NEW_TOKENS
         self.backend.max_new_tokens = max_new_tokens or declared.get("max_new_tokens", usual)
         self.prompt_style = prompt or declared.get("prompt", "codec")

@@ -51,7 +51,7 @@ def upper_bounds(args: Args) -> list[dict[str, Any]]:
     if not args.codecs or not args.budgets:
         raise RunError("nothing to compare: give --codecs and --budgets")
     cv2.setNumThreads(1)  # the images are too small for more
-    chosen = [polygon_codec(codecs.get(spec), "annotator") for spec in args.codecs]
+    chosen = [polygon_codec(codecs.make(spec), "annotator") for spec in args.codecs]
     data = datasets.make(args.data, skip_bad=args.skip_bad)[: args.limit]
     pairs = [(codec, budget) for budget in args.budgets for codec in chosen]
     agents = {(codec.name, budget): OracleAgent(codec, budget, args.unit) for codec, budget in pairs}

@@ -252,7 +252,7 @@ def run_export(args: Export) -> dict[str, Any]:
     if not isinstance(data, Trajectories):
         raise RunError(f"data {args.data!r} holds no clicks; expected {datasets.SPECS['trajectories']}")
     try:
-        writer = codec.get(args.codec)
+        writer = codec.make(args.codec)
     except ValueError as error:
         raise RunError(str(error)) from error
     chosen = data[: args.limit]

@@ -63,7 +63,7 @@ class NoisyAnnotator(Agent):
     spec = "noisy annotator"
 
     def __init__(self) -> None:
-        super().__init__(codecs.get("pixels"))
+        super().__init__(codecs.make("pixels"))
 
     def _answer(self, state: SegState, rng: np.random.Generator) -> str:
         task, mask = state.task, state.mask

@@ -18,7 +18,6 @@ All take `value` (`prm`, `tool`, `oracle`, or `none` where there is nothing to c
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from inspect import signature
 from typing import Any
 
 from agents.base import Agent
@@ -33,6 +32,7 @@ from search.algorithms.mcts import mcts
 from search.budget import AXES, Limits
 from search.planner import SearchConfig, run_searches
 from search.tree import Search, Tree
+from segenv import specs
 from segenv.mdp import SegMDP
 from segenv.types import Task
 
@@ -79,21 +79,12 @@ class SearchSpec:
 
 def parse(spec: str) -> SearchSpec | None:
     """The search that `spec` names, or None for `none`. Raises ValueError, which says what was expected."""
-    name, _, rest = spec.partition(":")
     if spec == "none":
         return None
-    if name not in ALGORITHMS:
-        raise ValueError(f"unknown search {spec!r}; expected none, or one of {', '.join(ALGORITHMS)} with options")
-    own = {key: parameter.default for key, parameter in signature(ALGORITHMS[name]).parameters.items() if key != "root"}
-    kinds = {key: type(default) for key, default in {**own, **CONFIG_DEFAULTS}.items()}
-    kinds |= {axis: float if axis == "seconds" else int for axis in AXES}
-    given: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        key, found, text = (piece.strip() for piece in part.partition("="))
-        if not found or key not in (*kinds, "value"):
-            known = ", ".join((*kinds, "value"))
-            raise ValueError(f"search {spec!r}: {part!r} is no option of {name}; expected KEY=VALUE of {known}")
-        given[key] = text if key == "value" else _number(spec, key, text, kinds[key])
+    name, _ = specs.name_of("search", spec, ALGORITHMS, f"none, or one of {', '.join(ALGORITHMS)} with options")
+    own = specs.defaults_of(ALGORITHMS[name], skip=1)
+    axes = {axis: 0.0 if axis == "seconds" else 0 for axis in AXES}
+    given = specs.options_of("search", spec, {**own, **CONFIG_DEFAULTS, **axes, "value": "prm"})
     options = {key: given[key] for key in own if key in given}
     for key, number in options.items():
         if number < (0 if isinstance(number, float) else 1):
@@ -103,14 +94,6 @@ def parse(spec: str) -> SearchSpec | None:
     limits = Limits(**{axis: given[axis] for axis in AXES if axis in given})
     config = SearchConfig(limits, **{key: given[key] for key in CONFIG_DEFAULTS if key in given})
     return SearchSpec(name, options, value, config)
-
-
-def _number(spec: str, key: str, text: str, kind: type) -> int | float:
-    try:
-        return kind(text)
-    except ValueError:
-        what = "a whole number" if kind is int else "a number"
-        raise ValueError(f"search {spec!r}: {key} is {text!r}; expected {what}") from None
 
 
 def _check_value(spec: str, name: str, options: dict[str, Any], value: str) -> None:

@@ -27,7 +27,7 @@ class Expert(AnnotatorAgent):
     `stop_iou`, `max_clicks` times at most and, if `rising`, until a click did not raise the IoU."""
 
     def __init__(self, variant: str, stop_iou: float, max_clicks: int, rising: bool) -> None:
-        super().__init__(variant, codec.get("pixels"))
+        super().__init__(variant, codec.make("pixels"))
         self.stop_iou, self.max_clicks, self.rising = stop_iou, max_clicks, rising
 
     def _answer(self, state: SegState, rng: np.random.Generator) -> str:

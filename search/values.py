@@ -19,7 +19,7 @@ import numpy as np
 
 import agents
 from agents.base import Agent
-from segenv import metrics
+from segenv import metrics, specs
 from segenv.mdp import SegMDP, SegState
 
 NAMES = ("prm", "prm-mean", "tool", "oracle")
@@ -105,15 +105,13 @@ class PredictedIouValue(ValueFunction):
 
 def make(spec: str, mdp: SegMDP, agent: Agent) -> ValueFunction:
     """The value function that `spec` names, for searches of `mdp` by `agent`; ValueError for an unknown name."""
-    name, _, path = spec.partition(":")
+    name, path = specs.name_of("value", spec, NAMES, f"one of {', '.join(NAMES)}, or prm:NAME_OR_PATH")
     if name in ("prm", "prm-mean"):
         model = agents.make(f"mllm:{path}") if path else default_prm(agent)
         return PredictedIouValue(mdp, model, name == "prm-mean", spec)
-    if spec == "tool":
-        return ToolValue()
-    if spec == "oracle":
-        return OracleValue()
-    raise ValueError(f"unknown value {spec!r}; expected one of {', '.join(NAMES)}, or prm:NAME_OR_PATH")
+    if path:
+        raise ValueError(f"value {spec!r}: {name} takes nothing after a colon; expected {name}")
+    return ToolValue() if name == "tool" else OracleValue()
 
 
 def default_prm(agent: Agent) -> Agent:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from segenv import specs
 from segenv.metrics import distances, errors
 from segenv.types import Click
 
@@ -126,8 +127,8 @@ def _candidates(
     return xs, ys, depths, signs
 
 
-def _drawn(weigh: Callable[[np.ndarray], np.ndarray], k: int = 1, deepest: bool = True) -> Annotator:
-    """An annotator that draws `k` error pixels with the weights `weigh(depths)` and clicks the deepest (or the
+def _sampled(weigh: Callable[[np.ndarray], np.ndarray], k: int = 1, deepest: bool = True) -> Annotator:
+    """An annotator that samples `k` error pixels with the weights `weigh(depths)` and clicks the deepest (or the
     shallowest) of them."""
 
     def annotator(
@@ -137,32 +138,11 @@ def _drawn(weigh: Callable[[np.ndarray], np.ndarray], k: int = 1, deepest: bool 
         if not len(xs):
             return None
         total = np.cumsum(weigh(depths), dtype=np.float64)
-        drawn = np.minimum(np.searchsorted(total, rng.random(k) * total[-1], side="right"), len(xs) - 1)
-        i = int(drawn[(depths[drawn].argmax() if deepest else depths[drawn].argmin())])
+        sampled = np.minimum(np.searchsorted(total, rng.random(k) * total[-1], side="right"), len(xs) - 1)
+        i = int(sampled[(depths[sampled].argmax() if deepest else depths[sampled].argmin())])
         return Click(int(xs[i]), int(ys[i]), bool(signs[i]))
 
     return annotator
-
-
-def _ritm() -> Annotator:
-    """The published clicker."""
-    return lambda target, prediction, clicked, rng: next_click(target, prediction, clicked)
-
-
-def _depth() -> Annotator:
-    """An error pixel drawn with a chance proportional to its depth: the cheapest realistic human (RClicks, NeurIPS
-    2024)."""
-    return _drawn(lambda depths: depths)
-
-
-def _middle() -> Annotator:
-    """Any error pixel deeper than half the greatest depth, as in RITM's training."""
-    return _drawn(lambda depths: depths > depths.max() / 2)
-
-
-def _uniform() -> Annotator:
-    """Any error pixel, as in SAM 2's training."""
-    return _drawn(np.ones_like)
 
 
 def _jitter(sigma: float = 5.0) -> Annotator:
@@ -199,39 +179,39 @@ def _flip(p: float = 0.1) -> Annotator:
 
 
 def _of_k(deepest: bool) -> Callable[..., Annotator]:
-    def annotator(k: float = 3) -> Annotator:
-        if k < 1 or k != int(k):
+    def annotator(k: int = 3) -> Annotator:
+        if k < 1:
             raise ValueError(f"best-of and worst-of got k={k}; expected a whole number, 1 or more")
-        return _drawn(lambda depths: depths, int(k), deepest)
+        return _sampled(lambda depths: depths, k, deepest)
 
     return annotator
 
 
-# `best-of` and `worst-of` draw k clicks as `depth` does, and keep the deepest or the shallowest: the careful and the
-# careless human.
+def _ritm() -> Annotator:
+    return lambda target, prediction, clicked, rng: next_click(target, prediction, clicked)
+
+
 VARIANTS: dict[str, Callable[..., Annotator]] = {
-    "ritm": _ritm,
-    "depth": _depth,
-    "middle": _middle,
-    "uniform": _uniform,
+    "ritm": _ritm,  # the published clicker
+    # an error pixel with a chance proportional to its depth: the cheapest realistic human (RClicks, NeurIPS 2024)
+    "depth": lambda: _sampled(lambda depths: depths),
+    "middle": lambda: _sampled(lambda depths: depths > depths.max() / 2),  # as in RITM's training
+    "uniform": lambda: _sampled(np.ones_like),  # any error pixel, as in SAM 2's training
     "jitter": _jitter,
     "flip": _flip,
+    # of k clicks sampled as by `depth` the deepest or the shallowest: the careful and the careless human
     "best-of": _of_k(True),
     "worst-of": _of_k(False),
 }
 
 
-def get(variant: str) -> Annotator:
+def make(variant: str) -> Annotator:
     """The annotator of a spec such as `ritm`, `depth`, `jitter:sigma=3` or `best-of:k=5`: a function of (target,
     prediction, clicked, rng) that gives a `Click`, or None where no error pixel is left to click. A variant that uses
     no chance leaves `rng` alone."""
-    name, _, given = variant.partition(":")
-    if name not in VARIANTS:
-        raise ValueError(f"unknown annotator {variant!r}; expected one of {', '.join(VARIANTS)}")
+    name, _ = specs.name_of("annotator", variant, VARIANTS)
+    options = specs.options_of("annotator", variant, specs.defaults_of(VARIANTS[name]))
     try:
-        options = {key: float(value) for key, value in (pair.split("=") for pair in given.split(",") if pair)}
         return VARIANTS[name](**options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"annotator {variant!r}: {error}; expected NAME:option=number, such as jitter:sigma=3"
-        ) from error
+    except ValueError as error:
+        raise ValueError(f"annotator {variant!r}: {error}") from error

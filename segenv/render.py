@@ -50,6 +50,21 @@ def _mask_of(mask: np.ndarray, image: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(mask).view(np.uint8)
 
 
+def resized(image: np.ndarray, size: int | Sequence[int] | None) -> np.ndarray:
+    """Shrink an image, uint8 [H, W, 3], to at most `size` pixels on its longest side, or stretch it to `size`, (height,
+    width). None leaves it as it is."""
+    height, width = image.shape[:2]
+    if size is None:
+        return image
+    if isinstance(size, int):
+        scale = min(size / max(height, width), 1.0)
+        size = max(round(height * scale), 1), max(round(width * scale), 1)
+    if tuple(size) == (height, width):
+        return image
+    shrinks = size[0] * size[1] < height * width
+    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
 def frame(
     image: np.ndarray,
     mask: np.ndarray | None = None,

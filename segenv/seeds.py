@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from typing import Union
+
+from segenv.files import content_hash
 
 Part = Union[str, int, float, bool, None, Sequence["Part"]]  # noqa: UP007
 
@@ -24,4 +25,4 @@ def seed_of(*parts: Part) -> int:
             f"seed_of got {[type(part).__name__ for part in parts]}; give str, int, float, bool, None or sequences of "
             "them (a NumPy scalar has .item())"
         ) from error
-    return int.from_bytes(hashlib.blake2b(text.encode("ascii"), digest_size=8).digest(), "big") >> 1
+    return int(content_hash(text.encode("ascii"), size=8), 16) >> 1

@@ -10,12 +10,13 @@ attracts no click.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+
+from segenv.files import content_hash
 
 IGNORE = 128  # the label of pixels that count neither as object nor as background
 
@@ -105,9 +106,7 @@ class Task:
 
 def image_hash(image: np.ndarray) -> str:
     """128-bit BLAKE2b of an image's shape and bytes, in hex: the image's part of an encoding's key."""
-    digest = hashlib.blake2b(repr(image.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(image).data)
-    return digest.hexdigest()
+    return content_hash(repr(image.shape).encode(), np.ascontiguousarray(image).data)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# types <- geometry, metrics <- tools, codec, render <- mdp <- envs <- adapters;
+# types, seeds, files, specs <- geometry, metrics <- tools, codec, render <- mdp <- envs <- adapters;
 # segenv <- agents <- search <- experiments.
 # A module imports from its own layer or from layers before it. The layer of a package is that of all its modules.
 LAYERS = [
-    {"segenv.types", "segenv.seeds"},
+    {"segenv.checkpoints", "segenv.files", "segenv.seeds", "segenv.specs", "segenv.types"},
     {"segenv.geometry", "segenv.metrics", "segenv.statistics"},
     {"segenv.annotator", "segenv.codec", "segenv.data", "segenv.queries", "segenv.render", "segenv.rewards"}
     | {"segenv.tools"},

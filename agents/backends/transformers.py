@@ -1,7 +1,6 @@
 """Image-text-to-text models through transformers: batched generation whose randomness belongs to the item, not to the
 batch."""
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
@@ -18,7 +16,8 @@ from transformers import AutoModelForImageTextToText, GenerationConfig, LogitsPr
 
 from agents.backends.processors import processor_of
 from agents.tiny import vision_tower  # noqa: F401  # its import makes the embedded model's tower known to the Auto classes
-from segenv.tools.sam import no_loading_bars
+from segenv import render
+from segenv.checkpoints import no_loading_bars, weights_hash
 
 Checkpoint = str | Path | tuple[Any, Any]  # a name or folder, or a model with its processor
 
@@ -58,15 +57,11 @@ class TransformersBackend:
     @cached_property
     def fingerprint(self) -> str:
         """128-bit hash of the weights, in hex: two checkpoints with the same one write the same."""
-        digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).cpu().numpy().data)
-        return digest.hexdigest()
+        return weights_hash(self.model, label="{name} {dtype} {shape}")
 
     def sent(self, image: np.ndarray) -> np.ndarray:
         """The image, uint8 [H, W, 3], as it is sent: resized to `image_size`."""
-        return resized(image, self.image_size)
+        return render.resized(image, self.image_size)
 
     @torch.inference_mode()
     def generate(
@@ -229,17 +224,3 @@ def encode(processor: Any, texts: Sequence[str], images: Sequence[np.ndarray]) -
         add_special_tokens=start is None or not texts[0].startswith(start),
         return_tensors="pt",
     )
-
-
-def resized(image: np.ndarray, size: int | Sequence[int] | None) -> np.ndarray:
-    """Shrink an image, uint8 [H, W, 3], to a longest side of `size` pixels, or stretch it to (height, width)."""
-    height, width = image.shape[:2]
-    if size is None:
-        return image
-    if isinstance(size, int):
-        scale = min(size / max(height, width), 1.0)
-        size = max(round(height * scale), 1), max(round(width * scale), 1)
-    if tuple(size) == (height, width):
-        return image
-    shrinks = size[0] * size[1] < height * width
-    return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -1,7 +1,6 @@
 """Parts that SFT and GSPO share: a training that a kill may cut, its arguments, base and adapters."""
 
 import gc
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,8 @@ from transformers.training_args import TrainingArguments
 
 from agents import tiny
 from agents.backends.transformers import load
-from segenv.tools.sam import no_loading_bars
+from segenv.checkpoints import no_loading_bars
+from segenv.files import folder_hash, write_atomic
 
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
@@ -140,7 +140,7 @@ class Training:
         if (self.state / self.summary).exists():
             self._check(self.state / self.summary)
         self.state.mkdir(parents=True, exist_ok=True)
-        write_json(self.state / self.summary, {"plan": self.training_id})
+        write_atomic(self.state / self.summary, json.dumps({"plan": self.training_id}, indent=1))
         last_state(self.state)
 
     def _merged(self, trainer: Trainer) -> Any:
@@ -159,7 +159,7 @@ def save(model: Any, processor: Any, out: Path, state: Path, name: str, summary:
     with no_loading_bars():
         model.save_pretrained(beside)
     processor.save_pretrained(beside)
-    write_json(beside / name, summary)
+    write_atomic(beside / name, json.dumps(summary, indent=1))
     os.replace(beside, out)
     shutil.rmtree(state)
 
@@ -195,13 +195,7 @@ def identity(base: str | Path | None) -> str | None:
     """The part of a training's id that stands for a checkpoint: its name, or for a folder a hash of its files."""
     if base is None or not Path(base).is_dir():
         return None if base is None else str(base)
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(path for path in Path(base).rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(base).as_posix()} {path.stat().st_size}\n".encode())
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
+    return folder_hash(Path(base))
 
 
 def adapters(rank: int) -> Any:
@@ -222,10 +216,3 @@ def last_state(state: Path) -> Path | None:
         except (OSError, ValueError, KeyError):
             shutil.rmtree(folder)
     return complete[max(complete)] if complete else None
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(content, indent=1))
-    os.replace(partial, path)

@@ -15,7 +15,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from agents.backends.transformers import resized
 from segenv import annotator, codec, metrics, render
 from segenv.data.synthetic.scenes import (
     DIFFICULTIES,
@@ -101,7 +100,7 @@ class ClickExamples:
         self.mixture, self.tool, self.seed = mixture, tool, seed
         self.image_size, self.grid, self.stop_iou = image_size, grid, stop_iou
         self.reuse, self.window = reuse, window
-        self.codec = codec.get("segagent")
+        self.codec = codec.make("segagent")
         self.levels = [Synthetic("train", level.name) for level in DIFFICULTIES]
         self.scene = lru_cache(maxsize=window)(self._scene)
 
@@ -119,7 +118,7 @@ class ClickExamples:
             others = [other for other in tasks if other is not task]
             if others:
                 questions.append(self._question(1 + int(k), others[rng.integers(len(others))], mask))
-        pictures = [resized(render.overlay(scene.image, mask), (self.image_size,) * 2) for mask in masks]
+        pictures = [render.resized(render.overlay(scene.image, mask), (self.image_size,) * 2) for mask in masks]
         patches, objects = self._labels(scene)
         shares = np.stack([self._shares(mask) for mask in masks])
         return ClickExample(np.stack(pictures), shares, patches, objects, tuple(questions))

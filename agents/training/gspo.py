@@ -29,10 +29,9 @@ from PIL import Image
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from agents.backends.transformers import resized
 from agents.tiny.vision_tower import fold
 from agents.training.checkpoints import ResumesWhole, Training, adapters, trl_arguments
-from segenv import queries
+from segenv import queries, render
 from segenv.types import Invalid
 
 SUMMARY = "gspo.json"
@@ -199,7 +198,7 @@ def _schedule(rows: Sequence[PromptRow], processor: Any, size: Any, options: GSP
         for placeholder in placeholders:
             words = words.replace(placeholder, " ")
         columns = {name: value for name, value in row.items() if name not in ("image", "prompt")}
-        picture = Image.fromarray(resized(row["image"], size))
+        picture = Image.fromarray(render.resized(row["image"], size))
         return {"prompt": [{"role": "user", "content": words}], "image": picture, **columns}
 
     def transform(batch: dict[str, list[int]]) -> dict[str, list[Any]]:

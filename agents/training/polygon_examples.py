@@ -11,7 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 
-from agents.backends.transformers import resized
 from agents.training.click_examples import (
     COLOUR_NAMES,
     FINE,
@@ -21,7 +20,7 @@ from agents.training.click_examples import (
     Mixture,
     Question,
 )
-from segenv import queries
+from segenv import queries, render
 from segenv.codec import polygons
 from segenv.data.synthetic.scenes import Scene
 from segenv.geometry import fit
@@ -55,7 +54,7 @@ class PolygonExamples(ClickExamples):
         super().__init__(mixture, **how)
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}; expected one of {', '.join(ORDERS)}")
-        self.polygon_codec, self.vertices, self.ratio, self.order = polygons.get(codec), vertices, ratio, order
+        self.polygon_codec, self.vertices, self.ratio, self.order = polygons.make(codec), vertices, ratio, order
 
     def __getitem__(self, i: int) -> ClickExample:
         scene, named, rng = self._named_scene(i)
@@ -63,7 +62,7 @@ class PolygonExamples(ClickExamples):
         for k in range(self.mixture.first):
             index, sentences = named[k % len(named)]
             questions.append(self._polygon_question(scene, index, str(rng.choice(sentences)), rng))
-        pictures = resized(scene.image, (self.image_size,) * 2)[None]
+        pictures = render.resized(scene.image, (self.image_size,) * 2)[None]
         patches, objects = self._labels(scene)
         return ClickExample(pictures, np.zeros((1, self.grid**2), np.float32), patches, objects, tuple(questions))
 

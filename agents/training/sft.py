@@ -12,8 +12,9 @@ from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from trl import SFTConfig, SFTTrainer
 
-from agents.backends.transformers import chat, encode, resized
+from agents.backends.transformers import chat, encode
 from agents.training.checkpoints import ResumesWhole, Training, adapters, trl_arguments
+from segenv import render
 
 SUMMARY = "sft.json"
 
@@ -124,7 +125,7 @@ class ReplyCollator:
     def __call__(self, examples: Sequence[Mapping[str, int]]) -> dict[str, torch.Tensor]:
         rows = [self.rows[example["row"]] for example in examples]
         prompts, replies = zip(*(chat(self.processor, row["prompt"], row["reply"]) for row in rows), strict=True)
-        images = [resized(row["image"], self.image_size) for row in rows]
+        images = [render.resized(row["image"], self.image_size) for row in rows]
         texts = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
         inputs = encode(self.processor, texts, images)
         ids = inputs["input_ids"]

@@ -52,7 +52,7 @@ def prepare(args: Args) -> tuple[QueryOptions, PolygonWriter, Inputs]:
             raise RunError(f"{name} is {getattr(args, name)}; expected a number in 0..1")
     if args.codec not in DIALECTS:
         raise RunError(f"codec {args.codec!r} writes no polygons; expected one of {', '.join(DIALECTS)}")
-    dialect, pairs = codec.get(args.codec), outputs.pairs_of(args.queries)
+    dialect, pairs = codec.make(args.codec), outputs.pairs_of(args.queries)
     assert isinstance(dialect, PolygonCodec)
     queries = QueryOptions(dialect, pairs, args.prompt, args.wording, args.several, args.negatives, args.seed)
     length = _token_counter(args.tokenizer) if args.max_tokens is not None else len

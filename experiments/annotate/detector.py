@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-from segenv.tools.sam import no_loading_bars, weights_hash
+from segenv.checkpoints import no_loading_bars, weights_hash
 from segenv.types import Box, ToolError
 
 GROUNDED = ("grounding-dino", "mm-grounding-dino")  # these read one caption, and score each of its tokens

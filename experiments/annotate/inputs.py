@@ -23,8 +23,9 @@ from PIL import Image
 
 from experiments.annotate.detector import Detection
 from experiments.common.config import RunError
-from segenv.data.base import FORMATS, digest, file_size, folder, read_json
+from segenv.data.base import FORMATS, folder, read_json
 from segenv.data.folder import NOT_DATA
+from segenv.files import file_size, json_hash
 from segenv.types import Box
 
 CORNERS = ("x0", "y0", "x1", "y1")
@@ -59,7 +60,7 @@ class Inputs:
     def fingerprint(self) -> str:
         """Hash of the images' names, sizes in bytes, phrases and boxes."""
         boxes = self.boxes or {}
-        return digest(
+        return json_hash(
             [name, file_size(self.root / name), self.phrases_of(name), [str(one) for one in boxes.get(name, ())]]
             for name in self.images
         )

@@ -5,7 +5,6 @@ run is resumed: polygons, codec, queries. Neither detector nor tool is called ag
 """
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from experiments.common.config import RunError
 from experiments.common.run_folder import disk_errors
 from segenv import __version__, metrics, queries
 from segenv.codec.polygons import PolygonCodec
-from segenv.data.base import MAX_PIXELS, digest, read_image, within
+from segenv.data.base import MAX_PIXELS, read_image, within
 from segenv.data.coco import segmentation_mask
 from segenv.data.trajectories.export import PLACEHOLDERS, Conversation
+from segenv.files import json_hash, replacing
 from segenv.geometry import canonical, fit, polygon_iou, simplify
 from segenv.geometry.rle import polygons_to_coco, rle_to_polygons
 from segenv.seeds import seed_of
@@ -79,24 +79,17 @@ def write_coco(
         ),
         "annotations": _annotations(records(), numbers, writer, written),
     }
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with disk_errors(path), open(partial, "w", encoding="ascii") as file:
-            for i, (name, items) in enumerate(lists.items()):
-                file.write(f"{',' if i else '{'}\n{json.dumps(name)}: ")
-                if isinstance(items, dict):
-                    file.write(json.dumps(items))
-                    continue
-                file.write("[")
-                for j, item in enumerate(items):
-                    file.write(("," if j else "") + "\n" + json.dumps(item))
-                file.write("]")
-            file.write("}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with disk_errors(path), replacing(path, "ascii") as file:
+        for i, (name, items) in enumerate(lists.items()):
+            file.write(f"{',' if i else '{'}\n{json.dumps(name)}: ")
+            if isinstance(items, dict):
+                file.write(json.dumps(items))
+                continue
+            file.write("[")
+            for j, item in enumerate(items):
+                file.write(("," if j else "") + "\n" + json.dumps(item))
+            file.write("]")
+        file.write("}\n")
     vertices, ious = [count for count, _ in written], [iou for _, iou in written]
     return {
         "vertices": sum(vertices) / len(vertices) if vertices else None,
@@ -213,7 +206,7 @@ def _ask(
         counts["no_room"] += 1
         return None
     painted = target if prompt_type == "mask" else np.zeros_like(target)
-    key = digest([task.meta["image_hash"], image_hash(painted)])
+    key = json_hash([task.meta["image_hash"], image_hash(painted)])
     return Conversation(task, painted, query.prompt, reply, key)
 
 

@@ -92,7 +92,7 @@ def branch(seconds: float) -> Iterator[Timing]:
 def parser(seconds: float) -> Iterator[Timing]:
     task = Task("scene", *scene()[:2])
     for name in codec.CODECS:
-        dialect = codec.get(name)
+        dialect = codec.make(name)
 
         def parse(text: str, dialect: codec.Codec = dialect) -> None:
             dialect.parse(text, task), dialect.stated_iou(text)

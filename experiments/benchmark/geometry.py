@@ -101,5 +101,5 @@ def parsers() -> Iterator[Timing]:
     task = Task("scene", np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640), np.uint8))
     answer = Polygons((np.array([[10, 10], [10, 90], [90, 90.0]]), np.array([[200, 10], [200, 90], [300, 50.0]])))
     for name in polygons.DIALECTS:
-        dialect = polygons.get(name)
+        dialect = polygons.make(name)
         yield time_parser(name, dialect.format(answer, task), partial(dialect.parse, task=task))

@@ -27,7 +27,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from experiments.common.config import RunError, changes, load_config, plain
-from segenv import __version__
+from segenv import __version__, files
 
 LIBRARIES = (
     *("numpy", "opencv-python-headless", "pycocotools", "pillow", "gymnasium", "torch", "transformers"),
@@ -62,17 +62,8 @@ def _disk_full(error: Exception, path: Path) -> bool:
 
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader, or a kill, sees the old one or the whole new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        files.write_atomic(path, content)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -56,7 +56,7 @@ def action_metrics(
         counts["agree"].append(codec.stated_iou(text) == readings["greedy"][index])
         counts["stops"].append(isinstance(action, Stop) == isinstance(best, Stop))
         if isinstance(best, Click):
-            counts["placed"].append(rewards.get("placement")(source, mask.pixels, action, mask.pixels, False))
+            counts["placed"].append(rewards.make("placement")(source, mask.pixels, action, mask.pixels, False))
     shares = {name: float(np.mean(values)) if values else None for name, values in counts.items()}
     return {"replies": len(readings["replies"]), "clicks": len(counts["placed"]), **shares}
 

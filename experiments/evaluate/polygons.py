@@ -79,7 +79,7 @@ def make_agent(spec: str, codec: str | None, seed: int, options: PolygonOptions)
     """Make the agent of a command line: a model, or the annotator as an `OracleAgent`."""
     with cli.setting_up(f"agent {spec!r} with codec {codec!r}"):
         if spec == "annotator":
-            polygons = polygon_codec(codecs.get(codec or "rings"), spec)
+            polygons = polygon_codec(codecs.make(codec or "rings"), spec)
             if options.asked != "mask" or options.temperature:
                 raise RunError(
                     f"the annotator writes masks, the same ones each time; got asked {options.asked!r} and temperature "

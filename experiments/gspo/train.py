@@ -79,7 +79,7 @@ def prepare(args: Args) -> Run:
 
 def load_policy(spec: str, args: Args, codec: str | None = None) -> Any:
     """The agent of a checkpoint that writes polygons, by default in the codec that it declares."""
-    named = None if codec is None else codecs.get(codec)
+    named = None if codec is None else codecs.make(codec)
     train = args.train
     return agents.make(spec, named, seed=train.seed, max_new_tokens=train.max_tokens, batch_size=args.eval_batch)
 

@@ -180,7 +180,7 @@ def export(trained: Path, out: Path, base: str | Path | None) -> None:
 
     from agents.backends.transformers import load
     from agents.training.sft import SUMMARY
-    from segenv.tools.sam import no_loading_bars
+    from segenv.checkpoints import no_loading_bars
 
     if base is None or AutoConfig.from_pretrained(base).dtype != torch.float16:
         os.replace(trained, out)

@@ -90,7 +90,7 @@ class ClickTrainer(TinyTrainer):
 
     def reply_metrics(self, state: EvalState, text: str) -> dict[str, float]:
         """Metrics of a reply: a first click in the object, or the error of the predicted IoU and of the action."""
-        task, mask, parser, stop_iou = state.task, state.mask, codec.get(CODEC), self.args.stop_iou
+        task, mask, parser, stop_iou = state.task, state.mask, codec.make(CODEC), self.args.stop_iou
         action = parser.parse(text, task)
         click = action if isinstance(action, Click) else None
         inside = click is not None and bool(task.target[click.y, click.x])

@@ -52,7 +52,7 @@ class PolygonTrainer(TinyTrainer):
     @cached_property
     def held_out(self) -> list[EvalState]:
         """The last `probe` tasks of `synthetic:val`."""
-        data, codec = Synthetic("val"), polygons.get(self.args.codec)
+        data, codec = Synthetic("val"), polygons.make(self.args.codec)
         tasks = (data[len(data) - 1 - k] for k in range(self.args.probe))
         asked = (queries.query(task, codec, style="instruction") for task in tasks)
         return [EvalState(one.task, one.picture, one.prompt, np.zeros(one.task.target.shape, bool)) for one in asked]
@@ -70,7 +70,7 @@ class PolygonTrainer(TinyTrainer):
 
     def reply_metrics(self, state: EvalState, text: str) -> dict[str, float]:
         """IoU of a reply, also by difficulty, and whether it can be parsed."""
-        reply = record(state.task, polygons.get(self.args.codec), text, 0)
+        reply = record(state.task, polygons.make(self.args.codec), text, 0)
         difficulty = state.task.meta["difficulty"]
         return {"giou": reply.iou, f"giou_{difficulty}": reply.iou, "valid": float(reply.error is None)}
 

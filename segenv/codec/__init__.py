@@ -15,6 +15,7 @@ that breaks off, as in `Positive point: (12,`, makes the reply invalid: it never
 
 from __future__ import annotations
 
+from segenv import specs
 from segenv.codec import polygons
 from segenv.codec.base import PROMPTS, Codec
 from segenv.codec.frames import Frame, image_size, qwen_size
@@ -35,16 +36,17 @@ CODECS: dict[str, tuple[Frame, Frame, Grammar]] = {
 }
 
 
-def get(spec: str) -> Codec:
+def make(spec: str) -> Codec:
     """The codec of a spec: a name in `CODECS`, alone or with a prompt in `PROMPTS`, as in `segagent:prompt=short`; or a
     polygon codec, one of `polygons.DIALECTS`."""
-    if spec in polygons.DIALECTS:
-        return polygons.get(spec)
-    name, _, option = spec.partition(":")
-    key, _, prompt = option.partition("=")
-    if name not in CODECS or (option and (key != "prompt" or prompt not in PROMPTS)):
-        raise ValueError(
-            f"unknown codec {spec!r}; expected one of {', '.join(CODECS)}, alone or followed by "
-            f":prompt={'|'.join(PROMPTS)}, or one of {', '.join(polygons.DIALECTS)}"
-        )
-    return Codec(spec, *CODECS[name], prompt=prompt or "annotator")
+    expected = (
+        f"one of {', '.join(CODECS)}, alone or followed by :prompt={'|'.join(PROMPTS)}, "
+        f"or one of {', '.join(polygons.DIALECTS)}"
+    )
+    name, _ = specs.name_of("codec", spec, [*CODECS, *polygons.DIALECTS], expected)
+    if name not in CODECS:
+        return polygons.make(spec)
+    return Codec(spec, *CODECS[name], **specs.options_of("codec", spec, {"prompt": "annotator"}))
+
+
+get = make  # the name that others use

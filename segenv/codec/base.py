@@ -31,9 +31,11 @@ PROMPTS = {"annotator": ANNOTATOR, "short": SHORT}  # SegAgent's two kinds (Fig.
 
 
 class Codec:
-    """One way to write actions; see the module's docstring. `name` is the spec that `get` takes."""
+    """One way to write actions; see the module's docstring. `name` is the spec that `make` takes."""
 
     def __init__(self, name: str, points: Frame, boxes: Frame, grammar: Grammar, prompt: str = "annotator") -> None:
+        if prompt not in PROMPTS:
+            raise ValueError(f"codec {name!r}: prompt is {prompt!r}; expected one of {', '.join(PROMPTS)}")
         self.name = name
         self.points = points
         self.boxes = boxes

@@ -71,8 +71,8 @@ DIALECTS = {
 }
 
 
-def get(spec: str) -> PolygonCodec:
-    """The polygon codec of a spec in `DIALECTS`; `segenv.codec.get` gives the same."""
+def make(spec: str) -> PolygonCodec:
+    """The polygon codec of a spec in `DIALECTS`; `segenv.codec.make` gives it too."""
     if spec not in DIALECTS:
         raise ValueError(f"unknown polygon codec {spec!r}; expected one of {', '.join(DIALECTS)}")
     return PolygonCodec(spec, DIALECTS[spec])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from segenv import specs
 from segenv.data.base import MAX_PIXELS, DataError, Dataset
 
 __all__ = ["SPECS", "DataError", "Dataset", "make"]
@@ -29,9 +30,7 @@ def make(spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_
     Images of more than `max_pixels` are bad, and are not decoded. Raises `DataError` for an unknown spec and for data
     that cannot be read as a whole.
     """
-    kind, colon, rest = spec.partition(":")
-    if kind not in SPECS:
-        raise DataError(f"unknown data {spec!r}; expected one of: " + "; ".join(SPECS.values()))
+    kind, rest = specs.name_of("data", spec, SPECS, "one of: " + "; ".join(SPECS.values()), DataError)
     if kind != "synthetic" and not rest:
         raise DataError(f"data {spec!r} names no files; expected {SPECS[kind]}")
     match kind:

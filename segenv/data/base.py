@@ -7,10 +7,9 @@ equals the first.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -18,6 +17,7 @@ from typing import Any, overload
 import numpy as np
 from PIL import Image, ImageOps
 
+from segenv.files import json_hash
 from segenv.seeds import seed_of
 from segenv.types import IGNORE, BadItem, SegenvError, Task
 
@@ -164,35 +164,11 @@ class _Selection(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        return digest([self._whole.fingerprint, *self.ids])
+        return json_hash([self._whole.fingerprint, *self.ids])
 
 
 def _content(words: str) -> set[str]:
     return set(words.casefold().split()) - {"the", "a", "an"}
-
-
-def digest(parts: Iterable[object]) -> str:
-    """128-bit BLAKE2b of the parts, in hex. Each is written as JSON, so that ("a", "bc") differs from ("ab", "c")."""
-    state = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        state.update(json.dumps(part, sort_keys=True, default=str).encode() + b"\n")
-    return state.hexdigest()
-
-
-def file_digest(path: Path) -> str | None:
-    """128-bit BLAKE2b of a file's bytes, in hex; None where it cannot be read."""
-    try:
-        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() if path.is_file() else None
-    except (OSError, ValueError):  # ValueError: no name that a file can have
-        return None
-
-
-def file_size(path: Path) -> int | None:
-    """A file's size in bytes; None where there is none."""
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):
-        return None
 
 
 def folder(path: str | Path, what: str) -> Path:

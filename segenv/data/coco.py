@@ -15,15 +15,13 @@ from segenv.data.base import (
     DataError,
     Dataset,
     check_target,
-    digest,
-    file_digest,
-    file_size,
     folder,
     read_image,
     read_json,
     within,
 )
 from segenv.data.folder import unique
+from segenv.files import file_hash, file_size, json_hash
 from segenv.types import BadItem, Task
 
 NAMED_FROM = 0.01  # least part of the image that an object must cover for "the <class>" to name it
@@ -76,7 +74,7 @@ class Coco(Dataset):
         """Hash of the annotation file's content, and of the names and sizes in bytes of the images."""
         names = [image.get("file_name") for image in self._images.values()]
         sizes = [[name, file_size(self._root / name) if isinstance(name, str) else None] for name in names]
-        return digest([type(self).__name__, file_digest(self._file), *sizes])
+        return json_hash([type(self).__name__, file_hash(self._file), *sizes])
 
     def load(self, i: int) -> Task:
         item, entry = self._ids[i], self._annotations[i]

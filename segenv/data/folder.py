@@ -15,15 +15,13 @@ from segenv.data.base import (
     MAX_PIXELS,
     DataError,
     Dataset,
-    digest,
-    file_digest,
-    file_size,
     folder,
     read_json,
     read_pair,
     strict_labels,
     within,
 )
+from segenv.files import file_hash, file_size, json_hash
 from segenv.types import BadItem, Task
 
 NOT_DATA = ("Thumbs.db", "desktop.ini")  # what file managers leave behind, beside names that begin with a dot
@@ -69,10 +67,10 @@ class Pairs(Dataset):
         """Hash of the kind of dataset, the ids and texts, the size in bytes of each image and the content of each
         mask."""
         files = (
-            [pair.id, pair.instruction, pair.image and file_size(pair.image), pair.mask and file_digest(pair.mask)]
+            [pair.id, pair.instruction, pair.image and file_size(pair.image), pair.mask and file_hash(pair.mask)]
             for pair in self._pairs
         )
-        return digest([type(self).__name__, *files])
+        return json_hash([type(self).__name__, *files])
 
     def load(self, i: int) -> Task:
         pair = self._pairs[i]

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from segenv.data.base import Dataset, digest
+from segenv.data.base import Dataset
+from segenv.files import json_hash
 from segenv.seeds import seed_of
 from segenv.types import BadItem, Task
 
@@ -43,7 +44,7 @@ class NoTarget(Dataset):
 
     @property
     def fingerprint(self) -> str:
-        return digest(["absent", self._share, self._whole.fingerprint])
+        return json_hash(["absent", self._share, self._whole.fingerprint])
 
     def load(self, i: int) -> Task:
         task = self._whole.load(i)

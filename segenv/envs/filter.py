@@ -87,7 +87,7 @@ class FilterEnv(HLMATEnv):
 
     ## Starting State
     A mask that the tool makes of 1 to 5 random points in the object's bounding box, the first positive, the others of
-    either sign (`start="random"`), or that of another start of `segenv.envs.refine.get`: `given`, `box`, `points`,
+    either sign (`start="random"`), or that of another start of `segenv.envs.refine.make`: `given`, `box`, `points`,
     `distort`.
 
     ## Episode End
@@ -114,7 +114,7 @@ class FilterEnv(HLMATEnv):
         if isinstance(reward, str) and reward not in REWARDS:
             raise ValueError(f"reward is {reward!r}; expected one of {', '.join(REWARDS)}, or a function")
         judged_by = REWARDS[reward] if isinstance(reward, str) else reward
-        begin = random_points if start == "random" else refine.get(start)
+        begin = random_points if start == "random" else refine.make(start)
         super().__init__(tool, data, codec, judged_by, 1, render_mode, begin)
 
     def _parse(self, action: Any, observation: Observation) -> Action:

@@ -76,7 +76,7 @@ class HLMATEnv(SegEnv):
         start: Start | None = None,
     ) -> None:
         super().__init__(tool, data, reward, max_steps, render_mode, start)
-        self.codec = codecs.get(codec) if isinstance(codec, str) else codec
+        self.codec = codecs.make(codec) if isinstance(codec, str) else codec
         self.action_space = FreeText()
         self.observation_space = gym.spaces.Dict(
             {

@@ -48,8 +48,8 @@ class NumericEnv(SegEnv):
         start: str | Start | None = None,
         size: int = 84,
     ) -> None:
-        super().__init__(tool, data, reward, max_steps, render_mode, None if start is None else refine.get(start))
-        self.codec = codecs.get(codec) if isinstance(codec, str) else codec
+        super().__init__(tool, data, reward, max_steps, render_mode, None if start is None else refine.make(start))
+        self.codec = codecs.make(codec) if isinstance(codec, str) else codec
         self.size = size
         self.observation_space = gym.spaces.Dict(
             {

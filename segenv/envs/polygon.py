@@ -117,7 +117,7 @@ class PolygonEnv(HLMATEnv):
         varied: bool = False,
         render_mode: str | None = None,
     ) -> None:
-        spoken = codecs.get(codec) if isinstance(codec, str) else codec
+        spoken = codecs.make(codec) if isinstance(codec, str) else codec
         if not isinstance(spoken, PolygonCodec):
             raise ValueError(f"codec {spoken.name!r} draws no polygons; expected one such as 'rings' or 'simpleseg'")
         queries.check(given, asked, style)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,6 +10,7 @@ import cv2
 import numpy as np
 
 from segenv import codec as codecs
+from segenv import specs
 from segenv.envs.base import Start
 from segenv.envs.hlmat import HLMATEnv
 from segenv.metrics import distances, iou
@@ -59,23 +58,16 @@ def distort(task: Task, tool: SegTool, rng: np.random.Generator, low: float = 0.
 STARTS: dict[str, Callable[..., Task]] = {"given": given, "box": box, "points": points, "distort": distort}
 
 
-def get(start: str | Start) -> Start:
+def make(start: str | Start) -> Start:
     """The start that a spec names: `given`, `box`, `points`, `points:k=5`, `distort`, `distort:low=0.2,high=0.7`. A
     function of (task, tool, generator) that returns a task with an `initial_mask` is returned as it is."""
     if callable(start):
         return start
-    name, _, rest = start.partition(":")
-    if name not in STARTS:
-        raise ValueError(f"start {start!r} is unknown; expected one of {', '.join(STARTS)}")
-    known = list(inspect.signature(STARTS[name]).parameters)[3:]
-    options: dict[str, float] = {}
-    for part in rest.split(",") if rest else ():
-        match = re.fullmatch(r"([a-z]+)=([0-9.]+)", part)
-        if match is None or match[1] not in known:
-            raise ValueError(
-                f"start {start!r}: {part!r} is no option; {name} has {', '.join(known) or 'none'}, as key=number"
-            )
-        options[match[1]] = float(match[2]) if "." in match[2] else int(match[2])
+    name, _ = specs.name_of("start", start, STARTS)
+    options = specs.options_of("start", start, specs.defaults_of(STARTS[name], skip=3))
+    for key, number in options.items():
+        if number <= 0:
+            raise ValueError(f"start {start!r}: {key} is {number}; expected a number above 0")
     return partial(STARTS[name], **options)
 
 
@@ -146,7 +138,7 @@ class RefineEnv(HLMATEnv):
     ## Starting State
     `start` says where the mask comes from: `box` (the tool's answer to the object's bounding box; the default),
     `points` (its answer to random points in that box), `distort` (the target, distorted to a drawn IoU) or `given` (the
-    task's `initial_mask`). Options follow a colon, see `get`. The first three read the target, once, and the mask that
+    task's `initial_mask`). Options follow a colon, see `make`. The first three read the target, once, and the mask that
     they make is all that the episode keeps: neither box, points nor logits remain, and `undo` goes no further back than
     this mask. The episode's task (`env.unwrapped.state.task`) carries the mask, so that a `given` start repeats it.
     """
@@ -161,4 +153,4 @@ class RefineEnv(HLMATEnv):
         render_mode: str | None = None,
         start: str | Start = "box",
     ) -> None:
-        super().__init__(tool, data, codec, reward, max_steps, render_mode, get(start))
+        super().__init__(tool, data, codec, reward, max_steps, render_mode, make(start))

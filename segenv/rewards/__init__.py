@@ -1,6 +1,6 @@
 """Rewards by name: of a step (`clicks`), and of a whole mask in one reply (`polygons`)."""
 
-from segenv.rewards.clicks import REWARDS, SUMS, Reward, get, terms, weighted, weights_of
+from segenv.rewards.clicks import REWARDS, SUMS, Reward, make, terms, weighted, weights_of
 from segenv.rewards.polygons import PARTS, PolygonReward, goal_of, polygon
 
 __all__ = [
@@ -9,8 +9,8 @@ __all__ = [
     "SUMS",
     "PolygonReward",
     "Reward",
-    "get",
     "goal_of",
+    "make",
     "polygon",
     "terms",
     "weighted",

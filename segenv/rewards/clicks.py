@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segenv.metrics import errors, iou
 from segenv.types import Action, Click, Invalid, Task
-
-if TYPE_CHECKING:
-    pass
 
 Reward = Callable[[Task, np.ndarray, Action, np.ndarray, bool], float]
 
@@ -77,7 +73,7 @@ SUMS = {"net_gain": "iou_gain-0.01*step"}  # what the mask gained, less the cost
 _TERM = re.compile(r"([+-]?)(?:([0-9]+(?:\.[0-9]+)?)\*)?([a-z_]+)")
 
 
-def get(name: str | Reward) -> Reward:
+def make(name: str | Reward) -> Reward:
     """The reward of a name, of a weighted sum of names (`iou_gain+0.1*format-0.05*invalid`), or of a function, which is
     given back."""
     if callable(name):
@@ -99,7 +95,7 @@ def terms(name: str | Reward) -> dict[str, Reward]:
     if name in REWARDS:
         return {name: REWARDS[name]}
     weights = weights_of(SUMS.get(name, name), (*REWARDS, *SUMS), "iou_gain+0.1*format")
-    return {term: weighted(weight, get(term)) for term, weight in weights.items()}
+    return {term: weighted(weight, make(term)) for term, weight in weights.items()}
 
 
 def weighted(weight: float, reward: Reward) -> Reward:

@@ -210,7 +210,7 @@ class PolygonReward:
     """
 
     def __init__(self, spec: str, codec: str | PolygonCodec = "rings") -> None:
-        found = codecs.get(codec) if isinstance(codec, str) else codec
+        found = codecs.make(codec) if isinstance(codec, str) else codec
         if not isinstance(found, PolygonCodec):
             raise ValueError(f"codec {found.name!r} draws no polygons; expected one such as 'rings' or 'simpleseg'")
         self.spec, self.codec = spec, found

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
-import re
 from importlib import import_module
 from typing import Any
 
+from segenv import specs
 from segenv.tools.base import SegTool
 from segenv.tools.cache import EncodingCache
 
@@ -28,31 +27,11 @@ def make(spec: str | SegTool, **options: Any) -> SegTool:
     """
     if isinstance(spec, SegTool):
         return spec
-    name, _, rest = spec.partition(":")
-    if name not in TOOLS:
-        raise ValueError(f"tool {spec!r} is unknown; expected one of {', '.join(TOOLS)}, with options after a colon")
+    name, _ = specs.name_of("tool", spec, TOOLS)
     module, class_name, argument = TOOLS[name]
-    parts = rest.split(",") if rest else []
-    given: dict[str, Any] = {}
-    while parts and (match := re.fullmatch(r"([a-z_]+)=(.*)", parts[-1])):
-        given[match[1]] = _value(match[2])
-        parts.pop()
-    if parts:
-        if argument is None:
-            raise ValueError(f"tool {spec!r}: {','.join(parts)!r} is no option; expected key=value")
-        given[argument] = ",".join(parts)
-    given.update(options)
     tool = getattr(import_module(module), class_name)
-    known = inspect.signature(tool).parameters
-    if unknown := [key for key in given if key not in known]:
-        raise ValueError(f"tool {name} has no option {', '.join(unknown)}; it has {', '.join(known)}")
-    return tool(**given)
-
-
-def _value(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    known = specs.defaults_of(tool)
+    for key in options:
+        if key not in known:
+            raise specs.unknown_option("tool", spec, key, known)
+    return tool(**specs.options_of("tool", spec, known, argument) | options)

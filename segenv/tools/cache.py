@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import tempfile
 import threading
@@ -11,6 +10,8 @@ from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+
+from segenv.files import content_hash
 
 Encoding = dict[str, np.ndarray]  # what a tool keeps of an image: its arrays by name
 
@@ -97,7 +98,7 @@ class EncodingCache:
 
     def _path(self, key: str) -> Path:
         assert self.directory is not None
-        return self.directory / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.npy"
+        return self.directory / f"{content_hash(key.encode())}.npy"
 
     def _read(self, key: str) -> Encoding | None:
         if self.directory is None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from segenv.checkpoints import no_loading_bars, weights_hash
 from segenv.tools.base import SegTool
 from segenv.tools.cache import Encoding, EncodingCache
 from segenv.types import Box, Click, Prediction, Prompt, ToolError
@@ -300,15 +299,6 @@ def to_encodings(levels: dict[str, torch.Tensor]) -> list[Encoding]:
     return [{name: array[i].copy() for name, array in arrays.items()} for i in range(count)]
 
 
-def weights_hash(model: torch.nn.Module, facts: str) -> str:
-    """128-bit hash of a model's weights and of `facts` that its weights do not show, in hex."""
-    digest = hashlib.blake2b(facts.encode(), digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
 def _facts(config: dict[str, Any]) -> str:
     """What of a configuration changes a model's answers: not where it lies, or who wrote it."""
     aside = {"_name_or_path", "architectures", "dtype", "transformers_version"}
@@ -318,20 +308,6 @@ def _facts(config: dict[str, Any]) -> str:
 
 def _name_of(source: str | Path | torch.nn.Module) -> str:
     return type(source).__name__ if isinstance(source, torch.nn.Module) else str(source)
-
-
-@contextmanager
-def no_loading_bars() -> Iterator[None]:
-    """Keep transformers' "Loading weights" bars out of the midst of the caller's own progress."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _load(source: str, dtype: torch.dtype) -> Any:

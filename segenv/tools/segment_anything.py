@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from segenv.checkpoints import weights_hash
 from segenv.tools.cache import Encoding, EncodingCache
-from segenv.tools.sam import PromptedSam, to_encodings, weights_hash
+from segenv.tools.sam import PromptedSam, to_encodings
 from segenv.types import ToolError
 
 

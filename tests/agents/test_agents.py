@@ -167,7 +167,7 @@ class TestMllm:
     def test_what_is_given_wins_over_what_the_checkpoint_declares(self, mdp, task):
         agent = agents.make("mllm:untrained", codec="unit-xy", prompt="codec", image_size=40)
         observation = mdp.observation(mdp.initial(task))
-        assert agent.prompt(observation) == codecs.get("unit-xy").prompt(observation)
+        assert agent.prompt(observation) == codecs.make("unit-xy").prompt(observation)
         assert agent.picture(observation).shape == (30, 40, 3)
         assert agent.settings["image_size"] == 40
         full = agents.make("mllm:untrained", image_size=(48, 64))
@@ -203,7 +203,7 @@ class TestMllm:
 def test_unknown_names_and_options_say_what_was_expected():
     with pytest.raises(ValueError, match="unknown agent 'expert'; expected one of annotator"):
         agents.make("expert")
-    with pytest.raises(ValueError, match=r"cannot read the options 'p'; expected key=number"):
+    with pytest.raises(ValueError, match="'p' is no option of random; expected KEY=VALUE of p"):
         agents.make("random:p")
     with pytest.raises(ValueError, match="p is 2.0; expected a probability"):
         agents.make("random:p=2")

@@ -38,7 +38,7 @@ def base(tmp_path_factory):
 @pytest.mark.parametrize("codec", ["rings", "simpleseg"])
 @pytest.mark.parametrize("order", ORDERS)
 def test_drawn_replies_give_the_object_back_in_any_order_but_the_shuffled_one(codec, order):
-    dialect, rng = polygons.get(codec), np.random.default_rng(0)
+    dialect, rng = polygons.make(codec), np.random.default_rng(0)
     for i in range(12):
         task = Synthetic("val")[i]
         read = dialect.parse(format_rings(task, dialect, 40, 0, order, rng), task)
@@ -57,7 +57,7 @@ def test_drawn_replies_give_the_object_back_in_any_order_but_the_shuffled_one(co
 
 def test_outlines_have_the_corners_that_they_need_and_no_more():
     """A slanted triangle has three vertices, a thin bar four; and all that they may have without a ratio."""
-    rings, shape = polygons.get("rings"), (96, 128)
+    rings, shape = polygons.make("rings"), (96, 128)
 
     def counts(*corners):
         task = Task("t", np.zeros((*shape, 3), np.uint8), polygons_to_mask([np.array(corners)], *shape), "it")

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agents import tiny
-from agents.backends.transformers import SeededSample, TransformersBackend, chat, encode, load, resized
+from agents.backends.transformers import SeededSample, TransformersBackend, chat, encode, load
+from segenv import render
 
 torch.set_num_threads(1)
 SMALL = {"image_size": 32, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
@@ -122,7 +123,7 @@ def test_seeds_drive_samples_and_leave_the_likeliest_reply_alone(backend, images
 
 def test_padding_leaves_the_scores_of_a_short_prompt_alone(pair, images):
     model, processor = pair
-    small = [resized(image, (32, 32)) for image in images[:2]]
+    small = [render.resized(image, (32, 32)) for image in images[:2]]
     asked = [chat(processor, prompt)[0] for prompt in PROMPTS[:2]]
     both, one = encode(processor, asked, small), encode(processor, asked[:1], small[:1])
     assert both["input_ids"].shape[1] > one["input_ids"].shape[1]
@@ -158,7 +159,7 @@ def test_a_reply_has_the_probability_that_one_pass_over_it_gives(backend, images
     assert len(backend.replies) == 4 and backend.replies[1].tokens <= 2
     assert temperature == 0 or max(reply.tokens for reply in backend.replies) == 8
     asked = [chat(backend.processor, prompt)[0] for prompt in PROMPTS]
-    pictures = [resized(image, (32, 32)) for image in images]
+    pictures = [render.resized(image, (32, 32)) for image in images]
     longest = encode(backend.processor, asked, pictures)["input_ids"].shape[1]
     for k, reply in enumerate(backend.replies):
         taken = written[0][k, longest:][: reply.tokens + 1]
@@ -177,10 +178,10 @@ def test_the_fingerprint_follows_the_weights(pair):
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 64))
 def test_resizing_to_a_longest_side_shrinks_only(height, width, size):
     image = np.zeros((height, width, 3), np.uint8)
-    sent = resized(image, size)
+    sent = render.resized(image, size)
     assert max(sent.shape[:2]) == min(size, max(height, width))
-    assert resized(image, None) is image
-    assert resized(image, (7, 9)).shape == (7, 9, 3)
+    assert render.resized(image, None) is image
+    assert render.resized(image, (7, 9)).shape == (7, 9, 3)
 
 
 def test_a_missing_checkpoint_says_what_was_expected(tmp_path):

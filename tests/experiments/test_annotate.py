@@ -80,7 +80,7 @@ masks = arrays(np.bool_, st.tuples(st.integers(1, 14), st.integers(1, 14)), elem
 @given(masks, st.sampled_from(["rings", "simpleseg", "simpleseg:contour=edges"]), st.integers(4, 30))
 def test_outlines_keep_their_budgets_and_their_objects(mask: np.ndarray, dialect: str, budget: int) -> None:
     task = Task("t", np.zeros((*mask.shape, 3), np.uint8), mask)
-    speaks = codec.get(dialect)
+    speaks = codec.make(dialect)
     assert isinstance(speaks, PolygonCodec)
     exact, tight = PolygonWriter(0.0), PolygonWriter(1.0, max_vertices=budget, max_tokens=60)
     rings = mask_to_polygons(mask)
@@ -149,7 +149,7 @@ def test_given_boxes_become_masks_polygons_and_conversations(
     prompt, reply, picture = next(
         row for row in asked if row[0].startswith("Outline exactly") and "else: disc" in row[0]
     )
-    read = codec.get("rings").parse(reply, tasks[0])
+    read = codec.make("rings").parse(reply, tasks[0])
     assert isinstance(read, Polygons) and np.array_equal(polygons_to_mask(read.rings, *SIZE), expected["a.png"])
     assert np.array_equal(picture, disc("a.png").image) and "<image>" not in "".join(row[0] for row in asked)
     painted = next(picture for prompt, _, picture in asked if "green" in prompt)
@@ -300,7 +300,7 @@ def test_a_language_model_describes_objects(images: Path, boxes: Path, tmp_path:
         (["--images", "IMAGES", "--boxes", "BOXES", "--max-vertices", "3"], "expected 4 or more"),
         (["--images", "IMAGES", "--boxes", "BOXES", "--nms", "1.5"], "expected a number in 0..1"),
         (["--images", "IMAGES", "--boxes", "BOXES", "--out", "IMAGES/run"], "lies in the folder of the images"),
-        (["--images", "IMAGES", "--boxes", "BOXES", "--tool", "magic"], "tool 'magic' is unknown"),
+        (["--images", "IMAGES", "--boxes", "BOXES", "--tool", "magic"], "unknown tool 'magic'"),
         (["--images", "IMAGES", "--phrases", "cat", "--detector", "IMAGES"], "no zero-shot object detection"),
         (["--images", "NOWHERE", "--phrases", "cat"], "does not exist"),
     ],

@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 SMALL = {"image_size": 32, "width": 64, "vision_layers": 1, "text_layers": 2, "heads": 2}
 DECLARED = {"codec": "rings", "prompt": "instruction", "image_size": [32, 32], "max_new_tokens": 64}
-RINGS = codec.get("rings")
+RINGS = codec.make("rings")
 QUICK = GSPOOptions(steps=6, prompts=2, group=4, updates=2, max_tokens=64, save_steps=2, learning_rate=1e-3, warmup=0.0)
 REWARD = rewards.polygon("iou+0.1*format")
 

@@ -20,7 +20,7 @@ from segenv.codec.polygons import DIALECTS
 from segenv.types import IGNORE, Task
 
 SIZE = (96, 128)
-RINGS = codec.get("rings")
+RINGS = codec.make("rings")
 
 
 def mask(*boxes: tuple[int, int, int, int], less: tuple[int, int, int, int] | None = None) -> np.ndarray:
@@ -58,7 +58,7 @@ def test_measures_are_what_they_say() -> None:
     square = np.zeros((100, 100), bool)
     square[20:60, 20:60] = True
     there, absent = task(square, "there"), task(np.zeros((100, 100), bool), "absent")
-    unit = codec.get("simpleseg")
+    unit = codec.make("simpleseg")
 
     def text(x1: float) -> str:
         return f"[[[0.2, 0.2], [0.2, 0.6], [{x1}, 0.6], [{x1}, 0.2]]]"
@@ -109,7 +109,7 @@ def test_ignored_pixels_count_in_nothing() -> None:
 def test_boxes_and_points_are_answers_too(asked: str, reply: str, iou: float) -> None:
     ring = np.zeros((100, 100), bool)
     ring[10:90, 10:50], ring[30:60, 25:45] = True, False
-    found = record(task(ring), codec.get("simpleseg"), reply, 5, output_type=asked)  # type: ignore[arg-type]
+    found = record(task(ring), codec.make("simpleseg"), reply, 5, output_type=asked)  # type: ignore[arg-type]
     assert found.iou == found.box_iou == iou and (found.error is None) == (reply != "[]")
 
 
@@ -184,7 +184,7 @@ def test_eight_tokens_a_vertex_in_both_grammars() -> None:
     count = polygon_answers.token_counter()
     scene = task(ONE)
     for name in DIALECTS:
-        spoken = codec.get(name)
+        spoken = codec.make(name)
         lengths = [count(spoken.reply(target, scene, 10**6)) for target in (ONE, HOLE)]  # type: ignore[attr-defined]
         assert lengths[1] - lengths[0] == (4 * 8 if name == "rings" else 0)
 
@@ -258,7 +258,7 @@ def test_a_checkpoint_declares_how_long_its_replies_are(tmp_path: Path, monkeypa
     model, processor = tiny.build(image_size=32, width=16, vision_layers=1, text_layers=1, heads=2)
     made = mllm.MllmAgent((model, processor))
     assert (made.backend.max_new_tokens, made.codec.name) == (64, "segagent")
-    assert mllm.MllmAgent((model, processor), codec.get("rings")).backend.max_new_tokens == 512
+    assert mllm.MllmAgent((model, processor), codec.make("rings")).backend.max_new_tokens == 512
     model.config.segenv = {"codec": "rings", "prompt": "instruction", "image_size": [32, 32], "max_new_tokens": 77}
     model.save_pretrained(tmp_path / "tiny-drawing")
     processor.save_pretrained(tmp_path / "tiny-drawing")

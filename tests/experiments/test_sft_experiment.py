@@ -42,7 +42,7 @@ from segenv.types import Click, Stop
 torch.set_num_threads(1)
 SMALL = {"image_size": 64, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
 MIXED = Mixture(first=2, trajectory=2, cheap=2, crossed=2)
-CODEC = codec.get("segagent")
+CODEC = codec.make("segagent")
 
 
 @pytest.fixture(scope="module")

@@ -196,7 +196,7 @@ def test_a_finished_mask_gives_a_stop_and_a_play_without_a_click_is_counted(tmp_
     [
         ({"max_clicks": 0}, "max_clicks is 0; expected 1 or more"),
         ({"min_gain": 0.1}, "min_gain 0.1 has no effect with rule 'released'; give --rule paper"),
-        ({"tool": "laser"}, "tool 'laser' is unknown"),
+        ({"tool": "laser"}, "unknown tool 'laser'"),
         ({"annotator": "nobody"}, "unknown annotator 'nobody'"),
         ({"images": "/none"}, "/none does not exist"),
     ],
@@ -330,7 +330,7 @@ def test_episodes_become_what_their_actions_led_to(tmp_path: Path) -> None:
         def _act(self, observations, seeds):
             return [self.codec.format(script[seen.step], seen) for seen in observations]
 
-    (episode,) = rollout(mdp, Script(codec.get("pixels")), [task])
+    (episode,) = rollout(mdp, Script(codec.make("pixels")), [task])
     first, second = trajectories_of(moves_of(episode), task, "two.png")
     assert [click.click for click in first.clicks] == [Click(12, 20)] and first.start is None
     assert [click.click for click in second.clicks] == [Click(45, 20)]

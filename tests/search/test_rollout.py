@@ -27,7 +27,7 @@ class Script(Agent):
     spec = "script"
 
     def __init__(self, *texts, **by_task):
-        super().__init__(codec.get("pixels"))
+        super().__init__(codec.make("pixels"))
         self.texts, self.by_task = texts, by_task
 
     def _act(self, observations, seeds):
@@ -70,8 +70,8 @@ def test_tasks_are_read_when_needed_and_episodes_given_when_ready():
             read.append(task.id)
             yield task
 
-    one = codec.get("pixels").format(Click(3, 3), TASKS[0])
-    stop = codec.get("pixels").format(Stop(), TASKS[0])
+    one = codec.make("pixels").format(Click(3, 3), TASKS[0])
+    stop = codec.make("pixels").format(Stop(), TASKS[0])
     agent = Script(one, stop, **{"disc 0": [one, one, one, stop]})
     episodes = rollout(SegMDP(tools.make("disc"), max_steps=9), agent, tasks(), batch_size=2)
     assert next(episodes).task == "disc 0"
@@ -82,7 +82,7 @@ def test_tasks_are_read_when_needed_and_episodes_given_when_ready():
 
 
 def test_every_kind_of_action_is_recorded_as_it_went(task):
-    speak = codec.get("pixels")
+    speak = codec.make("pixels")
     actions = [Click(40, 20), Click(0, 0), Undo(), Click(5, 5, False), Stop()]
     texts = [speak.format(action, task) for action in actions]
     texts.insert(1, "I would rather not <script>")
@@ -103,7 +103,7 @@ def test_every_kind_of_action_is_recorded_as_it_went(task):
 
 
 def test_a_box_can_be_taken_back_too(task):
-    speak = codec.get("segagent")
+    speak = codec.make("segagent")
     texts = [speak.format(action, task) for action in (Box(28, 8, 53, 33), Undo(), Click(40, 20))]
     agent = Script(*texts)
     agent.codec = speak

@@ -21,7 +21,7 @@ from segenv import codec, tools
 from segenv.mdp import SegMDP
 from segenv.types import Click, Stop, Task, Undo
 
-PIXELS = codec.get("pixels")
+PIXELS = codec.make("pixels")
 ROW = Task("row", np.zeros((1, 8, 3), np.uint8), np.array([[1, 1, 1, 1, 1, 0, 0, 0]], bool))
 
 # What the policy says at each node: its own reply first, and then its samples in the order they are drawn.

@@ -24,7 +24,7 @@ from segenv import codec, metrics, tools
 from segenv.mdp import SegMDP
 from segenv.types import Box, Click, Stop, Undo
 
-PIXELS = codec.get("pixels")
+PIXELS = codec.make("pixels")
 TASKS = [disc_task(20 + 3 * i, 30 - 2 * i, 12 + i, 9 + i, 5 + i, f"disc {i}") for i in range(4)]
 SPECS = [
     *("greedy:k=1", "greedy:k=3", "best-of-n:n=4", "beam:width=2,k=3", "dvts:width=2,k=2", "lookahead:k=2,ahead=2"),

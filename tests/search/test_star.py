@@ -84,7 +84,7 @@ def test_corrections_are_tried_and_recorded_beside_the_play():
     task = synthetic_task()
     mdp = SegMDP(tools.make("disc"), max_steps=4)
     rules = star.Rules(stop_iou=0.95)
-    corner = Corner(codec.get("segagent"))
+    corner = Corner(codec.make("segagent"))
     [played] = rollout(mdp, corner, [task], correct=rules.correction)
     [untouched] = rollout(mdp, corner, [task])
     [expert] = rollout(mdp, agents.make("annotator", "segagent"), [task])

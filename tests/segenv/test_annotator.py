@@ -88,7 +88,7 @@ def test_a_perfect_mask_has_no_next_click():
     target = np.zeros((9, 9), np.uint8)
     target[2:5, 2:5] = 255
     assert next_click(target, target == 255) is None
-    assert all(get(target, target == 255, (), np.random.default_rng(0)) is None for get in map(annotator.get, SPECS))
+    assert all(get(target, target == 255, (), np.random.default_rng(0)) is None for get in map(annotator.make, SPECS))
 
 
 def test_a_tie_is_negative():
@@ -134,7 +134,7 @@ SPECS = [*annotator.VARIANTS, "jitter:sigma=2", "flip:p=1", "best-of:k=5", "wors
 @given(pair=masks, seed=st.integers(0, 2**32 - 1))
 def test_every_variant_depends_on_its_seed_alone_and_clicks_within_the_image(spec, pair, seed):
     target, prediction = pair
-    first, second = (annotator.get(spec)(target, prediction, (), np.random.default_rng(seed)) for _ in range(2))
+    first, second = (annotator.make(spec)(target, prediction, (), np.random.default_rng(seed)) for _ in range(2))
     assert first == second
     assert (first is None) == (next_click(target, prediction) is None)
     if first is not None:
@@ -146,7 +146,7 @@ def test_every_variant_depends_on_its_seed_alone_and_clicks_within_the_image(spe
 @given(pair=masks, seed=st.integers(0, 2**32 - 1))
 def test_careful_variants_click_errors_with_the_right_sign(spec, pair, seed):
     target, prediction = pair
-    click = annotator.get(spec)(target, prediction, (), np.random.default_rng(seed))
+    click = annotator.make(spec)(target, prediction, (), np.random.default_rng(seed))
     if click is not None:
         missing, extra = metrics.errors(target, prediction)
         assert (missing if click.positive else extra)[click.y, click.x]
@@ -154,7 +154,7 @@ def test_careful_variants_click_errors_with_the_right_sign(spec, pair, seed):
 
 def draws(spec: str, target: np.ndarray, count: int = 600) -> np.ndarray:
     """Depths of `count` first clicks of a variant, each from an empty mask."""
-    annotate, rng = annotator.get(spec), np.random.default_rng(0)
+    annotate, rng = annotator.make(spec), np.random.default_rng(0)
     clicks = [annotate(target, np.zeros_like(target), (), rng) for _ in range(count)]
     depth = cv2.distanceTransform(np.pad(target, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     return np.array([depth[click.y, click.x] for click in clicks])
@@ -174,9 +174,9 @@ def test_variants_are_as_deep_as_their_definitions():
 
 def test_jitter_spreads_by_sigma_and_flip_turns_the_sign():
     target, empty, rng = np.ones((101, 101), bool), np.zeros((101, 101), bool), np.random.default_rng(0)
-    xs = [annotator.get("jitter:sigma=6")(target, empty, (), rng).x for _ in range(600)]
+    xs = [annotator.make("jitter:sigma=6")(target, empty, (), rng).x for _ in range(600)]
     assert np.mean(xs) == pytest.approx(50, abs=1) and np.std(xs) == pytest.approx(6, abs=0.6)
-    signs = [annotator.get("flip:p=0.25")(target, empty, (), rng).positive for _ in range(600)]
+    signs = [annotator.make("flip:p=0.25")(target, empty, (), rng).positive for _ in range(600)]
     assert np.mean(signs) == pytest.approx(0.75, abs=0.06)
 
 
@@ -195,7 +195,7 @@ def test_jitter_spreads_by_sigma_and_flip_turns_the_sign():
 )
 def test_a_wrong_spec_says_what_is_wrong(spec):
     with pytest.raises(ValueError, match=f"annotator {spec!r}"):
-        annotator.get(spec)
+        annotator.make(spec)
 
 
 # --------------------------------------------------------------------------------------------------------------- golden

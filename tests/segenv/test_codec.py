@@ -93,7 +93,7 @@ class TestCodecContract:
     def test_a_click_comes_back(self, spec, pair, iou):
         """Exactly, where the grid is as fine as the pixels; within one grid step elsewhere."""
         scene, click = pair
-        spoken = codec.get(spec)
+        spoken = codec.make(spec)
         back = spoken.parse(spoken.format(click, scene, iou), scene)
         assert isinstance(back, Click) and back.positive == click.positive
         for got, given_, step in zip((back.x, back.y), (click.x, click.y), grid(spoken.points, scene), strict=True):
@@ -103,7 +103,7 @@ class TestCodecContract:
     @given(pair=boxes)
     def test_a_box_comes_back_within_a_grid_step(self, spec, pair):
         scene, box = pair
-        spoken = codec.get(spec)
+        spoken = codec.make(spec)
         back = spoken.parse(spoken.format(box, scene), scene)
         across, down = grid(spoken.boxes, scene)
         assert isinstance(back, Box)
@@ -114,13 +114,13 @@ class TestCodecContract:
     @pytest.mark.parametrize("action", [Stop(), Undo()])
     @pytest.mark.parametrize("iou", [None, 0.0, 0.92])
     def test_stop_and_undo_come_back(self, spec, action, iou):
-        spoken = codec.get(spec)
+        spoken = codec.make(spec)
         assert spoken.parse(spoken.format(action, SCENE, iou), SCENE) == action
 
     @settings(max_examples=60)
     @given(text=st.text(max_size=200) | replies, scene=scenes)
     def test_any_text_is_an_action_on_the_image_or_says_why_not(self, spec, text, scene):
-        spoken = codec.get(spec)
+        spoken = codec.make(spec)
         action = spoken.parse(text, scene)
         match action:
             case Invalid():
@@ -137,7 +137,7 @@ class TestCodecContract:
         assert stated is None or 0 <= stated <= 1
 
     def test_no_100_kb_of_text_takes_20_ms(self, spec):
-        spoken = codec.get(spec)
+        spoken = codec.make(spec)
         for name, text in HOSTILE.items():
             best = float("inf")
             for _ in range(8):  # the machine may be busy: time of this thread alone, and the best of eight
@@ -152,7 +152,7 @@ class TestCodecContract:
     @given(pair=clicks, thought=replies, iou=st.floats(0, 1))
     def test_the_last_statement_counts_after_any_thought(self, spec, pair, thought, iou):
         scene, click = pair
-        spoken = codec.get(spec)
+        spoken = codec.make(spec)
         reply = spoken.format(click, scene, iou)
         assert spoken.parse(f"{thought}\n{reply}", scene) == spoken.parse(reply, scene)
         assert spoken.stated_iou(f"{thought}\n{reply}") == round(100 * iou) / 100
@@ -161,7 +161,7 @@ class TestCodecContract:
     def test_a_reply_that_breaks_off_is_no_action(self, spec):
         """Every proper beginning of a click or box is invalid, also behind a whole one; what ends it may be missing
         only where no number is."""
-        spoken = codec.get(spec)
+        spoken = codec.make(spec)
         for action in (Click(320, 240), Box(10, 20, 300, 400)):
             text = spoken.format(action, SCENE)
             last_digit = max(i for i, character in enumerate(text) if character.isdigit())
@@ -171,7 +171,7 @@ class TestCodecContract:
         assert isinstance(spoken.parse(f"{whole} {broken[: max(map(broken.rfind, '0123456789'))]}", SCENE), Invalid)
 
     def test_what_is_not_on_the_image_is_not_written(self, spec):
-        spoken = codec.get(spec)
+        spoken = codec.make(spec)
         for action in (Click(640, 0), Click(0, -1), Box(5, 5, 5, 9), Box(0, 0, 641, 9), Box(float("nan"), 0, 1, 1)):
             with pytest.raises(ValueError, match="outside the image|is empty or leaves"):
                 spoken.format(action, SCENE)
@@ -179,17 +179,17 @@ class TestCodecContract:
             spoken.format(Stop(), SCENE, iou=74)
 
     def test_the_prompt_names_the_object_and_the_last_error(self, spec):
-        spoken = codec.get(spec)
+        spoken = codec.make(spec)
         assert "the left cat" in spoken.prompt(SCENE) and "{" not in spoken.prompt(SCENE).replace('{"', "")
         assert "the {0} main {braces}" in spoken.prompt(replace(SCENE, instruction="the {0} main {braces}"))
         assert "point (9999, 1) lies outside" in spoken.prompt(replace(SCENE, error="point (9999, 1) lies outside"))
         assert spoken.name == spec
 
     def test_the_prompt_shows_both_points_in_the_codec_s_own_grammar(self, spec):
-        spoken = codec.get(spec)
+        spoken = codec.make(spec)
         template, names = spoken.grammar.point.template, spoken.points.names(point=True)
         for sign, positive in ((spoken.grammar.positive, True), (spoken.grammar.negative, False)):
-            assert template.format(*names, sign=sign) in codec.get(spec.split(":")[0]).prompt(SCENE)
+            assert template.format(*names, sign=sign) in codec.make(spec.split(":")[0]).prompt(SCENE)
             assert spoken.parse(template.format("0", "0", sign=sign), SCENE) == Click(0, 0, positive)
 
 
@@ -197,7 +197,7 @@ class TestCodecContract:
 
 
 def segagent(text: str, scene: Scene = SCENE):
-    return codec.get("segagent").parse(text, scene)
+    return codec.make("segagent").parse(text, scene)
 
 
 def test_the_axis_trap_points_are_row_column_and_boxes_x_y():
@@ -206,7 +206,7 @@ def test_the_axis_trap_points_are_row_column_and_boxes_x_y():
     assert segagent("Current IOU: 74\nPositive point: (175, 483)", scene) == Click(x=966, y=175)
     assert segagent("<ref>cat</ref><box>(0,0),(999,999)</box>", scene) == Box(0, 0, 2000, 1000)
     assert segagent("<box>(333,0),(666,999)</box>", Scene(99, 999)) == Box(333, 0, 666, 99)
-    assert codec.get("segagent").format(Click(966, 175), scene, 0.74) == "Current IOU: 74\nPositive point: (175, 483)"
+    assert codec.make("segagent").format(Click(966, 175), scene, 0.74) == "Current IOU: 74\nPositive point: (175, 483)"
     assert segagent("<ref>cat</ref><box>(1,2),(3,4)</box>Negative point: (0, 1000)", scene) == Click(1999, 0, False)
 
 
@@ -272,7 +272,7 @@ def test_small_departures_are_read(text):
 
 
 def test_stated_iou_is_a_percentage_and_the_last_one():
-    stated = codec.get("segagent").stated_iou
+    stated = codec.make("segagent").stated_iou
     assert stated("Current IOU: 74\nFinish") == 0.74
     assert stated("current iou 0") == 0.0 and stated("**Current IOU:** 99.5%") == 0.995
     assert stated("Current IOU: 0.74") == 0.0074, "never guessed from the number's size"
@@ -298,21 +298,21 @@ def test_stated_iou_is_a_percentage_and_the_last_one():
     ],
 )
 def test_what_each_family_writes_on_an_image_of_1000_pixels(spec, click, box):
-    scene, spoken = Scene(1000, 1000), codec.get(spec)
+    scene, spoken = Scene(1000, 1000), codec.make(spec)
     assert spoken.format(Click(500, 250, False), scene) == click
     assert spoken.format(Box(0, 0, 500, 1000), scene) == box
     assert spoken.parse(f"```json\n[{click}]\n```", scene) == Click(500, 250, False)
 
 
 def test_a_label_may_stand_before_its_point_and_is_never_guessed():
-    spoken = codec.get("qwen3-vl")
+    spoken = codec.make("qwen3-vl")
     assert spoken.parse('[{"label": "negative", "point_2d": [0, 0]}]', SCENE) == Click(0, 0, False)
     action = spoken.parse('{"point_2d": [0, 0], "label": "cat"}', SCENE)
     assert isinstance(action, Invalid) and action.reason.startswith("point (0, 0) is neither positive nor negative")
 
 
 def test_pixels_are_exact_and_end_before_the_image_does():
-    spoken = codec.get("pixels")
+    spoken = codec.make("pixels")
     assert spoken.parse("Positive point: (639, 479)", SCENE) == Click(639, 479)
     action = spoken.parse("Positive point: (640, 479)", SCENE)
     assert isinstance(action, Invalid) and action.reason == "point (640, 479) lies outside 0..639, 0..479"
@@ -321,7 +321,7 @@ def test_pixels_are_exact_and_end_before_the_image_does():
 
 def test_halves_round_down_so_that_a_pixel_of_the_finest_grid_stays():
     """With 1,000 pixels on 0..1000, middles lie on halves: rounding them up would move every click by one."""
-    spoken, scene = codec.get("grid1000-xy"), Scene(1000, 1000)
+    spoken, scene = codec.make("grid1000-xy"), Scene(1000, 1000)
     assert all(spoken.parse(spoken.format(Click(i, i), scene), scene) == Click(i, i) for i in range(1000))
 
 
@@ -334,7 +334,16 @@ def test_qwen_resizes_as_its_processor_does(size, sent):
     assert qwen_size(*size) == sent
 
 
-@pytest.mark.parametrize("spec", ["segagents", "", "segagent:short", "segagent:prompt=long", "pixels:iou=1"])
-def test_an_unknown_codec_names_the_known_ones(spec):
-    with pytest.raises(ValueError, match="unknown codec .* segagent, unit-xy, grid1000-xy"):
-        codec.get(spec)
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("segagents", "unknown codec 'segagents'.* segagent, unit-xy, grid1000-xy.*did you mean 'segagent'"),
+        ("", "unknown codec ''.* segagent, unit-xy, grid1000-xy"),
+        ("segagent:short", "'short' is no option of segagent; expected KEY=VALUE of prompt"),
+        ("segagent:prompt=long", "prompt is 'long'; expected one of annotator, short"),
+        ("pixels:iou=1", "'iou=1' is no option of pixels"),
+    ],
+)
+def test_a_wrong_codec_says_what_is_wrong(spec, message):
+    with pytest.raises(ValueError, match=message):
+        codec.make(spec)

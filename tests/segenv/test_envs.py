@@ -172,7 +172,7 @@ def test_several_run_in_step(name: str, tasks: list[Task]) -> None:
     ("options", "message"),
     [
         ({"max_steps": 0}, "max_steps is 0"),
-        ({"tool": "disk"}, "'disk' is unknown"),
+        ({"tool": "disk"}, "unknown tool 'disk'.*did you mean 'disc'"),
         ({"data": []}, "has no tasks"),
         ({"reward": "iuo"}, "iuo"),
         ({"codec": "segagnet"}, "segagnet"),

@@ -33,7 +33,7 @@ def test_exported_conversations_load_with_datasets_and_show_each_state(recorded:
     (tmp_path / "elsewhere").mkdir()
     moved = out.rename(tmp_path / "elsewhere" / "trl")
     loaded = datasets.load_dataset(str(moved), split="train", cache_dir=str(tmp_path / "cache"))
-    speaks, k = codec.get("qwen3-vl"), 0
+    speaks, k = codec.make("qwen3-vl"), 0
     assert set(loaded.column_names) == {"messages", "images"}
     for task in data.make(recorded):
         trajectory = task.meta["trajectory"]
@@ -85,7 +85,7 @@ def test_an_export_said_again_keeps_its_pictures(recorded: str, tmp_path: Path) 
 
 def test_media_placeholders_in_a_caption_reach_no_trainer(recorded: str) -> None:
     task = replace(data.make(recorded)[0], instruction="the <image> of <video>")
-    (first, *_) = conversations([task], codec.get("segagent"), "instruction")
+    (first, *_) = conversations([task], codec.make("segagent"), "instruction")
     assert first.prompt == "the   of  "
 
 

@@ -116,7 +116,7 @@ class Judge(Agent):
     spec = "judge"
 
     def __init__(self, tasks) -> None:
-        super().__init__(codec.get("segagent"))
+        super().__init__(codec.make("segagent"))
         self.targets = {task.id: task.target for task in tasks}
 
     def _act(self, observations, seeds):

@@ -57,7 +57,7 @@ def drawn(spoken: PolygonCodec, scene: Scene, rings) -> Polygons:
 
 @pytest.fixture(params=list(polygons.DIALECTS))
 def spoken(request: pytest.FixtureRequest) -> PolygonCodec:
-    found = codec.get(request.param)
+    found = codec.make(request.param)
     assert isinstance(found, PolygonCodec) and found.name == request.param
     return found
 
@@ -69,7 +69,7 @@ def spoken(request: pytest.FixtureRequest) -> PolygonCodec:
 class TestPolygonCodecContract:
     @given(scene=scenes, rings=units, iou=st.none() | st.floats(0, 1))
     def test_polygons_come_back_within_half_a_grid_step(self, name, scene, rings, iou):
-        spoken = polygons.get(name)
+        spoken = polygons.make(name)
         given_ = drawn(spoken, scene, rings)
         text = spoken.format(given_, scene, iou)
         back = spoken.parse(text, scene)
@@ -85,7 +85,7 @@ class TestPolygonCodecContract:
     @given(scene=scenes, rings=units.filter(bool))
     def test_a_reply_that_breaks_off_gives_its_whole_vertices(self, name, scene, rings):
         """Every beginning is invalid, or the first vertices of the whole reply and marked: so nothing is made up."""
-        spoken = polygons.get(name)
+        spoken = polygons.make(name)
         text = spoken.format(drawn(spoken, scene, rings), scene)
         whole = spoken.parse(text, scene)
         assert isinstance(whole, Polygons)
@@ -106,7 +106,7 @@ class TestPolygonCodecContract:
 
     @given(text=st.text(max_size=200) | replies, scene=scenes)
     def test_any_text_is_an_action_on_the_image_or_says_why_not(self, name, text, scene):
-        spoken = polygons.get(name)
+        spoken = polygons.make(name)
         action = spoken.parse(text, scene)
         size = np.array([scene.width, scene.height])
         match action:
@@ -126,13 +126,13 @@ class TestPolygonCodecContract:
 
     @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
     def test_hostile_text_is_read_or_refused_with_a_reason(self, name, text):
-        action = polygons.get(name).parse(text, SCENE)
+        action = polygons.make(name).parse(text, SCENE)
         assert isinstance(action, (Polygons, Box, Click, Stop, Undo)) or action.reason
 
     @settings(max_examples=50)
     @given(thought=replies, rings=units.filter(bool))
     def test_the_last_list_of_polygons_counts_after_any_thought(self, name, thought, rings):
-        spoken = polygons.get(name)
+        spoken = polygons.make(name)
         reply = spoken.format(drawn(spoken, SCENE, rings), SCENE)
         expected = spoken.parse(reply, SCENE)
         assert spoken.parse(f"{thought}.\n{reply}", SCENE) == expected
@@ -142,7 +142,7 @@ class TestPolygonCodecContract:
     @given(scene=scenes, data=st.data())
     def test_points_and_boxes_come_back(self, name, scene, data):
         """As in the click codecs: exactly where the grid is as fine as the pixels, within a grid step elsewhere."""
-        spoken = polygons.get(name)
+        spoken = polygons.make(name)
         click = Click(data.draw(st.integers(0, scene.width - 1)), data.draw(st.integers(0, scene.height - 1)))
         back = spoken.parse(spoken.format(click, scene), scene)
         assert isinstance(back, Click)
@@ -152,7 +152,7 @@ class TestPolygonCodecContract:
         assert spoken.parse(spoken.format(box, scene), scene) == box
 
     def test_nothing_is_an_empty_list(self, name):
-        spoken = polygons.get(name)
+        spoken = polygons.make(name)
         nothing = Polygons((), spoken.union)
         assert spoken.format(nothing, SCENE).endswith("[]")
         for text in (spoken.format(nothing, SCENE), "[]", "[ ]", "[[]]", "The answer is `[]`."):
@@ -160,7 +160,7 @@ class TestPolygonCodecContract:
         assert spoken.outline(np.zeros((9, 9), bool)) == nothing
 
     def test_what_cannot_be_written_says_so(self, name):
-        spoken = polygons.get(name)
+        spoken = polygons.make(name)
         for ring in ([(641, 0)], [(0, -1)], [(float("nan"), 0)]):
             with pytest.raises(ValueError, match="lies outside the image of 640 x 480"):
                 spoken.format(Polygons((np.array(ring, float),)), SCENE)
@@ -171,7 +171,7 @@ class TestPolygonCodecContract:
                 spoken.format(action, SCENE)
 
     def test_the_prompt_names_the_object_the_grammar_and_the_last_error(self, name):
-        spoken = polygons.get(name)
+        spoken = polygons.make(name)
         text = spoken.prompt(SCENE)
         assert "the left cat" in text and spoken.dialect.comma.join(("[[[x", "y]")) in text and "`" in text
         assert "a {0} {cat}" in spoken.prompt(replace(SCENE, instruction="a {0} {cat}"))
@@ -180,7 +180,7 @@ class TestPolygonCodecContract:
     @settings(max_examples=20)
     @given(mask=masks.filter(np.any), budget=st.integers(90, 400))
     def test_a_reply_keeps_to_its_budget(self, name, mask, budget):
-        spoken = polygons.get(name)
+        spoken = polygons.make(name)
         scene = Scene(*mask.shape)
         text = spoken.reply(mask, scene, budget)
         assert len(text) <= budget and isinstance(spoken.parse(text, scene), Polygons)
@@ -195,7 +195,7 @@ class TestPolygonCodecContract:
 @given(mask=masks)
 def test_rings_give_a_mask_back_and_edges_give_it_without_its_holes(mask):
     for name, expected in (("rings", mask), ("simpleseg:contour=edges", filled(mask))):
-        scene, spoken = Scene(*mask.shape), polygons.get(name)
+        scene, spoken = Scene(*mask.shape), polygons.make(name)
         back = spoken.parse(spoken.format(spoken.outline(mask, ratio=0), scene), scene)
         assert isinstance(back, Polygons)
         assert np.array_equal(polygons_to_mask(back.rings, *mask.shape, union=back.union), expected)
@@ -211,7 +211,7 @@ def filled(mask: np.ndarray) -> np.ndarray:
 @given(mask=masks)
 def test_the_published_contours_are_opencvs_pixel_indices(mask):
     """In its order, simplified by 0.001 of their length, over width and height; of three vertices and more."""
-    scene, spoken = Scene(*mask.shape), polygons.get("simpleseg")
+    scene, spoken = Scene(*mask.shape), polygons.make("simpleseg")
     contours, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     simple = [cv2.approxPolyDP(contour, 0.001 * cv2.arcLength(contour, True), True)[:, 0] for contour in contours]
     texts = [
@@ -229,12 +229,12 @@ def test_the_published_order_and_what_its_contours_lose():
     row in all; along pixel edges it loses nothing."""
     mask = np.zeros((100, 200), bool)
     mask[20:40, 50:90] = True
-    scene, published = Scene(*mask.shape), polygons.get("simpleseg")
+    scene, published = Scene(*mask.shape), polygons.make("simpleseg")
     text = published.format(published.outline(mask), scene)
     assert text == "[[[0.250, 0.200], [0.250, 0.390], [0.445, 0.390], [0.445, 0.200]]]"
     read = published.parse(text, scene)
     assert metrics.iou(mask, polygons_to_mask(read.rings, 100, 200, union=True)) == (39 * 19) / (40 * 20)
-    edges = polygons.get("simpleseg:contour=edges")
+    edges = polygons.make("simpleseg:contour=edges")
     text = edges.format(edges.outline(mask), scene)
     assert text == "[[[0.250, 0.200], [0.250, 0.400], [0.450, 0.400], [0.450, 0.200]]]"
     assert polygon_iou(edges.parse(text, scene).rings, mask, union=True) == 1
@@ -246,7 +246,7 @@ def test_rings_beat_simpleseg_where_there_are_holes():
     cv2.circle(mask, (100, 100), 50, 0, -1)
     scene, ious = Scene(200, 200), {}
     for name in polygons.DIALECTS:
-        spoken = polygons.get(name)
+        spoken = polygons.make(name)
         read = spoken.parse(spoken.format(spoken.outline(mask.astype(bool)), scene), scene)
         ious[name] = polygon_iou(read.rings, mask, read.union)
     assert ious["rings"] > 0.97 > 0.65 > max(ious["simpleseg"], ious["simpleseg:contour=edges"])
@@ -254,8 +254,8 @@ def test_rings_beat_simpleseg_where_there_are_holes():
 
 def test_polygons_that_overlap_are_joined_in_simpleseg_and_cut_in_rings():
     square = "[[0.0, 0.0], [0.0, 1.0], [1.0, 1.0], [1.0, 0.0]]"
-    joined = polygons.get("simpleseg").parse(f"[{square}, {square}]", SCENE)
-    cut = polygons.get("rings").parse(f"[{square}, {square}]".replace("1.0", "999"), SCENE)
+    joined = polygons.make("simpleseg").parse(f"[{square}, {square}]", SCENE)
+    cut = polygons.make("rings").parse(f"[{square}, {square}]".replace("1.0", "999"), SCENE)
     full = np.ones((480, 640), bool)
     assert polygon_iou(joined.rings, full, joined.union) == 1
     assert polygon_iou(cut.rings, full, cut.union) == 0
@@ -265,7 +265,7 @@ def test_polygons_that_overlap_are_joined_in_simpleseg_and_cut_in_rings():
 
 
 def test_small_departures_are_read():
-    spoken = polygons.get("simpleseg")
+    spoken = polygons.make("simpleseg")
     expected = spoken.parse("[[[0.1, 0.2], [0.3, 0.4], [0.5, 0.1]]]", SCENE)
     for text in (
         "[[[0.1,0.2],[0.3,0.4],[0.5,0.1]]]",
@@ -292,22 +292,22 @@ def test_small_departures_are_read():
     ],
 )
 def test_reasons_say_what_arrived_and_what_was_expected(text, reason):
-    action = polygons.get("simpleseg").parse(text, SCENE)
+    action = polygons.make("simpleseg").parse(text, SCENE)
     assert isinstance(action, Invalid) and action.reason.startswith(reason)
 
 
 def test_a_plan_that_is_not_kept_is_a_truncated_reply():
-    spoken = polygons.get("rings")
+    spoken = polygons.make("rings")
     triangle = "[[[000,000],[000,999],[999,999]]]"
     assert spoken.format(spoken.parse(triangle, SCENE), SCENE) == f"Vertices: 3\n{triangle}"
     for plan, truncated in (("", False), ("Vertices: 3\n", False), ("Vertices: 2\n", False), ("Vertices: 7\n", True)):
         assert spoken.parse(plan + triangle, SCENE).truncated == truncated
-    assert not polygons.get("simpleseg").parse("Vertices: 7\n[[[0, 0], [0, 1], [1, 1]]]", SCENE).truncated
+    assert not polygons.make("simpleseg").parse("Vertices: 7\n[[[0, 0], [0, 1], [1, 1]]]", SCENE).truncated
     assert spoken.planned("Vertices: 12, no, vertices: 5\n[[[") == 5 and spoken.planned("5 vertices") is None
 
 
 def test_numbers_are_rounded_and_not_cut():
-    scene, spoken = Scene(1000, 1000), polygons.get("simpleseg")
+    scene, spoken = Scene(1000, 1000), polygons.make("simpleseg")
     ring = np.array([[0.6, 999.6], [0.4, 0.4], [1000, 1000]])
     assert spoken.format(Polygons((ring,)), scene) == "[[[0.001, 1.000], [0.000, 0.000], [1.000, 1.000]]]"
 
@@ -330,6 +330,6 @@ def test_polygons_are_equal_where_they_say_the_same_and_cannot_be_changed():
 
 def test_an_unknown_dialect_names_the_known_ones():
     with pytest.raises(ValueError, match="expected one of simpleseg, simpleseg:contour=edges, rings"):
-        polygons.get("simpleseg:contour=round")
-    with pytest.raises(ValueError, match="or one of simpleseg, simpleseg:contour=edges, rings"):
-        codec.get("simpleseg:contour=round")
+        polygons.make("simpleseg:contour=round")
+    with pytest.raises(ValueError, match="expected one of simpleseg, simpleseg:contour=edges, rings"):
+        codec.make("simpleseg:contour=round")

@@ -147,7 +147,7 @@ class Draughtsman(Agent):
     spec = "draughtsman"
 
     def __init__(self, tasks: list[Task]) -> None:
-        super().__init__(codec.get("rings"))
+        super().__init__(codec.make("rings"))
         self.known = {task.id: task for task in tasks}
 
     def _act(self, observations: Any, seeds: Any) -> list[str]:

@@ -17,7 +17,7 @@ from segenv.geometry.rle import polygons_to_rle
 from segenv.rewards.polygons import PARTS
 from segenv.types import Click, Invalid, Polygons, Task, object_of
 
-RINGS = polygons.get("rings")
+RINGS = polygons.make("rings")
 ALL = rewards.polygon("+".join(PARTS))
 EDGES = rewards.polygon("+".join(PARTS), "simpleseg:contour=edges")
 sizes = st.tuples(st.integers(1, 24), st.integers(1, 24))

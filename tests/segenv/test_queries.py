@@ -22,7 +22,7 @@ PAIRS = [pytest.param(*pair, id="-".join(pair)) for pair in queries.PAIRS]
 
 @pytest.fixture(params=list(polygons.DIALECTS))
 def spoken(request: pytest.FixtureRequest) -> PolygonCodec:
-    return polygons.get(request.param)
+    return polygons.make(request.param)
 
 
 def task_of(mask: np.ndarray) -> Task:
@@ -50,7 +50,7 @@ def test_each_question_shows_what_is_given_and_says_how_to_answer(
 @pytest.mark.parametrize("name", list(polygons.DIALECTS))
 @drawn(mask=masks.filter(np.any))
 def test_the_right_reply_is_read_as_the_right_answer(name: str, asked: str, mask: np.ndarray) -> None:
-    spoken, task = polygons.get(name), task_of(mask)
+    spoken, task = polygons.make(name), task_of(mask)
     question = queries.query(task, spoken, next(kind for kind in queries.KINDS if kind != asked), asked)
     found = queries.read(queries.reply(question, spoken), task, spoken, asked)
     match question.answer:
@@ -69,7 +69,7 @@ def test_the_right_reply_is_read_as_the_right_answer(name: str, asked: str, mask
 
 
 def test_a_budget_holds(task: Task) -> None:
-    rings = polygons.get("rings")
+    rings = polygons.make("rings")
     for budget in (60, 120, 400):
         text = queries.reply(queries.query(task, rings), rings, budget)
         assert len(text) <= budget and isinstance(queries.read(text, task, rings), Polygons)
@@ -108,13 +108,13 @@ def test_a_task_without_words_is_asked_for_the_main_object(spoken: PolygonCodec,
 
 @drawn(text=st.text(), asked=st.sampled_from(queries.KINDS))
 def test_any_reply_is_an_answer_of_the_kind_asked_or_says_why_not(text: str, asked: str) -> None:
-    found = queries.read(text, task_of(np.ones((8, 9), bool)), polygons.get("rings"), asked)
+    found = queries.read(text, task_of(np.ones((8, 9), bool)), polygons.make("rings"), asked)
     assert isinstance(found, (Invalid, {"mask": Polygons, "box": Box, "point": Click, "text": str}[asked]))
     assert not isinstance(found, Invalid) or (found.text == text and found.reason)
 
 
 def test_another_kind_of_answer_is_none(task: Task) -> None:
-    rings = polygons.get("rings")
+    rings = polygons.make("rings")
     for asked, text, reason in (
         ("mask", "[000,000,500,500]", "the reply is a box; expected a mask"),
         ("point", "[]", "the reply is a mask; expected a point"),
@@ -133,4 +133,4 @@ def test_what_it_refuses(spoken: PolygonCodec, task: Task) -> None:
         spoken.ask("line", task)
     with pytest.raises(ValueError, match="asked is 'line'"):
         queries.read("x", task, spoken, "line")
-    assert codec.get(spoken.name).prompt(task) and object_of(task.target).any()
+    assert codec.make(spoken.name).prompt(task) and object_of(task.target).any()

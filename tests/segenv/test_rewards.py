@@ -19,7 +19,7 @@ def task_of(target: np.ndarray) -> Task:
 
 
 def episode_return(name: str, task: Task, path: list[np.ndarray], actions: list) -> float:
-    reward, last = rewards.get(name), len(path) - 2
+    reward, last = rewards.make(name), len(path) - 2
     steps = zip(path[:-1], actions, path[1:], strict=True)
     return sum(reward(task, before, action, after, i == last) for i, (before, action, after) in enumerate(steps))
 
@@ -37,12 +37,12 @@ def test_iou_gain_telescopes(target, path):
 @given(targets, masks, masks, st.booleans(), st.sampled_from([Click(2, 3), Click(2, 3, False), Stop(), INVALID]))
 def test_sums_are_sums(target, before, after, terminal, action):
     arguments = task_of(target), before, action, after, terminal
-    value = {name: rewards.get(name)(*arguments) for name in rewards.REWARDS}
-    assert rewards.get("iou_gain+0.1*format")(*arguments) == pytest.approx(value["iou_gain"] + 0.1 * value["format"])
-    assert rewards.get("-2*iou - 0.05*invalid + final")(*arguments) == pytest.approx(
+    value = {name: rewards.make(name)(*arguments) for name in rewards.REWARDS}
+    assert rewards.make("iou_gain+0.1*format")(*arguments) == pytest.approx(value["iou_gain"] + 0.1 * value["format"])
+    assert rewards.make("-2*iou - 0.05*invalid + final")(*arguments) == pytest.approx(
         -2 * value["iou"] - 0.05 * value["invalid"] + value["final"]
     )
-    assert rewards.get("2*net_gain")(*arguments) == pytest.approx(2 * (value["iou_gain"] - 0.01))
+    assert rewards.make("2*net_gain")(*arguments) == pytest.approx(2 * (value["iou_gain"] - 0.01))
     parts = rewards.terms("iou_gain+0.1*format")
     assert {name: term(*arguments) for name, term in parts.items()} == {
         "iou_gain": value["iou_gain"],
@@ -53,7 +53,7 @@ def test_sums_are_sums(target, before, after, terminal, action):
 
 def test_stopping_is_well_formed_and_an_invalid_reply_is_not():
     task, mask = task_of(np.ones((6, 7), bool)), np.zeros((6, 7), bool)
-    reward = rewards.get("format")
+    reward = rewards.make("format")
     assert reward(task, mask, Stop(), mask, True) == 1.0
     assert reward(task, mask, INVALID, mask, False) == 0.0
 
@@ -61,7 +61,7 @@ def test_stopping_is_well_formed_and_an_invalid_reply_is_not():
 def test_placement_wants_the_right_sign_on_the_right_error():
     target = np.array([[255, 255, 0, 0, 128]], np.uint8)
     before = np.array([[True, False, True, False, True]])
-    reward, task = rewards.get("placement"), task_of(target)
+    reward, task = rewards.make("placement"), task_of(target)
     given_to = {
         (x, positive): reward(task, before, Click(x, 0, positive), before, False)
         for x in range(5)
@@ -76,7 +76,7 @@ def test_a_function_is_a_reward():
     def own(task, before, action, after, terminal):
         return 7.0
 
-    assert rewards.get(own) is own
+    assert rewards.make(own) is own
 
 
 @pytest.mark.parametrize(
@@ -84,4 +84,4 @@ def test_a_function_is_a_reward():
 )
 def test_a_wrong_name_says_what_is_wrong(name):
     with pytest.raises(ValueError, match="reward .* is not understood at .* names: iou, iou_gain"):
-        rewards.get(name)
+        rewards.make(name)

@@ -7,7 +7,6 @@ random streams.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -19,6 +18,7 @@ import numpy as np
 from segenv.data.base import Dataset
 from segenv.data.synthetic import shapes as scene_shapes
 from segenv.data.synthetic.shapes import COLOURS, background, paint, texture
+from segenv.files import content_hash
 from segenv.types import Task
 
 VERSION = 1  # part of every scene's seed: raise it when a scene's pixels would change
@@ -95,7 +95,7 @@ class Synthetic(Dataset):
     @property
     def fingerprint(self) -> str:
         """Identifies the scenes: the generator's version and its classes."""
-        return hashlib.blake2b(repr((VERSION, self.spec, DIFFICULTIES)).encode(), digest_size=8).hexdigest()
+        return content_hash(repr((VERSION, self.spec, DIFFICULTIES)).encode(), size=8)
 
     def place(self, i: int) -> tuple[Difficulty, int]:
         """The difficulty of item i, and its number within that class."""

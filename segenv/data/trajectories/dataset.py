@@ -16,7 +16,6 @@ pixels that count in no metric. Where the outcome of an entry's last click is no
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -27,15 +26,13 @@ from segenv.data.base import (
     DataError,
     Dataset,
     check_target,
-    digest,
-    file_digest,
-    file_size,
     folder,
     read_image,
     read_json,
     within,
 )
 from segenv.data.trajectories.record import Trajectory
+from segenv.files import file_hash, file_size, json_hash, replacing
 from segenv.types import BadItem, Task
 
 WHAT = 'trajectories, {"info": {…}, "data": [{"image_name": …, "gt_ann": …, "clicks_list": […]}]}'
@@ -44,21 +41,13 @@ WHAT = 'trajectories, {"info": {…}, "data": [{"image_name": …, "gt_ann": …
 def write(path: Path | str, entries: Iterable[dict[str, Any]], info: dict[str, Any]) -> int:
     """Write a file of `Trajectory.to_json` entries, one at a time, and return how many: the old file or the whole new
     one is there at any moment."""
-    path, count = Path(path), 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(partial, "w", encoding="ascii") as file:
-            file.write(f'{{"info": {json.dumps(info)},\n"data": [')
-            for entry in entries:
-                file.write((",\n" if count else "\n") + json.dumps(entry, separators=(",", ":"), allow_nan=False))
-                count += 1
-            file.write("\n]}\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    count = 0
+    with replacing(Path(path), "ascii") as file:
+        file.write(f'{{"info": {json.dumps(info)},\n"data": [')
+        for entry in entries:
+            file.write((",\n" if count else "\n") + json.dumps(entry, separators=(",", ":"), allow_nan=False))
+            count += 1
+        file.write("\n]}\n")
     return count
 
 
@@ -105,7 +94,7 @@ class Trajectories(Dataset):
     def fingerprint(self) -> str:
         """Hash of the file's content, and of the names and sizes in bytes of the images."""
         names = sorted({entry["image_name"] for entry in self._entries if _names_image(entry)})
-        return digest([type(self).__name__, file_digest(self.file), *[[n, file_size(self._root / n)] for n in names]])
+        return json_hash([type(self).__name__, file_hash(self.file), *[[n, file_size(self._root / n)] for n in names]])
 
     def trajectory(self, i: int) -> Trajectory:
         """Entry number `i` without its image. Raises `BadItem`."""

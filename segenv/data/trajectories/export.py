@@ -10,7 +10,6 @@ them as PNG files beside the conversations, for trainers that need files, in one
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,9 @@ import numpy as np
 
 from segenv import render
 from segenv.codec.base import Codec
-from segenv.data.base import digest, read_json
+from segenv.data.base import read_json
 from segenv.data.trajectories.record import STOP_IOU, Trajectory
+from segenv.files import json_hash, replacing, write_atomic
 from segenv.types import Task
 
 NAME = "segenv"  # the data's name in LLaMA-Factory
@@ -62,7 +62,9 @@ def conversations(
             asked = asked.replace(placeholder, " ")
         for lesson in recorded.lessons(stop_iou):
             reply = codec.format(lesson.action, task, iou=lesson.iou)
-            yield Conversation(task, recorded.decode(lesson.mask), asked, reply, digest([task.image_hash, lesson.mask]))
+            yield Conversation(
+                task, recorded.decode(lesson.mask), asked, reply, json_hash([task.image_hash, lesson.mask])
+            )
 
 
 def export(found: Iterable[Conversation], out: Path | str, layout: str = "trl") -> int:
@@ -74,21 +76,13 @@ def export(found: Iterable[Conversation], out: Path | str, layout: str = "trl") 
     if layout not in FORMATS:
         raise ValueError(f"layout is {layout!r}; expected one of {', '.join(FORMATS)}")
     out, count = Path(out), 0
-    out.mkdir(parents=True, exist_ok=True)
-    partial = out / f".{FORMATS[layout]}.{os.getpid()}.tmp"
-    try:
-        with open(partial, "w", encoding="ascii") as file:
-            for conversation in found:
-                name = f"images/{conversation.key}.png"
-                if not (out / name).exists():
-                    write_png(out / name, conversation.picture)
-                file.write(json.dumps(_record(conversation, name, layout)) + "\n")
-                count += 1
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, out / FORMATS[layout])
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(out / FORMATS[layout], "ascii") as file:
+        for conversation in found:
+            name = f"images/{conversation.key}.png"
+            if not (out / name).exists():
+                write_png(out / name, conversation.picture)
+            file.write(json.dumps(_record(conversation, name, layout)) + "\n")
+            count += 1
     if layout == "llama-factory":
         _register(out / "dataset_info.json")
     return count
@@ -96,13 +90,8 @@ def export(found: Iterable[Conversation], out: Path | str, layout: str = "trl") 
 
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write an image, uint8 [H, W, 3] in RGB, as a PNG that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+    write_atomic(path, content, sync=False)
 
 
 def _record(conversation: Conversation, picture: str, layout: str) -> dict[str, Any]:
@@ -121,6 +110,4 @@ def _register(path: Path) -> None:
     listed = read_json(path, "LLaMA-Factory's list of data by name") if path.exists() else {}
     columns = {"messages": "conversations", "images": "images"}
     listed[NAME] = {"file_name": FORMATS["llama-factory"], "formatting": "sharegpt", "columns": columns}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_atomic(path, json.dumps(listed, indent=2) + "\n")
