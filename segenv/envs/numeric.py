@@ -27,7 +27,7 @@ class NumericEnv(SegEnv):
 
     **Not in the observation:** the target, the clicks so far, and the instruction: it is text, and only in `info`. So
     where an image has several objects, nothing tells which one is meant: use data with one object an image, or let
-    episodes start from a mask that points at it (`start="box"`; `start` is that of `segenv.envs.refine.get`, and the
+    episodes start from a mask that points at it (`start="box"`; `start` is that of `segenv.envs.refine.make`, and the
     default is an empty mask).
 
     After a step, `info["text"]` is the reply with which a text agent would have done the same, in the words of `codec`.
