@@ -1,17 +1,14 @@
 """The contract of agents: observations in, texts out."""
 
-from __future__ import annotations
-
 import time
 from abc import ABC
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from segenv.codec.base import Codec
-    from segenv.mdp import Observation, SegState
+from segenv.codec.base import Codec
+from segenv.mdp import Observation, SegState
 
 
 class Agent(ABC):  # noqa: B024  # an implementation gives `_answer`, or `_act`

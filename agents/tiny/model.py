@@ -12,16 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    CLIPImageProcessorPil,
-    GenerationConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    LlavaProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
 
 from agents.tiny import vision_tower
 
@@ -70,7 +62,7 @@ SENTENCES = [
 ]
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on this module's words, every time equal."""
     bpe = Tokenizer(models.BPE())
     pieces = Regex(r"\d|[\[\](){}<>,.:;|]|\n| ?[A-Za-z]+|[^\sA-Za-z\d]|\s")
@@ -86,7 +78,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     bpe.train_from_iterator([" " + word for word in sorted(WORDS)] + SENTENCES, trainer)
-    return PreTrainedTokenizerFast(
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         pad_token=PAD,
         eos_token=END,
@@ -97,7 +89,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def build(
     seed: int = 0, image_size: int = 128, width: int = 128, vision_layers: int = 2, text_layers: int = 4, heads: int = 4
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+) -> tuple[transformers.LlavaForConditionalGeneration, transformers.LlavaProcessor]:
     """An untrained model, whose weights depend on `seed` and the sizes alone, and its processor.
 
     `image_size` is in pixels, a multiple of the vision tower's patches of 16. The configuration's `segenv` entry
@@ -107,7 +99,7 @@ def build(
     vision = vision_tower.VisionTowerConfig(image_size=image_size, hidden_size=width, layers=vision_layers, heads=heads)
     if image_size % vision.patch_size:
         raise ValueError(f"image_size is {image_size}; expected a multiple of {vision.patch_size}")
-    text = Qwen2Config(
+    text = transformers.Qwen2Config(
         vocab_size=len(words),
         hidden_size=width,
         intermediate_size=2 * width,
@@ -120,7 +112,7 @@ def build(
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
     )
-    config = LlavaConfig(
+    config = transformers.LlavaConfig(
         vision_config=vision,
         text_config=text,
         image_token_index=words.get_vocab()[IMAGE],
@@ -130,14 +122,16 @@ def build(
         tie_word_embeddings=True,
     )
     config.segenv = {"codec": "segagent", "prompt": "instruction", "image_size": [image_size, image_size]}
-    model = LlavaForConditionalGeneration(config)
-    model.generation_config = GenerationConfig(eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    model = transformers.LlavaForConditionalGeneration(config)
+    model.generation_config = transformers.GenerationConfig(
+        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id
+    )
     initialise(model, seed)
     square = {"height": image_size, "width": image_size}
-    pictures = CLIPImageProcessorPil(
+    pictures = transformers.CLIPImageProcessorPil(
         size=square, crop_size=square, do_center_crop=False, image_mean=[0.5] * 3, image_std=[0.5] * 3
     )
-    processor = LlavaProcessor(
+    processor = transformers.LlavaProcessor(
         image_processor=pictures,
         tokenizer=words,
         patch_size=vision.patch_size,
@@ -149,7 +143,9 @@ def build(
 
 
 @torch.no_grad()
-def extend(model: LlavaForConditionalGeneration, processor: LlavaProcessor, texts: Sequence[str]) -> None:
+def extend(
+    model: transformers.LlavaForConditionalGeneration, processor: transformers.LlavaProcessor, texts: Sequence[str]
+) -> None:
     """Give the model one token for each of `texts`, in place; its embedding starts as the mean of its pieces'."""
     words: Any = processor.tokenizer
     pieces = [words(text, add_special_tokens=False)["input_ids"] for text in texts]
@@ -161,7 +157,7 @@ def extend(model: LlavaForConditionalGeneration, processor: LlavaProcessor, text
 
 
 @torch.no_grad()
-def initialise(model: LlavaForConditionalGeneration, seed: int, std: float = 0.05) -> None:
+def initialise(model: transformers.LlavaForConditionalGeneration, seed: int, std: float = 0.05) -> None:
     """Set fresh weights in the order of their names, equal under every version of the libraries: the vision tower's
     own, and in the rest normal with `std` (twice and more the usual .02, which a model of this width needs to leave its
     plateau), norms at one, biases at zero."""

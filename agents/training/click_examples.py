@@ -16,24 +16,15 @@ import cv2
 import numpy as np
 
 from segenv import annotator, codec, metrics, render
-from segenv.data.synthetic.scenes import (
-    DIFFICULTIES,
-    PLACE_WORDS,
-    SIZE_WORDS,
-    Scene,
-    SceneObject,
-    Synthetic,
-    expressions,
-    picks_out,
-)
+from segenv.data.synthetic import scenes
 from segenv.data.synthetic.shapes import COLOURS
 from segenv.mdp import SegMDP
 from segenv.tools.base import SegTool
 from segenv.types import Action, Click, Stop, Task
 
 COLOUR_NAMES = list(COLOURS)
-SHAPE_NAMES = sorted({shape for level in DIFFICULTIES for shape in level.shapes})
-SUPERLATIVES = (*SIZE_WORDS, *PLACE_WORDS[1:])
+SHAPE_NAMES = sorted({shape for level in scenes.DIFFICULTIES for shape in level.shapes})
+SUPERLATIVES = (*scenes.SIZE_WORDS, *scenes.PLACE_WORDS[1:])
 KINDS = list(product(SUPERLATIVES, (False, True), (False, True)))  # superlative, with colour, with shape
 MAX_OBJECTS = 8
 FINE = 4  # squares along the side of a patch
@@ -101,7 +92,7 @@ class ClickExamples:
         self.image_size, self.grid, self.stop_iou = image_size, grid, stop_iou
         self.reuse, self.window = reuse, window
         self.codec = codec.make("segagent")
-        self.levels = [Synthetic("train", level.name) for level in DIFFICULTIES]
+        self.levels = [scenes.Synthetic("train", level.name) for level in scenes.DIFFICULTIES]
         self.scene = lru_cache(maxsize=window)(self._scene)
 
     def __getitem__(self, i: int) -> ClickExample:
@@ -123,22 +114,22 @@ class ClickExamples:
         shares = np.stack([self._shares(mask) for mask in masks])
         return ClickExample(np.stack(pictures), shares, patches, objects, tuple(questions))
 
-    def _named_scene(self, i: int) -> tuple[Scene, list[tuple[int, list[str]]], np.random.Generator]:
+    def _named_scene(self, i: int) -> tuple[scenes.Scene, list[tuple[int, list[str]]], np.random.Generator]:
         """Scene of example i, turned, its named objects (index and sentences) in random order, and the generator."""
         rng = np.random.default_rng([self.seed, i])
         number = i // (self.window * self.reuse) * self.window + i % self.window
         scene = rotated(self.scene(number), int(rng.integers(8)))
-        named = [(k, sentences) for k in range(len(scene.objects)) if (sentences := expressions(scene, k))]
+        named = [(k, sentences) for k in range(len(scene.objects)) if (sentences := scenes.expressions(scene, k))]
         if not named:  # turning moves no object past another, but rounding of centres may
             return self._named_scene(i + self.window * self.reuse)
         return scene, [named[k] for k in rng.permutation(len(named))], rng
 
-    def _scene(self, number: int) -> Scene:
+    def _scene(self, number: int) -> scenes.Scene:
         rng = np.random.default_rng([self.seed, 1, number])
         rest = (1 - self.mixture.easy) / 2
         return self.levels[rng.choice(3, p=[self.mixture.easy, rest, rest])].scene(number)
 
-    def _task(self, scene: Scene, k: int, instruction: str) -> Task:
+    def _task(self, scene: scenes.Scene, k: int, instruction: str) -> Task:
         return Task("example", scene.image, scene.instances == k + 1, instruction)
 
     def _states(self, tasks: Sequence[Task], instances: np.ndarray, rng: np.random.Generator):
@@ -169,13 +160,16 @@ class ClickExamples:
         size = (self.grid, self.grid)
         return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA).ravel()
 
-    def _labels(self, scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    def _labels(self, scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
         shares = np.stack([self._shares(scene.instances == k + 1) for k in range(len(scene.objects))])
         patches = np.where(shares.max(0) > 0.15, shares.argmax(0) + 1, 0)
         table = np.zeros((MAX_OBJECTS + 1, 2 + len(KINDS) + 4), np.int64)
         nothing = np.zeros(scene.instances.shape, bool)
         for k, thing in enumerate(scene.objects):
-            flags = [picks_out(scene, k, w, thing.colour * colour, thing.shape * shape) for w, colour, shape in KINDS]
+            flags = [
+                scenes.picks_out(scene, k, word, thing.colour * coloured, thing.shape * shaped)
+                for word, coloured, shaped in KINDS
+            ]
             task = self._task(scene, k, "")
             click = annotator.next_click(task.target, nothing)
             assert click is not None
@@ -197,7 +191,7 @@ def correct_action(task: Task, mask: np.ndarray, clicks: Sequence[Click], stop_i
     return Stop() if click is None else click
 
 
-def rotated(scene: Scene, turn: int) -> Scene:
+def rotated(scene: scenes.Scene, turn: int) -> scenes.Scene:
     """The scene in one of its 8 orientations (bits of `turn`: mirrored left to right, upside down, transposed)."""
     height, width = scene.instances.shape
 
@@ -210,7 +204,7 @@ def rotated(scene: Scene, turn: int) -> Scene:
         x, y = (width - x if turn & 1 else x), (height - y if turn & 2 else y)
         return (y, x) if turn & 4 else (x, y)
 
-    def moved(things: Sequence[SceneObject]) -> tuple[SceneObject, ...]:
+    def moved(things: Sequence[scenes.SceneObject]) -> tuple[scenes.SceneObject, ...]:
         return tuple(replace(thing, centre=place(*thing.centre)) for thing in things)
 
     arrays: dict[str, Any] = {"image": move(scene.image), "instances": move(scene.instances)}

@@ -114,7 +114,8 @@ def optimise(
     processes, seconds and `log`, the trainer's metrics of each round. Raises ValueError for no rows and for options
     that do not fit together, and FileExistsError where `out` or its state comes from another base or other options.
     """
-    training = Training(base, rows, out, options, declare, SUMMARY, reward=_name(reward))
+    reward_name = getattr(reward, "__name__", type(reward).__name__)
+    training = Training(base, rows, out, options, declare, SUMMARY, reward=reward_name)
     arguments = _arguments(training.state, options)
     check(arguments, options.algorithm)
 
@@ -242,7 +243,3 @@ def _arguments(state: Path, options: GSPOOptions) -> GRPOConfig:
         save_steps=math.ceil(options.save_steps / options.round) * options.round,
         logging_steps=options.round,
     )
-
-
-def _name(reward: Reward) -> str:
-    return getattr(reward, "__name__", type(reward).__name__)

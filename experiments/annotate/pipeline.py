@@ -1,18 +1,18 @@
 """Annotate one image: boxes, masks and descriptions."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
 
 import agents
+from experiments.annotate.config import Args
+from experiments.annotate.detector import Detection, Detector, clip, suppress
 from experiments.annotate.inputs import Inputs
 from experiments.annotate.outputs import Record
 from experiments.common import cli
@@ -25,10 +25,6 @@ from segenv.geometry import mask_to_polygons, polygons_to_mask
 from segenv.geometry.rle import polygons_to_rle
 from segenv.tools.base import SegTool
 from segenv.types import Prompt, image_hash
-
-if TYPE_CHECKING:
-    from experiments.annotate.config import Args
-    from experiments.annotate.detector import Detection, Detector
 
 AT_ONCE = 1 << 27  # bytes of masks, or of pictures to describe, that are in memory at the same time
 DESCRIBED = 8  # objects in a batch
@@ -43,8 +39,6 @@ class Annotator:
             self.tool: SegTool = tools.make(args.tool)
             self.detector: Detector | None = None
             if not args.boxes:
-                from experiments.annotate.detector import Detector
-
                 self.detector = Detector(args.detector, args.box_threshold, args.text_threshold)
             self.captioner: Any = agents.make(args.caption) if args.caption else None
             if args.caption and not hasattr(self.captioner, "backend"):
@@ -98,8 +92,6 @@ class Annotator:
         self, name: str, image: np.ndarray, source: Inputs, dropped: Counter
     ) -> tuple[list[Detection], set[str]]:
         """Boxes to segment, from a file or detected (without repeats, the best first), and the phrases of all boxes."""
-        from experiments.annotate.detector import clip, suppress
-
         if source.boxes is not None:
             listed = source.boxes.get(name, [])
             height, width = image.shape[:2]

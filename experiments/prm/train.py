@@ -17,16 +17,8 @@ from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.evaluate import iou_report
 from experiments.evaluate.iou_estimates import READINGS, action_metrics, histogram, iou_estimate_metrics
 from experiments.prm.config import RESUMABLE, Args
-from search.labelled_masks import (
-    ERRORS,
-    SAMPLES,
-    SOURCES,
-    LabelledMask,
-    PredictedIouExamples,
-    balanced,
-    collect_masks,
-    observation_of,
-)
+from search import labelled_masks
+from search.labelled_masks import LabelledMask, observation_of
 from search.prm import IouReader, expected_iou
 from search.star import Rules
 from segenv import data as datasets
@@ -57,11 +49,6 @@ class Run:
         """The rules and the tool."""
         return SegMDP(tools.make(self.args.tool), self.args.max_steps)
 
-    @cached_property
-    def rules(self) -> Rules:
-        """The rules by which the annotator stops."""
-        return Rules(stop_iou=self.args.stop_iou)
-
     def agent(self, name: str = "before", **options: Any) -> Any:
         """The model, before or after its training."""
         spec = f"mllm:{self.folder / 'model'}" if name == "after" else self.args.agent
@@ -73,7 +60,7 @@ class Run:
 
     def training_masks(self) -> list[LabelledMask]:
         """The masks to learn from, balanced over IoU."""
-        return balanced(self.masks("train.jsonl"), self.args.rows, self.args.seed)
+        return labelled_masks.balanced(self.masks("train.jsonl"), self.args.rows, self.args.seed)
 
     def stages(self) -> list[tuple[str, Callable[[], None]]]:
         """The stages in order, by their names on disk."""
@@ -87,7 +74,8 @@ class Run:
 
     def collect(self, data: Dataset, name: str) -> None:
         """Append the masks of each task of `data` to the file `name`, resuming after those that are in it."""
-        args, policy = self.args, self.agent(temperature=self.args.temperature)
+        args, rules = self.args, Rules(stop_iou=self.args.stop_iou)
+        policy = self.agent(temperature=args.temperature)
         have = {record["task"] for record in self.folder.records(name)}
         with self.folder.appending(name) as file, progress(len(data), "task", len(have), name) as bar:
             for start in range(0, len(data), args.batch_size):
@@ -95,7 +83,7 @@ class Run:
                 if have.issuperset(group.ids):
                     continue
                 tasks = list(group)
-                collected = collect_masks(self.mdp, policy, tasks, args.seed, self.rules)
+                collected = labelled_masks.collect_masks(self.mdp, policy, tasks, args.seed, rules)
                 for task, masks in zip(tasks, collected, strict=True):
                     if task.id not in have:
                         file.add({"task": task.id, "masks": [one.to_json() for one in masks]})
@@ -115,7 +103,7 @@ class Run:
         policy = self.agent()
         declare = {"codec": policy.codec.name, "prompt": policy.prompt_style, "image_size": policy.backend.image_size}
         policy.backend.model = None  # it is loaded again for training; two copies of a large one may not fit
-        examples = PredictedIouExamples(self.training_masks(), policy, self.train.by_id)
+        examples = labelled_masks.PredictedIouExamples(self.training_masks(), policy, self.train.by_id)
         base, trained = checkpoint(args.agent), self.folder / "trained"
         finetune(base, examples, trained, options, declare)
         export(trained, self.folder / "model", base)
@@ -125,7 +113,7 @@ class Run:
         agent = self.agent(model)
         reader, task = IouReader(agent), self.held_out[k].by_id
         masks = self.masks(f"eval{k}.jsonl")
-        answered = balanced(masks, self.args.replies, self.args.seed)
+        answered = labelled_masks.balanced(masks, self.args.replies, self.args.seed)
         predicted: dict[str, list[float]] = {reading: [] for reading in READINGS}
         size = agent.backend.batch_size
         starts = range(0, len(masks), size)
@@ -151,7 +139,7 @@ class Run:
         training = None
         if self.args.steps:
             masks, summary = self.training_masks(), self.folder.read_json("model/sft.json")
-            sources = {source: sum(one.source == source for one in masks) for source in SOURCES}
+            sources = {source: sum(one.source == source for one in masks) for source in labelled_masks.SOURCES}
             training = {"rows": len(masks), "sources": sources, "iou": histogram([one.iou for one in masks])}
             training |= {name: summary[name] for name in ("steps", "seconds", "loss", "log")}
         return {"data": found, "training": training, "protocol": self.protocol()}
@@ -160,8 +148,8 @@ class Run:
         """Every choice that changes a number."""
         chosen = {key: value for key, value in plain(self.args).items() if key not in RESUMABLE | {"out", "resume"}}
         counts = {"training_tasks": len(self.train), "held_out_tasks": [len(data) for data in self.held_out]}
-        fixed = {"samples": SAMPLES, "errors": ERRORS, "points": POINTS, **METRIC_DEFINITIONS}
-        return hide_home({**chosen, **counts, **fixed})
+        fixed = {"samples": labelled_masks.SAMPLES, "errors": labelled_masks.ERRORS, "points": POINTS}
+        return hide_home({**chosen, **counts, **fixed, **METRIC_DEFINITIONS})
 
     def report(self, about: dict[str, Any]) -> dict[str, Any]:
         """Write metrics.json and report.html; returns the numbers."""

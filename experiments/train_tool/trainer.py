@@ -14,16 +14,7 @@ from experiments.common import trainer
 from experiments.common.config import RunError
 from experiments.train_tool.config import RESUMABLE, Args
 from experiments.train_tool.data import Crops, error_click, first_prompt, half_plane
-from segenv.tools.tiny_sam import (
-    PIXEL_MEAN,
-    PIXEL_STD,
-    at_size,
-    build,
-    ious,
-    mask_losses,
-    same_instance_loss,
-    tiny_config,
-)
+from segenv.tools import tiny_sam
 
 
 class SamTrainer(trainer.Trainer):
@@ -37,11 +28,11 @@ class SamTrainer(trainer.Trainer):
         torch.manual_seed(args.seed)
         self.several, self.first_iou = False, 0.0  # whether prompts have several clicks; moving mean of the first's IoU
         self.size, self.grown = args.small_size, False
-        super().__init__(args, build(self.config()), nn.Conv2d(args.prompt_width, 32, 1))
+        super().__init__(args, tiny_sam.build(self.config()), nn.Conv2d(args.prompt_width, 32, 1))
 
     def config(self) -> SamConfig:
         """The model's configuration at the current size."""
-        return tiny_config(self.size, self.args.width, self.args.depth, self.args.prompt_width)
+        return tiny_sam.tiny_config(self.size, self.args.width, self.args.depth, self.args.prompt_width)
 
     def indices(self, step: int) -> list[int]:
         """The scenes of a step."""
@@ -57,8 +48,8 @@ class SamTrainer(trainer.Trainer):
     def grow(self) -> None:
         """Change to the full size, with half the learning rate and a warm-up of its own."""
         self.size, self.grown = self.args.image_size, True
-        self.model = at_size(self.model, self.config())
-        self.start_average(at_size(self.averaged.module, self.config()))
+        self.model = tiny_sam.at_size(self.model, self.config())
+        self.start_average(tiny_sam.at_size(self.averaged.module, self.config()))
         self.start_optimiser(self.args.small_steps)
 
     def learning_rate(self, name: str) -> float:
@@ -80,7 +71,7 @@ class SamTrainer(trainer.Trainer):
         images, instances, chosen = batch
         rng = np.random.default_rng([self.args.seed, 1, self.step])
         torch.manual_seed(self.args.seed * 1_000_003 + self.step)
-        pixels = (images.permute(0, 3, 1, 2).float() - PIXEL_MEAN) / PIXEL_STD
+        pixels = (images.permute(0, 3, 1, 2).float() - tiny_sam.PIXEL_MEAN) / tiny_sam.PIXEL_STD
         # targets of the prompts, [B·P, 1, S, S]
         truth = torch.cat([rows[:, ids.int()] for rows, ids in zip(chosen, instances, strict=True)])[:, None].float()
         for i in np.flatnonzero(rng.random(len(truth)) < self.args.parts):
@@ -91,7 +82,7 @@ class SamTrainer(trainer.Trainer):
         loss, measures = self._passes(embedding.float().repeat_interleave(chosen.shape[1], 0), truth, rng)
         self.first_iou += 0.01 * (measures["iou_first"] - self.first_iou)
         self.several |= self.first_iou > self.args.curriculum_iou
-        return loss + 0.2 * same_instance_loss(affinity.float(), instances), measures
+        return loss + 0.2 * tiny_sam.same_instance_loss(affinity.float(), instances), measures
 
     def _passes(
         self, embedding: torch.Tensor, truth: torch.Tensor, rng: np.random.Generator
@@ -117,9 +108,9 @@ class SamTrainer(trainer.Trainer):
             with torch.set_grad_enabled(learn), torch.autocast("cpu", torch.bfloat16):
                 out = self.model(image_embeddings=embedding, **inputs)
             logits, scores = out.pred_masks[:, 0].float(), out.iou_scores[:, 0].float()
-            found = ious(logits, soft)
+            found = tiny_sam.ious(logits, soft)
             if learn:
-                losses = mask_losses(logits, soft, balanced)
+                losses = tiny_sam.mask_losses(logits, soft, balanced)
                 loss = loss + losses.min(1).values.mean() + 0.05 * losses.mean() + F.mse_loss(scores, found)
             if number == 0:
                 measures["iou_first"] = float(found.max(1).values.mean())
