@@ -71,8 +71,7 @@ class Budget:
         return count
 
     def charge(self, cost: Cost) -> None:
-        """Take `cost`. Raises RuntimeError where a count would pass its limit: then a call was made without asking
-        `affordable`, or it cost more than was said."""
+        """Take `cost`. Raises RuntimeError where a count would pass its limit: `affordable` was not asked first."""
         total = self.spent + cost
         for name, limit in self.limits.finite().items():
             if name != "seconds" and getattr(total, name) > limit:

@@ -201,8 +201,7 @@ def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator
 
 
 def run_parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:
-    """Run independent jobs, `workers` at a time in processes of their own (0: one on a GPU and otherwise two), or one
-    after the other in this process. Where a job fails, the others are ended."""
+    """Run jobs, `workers` at a time in processes (0: one on a GPU, else two); where one fails, the others are ended."""
     if not workers:
         import torch
 

@@ -49,9 +49,8 @@ def run_searches(
 ) -> Iterator[Tree]:
     """Search each task `samples` times and yield the finished trees, in the order of tasks and then samples.
 
-    At most `batch_size` searches run at once; one that ends makes room for the next. Seeds derive from `seed`, task id,
-    `round_index` and sample as in `search.rollout.rollout`, so no result depends on `batch_size` or on the tasks around
-    it.
+    At most `batch_size` searches run at once. Seeds derive from `seed`, task id, `round_index` and sample as in
+    `search.rollout.rollout`, so no result depends on `batch_size` or on the tasks around it.
     """
     if batch_size < 1 or samples < 1:
         raise ValueError(f"batch_size {batch_size} and samples {samples} must be 1 or more")

@@ -149,7 +149,7 @@ def _advance(mdp: SegMDP, agent: Agent, episodes: Sequence[RunningEpisode], corr
     before = dict(mdp.tool.seconds)
     try:
         following = list(mdp.transition(states, actions))
-        tried = _corrections(mdp, states, actions, following, correct) if correct else {}
+        tried = _corrections(mdp, states, map(correct, states, actions, following)) if correct else {}
     except ToolError as error:
         raise ToolError(f"{error} (asked about tasks {', '.join(state.task.id for state in states)})") from error
     spent = {part: mdp.tool.seconds[part] - before[part] for part in ("encode", "decode")}
@@ -165,14 +165,10 @@ def _advance(mdp: SegMDP, agent: Agent, episodes: Sequence[RunningEpisode], corr
 
 
 def _corrections(
-    mdp: SegMDP, states: Sequence[SegState], actions: Sequence[Action], following: Sequence[SegState], correct: Correct
+    mdp: SegMDP, states: Sequence[SegState], corrected: Iterable[Action | None]
 ) -> dict[int, dict[str, Any]]:
-    """Try what `correct` would have done where it found an action bad: `{"action", "iou"}` by index."""
-    better = {
-        k: action
-        for k, transition in enumerate(zip(states, actions, following, strict=True))
-        if (action := correct(*transition)) is not None
-    }
+    """Try what a corrector would do in `states`, where it does not give None: `{"action", "iou"}` by index."""
+    better = {k: action for k, action in enumerate(corrected) if action is not None}
     after = mdp.transition([states[k] for k in better], list(better.values()))
     ious = [float(metrics.iou(state.task.target, state.mask)) for state in after]
     return {k: {"action": action_to_json(better[k]), "iou": iou} for k, iou in zip(better, ious, strict=True)}

@@ -97,11 +97,7 @@ class StarExample:
 
 def demonstration_examples(episode: Episode, rules: Rules = Rules(), filtered: bool = False) -> list[StarExample]:  # noqa: B008  # frozen
     """Turn the annotator's trajectory into examples: its clicks with ΔIoU > `min_gain` until the mask reaches
-    `stop_iou`, and then a stop.
-
-    `filtered`: a stop also where the tool is saturated, as none of the later clicks leads further. The paper's
-    trajectories say nothing there; S_0 and the control then learn what StaR+ finds out by trying.
-    """
+    `stop_iou`, and then a stop; `filtered`, a stop also where no later click leads further, as StaR+ finds out."""
     rows: list[StarExample] = []
     for k, (step, row) in enumerate(_visited(episode, "expert")):
         saturated = filtered and rules.saturated(row.iou, max(episode.ious[k:]))

@@ -42,9 +42,8 @@ class Expert(AnnotatorAgent):
 
 
 def opening(task: Task, start: Opening, rng: np.random.Generator, points: int = 3) -> tuple[Box | Click, ...]:
-    """The actions that lead to the first mask of an episode: none, the object's tight box, or 1 to `points` positive
-    clicks anywhere in that box, off the object too (SegAgent §4). Unlike a mask alone, they stay in the tool's
-    prompt."""
+    """The actions that lead to the first mask of an episode, which stay in the tool's prompt: none, the object's tight
+    box, or 1 to `points` positive clicks anywhere in that box, off the object too (SegAgent §4)."""
     box = metrics.box_of(object_of(task.target))
     if start == "empty" or box is None:
         return ()
@@ -118,9 +117,8 @@ def select(moves: Sequence[Move], rule: Rule, min_gain: float = 0.0) -> list[Mov
 def trajectories_of(
     moves: Iterable[Move], task: Task, image_name: str, start: str = "given", sample: int = 0
 ) -> list[Trajectory]:
-    """Trajectories of the clicks: several where a click does not follow on the click before, because that was dropped
-    or corrected, or is a box. Later ones begin with the mask of their state. `start` names the origin of the episode's
-    first mask."""
+    """Trajectories of the clicks: another begins where a click does not follow on the click before, which was dropped,
+    corrected or a box, with the mask of its state. `start` names the origin of the episode's first mask."""
     chains: list[list[Move]] = []
     for move in moves:
         if not isinstance(move.action, (Click, Stop)):

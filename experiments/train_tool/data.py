@@ -24,8 +24,7 @@ class Crops(Dataset):
         return len(self.scenes)
 
     def __getitem__(self, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Image uint8 [S, S, 3], instance map uint8 [S, S], and targets bool [prompts, 16]: whether an instance belongs
-        to that of a prompt."""
+        """Image uint8 [S, S, 3], instances uint8 [S, S], and targets bool [prompts, 16]: the instances of a prompt."""
         cv2.setNumThreads(1)
         rng = np.random.default_rng([self.seed, self.size, i])
         scene = None if rng.random() < self.dead_leaves else self.scenes.scene(i)
