@@ -55,7 +55,7 @@ class SegState:
 
 @dataclass(frozen=True, eq=False)
 class Observation:
-    """What an agent may know of a state: everything but the target.
+    """Facts that an agent may know of a state: everything but the target.
 
     `image` is the untouched uint8 [H, W, 3] and `mask` bool [H, W]; `segenv.render.overlay` blends them into the
     picture that a model sees. Earlier clicks are not in it: the paper's policy sees the mask, the image and the text.
@@ -181,7 +181,7 @@ class SegMDP:
         return state.stopped or state.step >= self.max_steps
 
     def observation(self, state: SegState) -> Observation:
-        """What the agent sees of `state`."""
+        """Observe `state` as an agent may."""
         task = state.task
         left = self.max_steps - state.step
         return Observation(task.id, task.image, state.mask, task.instruction, state.step, left, state.error)
@@ -191,7 +191,7 @@ class SegMDP:
         return float(sum(self.reward_terms(state, action, following).values()))
 
     def reward_terms(self, state: SegState, action: Action, following: SegState) -> dict[str, float]:
-        """What that reward adds up, by name: `{"iou_gain": 0.2, "format": 0.1}` for `iou_gain+0.1*format`."""
+        """Terms of the reward by name: `{"iou_gain": 0.2, "format": 0.1}` for `iou_gain+0.1*format`."""
         step = state.task, state.mask, action, following.mask, self.terminal(following)
         return {name: float(term(*step)) for name, term in self._terms.items()}
 

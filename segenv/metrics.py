@@ -166,7 +166,7 @@ def auc(ious: Numbers, max_clicks: int = 20) -> float:
 
 
 def regret(ious: Numbers) -> float:
-    """What a better moment to stop would have gained: the curve's maximum less its last value."""
+    """Gain of a better moment to stop: the curve's maximum less its last value."""
     return float(np.max(ious) - ious[-1])
 
 

@@ -146,7 +146,7 @@ def reply(asked: Query, codec: PolygonCodec, budget: int | None = None, length: 
 
 
 def read(text: str, task: Scene, codec: PolygonCodec, asked: str = "mask") -> Polygons | Box | Click | str | Invalid:
-    """What a reply answers to a question for `asked`; `Invalid` where it answers nothing, or something else."""
+    """Read a reply to a question for `asked`; `Invalid` where it answers nothing, or something else."""
     if asked not in KINDS:
         raise ValueError(f"asked is {asked!r}; expected one of {', '.join(KINDS)}")
     if asked == "text":

@@ -34,7 +34,7 @@ class ToolError(SegenvError):
 
 
 def frozen(array: np.ndarray) -> np.ndarray:
-    """The same array, read-only from now on."""
+    """Make an array read-only."""
     array.setflags(write=False)
     return array
 

@@ -43,7 +43,7 @@ class Codec:
         self.template = PROMPTS[prompt]
 
     def prompt(self, task: Scene) -> str:
-        """What a model is told beside the picture: what to segment, the actions, and why its last action was not
+        """Build the text beside the picture: what to segment, the actions, and why its last action was not
         carried out."""
         grammar, names = self.grammar, self.points.names(point=True)
         text = self.template.format(
@@ -57,7 +57,7 @@ class Codec:
         return f"{text}\nYour last reply was not carried out: {error}" if error else text
 
     def _numbers(self, task: Scene) -> str:
-        """What the numbers mean, in a sentence."""
+        """Say in a sentence what the numbers mean."""
         point, box = self.points.range(task, point=True), self.boxes.range(task, point=False)
         kind = "pixels" if callable(self.points.extent) else "numbers"
         return f"Point {kind} run over {point} and box {kind} over {box}, from the upper left corner of the image."

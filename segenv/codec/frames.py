@@ -18,7 +18,7 @@ from segenv.types import Box, Click
 
 
 class Scene(Protocol):
-    """What a codec needs to know: a `Task` or an `Observation`. The `error` of an observation is told in the prompt."""
+    """A size and an instruction: a `Task` or an `Observation`, whose `error` goes into the prompt."""
 
     @property
     def height(self) -> int: ...
@@ -48,16 +48,15 @@ def qwen_size(width: int, height: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Frame:
-    """What numbers mean. They run from 0 to `extent` across the image, with `decimals` digits behind the point, x first
-    (`xy`) or y first (`yx`). Where `extent` is a function of the image's width and height, numbers are pixels of that
-    size."""
+    """Meaning of numbers: they run from 0 to `extent` across the image, with `decimals` digits, x first (`xy`) or y first
+    (`yx`). Where `extent` is a function of the image's width and height, numbers are pixels of that size."""
 
     extent: int | Callable[[int, int], tuple[int, int]]
     order: str = "xy"
     decimals: int = 0
 
     def extents(self, scene: Scene) -> tuple[int, int]:
-        """What the right and the lower edge of the image are in this frame."""
+        """Numbers of the right and the lower edge of the image."""
         if callable(self.extent):
             return self.extent(scene.width, scene.height)
         return self.extent, self.extent

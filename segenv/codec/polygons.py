@@ -55,7 +55,7 @@ _BLANKS = str.maketrans("[],", "   ")
 
 @dataclass(frozen=True)
 class Dialect:
-    """What the numbers mean, which contours are drawn (`centres`, `edges` or `rings`, the rows of the table above),
+    """Meaning of the numbers, contours that are written (`centres`, `edges` or `rings`, the rows of the table above),
     what stands between numbers, and whether the number of vertices comes first."""
 
     frame: Frame
@@ -88,7 +88,7 @@ class PolygonCodec(Codec):
         self.union = dialect.contour != "rings"
 
     def prompt(self, task: Scene) -> str:
-        """What a model is told beside the picture: what to outline, how, and what was wrong with its last reply."""
+        """Build the text beside the picture: the object, the format, and what was wrong with the last reply."""
         text = f"{QUESTION.format(task.instruction or 'the main object')}\n\n{self.ask('mask', task)}"
         error = getattr(task, "error", None)
         return f"{text}\nYour last reply was not carried out: {error}" if error else text
@@ -110,7 +110,7 @@ class PolygonCodec(Codec):
         return f"Answer with {form}, and nothing else.{rest}\n{self.numbers(task)}"
 
     def numbers(self, task: Scene) -> str:
-        """What numbers mean, in a sentence."""
+        """Say in a sentence what numbers mean."""
         across = self.points.range(task, point=False)
         return f"Numbers run over {across}, from the upper left corner of the image to the lower right one."
 
@@ -233,7 +233,7 @@ class PolygonCodec(Codec):
         return Click(min(int(x), task.width - 1), min(int(y), task.height - 1))
 
     def _expected(self) -> str:
-        """What would have been understood."""
+        """Name the answers that would have been understood."""
         return f"`{self._list(FORMS['mask'])}`"
 
 

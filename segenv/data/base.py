@@ -1,4 +1,4 @@
-"""What every dataset promises, and how its images and masks are read from files.
+"""Contract of every dataset, and reading of images and masks from files.
 
 A dataset is a lazy sequence of `Task`: nothing is decoded before it is asked for, and a second reading of an item
 equals the first.
@@ -198,7 +198,7 @@ def within(root: Path, relative: object, item: str) -> Path:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """What a JSON file holds. Raises `DataError`; `what` says what was expected of it."""
+    """Read a JSON file. Raises `DataError`; `what` says what was expected of it."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

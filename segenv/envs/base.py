@@ -50,7 +50,7 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         self._start = start
 
     def _parse(self, action: Any, observation: Observation) -> Action:
-        """What `action` means on the observed image."""
+        """Read `action` on the observed image."""
         raise NotImplementedError
 
     def _observe(self, observation: Observation) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
             raise ValueError(f"task {task!r} is not in the data, whose ids look like {ids[0]!r}") from None
 
     def _info(self, state: SegState) -> dict[str, Any]:
-        """What is known of a state; for logs and for rewards of one's own, since `iou` reads the target."""
+        """Facts about a state; for logs and for rewards of one's own, since `iou` reads the target."""
         return {
             "task_id": state.task.id,
             "instruction": state.task.instruction,

@@ -54,7 +54,7 @@ class AnswerMDP(SegMDP):
 def _part(
     name: str, asked: str, task: Task, before: np.ndarray, action: Any, after: np.ndarray, terminal: bool
 ) -> float:
-    """What an answer has of one part of the reward."""
+    """Compute one part of an answer's reward."""
     answer = action.text if isinstance(action, Words) else action
     return goal_of(task, asked).parts(answer, [name])[name]
 

@@ -28,13 +28,13 @@ def given(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
 
 
 def box(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
-    """What the tool makes of the object's bounding box."""
+    """Start from the tool's mask of the object's bounding box."""
     x0, y0, x1, y1 = _bounds(task)
     return _answered(task, tool, Prompt(box=Box(x0, y0, x1, y1)))
 
 
 def points(task: Task, tool: SegTool, rng: np.random.Generator, k: int = 3) -> Task:
-    """What the tool makes of 1 to `k` positive clicks anywhere in the object's bounding box, off the object too
+    """Start from the tool's mask of 1 to `k` positive clicks anywhere in the object's bounding box, off the object too
     (SegAgent §4)."""
     x0, y0, x1, y1 = _bounds(task)
     spots = rng.integers((x0, y0), (x1, y1), (int(rng.integers(1, k + 1)), 2)).tolist()

@@ -103,7 +103,7 @@ def _area(ring: np.ndarray) -> float:
 
 
 def canonical(polygons: Rings, clockwise: bool = False) -> list[np.ndarray]:
-    """The same rings in canonical order (see the module's docstring), each without repeats of the vertex before, and
+    """Put rings into canonical order (see the module's docstring), each without repeats of the vertex before, and
     without rings that have no vertex. `clockwise` turns them the other way on the screen."""
     rings = [_turned(np.asarray(ring, np.float64), clockwise) for ring in polygons if len(ring)]
     return sorted(rings, key=lambda ring: (-abs(_area(ring)), ring[:, ::-1].tolist()))

@@ -89,7 +89,7 @@ def make(name: str | Reward) -> Reward:
 
 
 def terms(name: str | Reward) -> dict[str, Reward]:
-    """What a reward adds up, weights included, by name; a function is its own only term, `reward`."""
+    """Terms of a reward by name, weights included; a function is its own only term, `reward`."""
     if callable(name):
         return {"reward": name}
     if name in REWARDS:

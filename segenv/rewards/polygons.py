@@ -129,7 +129,7 @@ PARTS: dict[str, Callable[[Region, Region], float] | None] = {
 
 
 class Goal:
-    """What a reply is compared with: the target, uint8 or bool [H, W], seen as an answer to a question for `asked`."""
+    """Target that a reply is compared with: uint8 or bool [H, W], read as an answer to a question for `asked`."""
 
     def __init__(self, target: np.ndarray, asked: str, instruction: str = "") -> None:
         self.height, self.width = target.shape
@@ -147,7 +147,7 @@ class Goal:
         return Region(Polygons((corners,)), self.height, self.width)
 
     def parts(self, answer: Answer, names: Sequence[str]) -> dict[str, float]:
-        """What an answer has of each part."""
+        """Compute each part of an answer's reward."""
         match answer:
             case Invalid():
                 return dict.fromkeys(names, 0.0)
@@ -166,7 +166,7 @@ class Goal:
         }
 
     def _known(self, answer: Polygons) -> Region:
-        """What polygons draw, less the ignored pixels."""
+        """Rasterize polygons, less the ignored pixels."""
         drawn = Region(answer, self.height, self.width)
         return drawn if self._ignored is None else Region.of(drawn.mask & ~self._ignored)
 
@@ -182,7 +182,7 @@ def _words(text: str) -> list[str]:
 
 @lru_cache(maxsize=64)
 def goal_of(task: Task, asked: str = "mask") -> Goal:
-    """What answers to a question about a task are compared with; kept for the tasks of late."""
+    """Target that answers to a question about a task are compared with; kept for recent tasks."""
     return Goal(task.target, asked, task.instruction)
 
 
@@ -218,12 +218,12 @@ class PolygonReward:
         self.__name__ = spec  # what TRL calls it in its logs
 
     def score(self, text: str, task: Task, asked: str = "mask") -> dict[str, float]:
-        """What a reply has of each part, in 0..1, and the weighted `total`."""
+        """Score a reply: each part in 0..1, and the weighted `total`."""
         goal = goal_of(task, asked)
         return self._summed(goal.parts(self._read(text, goal), list(self.weights)))
 
     def of(self, answer: Answer, task: Task, asked: str = "mask") -> dict[str, float]:
-        """The same for a reply that has been read."""
+        """Score a reply that has been read, as `score` does."""
         return self._summed(goal_of(task, asked).parts(answer, list(self.weights)))
 
     def __call__(self, completions: Sequence[Any], **columns: Any) -> list[float]:

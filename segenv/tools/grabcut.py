@@ -89,7 +89,7 @@ class GrabCutTool(SegTool):
         return Prediction(mask)
 
     def _labels(self, start: np.ndarray, places: list[Place], box: tuple[slice, slice] | None) -> np.ndarray:
-        """What a cut starts from, uint8 [h, w]: GC_BGD, GC_FGD, GC_PR_BGD or GC_PR_FGD."""
+        """Labels that a cut starts from, uint8 [h, w]: GC_BGD, GC_FGD, GC_PR_BGD or GC_PR_FGD."""
         diagonal = math.hypot(*start.shape)
         objects = _distance(start.shape, [place for place, positive in places if positive])
         others = _distance(start.shape, [place for place, positive in places if not positive])

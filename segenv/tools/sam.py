@@ -96,7 +96,7 @@ class Frame:
 
 
 class PromptedSam(SegTool):
-    """What the tools of this family share: preprocessing, grouping of prompts, choice of mask, upsampling.
+    """Base of the tools of this family: preprocessing, grouping of prompts, choice of mask, upsampling.
 
     All clicks so far, the box and the previous logits go in; without logits, a given mask that is not empty stands in
     for them. `multimask` says when the best of the model's three masks (by its own predicted IoU) is taken, and not its
@@ -300,7 +300,7 @@ def to_encodings(levels: dict[str, torch.Tensor]) -> list[Encoding]:
 
 
 def _facts(config: dict[str, Any]) -> str:
-    """What of a configuration changes a model's answers: not where it lies, or who wrote it."""
+    """Settings of a configuration that change a model's answers: not where it lies, or who wrote it."""
     aside = {"_name_or_path", "architectures", "dtype", "transformers_version"}
     kept = {k: _facts(v) if isinstance(v, dict) else v for k, v in config.items() if k not in aside}
     return json.dumps(kept, sort_keys=True, default=str)

@@ -64,7 +64,7 @@ def build(config: SamConfig) -> SamModel:
 
 
 def at_size(model: SamModel, config: SamConfig) -> SamModel:
-    """The same weights under a configuration of another image size; positions are interpolated."""
+    """Keep the weights under a configuration of another image size; positions are interpolated."""
     other: Any = build(config)
     weights = model.state_dict()
     grid = other.vision_encoder.pos_embed.shape[2]

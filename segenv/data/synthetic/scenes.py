@@ -28,7 +28,7 @@ SIZES = ((256, 256), (192, 256), (256, 192))  # [H, W] of a scene, drawn at rand
 
 @dataclass(frozen=True)
 class Difficulty:
-    """What makes a scene of one class hard; ranges are drawn uniformly and include both ends."""
+    """Settings of the scenes of one class; ranges are sampled uniformly and include both ends."""
 
     name: str
     objects: tuple[int, int]
@@ -195,7 +195,7 @@ def draw_scene(level: Difficulty, rng: np.random.Generator) -> Scene:
 
 
 def _described(instances: np.ndarray, words: list[tuple[str, str]]) -> tuple[SceneObject, ...]:
-    """What can be seen of each thing: `words` are colour and shape of number 1, 2, … in `instances`. Hidden ones are
+    """Describe each visible thing: `words` are colour and shape of number 1, 2, … in `instances`. Hidden ones are
     left out."""
     things = []
     for number, (colour, shape) in enumerate(words, 1):

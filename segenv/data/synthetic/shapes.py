@@ -1,4 +1,4 @@
-"""What synthetic scenes are made of: outlines, colours, surfaces and light."""
+"""Shapes, colours, surfaces and light of synthetic scenes."""
 
 from __future__ import annotations
 

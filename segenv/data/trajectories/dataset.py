@@ -114,7 +114,7 @@ class Trajectories(Dataset):
 
 
 def _name(i: int, entry: Any) -> str:
-    """What an entry is called, whatever JSON holds in its place."""
+    """Name an entry, whatever JSON holds in its place."""
     if not isinstance(entry, dict):
         return f"entry-{i}"
     if isinstance(entry.get("task"), str):

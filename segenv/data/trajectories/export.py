@@ -43,7 +43,7 @@ class Conversation:
 
     @property
     def picture(self) -> np.ndarray:
-        """What the model sees: the mask in green over the image, uint8 [H, W, 3]."""
+        """Picture that the model sees: the mask in green over the image, uint8 [H, W, 3]."""
         return render.overlay(self.task.image, self.mask)
 
 

@@ -54,7 +54,7 @@ class Start:
 
 @dataclass(frozen=True)
 class StateAction:
-    """What to do about `mask`, whose IoU is `iou`, and the IoU that it led to; None where that is not known."""
+    """Action to take on `mask`, whose IoU is `iou`, and the IoU that it led to; None where that is not known."""
 
     step: int
     mask: str
@@ -86,7 +86,7 @@ class Trajectory:
     def of_task(
         cls, task: Task, image_name: str, clicks: Sequence[RecordedClick], start: Start | None = None, sample: int = 0
     ) -> Trajectory:
-        """What was clicked in a task whose image is the file `image_name`."""
+        """Record the clicks on a task whose image is the file `image_name`."""
         target, ignored = encode_mask(object_of(task.target)), ignored_of(task.target)
         return cls(
             image_name,
