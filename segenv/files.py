@@ -1,7 +1,5 @@
 """Files that appear whole or not at all, and hashes of content."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

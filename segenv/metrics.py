@@ -5,8 +5,6 @@ nothing. Every function that can meet two empty masks says what it returns then,
 (published code counts 1, NaN or 0). A *curve* is the IoUs of one episode after each click, in 0..1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

@@ -6,8 +6,6 @@ and so on. Points and boxes stand in the prompt as numbers of the codec; a given
 green.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import permutations

@@ -1,7 +1,5 @@
 """Pictures: `overlay` is what an agent sees; `frame` and `filmstrip` are for persons, and `show` shows them one."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from functools import lru_cache

@@ -1,7 +1,5 @@
 """Seeds that follow from what an item is, so that no result depends on a worker, a batch or an order."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Union

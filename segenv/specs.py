@@ -1,7 +1,5 @@
 """Specs of registries: `name`, `name:argument`, `name:key=value,…` or `name:argument,key=value,…`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches

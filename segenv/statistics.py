@@ -3,8 +3,6 @@
 Masks of one task are alike, so every 95 % interval is of a bootstrap over tasks (2000 resamples).
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from typing import Any
 

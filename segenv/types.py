@@ -8,8 +8,6 @@ i+1): the tight box of a mask is `(min x, min y, max x + 1, max y + 1)`; so have
 attracts no click.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any

@@ -13,8 +13,6 @@ line and at its start, or after a colon, a number or a tag, so that "I will fini
 that breaks off, as in `Positive point: (12,`, makes the reply invalid: it never falls back to an earlier one.
 """
 
-from __future__ import annotations
-
 from segenv import specs
 from segenv.codec import polygons
 from segenv.codec.base import PROMPTS, Codec

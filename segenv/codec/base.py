@@ -1,7 +1,5 @@
 """A codec writes the prompt, parses the reply and formats an action: one way to write actions as text."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

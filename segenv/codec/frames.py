@@ -6,8 +6,6 @@ the grid is not coarser than the pixels, and at most one grid step away otherwis
 back within one grid step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -48,8 +46,8 @@ def qwen_size(width: int, height: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Frame:
-    """Meaning of numbers: they run from 0 to `extent` across the image, with `decimals` digits, x first (`xy`) or y first
-    (`yx`). Where `extent` is a function of the image's width and height, numbers are pixels of that size."""
+    """Meaning of numbers: they run from 0 to `extent` across the image, with `decimals` digits, x first (`xy`) or y
+    first (`yx`). Where `extent` is a function of the image's width and height, numbers are pixels of that size."""
 
     extent: int | Callable[[int, int], tuple[int, int]]
     order: str = "xy"

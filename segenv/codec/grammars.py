@@ -5,8 +5,6 @@ that place. Patterns see lower-case ASCII and stay flat: neighbouring repeats sh
 searched in linear time, and a reply that ends with its action at once.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from functools import cached_property

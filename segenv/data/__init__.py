@@ -1,7 +1,5 @@
 """Datasets: `make(spec)` gives a lazy sequence of `segenv.types.Task`."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Layouts and rules: github.com/SamsungLabs/ritm_interactive_segmentation, isegm/d
 .png too.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image
 

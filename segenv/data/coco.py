@@ -1,7 +1,5 @@
 """COCO instance annotations: one task for each annotation."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cached_property

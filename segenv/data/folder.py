@@ -1,7 +1,5 @@
 """Images and masks as pairs of files: a folder with an index.json, or a folder with images/ and masks/."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Tasks whose object is not in the image: an image, and the words of another image's object."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Base of the environments whose episodes are those of a `SegMDP`."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence

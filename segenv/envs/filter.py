@@ -1,7 +1,5 @@
 """`segenv/Filter-v0`: judge a given mask, and the random points that such masks are made of."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The click environments' shell, and `segenv/HLMAT-v0`: clicks as text."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

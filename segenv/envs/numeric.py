@@ -1,7 +1,5 @@
 """`segenv/HLMATGrid-v0` and `segenv/HLMATPoint-v0`: clicks as numbers, for RL libraries that know no text."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

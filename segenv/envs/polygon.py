@@ -1,7 +1,5 @@
 """`segenv/Polygon-v0`: a whole mask in one reply, and the other questions about an object."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial

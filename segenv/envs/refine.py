@@ -1,7 +1,5 @@
 """`segenv/Refine-v0`: repair a mask that is there already, and the ways in which such masks are made."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """Gymnasium spaces for what has no fixed size: images and masks of any size, and texts in any language."""
 
-from __future__ import annotations
-
 import string
 from collections.abc import Iterable
 from typing import Any

@@ -9,8 +9,6 @@ list that breaks off has lost the least. Each ring starts at its topmost vertex 
 with y up, as in SimpleSeg's paper, run *clockwise*, which is what the paper calls this order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import cv2

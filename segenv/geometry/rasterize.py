@@ -16,8 +16,6 @@ Crossings are kept as places `column * height + row`, counting pixels down the c
 runs of covered pixels, and the object's pixels in a run are read off from a mask that is packed into bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import chain
 

@@ -1,7 +1,5 @@
 """Run-length encodings and COCO's polygons, to and from polygons along pixel edges."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

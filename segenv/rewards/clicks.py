@@ -6,8 +6,6 @@ has ended. It reads the target; nothing that an agent sees does. Where target an
 `polygon` rewards a whole mask in one reply, and is a reward function of TRL's as it stands.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable
 

@@ -1,7 +1,5 @@
 """Segmentation tools by spec: `sam`, `sam:NAME_OR_PATH`, `segment-anything:vit_b@FILE.pth`, `grabcut`, `disc`."""
 
-from __future__ import annotations
-
 from importlib import import_module
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Image encodings within a bound of bytes: in memory, and optionally on disk for several processes and later runs."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """An analytic tool: its masks can be worked out by hand, so tests and goldens need no model."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """GrabCut (Rother, Kolmogorov and Blake, SIGGRAPH 2004) through OpenCV: a tool that needs no weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """SAM, SAM-HQ, SAM 2 and EdgeTAM through transformers, and what all promptable models of that kind share."""
 
-from __future__ import annotations
-
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence

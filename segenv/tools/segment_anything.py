@@ -1,7 +1,5 @@
 """Original SAM checkpoints (.pth) through the segment-anything package."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import pickle

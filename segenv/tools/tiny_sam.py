@@ -1,8 +1,6 @@
 """A small `SamModel` that can be trained from scratch, and the losses of SAM's recipe (Kirillov et al. 2023, app.
 A)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ here is an outline with limbs, filled with patches of unlike colours and pattern
 away. Nobody names these things: they train the click tool, beside `Synthetic`.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

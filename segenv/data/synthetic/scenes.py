@@ -5,8 +5,6 @@ A scene is a function of (split, difficulty, index) alone. `synthetic:val` runs 
 random streams.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product

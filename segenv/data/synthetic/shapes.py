@@ -1,7 +1,5 @@
 """Shapes, colours, surfaces and light of synthetic scenes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

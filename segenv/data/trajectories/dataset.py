@@ -13,8 +13,6 @@ mask that is not empty; its `task` and `sample` say which task of a dataset was 
 pixels that count in no metric. Where the outcome of an entry's last click is not known, its mask is null.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property

@@ -7,8 +7,6 @@ them as PNG files beside the conversations, for trainers that need files, in one
     llama-factory    dataset_info.json, segenv.jsonl (sharegpt), images/      `dataset_dir: OUT` and `dataset: segenv`
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
