@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.html import save_plots, write_html
+from experiments.common.html import write_report
 from experiments.common.run_folder import RunFolder, disk_errors, write_atomic
 from experiments.common.tables import Table
 from search.executors import run_parallel
@@ -131,15 +131,7 @@ def write(folder: RunFolder, numbers: dict[str, Any], report: Report) -> dict[st
     folder.write_json("ablation.json", numbers)
     write_atomic(folder / "ablation.md", report.table.markdown())
     write_atomic(folder / "ablation.csv", (report.csv or report.table).csv())
-    write_html(
-        folder / "report.html",
-        "ablation.html",
-        title=report.title,
-        about=report.about,
-        table=report.table,
-        arms=report.arms,
-        plots=save_plots(folder.path, report.plots),
-        protocol=numbers["protocol"],
-    )
+    words = {"title": report.title, "about": report.about, "arms": report.arms, "protocol": numbers["protocol"]}
+    write_report(folder, "ablation.html", report.plots, table=report.table, **words)
     folder.finish("ablation")
     return folder.read_json("ablation.json")

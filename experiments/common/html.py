@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.common.run_folder import write_atomic
+from experiments.common.run_folder import RunFolder, write_atomic
 
 
 def write_html(path: Path, template: str, **context: Any) -> None:
@@ -18,18 +18,18 @@ def write_html(path: Path, template: str, **context: Any) -> None:
     write_atomic(path, _environment().get_template(template).render(**context).encode("utf-8", "replace"))
 
 
+def write_report(folder: RunFolder, template: str, plots: Mapping[str, bytes], **context: Any) -> None:
+    """Write plots/ and report.html, which shows the plots."""
+    write_html(folder / "report.html", template, plots=save_plots(folder.path, plots), **context)
+
+
 @lru_cache(maxsize=1)
 def _environment() -> Any:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    folder = Path(__file__).parent / "templates"
-    return Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    options = {"trim_blocks": True, "lstrip_blocks": True}
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **options)
 
 
 def data_uri(content: bytes, kind: str) -> str:

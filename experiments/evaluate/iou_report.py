@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.html import jpeg_uri, save_plots, write_html
-from experiments.common.plots import figure_and_axes, png
+from experiments.common.plots import new_axes, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, number
 from search.labelled_masks import SOURCES, LabelledMask
@@ -79,7 +79,7 @@ def _acts(acts: Mapping[str, Any]) -> str:
 
 def plot_reliability(readings: Mapping[str, Mapping[str, Any]]) -> bytes:
     """Plot mean true IoU over mean predicted IoU, in tenths of the predicted one, as a PNG; bars are quartiles."""
-    figure, axes = figure_and_axes()
+    axes = new_axes()
     axes.plot([0, 1], [0, 1], color="0.45", linewidth=1)
     for k, (name, found) in enumerate(readings.items()):
         bins = found["reliability"]
@@ -88,22 +88,18 @@ def plot_reliability(readings: Mapping[str, Mapping[str, Any]]) -> bytes:
         label = f"{name}: MAE {found['mae']:.3f}, ECE {found['ece']:.3f}"
         (line,) = axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.6, label=label)
         axes.vlines(x + 0.003 * k, low, high, color=line.get_color(), alpha=0.35, linewidth=2)
-    axes.set(xlabel="predicted IoU", ylabel="true IoU", xlim=(0, 1), ylim=(0, 1))
-    axes.legend(frameon=False, loc="upper left", fontsize=8)
-    return png(figure)
+    return png(axes, "upper left", 8, xlabel="predicted IoU", ylabel="true IoU", xlim=(0, 1), ylim=(0, 1))
 
 
 def plot_density(predicted: Sequence[float], true: Sequence[float], name: str) -> bytes:
     """Plot the number of masks by predicted and true IoU, as a PNG."""
-    figure, axes = figure_and_axes()
-    counts, _, _ = np.histogram2d(predicted, true, 25, ((0, 1), (0, 1)))
-    shown = axes.imshow(
-        np.log1p(counts.T), origin="lower", extent=(0, 1, 0, 1), aspect="auto", cmap="Blues", interpolation="nearest"
-    )
+    axes = new_axes()
+    counts = np.histogram2d(predicted, true, 25, ((0, 1), (0, 1)))[0]
+    style = {"origin": "lower", "extent": (0, 1, 0, 1), "aspect": "auto", "interpolation": "nearest"}
+    shown = axes.imshow(np.log1p(counts.T), cmap="Blues", **style)
     axes.plot([0, 1], [0, 1], color="0.45", linewidth=1)
-    axes.set(xlabel=f"predicted IoU ({name})", ylabel="true IoU")
-    figure.colorbar(shown, ax=axes, label="log(1 + masks)")
-    return png(figure)
+    axes.figure.colorbar(shown, ax=axes, label="log(1 + masks)")
+    return png(axes, xlabel=f"predicted IoU ({name})", ylabel="true IoU")
 
 
 def write(
@@ -149,14 +145,9 @@ def examples(one: MaskSet, filled: Sequence[int], reading: str, limit: int) -> l
     for k in chosen:
         mask, task = one.masks[k], one.task(one.masks[k].task)
         words = f"predicted {one.predicted[reading][k]:.2f}, true {mask.iou:.2f}"
-        picture = render.frame(task.image, mask.pixels, (), task.target, words, size=SIDE)
-        pictures.append(
-            {
-                "picture": jpeg_uri(picture),
-                "group": "worst" if k in worst else "random",
-                "title": f"{task.instruction or task.id} ({mask.source})",
-            }
-        )
+        picture = jpeg_uri(render.frame(task.image, mask.pixels, (), task.target, words, size=SIDE))
+        title, group = f"{task.instruction or task.id} ({mask.source})", "worst" if k in worst else "random"
+        pictures.append({"picture": picture, "group": group, "title": title})
     return pictures
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.common import html
 from experiments.common.episode_viewer import choose
-from experiments.common.plots import figure_and_axes, png
+from experiments.common.plots import new_axes, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate.polygon_metrics import SIZES, Record, rasterize
@@ -79,14 +79,12 @@ def _quantiles(numbers: Mapping[str, Any]) -> str:
 
 def plot_ious(records: Sequence[Record]) -> bytes:
     """Plot a histogram of IoU in twentieths, as a PNG; invalid replies in another colour."""
-    figure, axes = figure_and_axes()
+    axes = new_axes()
     valid = [one.iou for one in records if one.error is None]
     other = [one.iou for one in records if one.error is not None]
     labels = [f"valid ({len(valid)})", f"no answer ({len(other)})"]
     axes.hist([valid, other], np.linspace(0, 1, 21), stacked=True, label=labels, color=["C0", "C3"])
-    axes.set(xlabel="IoU", ylabel="replies", xlim=(0, 1))
-    axes.legend(frameon=False, loc="upper left")
-    return png(figure)
+    return png(axes, "upper left", xlabel="IoU", ylabel="replies", xlim=(0, 1))
 
 
 def plot_sizes(records: Sequence[Record]) -> bytes:
@@ -94,9 +92,8 @@ def plot_sizes(records: Sequence[Record]) -> bytes:
     groups = {}
     for size in SIZES:
         if some := [one for one in records if one.size == size]:
-            groups[f"{size} ({len(some)}): {np.mean([one.iou for one in some]):.3f}"] = [
-                (one.share, one.iou) for one in some
-            ]
+            label = f"{size} ({len(some)}): {np.mean([one.iou for one in some]):.3f}"
+            groups[label] = [(one.share, one.iou) for one in some]
     return _scatter(groups, ("C0", "C1", "C2"), xlabel="object's share of the image", xscale="log")
 
 
@@ -111,7 +108,7 @@ def plot_tokens(records: Sequence[Record]) -> bytes:
 
 def _scatter(groups: Mapping[str, Sequence[tuple[float, float]]], colors: Sequence[str], **options: Any) -> bytes:
     """Plot IoU over a measure, a colour for each group, and a line through the means of eight equally filled bins."""
-    figure, axes = figure_and_axes()
+    axes = new_axes()
     for color, (label, points) in zip(colors, groups.items(), strict=False):
         if points:
             axes.scatter(*np.array(points).T, s=9, alpha=0.5, linewidth=0, color=color, label=label)
@@ -120,9 +117,7 @@ def _scatter(groups: Mapping[str, Sequence[tuple[float, float]]], colors: Sequen
     if len(parts) == 8:
         means = [x[part].mean() for part in parts], [y[part].mean() for part in parts]
         axes.plot(*means, color="0.25", marker="o", ms=3.5)
-    axes.set(ylabel="IoU", ylim=(0, 1.02), **options)
-    axes.legend(frameon=False, loc="lower right")
-    return png(figure)
+    return png(axes, "lower right", ylabel="IoU", ylim=(0, 1.02), **options)
 
 
 def picture(one: Record, task: Task, codec: PolygonCodec, output_type: str) -> np.ndarray:
@@ -130,9 +125,8 @@ def picture(one: Record, task: Task, codec: PolygonCodec, output_type: str) -> n
     answer = queries.read(one.text, task, codec, output_type)
     clicks = (answer,) if isinstance(answer, Click) else ()
     words = f"IoU {one.iou:.2f}, {one.tokens} tokens" + (", truncated" if one.truncated else "")
-    shown = render.frame(
-        task.image, rasterize(answer, task), clicks, task.target, words if not one.error else "invalid", SIDE
-    )
+    mask, caption = rasterize(answer, task), "invalid" if one.error else words
+    shown = render.frame(task.image, mask, clicks, task.target, caption, SIDE)
     scale = SIDE / max(task.height, task.width)
     for ring in answer.rings if isinstance(answer, Polygons) else ():
         vertices = np.round((ring * scale - 0.5) * 16).astype(np.int32)
@@ -150,14 +144,9 @@ def examples(
     by_name = {(one.task,): one for one in records}
     for key, group in choose({key: one.iou for key, one in by_name.items()}, limit).items():
         one, source = by_name[key], task(key[0])
-        shown.setdefault(group, []).append(
-            {
-                "picture": html.jpeg_uri(picture(one, source, codec, output_type), 85),
-                "title": source.instruction or source.id,
-                "reply": one.text,
-                "error": one.error or "",
-            }
-        )
+        words = {"title": source.instruction or source.id, "reply": one.text, "error": one.error or ""}
+        uri = html.jpeg_uri(picture(one, source, codec, output_type), 85)
+        shown.setdefault(group, []).append({"picture": uri, **words})
     return shown
 
 
@@ -170,19 +159,11 @@ def write(
     task: Callable[[str], Task],
     limit: int,
 ) -> None:
-    """Write plots and report.html of greedy `records`, at most `limit` of which are shown. `task` gives the task of an
-    id."""
+    """Write plots and report.html of greedy `records`, of which at most `limit` are shown; `task` loads one by id."""
     plots = {"iou": plot_ious(records), "iou_by_size": plot_sizes(records), "iou_by_tokens": plot_tokens(records)}
     protocol = numbers["protocol"]
-    html.write_html(
-        folder / "report.html",
-        "polygons.html",
-        title=f"Outlines by {protocol['agent']} in {protocol['codec']} on {protocol['data']}",
-        numbers=numbers,
-        table=table(numbers),
-        groups=groups(numbers),
-        quantiles=_quantiles(numbers),
-        plots=html.save_plots(folder.path, plots),
-        examples=examples(records, task, codec, protocol["asked"], limit),
-        manifest=about,
-    )
+    title = f"Outlines by {protocol['agent']} in {protocol['codec']} on {protocol['data']}"
+    tables = {"table": table(numbers), "groups": groups(numbers), "quantiles": _quantiles(numbers)}
+    pictures = examples(records, task, codec, protocol["asked"], limit)
+    context = {"title": title, "numbers": numbers, "manifest": about, "examples": pictures}
+    html.write_report(folder, "polygons.html", plots, **tables, **context)

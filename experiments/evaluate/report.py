@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 
 from experiments.common.episode_viewer import choose, payload
-from experiments.common.html import save_plots, write_html
-from experiments.common.plots import figure_and_axes, png
+from experiments.common.html import write_report
+from experiments.common.plots import new_axes, plot_iou_over_actions, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate.metrics import Outcome, curves
 from search.episode import Episode
-from segenv import statistics
 from segenv.types import Task
 
 ROWS = (  # key in metrics.json, name, what is better
@@ -37,27 +36,21 @@ def write(
     limit: int,
 ) -> None:
     """Write plots and report.html. `load` gives the task of an id, and at most `limit` episodes are shown."""
-    steps = len(numbers["iou_at"])
-    by_step = curves(outcomes, steps)
+    protocol, by_step = numbers["protocol"], curves(outcomes, len(numbers["iou_at"])).astype(np.float32)
+    label, limits = f"{protocol['agent']} (n = {numbers['episodes']})", {"ylim": (0, 1), "xlim": (0.5, None)}
     pictures = {
-        "iou_over_clicks": plot_curves({numbers["protocol"]["agent"]: by_step}),
-        "noc": plot_clicks({t: by_step.astype(np.float32) >= np.float32(t) for t in (0.50, 0.70, 0.80, 0.85, 0.90)}),
+        "iou_over_clicks": plot_iou_over_actions(new_axes(), {label: numbers}, "lower right", **limits),
+        "noc": plot_clicks({t: by_step >= np.float32(t) for t in (0.50, 0.70, 0.80, 0.85, 0.90)}),
     }
     groups = choose({(item.task, item.sample): item.final_iou for item in outcomes}, limit)
     shown = {}
     for record in folder.records("episodes.jsonl"):
         if (key := (record["task"], record["sample"])) in groups:
             shown[key] = payload(load(record["task"]), Episode.from_json(record), groups[key])
-    write_html(
-        folder / "report.html",
-        "evaluate.html",
-        title=f"{numbers['protocol']['agent']} with {numbers['protocol']['tool']} on {numbers['protocol']['data']}",
-        numbers=numbers,
-        table=table(numbers),
-        plots=save_plots(folder.path, pictures),
-        manifest=about,
-        episodes=[shown[key] for key in groups if key in shown],
-    )
+    title = f"{protocol['agent']} with {protocol['tool']} on {protocol['data']}"
+    context = {"title": title, "numbers": numbers, "table": table(numbers), "manifest": about}
+    episodes = [shown[key] for key in groups if key in shown]
+    write_report(folder, "evaluate.html", pictures, episodes=episodes, **context)
 
 
 def table(numbers: dict[str, Any]) -> Table:
@@ -86,31 +79,13 @@ def text(numbers: dict[str, Any]) -> str:
     return "\n".join([head, table(numbers).text(), f"ms per click   {times or 'no click was made'}"])
 
 
-def plot_curves(named: dict[str, np.ndarray]) -> bytes:
-    """Plot mean IoU over actions with its 95 % band, as a PNG; `named` are [episodes, steps] each."""
-    figure, axes = figure_and_axes()
-    for name, values in named.items():
-        x = np.arange(1, values.shape[1] + 1)
-        low, high = np.array([statistics.bootstrap(column) for column in values.T]).T
-        (line,) = axes.plot(
-            x, values.mean(0), marker="o", markersize=3.5, linewidth=1.8, label=f"{name} (n = {len(values)})"
-        )
-        axes.fill_between(x, low, high, alpha=0.18, color=line.get_color(), linewidth=0)
-    axes.set(xlabel="actions", ylabel="mean IoU", ylim=(0, 1), xlim=(0.5, None))
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, loc="lower right")
-    return png(figure)
-
-
 def plot_clicks(reached: dict[float, np.ndarray]) -> bytes:
-    """Plot the share of episodes that reached each threshold within so many actions, as a PNG; `reached` are bool
-    [episodes, steps] each."""
-    figure, axes = figure_and_axes()
+    """Plot the share of episodes that reached each threshold within so many actions; bool [episodes, steps] each."""
+    axes = new_axes()
     for threshold, hits in reached.items():
         share = np.maximum.accumulate(hits, axis=1).mean(0)
         label = f"IoU ≥ {threshold:.2f}: {share[-1]:.0%}"
         axes.step(np.arange(1, len(share) + 1), share, where="post", linewidth=1.8, label=label)
-    axes.set(xlabel="actions", ylabel="share of episodes that reached it", ylim=(0, 1.02), xlim=(0.5, None))
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, loc="upper left")
-    return png(figure)
+    limits = {"ylim": (0, 1.02), "xlim": (0.5, None)}
+    return png(axes, "upper left", xlabel="actions", ylabel="share of episodes that reached it", **limits)

@@ -40,9 +40,8 @@ def write(run: Run) -> dict[str, Any]:
     folder, replies, last = run.folder, read_replies(run.folder), run.args.train.steps
     log = [one for one in folder.read_json(f"policy/{run.args.method}.json")["log"] if isinstance(one, dict)]
     points = curve(replies, run.args.probe)  # the supervised control logs no measures
-    folder.write_json(
-        "metrics.json", {**results(replies[0], replies[last]), "curve": points, "protocol": run.protocol()}
-    )
+    measured = {**results(replies[0], replies[last]), "curve": points, "protocol": run.protocol()}
+    folder.write_json("metrics.json", measured)
     numbers = folder.read_json("metrics.json")
     write_atomic(folder / "metrics.csv", measured_steps(log, numbers["curve"]).csv())
     lines = {mode: [(one["step"], one[mode]) for one in numbers["curve"]] for mode, _ in MODES}
@@ -56,15 +55,9 @@ def write(run: Run) -> dict[str, Any]:
     middle = min(replies, key=lambda step: (abs(step - last / 2), step))
     pictures["panel"] = panel(run, {step: replies[step] for step in sorted({0, middle, last})})
     protocol = numbers["protocol"]
-    html.write_html(
-        folder / "report.html",
-        "gspo.html",
-        title=f"{protocol['method'].upper()} of {protocol['agent']} on {protocol['data']}",
-        numbers=numbers,
-        table=table(numbers),
-        plots=html.save_plots(folder.path, pictures),
-        manifest=folder.read_json("manifest.json"),
-    )
+    title = f"{protocol['method'].upper()} of {protocol['agent']} on {protocol['data']}"
+    context = {"numbers": numbers, "table": table(numbers), "manifest": folder.read_json("manifest.json")}
+    html.write_report(folder, "gspo.html", pictures, title=title, **context)
     return numbers
 
 
@@ -73,8 +66,8 @@ def results(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]
     with their intervals over tasks."""
     numbers: dict[str, Any] = {"before": {}, "after": {}, "gain": {}}
     for mode, sampled in MODES:
-        numbers["before"][mode] = measures(of_mode(before, sampled))
-        numbers["after"][mode] = measures(of_mode(after, sampled))
+        for when, records in (("before", before), ("after", after)):
+            numbers[when][mode] = measures(of_mode(records, sampled))
         numbers["gain"][mode] = list(statistics.bootstrap_difference(ious(after, sampled), ious(before, sampled)))
     return numbers
 
@@ -128,16 +121,14 @@ def text(numbers: Mapping[str, Any]) -> str:
 
 def plot_log(log: Sequence[Mapping[str, Any]], labels: Mapping[str, str], ylabel: str, limits: Any = None) -> bytes:
     """Measures of the trainer's log over steps, faint, and their moving means, as a PNG."""
-    figure, axes = plots.figure_and_axes()
+    axes = plots.new_axes()
     for k, (name, label) in enumerate(labels.items()):
         steps, values = np.array([(entry["step"], entry[name]) for entry in log], float).T
         width = max(1, len(values) // 20)
         axes.plot(steps, values, color=f"C{k}", alpha=0.25, linewidth=0.8)
         smooth = np.convolve(values, np.ones(width) / width, "valid")
         axes.plot(steps[width - 1 :], smooth, color=f"C{k}", linewidth=1.8, label=label)
-    axes.set(xlabel="steps", ylabel=ylabel, ylim=limits)
-    axes.legend(frameon=False)
-    return plots.png(figure)
+    return plots.png(axes, "best", xlabel="steps", ylabel=ylabel, ylim=limits)
 
 
 def panel(run: Run, replies: Mapping[int, Sequence[Record]]) -> bytes:

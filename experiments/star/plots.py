@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.plots import figure_and_axes, png, whiskers
+from experiments.common.plots import new_axes, new_figure, plot_iou_over_actions, png, whiskers
 
 Log = Sequence[Sequence[float]]  # [step, loss] pairs
 RATES = (  # (key in metrics.json, name, marker)
@@ -42,7 +42,12 @@ def draw(numbers: dict[str, Any], ends: Sequence[Sequence[float]], logs: Mapping
         "iou_by_round": plot_by_round(policies, ("miou",), "Mean IoU of the final masks", "held-out mIoU", ious),
         "gain_by_round": plot_by_round(policies, ("gain",), *gain, ["", *changes]),
         "iou_before_after": plot_pairs(ends[0], ends[1], policies[-1]["round"]),
-        "iou_over_clicks": plot_clicks(policies),
+        "iou_over_clicks": plot_iou_over_actions(
+            _axes(),
+            {_name(one["round"]): one for one in policies},
+            "outside right center",
+            title="Mean IoU over actions",
+        ),
         "noc_by_round": plot_by_round(
             policies, ("noc", "85"), f"Clicks to 0.85 IoU ({budget} where never)", "NoC@85", clicks, span=1
         ),
@@ -61,60 +66,41 @@ def plot_by_round(
     policies: Sequence[Mapping], path: Sequence[str], title: str, label: str, notes: Sequence[str], span: float = 0.1
 ) -> bytes:
     """Plot a measure of each policy with its interval, and a note under each; `span` is the least that y shows."""
-    figure, axes = _figure()
+    axes = _axes()
     if path == ("gain",):
         axes.axhline(0, color="0.45", linewidth=1)
     _points(axes, policies, path)
-    axes.set(title=title, ylabel=label)
     _rounds(axes, policies, notes, span)
-    return png(figure)
+    return png(axes, title=title, ylabel=label)
 
 
 def plot_pairs(before: Sequence[float], after: Sequence[float], last: int) -> bytes:
     """Plot the final IoU of each episode under the first policy and under the last."""
-    figure, axes = _figure()
+    axes = _axes()
     axes.plot([0, 1], [0, 1], color="0.45", linewidth=1)
     x, y = np.array(before), np.array(after)
     for chosen, colour, name in ((y > x, "#2a8a4a", "better"), (y == x, "0.45", "equal"), (y < x, "#c4432b", "worse")):
         style = {"s": 22, "alpha": 0.65, "color": colour, "edgecolors": "none", "clip_on": False}
         axes.scatter(x[chosen], y[chosen], label=f"{name}: {chosen.sum()}", **style)
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title="Each held-out episode")
-    axes.set(xlabel="final IoU under $S_0$", ylabel=f"final IoU under {_name(last)}")
-    figure.legend(frameon=False, loc="outside right center")
-    return png(figure)
-
-
-def plot_clicks(policies: Sequence[Mapping]) -> bytes:
-    """Plot the held-out mean IoU over actions, for each policy."""
-    figure, axes = _figure()
-    for policy in policies:
-        steps, means = [int(k) for k in policy["iou_at"]], list(policy["iou_at"].values())
-        low, high = np.array([policy["intervals"]["iou_at"][k] for k in policy["iou_at"]], float).T
-        (line,) = axes.plot(steps, means, marker="o", markersize=3.5, label=_name(policy["round"]))
-        axes.fill_between(steps, low, high, alpha=0.12, color=line.get_color(), linewidth=0)
-    axes.set(title="Mean IoU over actions", xlabel="actions", ylabel="mean IoU")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.legend(frameon=False, loc="outside right center")
-    return png(figure)
+    return png(axes, "outside right center", xlabel="final IoU under $S_0$", ylabel=f"final IoU under {_name(last)}")
 
 
 def plot_rates(policies: Sequence[Mapping]) -> bytes:
     """Plot first clicks, stops and invalid replies of each policy with their intervals."""
-    figure, axes = _figure()
+    axes = _axes()
     for k, (key, name, marker) in enumerate(RATES):
         shift = 0.06 * (k - (len(RATES) - 1) / 2)  # beside each other, so that no bar hides another
         label = name if any(policy[key] is not None for policy in policies) else f"{name}: no case"
         _points(axes, policies, (key,), shift, marker, label)
-    axes.set(title="First clicks, stops and replies", ylabel="share", ylim=(-0.03, 1.03))
     _rounds(axes, policies)
-    _legend_below(figure)
-    return png(figure)
+    settings = {"title": "First clicks, stops and replies", "ylabel": "share", "ylim": (-0.03, 1.03)}
+    return png(axes, "outside lower center", **settings)
 
 
 def plot_acceptance(rounds: Sequence[Mapping]) -> bytes:
-    """Plot how the filter labelled the actions in each round's rollouts; the bar at the top of the accepted is its
-    interval."""
-    figure, axes = _figure()
+    """Plot how the filter labelled the actions in each round's rollouts, and the interval of the accepted share."""
+    axes = _axes()
     bottom = np.zeros(len(rounds))
     x = np.arange(len(rounds))
     for path, name, colour in SHARES:
@@ -124,26 +110,24 @@ def plot_acceptance(rounds: Sequence[Mapping]) -> bytes:
         axes.bar(x, shares, 0.55, bottom, color=colour, label=name)
         for middle, share, start in zip(x, shares, bottom, strict=True):
             if share >= 0.05:
-                axes.text(
-                    middle, start + share / 2, f"{share:.0%}", ha="center", va="center", color="white", fontsize=9
-                )
+                style = {"ha": "center", "va": "center", "color": "white", "fontsize": 9}
+                axes.text(middle, start + share / 2, f"{share:.0%}", **style)
         bottom += shares
     accepted = np.array([each["accepted"] for each in rounds])
     ends = np.array([each["intervals"]["accepted"] for each in rounds], float).T
     axes.errorbar(x + 0.2, accepted, whiskers(accepted, *ends), fmt="none", ecolor="black", capsize=4, linewidth=1.2)
     names = [f"$D_{{{each['round']}}}$\n{each['actions']} actions" for each in rounds]
-    axes.set(title="What the filter did with the rollouts", ylabel="share of actions", ylim=(0, 1))
     axes.set(xticks=x, xticklabels=names, xlim=(-0.7, len(rounds) - 0.3))
     axes.grid(False, axis="x")
-    _legend_below(figure)
-    return png(figure)
+    settings = {"title": "What the filter did with the rollouts", "ylabel": "share of actions", "ylim": (0, 1)}
+    return png(axes, "outside lower center", **settings)
 
 
 def plot_loss(logs: Mapping[int, Log]) -> bytes:
     """Plot the training loss of each policy."""
     from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-    figure, axes = _figure()
+    axes = _axes()
     for n, log in logs.items():
         steps, losses = np.array(log, float).T
         axes.plot(steps, losses, linewidth=1.4, marker="o", markersize=3, label=_name(n))
@@ -151,15 +135,12 @@ def plot_loss(logs: Mapping[int, Log]) -> bytes:
     low, high = axes.get_ylim()
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 10 * low else NullFormatter())
-    axes.legend(frameon=False)
-    return png(figure)
+    return png(axes, "best")
 
 
-def _figure(height: float = 3.6) -> tuple[Any, Any]:
-    """Make a figure smaller than an evaluation's: more figures stand in a row, and their text comes out larger."""
-    figure, axes = figure_and_axes()
-    figure.set_size_inches(5.4, height)
-    return figure, axes
+def _axes() -> Any:
+    """Axes smaller than an evaluation's: more figures stand in a row, and their text comes out larger."""
+    return new_axes(new_figure(5.4, 3.6))
 
 
 def _points(
@@ -171,10 +152,6 @@ def _points(
     x = np.array([policy["round"] for policy in policies]) + shift
     style = {"marker": marker, "markersize": 6, "capsize": 4, "linewidth": 1.6, "label": label}
     axes.errorbar(x, middle, whiskers(middle, *ends), **style)
-
-
-def _legend_below(figure: Any) -> None:
-    figure.legend(frameon=False, loc="outside lower center", ncols=2, fontsize="medium")
 
 
 def _rounds(axes: Any, policies: Sequence[Mapping], notes: Sequence[str] = (), span: float = 0.0) -> None:

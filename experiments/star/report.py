@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from experiments.common.episode_viewer import describe, payload
-from experiments.common.html import data_uri, save_plots, write_html
+from experiments.common.html import data_uri, write_report
 from experiments.common.run_folder import RunFolder, finite, write_atomic
 from experiments.common.tables import Table, interval
 from experiments.star import plots as star_plots
@@ -152,18 +152,12 @@ def write(
     pairs = {before.task: (before, after) for before, after in zip(*ends, strict=True)}
     groups = choose(ends, limit)
     shown = {name: load(name) for name in groups}
-    write_html(
-        folder / "report.html",
-        "star.html",
-        title=f"{numbers['protocol']['variant']} of {numbers['protocol']['agent']} on {numbers['protocol']['data']}",
-        numbers=numbers,
-        rows=table(numbers),
-        plots=save_plots(folder.path, plots),
-        manifest=about,
-        names=names,
-        strips=[strip(shown[name], pairs[name], names, groups[name]) for name in groups],
-        episodes=[payload(shown[name], pairs[name][k], names[k]) for k in (0, 1) for name in groups],
-    )
+    protocol = numbers["protocol"]
+    title = f"{protocol['variant']} of {protocol['agent']} on {protocol['data']}"
+    strips = [strip(shown[name], pairs[name], names, groups[name]) for name in groups]
+    episodes = [payload(shown[name], pairs[name][k], names[k]) for k in (0, 1) for name in groups]
+    context = {"title": title, "numbers": numbers, "rows": table(numbers), "manifest": about, "names": names}
+    write_report(folder, "star.html", plots, strips=strips, episodes=episodes, **context)
 
 
 def write_tensorboard(

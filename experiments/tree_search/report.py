@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from experiments.common.episode_viewer import describe
-from experiments.common.html import data_uri, jpeg_uri, save_plots, write_html
-from experiments.common.plots import figure_and_axes, png
+from experiments.common.html import data_uri, jpeg_uri, write_report
+from experiments.common.plots import new_axes, new_figure, png
 from experiments.common.run_folder import RunFolder, write_atomic
 from experiments.common.tables import Table, interval, number
 from experiments.tree_search.metrics import COSTS, Condition, Record, column, labelled
@@ -39,16 +39,10 @@ def write(
         for unbounded in (False, True)
     )
     named = {"At equal budgets": bounded, "Greedy search by steps": steps, "Without a budget": free}
-    write_html(
-        folder / "report.html",
-        "tree_search.html",
-        title=f"Tree search over {protocol['agent']} with {protocol['tool']} on {protocol['data']}",
-        numbers=numbers,
-        tables=named,
-        plots=save_plots(folder.path, plot_all(results, numbers)),
-        manifest=about,
-        forest=forest(folder.records("trees.jsonl"), load, list(results)),
-    )
+    title = f"Tree search over {protocol['agent']} with {protocol['tool']} on {protocol['data']}"
+    trees = forest(folder.records("trees.jsonl"), load, list(results))
+    context = {"title": title, "numbers": numbers, "tables": named, "manifest": about, "forest": trees}
+    write_report(folder, "tree_search.html", plot_all(results, numbers), **context)
 
 
 def comparison(numbers: Mapping) -> Table:
@@ -143,10 +137,9 @@ def plot_all(results: Results, numbers: Mapping) -> dict[str, bytes]:
 
 def plot_ranks(results: Results, group: Sequence[Condition], title: str) -> bytes:
     """Plot each search's mIoU with its interval, the best on top, and its oracle's beside it."""
-    figure, axes = figure_and_axes()
     ious = {condition: column(results[condition], "iou") for condition in group}
     ordered = sorted(group, key=lambda condition: ious[condition].mean())
-    figure.set_size_inches(6.4, 1.4 + 0.3 * len(ordered))
+    axes = new_axes(new_figure(6.4, 1.4 + 0.3 * len(ordered)))
     for y, condition in enumerate(ordered):
         low, high = statistics.bootstrap(ious[condition])
         axes.plot([low, high], [y, y], color="#1f6feb", linewidth=1.8)
@@ -155,28 +148,22 @@ def plot_ranks(results: Results, group: Sequence[Condition], title: str) -> byte
         if bound in results:
             label = None if y else "the same with oracle (reads the target)"
             axes.plot(column(results[bound], "iou").mean(), y, "D", mfc="none", color="#66707a", label=label)
-    axes.set(yticks=range(len(ordered)), yticklabels=[f"{c.name}, K = {c.k}" for c in ordered], xlabel="mean IoU")
     axes.set_title(title, fontsize=10)
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
-    return png(figure)
+    axes.set_yticks(range(len(ordered)), [f"{c.name}, K = {c.k}" for c in ordered])
+    return png(axes, "outside lower center", 8, xlabel="mean IoU")
 
 
 def plot_costs(results: Results, group: Sequence[Condition], title: str) -> bytes:
     """Plot the mean IoU of the best-valued mask so far over each cost: a line for each search at its largest K and for
     greedy at its smallest, and the best that any oracle search has by then."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     most = max(condition.k for condition in group)
     lines = [condition for condition in group if condition.k in (most, 1)]
     bounds = [c.like(value="oracle") for c in lines if c.like(value="oracle") in results]
     shown = [axis for axis in AXES if max(column([r["spent"] for r in results[c]], axis).max() for c in lines) > 0]
-    figure = Figure(figsize=(4.2 * min(3, len(shown)), 3.4 * -(-len(shown) // 3) + 0.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    rows, columns = -(-len(shown) // 3), min(3, len(shown))
+    figure = new_figure(4.2 * columns, 3.4 * rows + 0.8)
     for index, axis in enumerate(shown):
-        axes = figure.add_subplot(-(-len(shown) // 3), min(3, len(shown)), index + 1)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(alpha=0.25, linewidth=0.6)
+        axes = new_axes(figure, rows, columns, index + 1)
         end = max(float(np.mean([record["spent"][axis] for record in results[c]])) for c in lines)
         grid = np.linspace(0, end, 61)
         heights = [column(results[c], "iou").mean() for c in (*lines, *bounds)]
@@ -192,7 +179,7 @@ def plot_costs(results: Results, group: Sequence[Condition], title: str) -> byte
         if not index:
             figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
-    return png(figure)
+    return png(axes)
 
 
 def curve(records: Sequence[Record], axis: str, grid: np.ndarray) -> np.ndarray:
@@ -208,7 +195,7 @@ def curve(records: Sequence[Record], axis: str, grid: np.ndarray) -> np.ndarray:
 def plot_steps(rows: Sequence[Mapping]) -> bytes:
     """Plot greedy search by steps: the best-valued mask so far, for each value source and K, and the last mask
     (dotted). At K = 1 the last mask is the policy's own whatever the values, and is plotted once."""
-    figure, axes = figure_and_axes()
+    axes = new_axes()
     plain = any(row["value"] == "none" for row in rows)
     for value, k in dict.fromkeys((row["value"], row["k"]) for row in rows):
         part = [row for row in rows if (row["value"], row["k"]) == (value, k)]
@@ -222,9 +209,8 @@ def plot_steps(rows: Sequence[Mapping]) -> bytes:
         if value == "none" or not privileged and (k > 1 or not plain):
             label = f"last mask, K = {k}" + (f", by {value}" if value != "none" else "")
             axes.plot(steps, [row["last"] for row in part], ":", marker=".", color=colour or "#3b434b", label=label)
-    axes.set(xlabel="steps", ylabel="mean IoU", xticks=sorted({row["step"] for row in rows}))
-    figure.legend(frameon=False, fontsize=8, loc="outside lower center", ncols=2)
-    return png(figure)
+    ticks = sorted({row["step"] for row in rows})
+    return png(axes, "outside lower center", 8, xlabel="steps", ylabel="mean IoU", xticks=ticks)
 
 
 def tree_to_json(condition: Condition, tree: Tree) -> dict[str, Any]:
