@@ -10,6 +10,7 @@ replies so, also by size and topology of the object. Runs of unlike protocols (o
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,10 +145,7 @@ def show(args: Args) -> str:
     return text(result)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("compare", Args, show, __doc__, argv)
-
+main = partial(cli.main, "compare", Args, show, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

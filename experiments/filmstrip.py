@@ -7,6 +7,7 @@ Any data, tool and agent that experiments.evaluate takes can be drawn.
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
@@ -55,10 +56,7 @@ def show(args: Args) -> str:
     return f"{args.out}: {episode.instruction or episode.task}, IoU {', '.join(f'{iou:.3f}' for iou in episode.ious)}"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("filmstrip", Args, show, __doc__, argv, errors=(SegenvError, ValueError, OSError, IndexError))
-
+main = partial(cli.main, "filmstrip", Args, show, __doc__, errors=(SegenvError, ValueError, OSError, IndexError))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -171,10 +172,7 @@ def show(args: Args) -> str:
     return text(numbers)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("inputs", Args, show, __doc__, argv)
-
+main = partial(cli.main, "inputs", Args, show, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

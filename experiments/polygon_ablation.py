@@ -10,7 +10,6 @@ paired with the first arm's.
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -220,12 +219,12 @@ def report(numbers: dict[str, Any]) -> Report:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main(
-        "polygon_ablation", Args, lambda args: text(run(args)), __doc__, argv, lambda args: f"polygon-{args.vary}"
-    )
+def show(args: Args) -> str:
+    """Run the ablation and return its table for a terminal."""
+    return text(run(args))
 
+
+main = partial(cli.main, "polygon_ablation", Args, show, __doc__, folder=lambda args: f"polygon-{args.vary}")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,10 +232,7 @@ def run(args: Args) -> str:
     return str(path)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("results", Args, run, __doc__, argv)
-
+main = partial(cli.main, "results", Args, run, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -3,8 +3,7 @@
 def show(args: Args) -> str | None:  # in a command's __main__.py
     return report.text(run(args))
 
-def main(argv: list[str] | None = None) -> int:
-    return cli.main("evaluate", Args, show, __doc__, argv)
+main = partial(cli.main, "evaluate", Args, show, __doc__)
 
 with cli.open_run(args, RESUMABLE) as folder, cli.progress(len(ids), "episode", done=len(have)) as bar: ...
 """
@@ -90,10 +89,9 @@ def progress(
     done: int = 0,
     name: str | None = None,
     quiet: bool = False,
-    items: Iterable[Any] | None = None,
+    items: Iterable | None = None,
 ) -> tqdm:
-    """A progress bar on stderr, over `items` or to `update`: five times a second on a terminal, else a line every ten
-    seconds."""
+    """A progress bar on stderr, over `items` or to `update`; where that is no terminal, a line every ten seconds."""
     interval = 0.2 if sys.stderr.isatty() else 10.0
     return tqdm(items, total=total, initial=done, unit=unit, desc=name, disable=quiet, mininterval=interval)
 
@@ -108,8 +106,7 @@ def setting_up(subject: str) -> Iterator[None]:
 
 
 def check_least(args: Any, **limits: float) -> None:
-    """Raise RunError where a setting, or one of several values of it, is below its limit: `check_least(args, steps=1)`.
-    None is no value."""
+    """Raise RunError where a setting, or one of its several values, is below its limit; None is no value."""
     for name, limit in limits.items():
         value = getattr(args, name)
         if not all(one is None or one >= limit for one in (value if isinstance(value, (list, tuple)) else [value])):

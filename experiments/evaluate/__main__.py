@@ -8,6 +8,7 @@ timings; the batch size may change the last bits of what a learned model compute
 """
 
 import sys
+from functools import partial
 
 from experiments.common import cli
 from experiments.evaluate.config import Args
@@ -19,10 +20,7 @@ def show(args: Args) -> str:
     return text(args.task, run(args))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("evaluate", Args, show, __doc__, argv)
-
+main = partial(cli.main, "evaluate", Args, show, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

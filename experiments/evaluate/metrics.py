@@ -1,7 +1,7 @@
 """Metrics of episodes of clicks: each mean with its interval, and their definitions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -65,26 +65,12 @@ class Outcome:
         return float(self.ious[-1])
 
 
-COPIED = (
-    "task",
-    "sample",
-    "start_iou",
-    "best_iou",
-    "intersection",
-    "union",
-    "boundary_iou",
-    "box_iou",
-    "stopped",
-    "seconds",
-)
-
-
 def outcome_of(episode: Episode) -> Outcome:
     """Reduce an episode to its numbers."""
     actions = [step.action["type"] for step in episode.steps]
     answered = [step.error is None and step.action["type"] in ("click", "box") for step in episode.steps]
-    copied = {name: getattr(episode, name) for name in COPIED}
-    return Outcome(ious=np.array(episode.ious), invalid=actions.count("invalid"), clicks=sum(answered), **copied)
+    own = {"ious": np.array(episode.ious), "invalid": actions.count("invalid"), "clicks": sum(answered)}
+    return Outcome(**own, **{one.name: getattr(episode, one.name) for one in fields(Outcome) if one.name not in own})
 
 
 def curves(outcomes: Sequence[Outcome], max_steps: int) -> np.ndarray:

@@ -12,6 +12,7 @@ are ours, as none is published.
 """
 
 import sys
+from functools import partial
 
 from agents.training.gspo import processes
 from experiments.common import cli
@@ -36,10 +37,7 @@ def default_folder(_: Args) -> str:
     return "gspo"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("gspo", Args, show, __doc__, argv, default_folder)
-
+main = partial(cli.main, "gspo", Args, show, __doc__, folder=default_folder)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -11,6 +11,7 @@ Every policy plays the same held-out tasks.
 """
 
 import sys
+from functools import partial
 
 from experiments.common import cli
 from experiments.star import ablation, report
@@ -26,10 +27,7 @@ def show(args: Args) -> str | None:
     return ablation.text(ablation.run(args)) if args.ablation else report.text(run(args))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("star", Args, show, __doc__, argv, folder=lambda args: "ablation" if args.ablation else "star")
-
+main = partial(cli.main, "star", Args, show, __doc__, folder=lambda args: "ablation" if args.ablation else "star")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -61,19 +61,9 @@ class Run:
 
     def player(self, data: Dataset, agent: str, **options: Any) -> Player:
         """Make the player of `agent` on `data`; RunError where tool or agent cannot be made."""
-        args = self.args
-        setup = Setup(
-            data=data.spec,
-            tool=args.tool,
-            agent=agent,
-            codec=None if agent == "annotator" else args.codec,
-            max_steps=args.max_steps,
-            seed=args.seed,
-            batch_size=args.batch_size,
-            skip_bad=args.skip_bad,
-            threads=args.threads,
-            **options,
-        )
+        args, codec = self.args, None if agent == "annotator" else self.args.codec
+        options |= {name: getattr(args, name) for name in ("seed", "batch_size", "skip_bad", "threads")}
+        setup = Setup(data.spec, args.tool, agent, codec, args.max_steps, **options)
         with cli.setting_up(f"tool {setup.tool!r} and agent {setup.agent!r}"):
             return Player(setup)
 
@@ -145,10 +135,8 @@ class Run:
         args, seed = self.args, seed_of(self.args.seed, "train", n) % 2**31
         steps = args.round_steps if n else args.start_steps
         rate = args.round_learning_rate if n else args.learning_rate
-        trainer = {**vars(args.trainer), "extra": tuple(sorted(args.trainer.extra.items()))}
-        return SFTOptions(
-            steps=steps, batch_size=args.batch_rows, learning_rate=rate, seed=seed, log_steps=25, **trainer
-        )
+        trainer = {**vars(args.trainer), "extra": tuple(sorted(args.trainer.extra.items())), "seed": seed}
+        return SFTOptions(steps=steps, batch_size=args.batch_rows, learning_rate=rate, log_steps=25, **trainer)
 
     def hashes(self) -> dict[str, str | None]:
         """Identify the data and the models of the run."""

@@ -12,6 +12,7 @@ trees. SegAgent (arXiv 2503.08625) has greedy search alone, by steps (its Table 
 """
 
 import sys
+from functools import partial
 
 from experiments.common import cli
 from experiments.tree_search import report
@@ -24,10 +25,7 @@ def show(args: Args) -> str:
     return report.text(run(args))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("tree_search", Args, show, __doc__, argv, folder="tree")
-
+main = partial(cli.main, "tree_search", Args, show, __doc__, folder="tree")
 
 if __name__ == "__main__":
     sys.exit(main())
