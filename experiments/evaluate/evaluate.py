@@ -8,8 +8,7 @@ from experiments.evaluate.config import Args
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
-    """Evaluate as `args` say, into their folder, and return the content of metrics.json. A run that is there
-    already is resumed if `args.resume` names it."""
+    """Evaluate as `args` say, in the folder `out` or `resume`, and return the content of metrics.json."""
     cli.check_least(args, max_steps=1, batch_size=1, limit=1)
     return {"segment": clicks.run, "filter": filter.run, "polygon": polygons.run}[args.task](args, quiet)
 

@@ -68,8 +68,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
 
 
 def iou_estimator(player: Player) -> tuple[IouEstimator, str]:
-    """Make a function from observed masks to predicted IoUs, by reading, and describe the reading: logits of a language
-    model here, the text of another agent."""
+    """Make a function from observed masks to predicted IoUs, by reading (logits or text), and describe the reading."""
     from agents.mllm import MllmAgent
     from search.prm import IouReader, expected_iou
 
@@ -96,17 +95,13 @@ def estimate_masks(
 ) -> list[dict[str, Any]]:
     """Sample `count` masks of each task, and estimate their IoU; one record a task."""
     sampled = point_masks(player.mdp, tasks, count, seed)
-    estimates = estimator(
-        [observation_of(mask, task) for task, masks in zip(tasks, sampled, strict=True) for mask in masks]
-    )
-    return [
-        {
-            "task": task.id,
-            "masks": [mask.to_json() for mask in masks],
-            **{name: values[k * count : (k + 1) * count] for name, values in estimates.items()},
-        }
-        for k, (task, masks) in enumerate(zip(tasks, sampled, strict=True))
-    ]
+    pairs = list(zip(tasks, sampled, strict=True))
+    estimates = estimator([observation_of(mask, task) for task, masks in pairs for mask in masks])
+    entries = []
+    for k, (task, masks) in enumerate(pairs):
+        predicted = {name: values[k * count : (k + 1) * count] for name, values in estimates.items()}
+        entries.append({"task": task.id, "masks": [mask.to_json() for mask in masks], **predicted})
+    return entries
 
 
 def _write_results(folder: RunFolder, args: Args, about: dict[str, Any], data: Dataset) -> dict[str, Any]:
@@ -145,12 +140,9 @@ def _write_results(folder: RunFolder, args: Args, about: dict[str, Any], data: D
 def text(numbers: Mapping[str, Any]) -> str:
     """Format the numbers for a terminal."""
     skipped = f", {len(numbers['skipped'])} bad items skipped" if numbers["skipped"] else ""
-    lines = [
-        f"{numbers['masks']} masks of {numbers['tasks']} tasks{skipped}",
-        iou_report.table(numbers["readings"]).text("  "),
-    ]
-    lines += [f"  {name}: {_acceptance_text(found)}" for name, found in numbers["acceptance"].items()]
-    return "\n".join(lines)
+    head = f"{numbers['masks']} masks of {numbers['tasks']} tasks{skipped}"
+    lines = [f"  {name}: {_acceptance_text(found)}" for name, found in numbers["acceptance"].items()]
+    return "\n".join([head, iou_report.table(numbers["readings"]).text("  "), *lines])
 
 
 def _acceptance_text(found: Mapping[str, Any]) -> str:

@@ -54,8 +54,7 @@ def table(readings: Mapping[str, Mapping[str, Any]], name: str = "") -> Table:
 
 def text(numbers: Mapping[str, Any]) -> str:
     """Format the numbers of a PRM's training for a terminal."""
-    training = numbers["training"]
-    lines = []
+    training, lines = numbers["training"], []
     if training:
         lines = [f"{training['rows']} masks learned from, {training['steps']} steps, {training['seconds']:.0f} s"]
     for data, found in numbers["data"].items():
@@ -136,8 +135,7 @@ def section_of(
 
 
 def examples(one: MaskSet, filled: Sequence[int], reading: str, limit: int) -> list[dict[str, str]]:
-    """Pictures of masks with their predicted and true IoU: half of them with the largest errors, the others at
-    random."""
+    """Pictures of masks with their predicted and true IoU, half with the largest errors, the others at random."""
     worst = sorted(filled, key=lambda k: -abs(one.predicted[reading][k] - one.masks[k].iou))[: limit // 2]
     sampled = sorted(filled, key=lambda k: seed_of("report", one.masks[k].task, one.masks[k].number))
     chosen = list(dict.fromkeys([*worst, *sampled]))[:limit]

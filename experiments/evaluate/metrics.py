@@ -69,7 +69,7 @@ def outcome_of(episode: Episode) -> Outcome:
     """Reduce an episode to its numbers."""
     actions = [step.action["type"] for step in episode.steps]
     answered = [step.error is None and step.action["type"] in ("click", "box") for step in episode.steps]
-    own = {"ious": np.array(episode.ious), "invalid": actions.count("invalid"), "clicks": sum(answered)}
+    own: dict[str, Any] = {"ious": np.array(episode.ious), "invalid": actions.count("invalid"), "clicks": sum(answered)}
     return Outcome(**own, **{one.name: getattr(episode, one.name) for one in fields(Outcome) if one.name not in own})
 
 
@@ -80,10 +80,7 @@ def curves(outcomes: Sequence[Outcome], max_steps: int) -> np.ndarray:
 
 def summarise(outcomes: Sequence[Outcome], max_steps: int, protocol: dict[str, Any]) -> dict[str, Any]:
     """Summarise outcomes for `metrics.json`: plain numbers, `intervals` with [low, high] under the same keys, and
-    `protocol`.
-
-    The order of `outcomes` matters to the last digits of the intervals: give the data's.
-    """
+    `protocol`. The order of `outcomes` matters to the last digits of the intervals: give the data's."""
     if not outcomes:
         raise ValueError("no episode to summarise")
     ious, iou_curves = [item.ious for item in outcomes], curves(outcomes, max_steps)

@@ -66,7 +66,7 @@ def token_counter() -> Callable[[str], int]:
 
 
 def answers(
-    agent: Agent,
+    agent: Any,
     tasks: Sequence[Task],
     seeds: Sequence[int],
     temperature: float = 0.0,
@@ -74,36 +74,19 @@ def answers(
     output_type: str = "mask",
     sample: int = 0,
 ) -> list[Record]:
-    """Score one reply of `agent` (an `MllmAgent` or `OracleAgent` with a polygon codec) to each task.
-
-    `seeds`, one a task, drive the sampling at `temperature`, where 0 is greedy. Raises ValueError for a query that a
-    task does not allow."""
+    """Score one reply of `agent` (an `MllmAgent` or `OracleAgent` with a polygon codec) to each task. `seeds`, one a
+    task, drive the sampling at `temperature`; 0 is greedy. Raises ValueError where a task does not allow the query."""
     codec = polygon_codec(agent.codec, agent.spec)
     if isinstance(agent, OracleAgent):
         texts = [agent.reply(task) for task in tasks]
         tokens = [agent.tokens(text) for text in texts]
     else:
-        texts, tokens = _generate(agent, codec, tasks, seeds, temperature, prompt_type, output_type)
-    return [
-        record(task, codec, text, count, sample, output_type)
-        for task, text, count in zip(tasks, texts, tokens, strict=True)
-    ]
-
-
-def _generate(
-    agent: Any,
-    codec: PolygonCodec,
-    tasks: Sequence[Task],
-    seeds: Sequence[int],
-    temperature: float,
-    prompt_type: str,
-    output_type: str,
-) -> tuple[list[str], list[int]]:
-    """Generate a model's replies, and count their tokens."""
-    questions = [queries.query(task, codec, prompt_type, output_type, agent.prompt_style) for task in tasks]
-    prompts, pictures = [one.prompt for one in questions], [one.picture for one in questions]
-    texts = agent.backend.generate(pictures, prompts, seeds, temperature)
-    return texts, [reply.tokens for reply in agent.backend.replies]
+        questions = [queries.query(task, codec, prompt_type, output_type, agent.prompt_style) for task in tasks]
+        prompts, pictures = [one.prompt for one in questions], [one.picture for one in questions]
+        texts = agent.backend.generate(pictures, prompts, seeds, temperature)
+        tokens = [reply.tokens for reply in agent.backend.replies]
+    scored = zip(tasks, texts, tokens, strict=True)
+    return [record(task, codec, text, count, sample, output_type) for task, text, count in scored]
 
 
 def polygon_codec(codec: Codec, agent: str) -> PolygonCodec:

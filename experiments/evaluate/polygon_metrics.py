@@ -159,10 +159,7 @@ def topology_of(target: np.ndarray) -> str:
 
 def measures(records: Sequence[Record]) -> dict[str, Any]:
     """Measures of replies, each mean over tasks with its interval; see `METRIC_DEFINITIONS`. A measure of no task is
-    None.
-
-    The order of `records` matters to the last digits of the intervals: give the data's.
-    """
+    None. The order of `records` matters to the last digits of the intervals: give the data's."""
     if not records:
         raise ValueError("no reply to measure")
     absent = [one for one in records if not one.has_object]

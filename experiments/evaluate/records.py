@@ -33,13 +33,10 @@ def append_groups(
     quiet: bool = False,
     **key: Any,
 ) -> None:
-    """Append the records that the file `name` lacks: `work` makes those of `size` tasks, one for each of `samples`, and
-    all with the values of `key`.
-
-    The groups are the same in a resumed run, as a learned model's last bits depend on them."""
-    have = {
-        (record["task"], record.get("sample", 0)) for record in folder.records(name) if key.items() <= record.items()
-    }
+    """Append the records that the file `name` lacks: `work` makes those of `size` tasks, one for each of `samples`, all
+    with the values of `key`. A resumed run has equal groups, as a learned model's last bits depend on them."""
+    begun = (record for record in folder.records(name) if key.items() <= record.items())
+    have = {(record["task"], record.get("sample", 0)) for record in begun}
     total = len(data) * len(samples)
     with folder.appending(name) as file, cli.progress(total, unit, len(have), quiet=quiet) as bar:
         for start in range(0, len(data), size):

@@ -51,10 +51,8 @@ def policies(
     load: Callable[[str], Task],
     rules: Rules = Rules(),  # noqa: B008  # frozen
 ) -> list[dict[str, Any]]:
-    """Measure each policy S_0, S_1, … by its held-out episodes; ValueError where their tasks are not in the same order.
-
-    `load` gives the task of an id, and is called once for each.
-    """
+    """Measure each policy S_0, S_1, … by its held-out episodes, of the same tasks in the same order (else ValueError);
+    `load` gives the task of an id, and is called once for each."""
     orders = [[(episode.task, episode.sample) for episode in episodes] for episodes in played]
     if any(order != orders[0] for order in orders):
         raise ValueError(
@@ -68,9 +66,8 @@ def policies(
         decided.append([decisions(episode, task, rules) for episode in group])
     measured: list[dict[str, Any]] = []
     base: dict[str, np.ndarray] = {}
-    for n, (episodes, first, choices) in enumerate(
-        zip(played, np.array(inside).T, zip(*decided, strict=True), strict=True)
-    ):
+    columns = zip(played, np.array(inside).T, zip(*decided, strict=True), strict=True)
+    for n, (episodes, first, choices) in enumerate(columns):
         numbers = summary.summarise([summary.outcome_of(episode) for episode in episodes], max_steps, {})
         del numbers["protocol"]
         each = {**_each(episodes, max_steps), "first_click_in_object": first}
@@ -125,31 +122,20 @@ def decisions_at(episode: Episode, stop_iou: float) -> list[Decision]:
 
 
 def stopping(decided: Sequence[Sequence[Decision]]) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """Accuracy, precision and recall of stops from the decisions of each episode, and their intervals;
-    METRIC_DEFINITIONS says what is counted.
-
-    `stop_counts` are decisions, those that were stops, those where a stop was due, and the stops that were due. A share
-    of nothing is NaN.
-    """
-    counts = np.array(
-        [
-            (len(each), sum(stop for stop, _ in each), sum(due for _, due in each), sum(s and due for s, due in each))
-            for each in decided
-        ],
-        float,
-    )
-    total, stops, due, both = counts.T
-    shares = {
-        "stop_accuracy": (total - stops - due + 2 * both, total),
-        "stop_precision": (both, stops),
-        "stop_recall": (both, due),
-    }
+    """Accuracy, precision and recall of stops from the decisions of each episode, and their intervals, as in
+    METRIC_DEFINITIONS; `stop_counts` are what they are shares of. A share of nothing is NaN."""
+    counts = np.zeros((len(decided), 4))
+    for row, each in zip(counts, decided, strict=True):
+        for stop, due in each:
+            row += 1, stop, due, stop and due
+    total, stops, dues, both = counts.T
+    shares = {"stop_accuracy": (total - stops - dues + 2 * both, total)}
+    shares |= {"stop_precision": (both, stops), "stop_recall": (both, dues)}
     values = {key: over.sum() / under.sum() if under.any() else np.nan for key, (over, under) in shares.items()}
     names = ("decisions", "stops", "due", "right_stops")
     totals = dict(zip(names, counts.sum(0).astype(int).tolist(), strict=True))
-    return values | {"stop_counts": totals}, {
-        key: list(statistics.bootstrap_ratio(*pair)) for key, pair in shares.items()
-    }
+    intervals = {key: list(statistics.bootstrap_ratio(*pair)) for key, pair in shares.items()}
+    return values | {"stop_counts": totals}, intervals
 
 
 def acceptance(rows: Sequence[StarExample], episodes: Iterable[Episode]) -> dict[str, Any]:

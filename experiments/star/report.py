@@ -75,22 +75,22 @@ def table(numbers: dict[str, Any]) -> list[dict[str, Any]]:
         {measure: (value, bounds) for measure, value, bounds in _leaves(policy, policy["intervals"], "")}
         for policy in numbers["policies"]
     ]
-    rows = []
-    for key, name, digits, better in MEASURES:
-        cells = []
-        for n, policy in enumerate(policies):
-            value, bounds = policy[f"/{key}"]
-            gain, ends = policy.get("/gain" if key == "miou" else f"/gains/{key}", (None, (None, None)))
-            cell = {
-                "value": "" if value is None else f"{value:.{digits}f}",
-                "interval": interval(bounds, digits),
-                "gain": "" if not n or gain is None else f"{gain:+.{digits}f}",
-                "between": "" if not n or ends[0] is None else "{:+.{d}f} to {:+.{d}f}".format(*ends, d=digits),
-                "verdict": _verdict(ends, better),
-            }
-            cells.append(cell)
-        rows.append({"name": name, "better": better, "cells": cells})
-    return rows
+
+    def cell(n: int, key: str, digits: int, better: str) -> dict[str, str]:
+        value, bounds = policies[n][f"/{key}"]
+        gain, ends = policies[n].get("/gain" if key == "miou" else f"/gains/{key}", (None, (None, None)))
+        return {
+            "value": "" if value is None else f"{value:.{digits}f}",
+            "interval": interval(bounds, digits),
+            "gain": "" if not n or gain is None else f"{gain:+.{digits}f}",
+            "between": "" if not n or ends[0] is None else "{:+.{d}f} to {:+.{d}f}".format(*ends, d=digits),
+            "verdict": _verdict(ends, better),
+        }
+
+    return [
+        {"name": name, "better": better, "cells": [cell(n, key, digits, better) for n in range(len(policies))]}
+        for key, name, digits, better in MEASURES
+    ]
 
 
 def _verdict(bounds: Sequence[float | None], better: str) -> str:
@@ -160,9 +160,7 @@ def write(
     write_report(folder, "star.html", plots, strips=strips, episodes=episodes, **context)
 
 
-def write_tensorboard(
-    folder: RunFolder, numbers: dict[str, Any], logs: Mapping[int, Sequence[Sequence[float]]]
-) -> None:
+def write_tensorboard(folder: RunFolder, numbers: dict[str, Any], logs: Mapping[int, Sequence]) -> None:
     """Write tensorboard/ anew, so that a resumed run has every value once: measures by round with their intervals, and
     for each policy the IoU by action and `logs` of its training, [step, loss] pairs."""
     try:
@@ -172,10 +170,8 @@ def write_tensorboard(
         return
     board = folder / "tensorboard"
     shutil.rmtree(board, ignore_errors=True)
-    margins = {}
-    for key, name, *_ in (*MEASURES, ("gain", "gain over S_0, paired")):
-        tag = f"held_out/{key}"
-        margins[name] = ["Margin", [tag, f"low/{tag}", f"high/{tag}"]]
+    tags = {name: f"held_out/{key}" for key, name, *_ in (*MEASURES, ("gain", "gain over S_0, paired"))}
+    margins = {name: ["Margin", [tag, f"low/{tag}", f"high/{tag}"]] for name, tag in tags.items()}
     with SummaryWriter(str(board / "rounds")) as writer:
         for row in scalars(numbers):
             for prefix, value in (("", row.value), ("low/", row.low), ("high/", row.high)):
@@ -207,6 +203,10 @@ def strip(task: Task, pair: Sequence[Episode], names: Sequence[str], group: str)
     """Collect for the page a task's target, and each step's picture, reply and IoU of two episodes."""
     first, last = pair
     start = first.mask(0)
+    plays: list[dict[str, Any]] = []
+    for name, episode in zip(names, pair, strict=True):
+        steps = [_moment(task, episode, k) for k in range(1, len(episode.steps) + 1)]
+        plays.append({"name": name, "final": episode.final_iou, "stopped": episode.stopped, "steps": steps})
     return {
         "id": task.id,
         "group": group,
@@ -214,15 +214,7 @@ def strip(task: Task, pair: Sequence[Episode], names: Sequence[str], group: str)
         "gain": last.final_iou - first.final_iou,
         "start_iou": first.start_iou if start.any() else None,
         "target": _picture(task, object_of(task.target), start),
-        "plays": [
-            {
-                "name": name,
-                "final": episode.final_iou,
-                "stopped": episode.stopped,
-                "steps": [_moment(task, episode, k) for k in range(1, len(episode.steps) + 1)],
-            }
-            for name, episode in zip(names, pair, strict=True)
-        ],
+        "plays": plays,
     }
 
 
@@ -241,8 +233,7 @@ def _moment(task: Task, episode: Episode, k: int) -> dict[str, Any]:
 
 
 def _picture(task: Task, lit: np.ndarray, mask: np.ndarray, clicks: Sequence[Click] = ()) -> str:
-    """Render mask, clicks and the target's outline over the image, as a data URL; pixels outside `lit` are dimmed, so
-    that a mask is seen on an object of the mask's colour too."""
+    """Render mask, clicks and the target's boundary over the image, dimmed outside `lit`, as a data URL."""
     image = np.where(lit[..., None], task.image, task.image // 5 * 2)
     picture = render.frame(image, mask, clicks, task.target, size=FRAME)[: -render.CAPTION]
     buffer = io.BytesIO()

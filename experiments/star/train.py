@@ -30,13 +30,8 @@ class Star(Run):
 
     def train_round(self, n: int) -> None:
         """Make S_n, and evaluate S_n."""
-        work = {
-            "expert": self.demonstrate,
-            "rollout": self.rollout,
-            "filter": self.filter_rollouts,
-            "train": self.finetune,
-            "evaluate": self.evaluate,
-        }
+        work = {"expert": self.demonstrate, "rollout": self.rollout, "filter": self.filter_rollouts}
+        work |= {"train": self.finetune, "evaluate": self.evaluate}
         for name in stages(self.args.variant, n):
             self.stage(n, name, work[name])
 
@@ -50,10 +45,8 @@ class Star(Run):
         self.write_examples(n, examples)
 
     def rollout(self, n: int) -> None:
-        """Sample `args.samples` episodes of S_{n-1} on each of `args.rollout_tasks` training tasks.
-
-        Where an action is bad, the annotator's is tried in the same state; the episode continues from the policy's own.
-        """
+        """Sample episodes of S_{n-1} on training tasks. Where an action is bad, the annotator's is tried in the same
+        state; the episode continues from the policy's own."""
         args, ids = self.args, self.train_data.ids
         shuffled = sorted(self.train_indices, key=lambda index: seed_of(args.seed, "rollout", n, ids[index]))
         options = {"samples": args.samples, "temperature": args.temperature, "round_index": n, "rules": args.rules}
@@ -90,10 +83,7 @@ class Star(Run):
         finetune(self.checkpoint(start), conversations, self.weights(n), self.sft_options(n), declare)
 
     def evaluate(self, n: int) -> None:
-        """Play the held-out tasks greedily with S_n.
-
-        The annotator's action is tried where one is bad, as in rollouts: metrics of stops need it.
-        """
+        """Play the held-out tasks greedily with S_n; metrics of stops need the annotator's action beside bad ones."""
         player = self.player(self.eval_data, self.policy(n), rules=self.args.rules)
         self.play(f"round{n}/evaluate", player, self.eval_indices)
 
