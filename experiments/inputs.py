@@ -36,7 +36,7 @@ Number = dict[str, Any]  # {"value", "interval", "episodes"}
 
 @dataclass(frozen=True)
 class Args:
-    """Flags of the command line; specs as in the README's table."""
+    """Flags of the command line; specs as in docs/evaluate.md and docs/data.md."""
 
     agent: str = "mllm"
     data: str = "synthetic:val"

@@ -10,6 +10,7 @@ better.
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,7 +31,7 @@ from segenv.types import SegenvError
 
 @dataclass(frozen=True)
 class Args:
-    """Flags of the command line; specs as in the README's tables."""
+    """Flags of the command line; specs as in docs/evaluate.md and docs/data.md."""
 
     data: str = "synthetic:val"
     limit: int | None = None
@@ -111,10 +112,7 @@ def show(args: Args) -> str:
     return text(rows, args)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("polygons_ceiling", Args, show, __doc__, argv, errors=(SegenvError, ValueError))
-
+main = partial(cli.main, "polygons_ceiling", Args, show, __doc__, errors=(SegenvError, ValueError))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -48,7 +48,7 @@ FILE = "trajectories.json"
 
 @dataclass(frozen=True)
 class Generate:
-    """Flags of `generate`; specs as in the README's tables."""
+    """Flags of `generate`; specs as in docs/evaluate.md and docs/data.md."""
 
     data: str = "synthetic:train"
     """what to segment"""

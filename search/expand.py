@@ -58,7 +58,7 @@ class Expander:
         if near < 0:
             raise ValueError(f"near is {near}; expected a part of the image's longer side, such as 0.01")
         if isinstance(agent.codec, PolygonCodec):
-            raise ValueError(f"agent {agent.spec!r} writes outlines, and a search is over clicks; give one that clicks")
+            raise ValueError(f"agent {agent.spec!r} writes polygons, and a search is over clicks; give one that clicks")
         self.mdp, self.agent, self.value_fn, self.near = mdp, agent, value_fn, near
         backend = getattr(agent, "backend", None)
         reply_tokens = 0 if backend is None else backend.max_new_tokens

@@ -128,8 +128,7 @@ def _candidates(
 
 
 def _sampled(weigh: Callable[[np.ndarray], np.ndarray], k: int = 1, deepest: bool = True) -> Annotator:
-    """An annotator that samples `k` error pixels with the weights `weigh(depths)` and clicks the deepest (or the
-    shallowest) of them."""
+    """Click the deepest (or the shallowest) of `k` error pixels, sampled with the weights `weigh(depths)`."""
 
     def annotator(
         target: np.ndarray, prediction: np.ndarray, clicked: Clicked, rng: np.random.Generator
@@ -146,8 +145,7 @@ def _sampled(weigh: Callable[[np.ndarray], np.ndarray], k: int = 1, deepest: boo
 
 
 def _jitter(sigma: float = 5.0) -> Annotator:
-    """The published click, moved by Gaussian noise of `sigma` pixels, within the image. The sign is the one that was
-    meant."""
+    """Move the published click by Gaussian noise of `sigma` pixels, within the image; keep its sign."""
     if not 0 <= sigma < math.inf:
         raise ValueError(f"jitter got sigma={sigma}; expected pixels, 0 or more")
 

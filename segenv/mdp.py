@@ -197,8 +197,7 @@ class SegMDP:
 
 
 def _outside(action: Click | Box, task: Task) -> str | None:
-    """Why the action cannot be carried out on this image, or None. Codecs clip, so this is for callers who make actions
-    themselves."""
+    """Say why an action, made without a codec that clips, lies outside this image; None where it does not."""
     if isinstance(action, Click):
         if not (0 <= action.x < task.width and 0 <= action.y < task.height):
             return f"click ({action.x}, {action.y}) lies outside the image of {task.width} x {task.height} pixels"

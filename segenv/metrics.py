@@ -1,4 +1,4 @@
-"""How good masks, curves of masks and guesses about masks are.
+"""Metrics of masks, and of curves of masks.
 
 Masks are [H, W]: targets uint8 or bool as in `segenv.types`, predictions bool (or 0/non-zero). Ignored pixels count in
 nothing. Every function that can meet two empty masks says what it returns then, and takes another value as `empty`
@@ -13,8 +13,6 @@ import numpy as np
 from segenv.types import Box, ignored_of, object_of
 
 Numbers = Sequence[float] | np.ndarray  # one for each item, [N]
-
-# ---------------------------------------------------------------------------------------------------------------- masks
 
 
 def errors(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -110,8 +108,7 @@ def _count(mask: np.ndarray) -> int:
 
 
 def _ring(mask: np.ndarray, steps: int) -> np.ndarray:
-    """The pixels of a bool mask [H, W] within `steps` pixels (in the maximum norm) of one outside it or of the image's
-    outside."""
+    """Pixels of a bool mask [H, W] within `steps` pixels (maximum norm) of the mask's or the image's outside."""
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     ring = np.zeros_like(mask)
     if width:
@@ -120,9 +117,6 @@ def _ring(mask: np.ndarray, steps: int) -> np.ndarray:
         inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=min(steps, min(width, height)))[1:-1, 1:-1]
         ring[window] = mask[window] & (inner == 0)
     return ring
-
-
-# --------------------------------------------------------------------------------------------------------------- curves
 
 
 def iou_at(ious: Numbers, clicks: int) -> float:
@@ -134,8 +128,7 @@ def iou_at(ious: Numbers, clicks: int) -> float:
 
 
 def noc(ious: Numbers, threshold: float, max_clicks: int = 20) -> int:
-    """Number of clicks to reach IoU ≥ `threshold`, compared in float32 as RITM does; `max_clicks` where it is never
-    reached."""
+    """Clicks to reach IoU ≥ `threshold`, compared in float32 as RITM does; `max_clicks` if never."""
     reached = _reached(ious, threshold, max_clicks)
     return int(reached.argmax()) + 1 if reached.any() else max_clicks
 
@@ -156,19 +149,6 @@ def _reached(ious: Numbers, threshold: float, max_clicks: int) -> np.ndarray:
     return np.asarray(ious, np.float32)[:max_clicks] >= np.float32(threshold)
 
 
-def auc(ious: Numbers, max_clicks: int = 20) -> float:
-    """Area under IoU over clicks 1..max_clicks by the trapezoid rule, over its width: in 0..1. A short curve keeps its
-    last value."""
-    curve = np.array([iou_at(ious, click) for click in range(1, max_clicks + 1)])
-    return float(((curve[1:] + curve[:-1]) / 2).mean()) if max_clicks > 1 else float(curve[0])
-
-
 def regret(ious: Numbers) -> float:
     """Gain of a better moment to stop: the curve's maximum less its last value."""
     return float(np.max(ious) - ious[-1])
-
-
-# ---------------------------------------------------------------------------------------------------------- uncertainty
-
-
-# ---------------------------------------------------------------------------------------------------------- calibration

@@ -134,8 +134,7 @@ def _check_object(task: Task, lacking: str) -> None:
 
 
 def reply(asked: Query, codec: PolygonCodec, budget: int | None = None, length: Callable[[str], int] = len) -> str:
-    """The reply that answers a query; a mask in the best outline whose `length` is within `budget`, where one is
-    given."""
+    """Reply that answers a query; a mask by its best polygons of a `length` within `budget`, if given."""
     if isinstance(asked.answer, str):
         return asked.answer
     if budget is not None and isinstance(asked.answer, Polygons):

@@ -119,11 +119,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def filmstrip(
-    task: Task,
-    masks: Sequence[np.ndarray],
-    clicks: Sequence[Sequence[Click]],
-    columns: int = 4,
-    size: int = 256,
+    task: Task, masks: Sequence[np.ndarray], clicks: Sequence[Sequence[Click]], columns: int = 4, size: int = 256
 ) -> np.ndarray:
     """A whole episode on one panel: the image, the target, and then the mask and the clicks so far after each step.
 

@@ -1,6 +1,7 @@
-"""How good stated IoUs are: as a regression, as probabilities, as a ranking of one task's masks, and as a filter.
+"""Bootstrap intervals, correlations, and the calibration of stated IoUs: as a regression, as probabilities, as a
+ranking of one task's masks, and as a filter.
 
-Masks of one task are alike, so every 95 % interval is of a bootstrap over tasks (2000 resamples).
+Masks of one task are alike, so intervals of calibration are of a bootstrap over tasks (2000 resamples).
 """
 
 from collections.abc import Hashable, Sequence
@@ -8,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from segenv import statistics
 from segenv.metrics import Numbers
 
 BINS = 10
@@ -43,19 +43,19 @@ def calibration(
     return {
         "masks": len(said),
         "tasks": sums.shape[1],
-        "mae": statistics.mae(said, real),
+        "mae": mae(said, real),
         "mse": float(((said - real) ** 2).mean()),
         "bias": float((said - real).mean()),
-        "pearson": statistics.pearson(said, real),
-        "spearman": statistics.spearman(said, real),
-        "ece": statistics.ece(said, real, BINS),
+        "pearson": pearson(said, real),
+        "spearman": spearman(said, real),
+        "ece": ece(said, real, BINS),
         "ranking": float(pairs[:, 0].sum() / pairs[:, 1].sum()) if pairs[:, 1].any() else float("nan"),
         "intervals": {
             "mae": _between(again[:, 6] / again[:, 0]),
             "mse": _between(again[:, 7] / again[:, 0]),
             "bias": _between((again[:, 1] - again[:, 2]) / again[:, 0]),
             "pearson": _between(_correlations(again)),
-            "ranking": list(statistics.bootstrap_ratio(pairs[:, 0], pairs[:, 1])),
+            "ranking": list(bootstrap_ratio(pairs[:, 0], pairs[:, 1])),
         },
         "reliability": reliability(said, real),
     }

@@ -138,8 +138,7 @@ class Undo:
 
 @dataclass(frozen=True)
 class Invalid:
-    """A reply that is no action: it takes one step and leaves the mask. `reason` says what arrived and what was
-    expected."""
+    """Reply that is no action: one step, and the mask stays. `reason`: what arrived, what was expected."""
 
     text: str
     reason: str

@@ -87,8 +87,7 @@ def _cross(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
 
 class Collator:
-    """Batches of training examples as tensors: the model's inputs, labels and weights on the replies alone, patch
-    labels."""
+    """Batches of training examples: the model's inputs, labels and weights of replies, patch labels."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor

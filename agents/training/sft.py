@@ -116,8 +116,7 @@ class ReplyTrainer(ResumesWhole, SFTTrainer):
 
 
 class ReplyCollator:
-    """Left-padded batches of the model's inputs for the rows that `examples` name, with labels on the tokens of the
-    replies."""
+    """Left-padded inputs for the rows that `examples` name, with labels on the replies' tokens."""
 
     def __init__(self, processor: Any, rows: Sequence[SFTExample], image_size: Any = None) -> None:
         self.processor, self.rows, self.image_size = processor, rows, image_size

@@ -14,6 +14,7 @@ polygons and conversations may be given anew then: neither detector nor tool is 
 """
 
 import sys
+from functools import partial
 
 from experiments.annotate import report
 from experiments.annotate.annotate import dry_run, run
@@ -29,10 +30,7 @@ def show(args: Args) -> str | None:
     return "\n".join(f"{name:<14} {text}" for name, text in report.facts(run(args)).items())
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("annotate", Args, show, __doc__, argv)
-
+main = partial(cli.main, "annotate", Args, show, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -21,7 +21,7 @@ OUTPUT = frozenset(  # settings that change only the outputs
 
 @dataclass(frozen=True)
 class Args:
-    """Flags of the command line; specs as in the README's tables."""
+    """Flags of the command line; specs as in docs/evaluate.md and docs/data.md."""
 
     images: str = ""
     """folder of the images, which may lie in folders of it"""

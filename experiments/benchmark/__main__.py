@@ -10,6 +10,7 @@ Prints a table and writes `benchmark.json`.
 import os
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -67,10 +68,7 @@ def table(rows: list[Timing]) -> Table:
     return shown
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("benchmark", Args, show, __doc__, argv)
-
+main = partial(cli.main, "benchmark", Args, show, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -96,8 +96,7 @@ def share(
 
 
 def paired_gains(values: Sequence[Any], reference: Sequence[Any], name: str = "gain") -> dict[str, Any]:
-    """Mean difference of two [seeds, tasks] and its interval, as (mean, low, high): `name` of all seeds, and
-    `name`_by_seed."""
+    """Paired difference of two [seeds, tasks], (mean, low, high): `name` of all, and `name`_by_seed."""
     pooled = statistics.bootstrap_difference(np.mean(values, axis=0), np.mean(reference, axis=0))
     each = [list(statistics.bootstrap_difference(*pair)) for pair in zip(values, reference, strict=True)]
     return {name: list(pooled), f"{name}_by_seed": each}

@@ -84,12 +84,7 @@ def run_stage(folder: RunFolder, name: str, work: Callable[[], None]) -> None:
 
 
 def progress(
-    total: int,
-    unit: str,
-    done: int = 0,
-    name: str | None = None,
-    quiet: bool = False,
-    items: Iterable | None = None,
+    total: int, unit: str, done: int = 0, name: str | None = None, quiet: bool = False, items: Iterable | None = None
 ) -> tqdm:
     """A progress bar on stderr, over `items` or to `update`; where that is no terminal, a line every ten seconds."""
     interval = 0.2 if sys.stderr.isatty() else 10.0

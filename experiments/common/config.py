@@ -108,8 +108,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def changes(saved: Any, settings: Any, resumable: frozenset[str] = frozenset()) -> list[str]:
-    """List the fields outside `resumable` in which two settings (dataclasses or dicts) differ, as `name: was A, now
-    B`."""
+    """List fields outside `resumable` in which two settings differ, as `name: was A, now B`."""
     before, now = plain(saved), plain(settings)
     return [
         f"{name}: was {before.get(name)!r}, now {now[name]!r}"

@@ -17,8 +17,7 @@ Key = tuple[Any, ...]  # of an example: (task, sample)
 
 
 def choose(scores: Mapping[Key, float], limit: int) -> dict[Key, str]:
-    """Choose at most `limit` examples by score: a third the worst, a third the best, the rest at random; their groups
-    by key."""
+    """Choose at most `limit` examples by score, a third each the worst, the best and random; groups by key."""
     ranked = sorted(scores, key=lambda key: (scores[key], key))
     third = limit // 3
     chosen = dict.fromkeys(ranked[:third], "worst")

@@ -80,8 +80,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], config: Any) -> RunFolder:
-        """Start a run in `path` (made if missing) with the dataclass `config`; RunError where a run is there
-        already."""
+        """Start a run in `path` (made if missing) with the dataclass `config`; RunError where one is there."""
         folder = cls(path)
         if folder.path.exists() and not folder.path.is_dir():
             raise RunError(f"--out {path} is a file; expected a folder, or a name that is free")
@@ -253,8 +252,7 @@ def hide_home(value: Any) -> Any:
 
 
 def manifest(seed: int, protocol: dict[str, Any], hashes: dict[str, str | None]) -> dict[str, Any]:
-    """Provenance of a run, without the name of a machine or of a user's folder. `hashes` identify the data and the
-    models."""
+    """Provenance of a run, without names of machines or users. `hashes` identify data and models."""
     versions = {"segenv": __version__}
     for library in LIBRARIES:
         try:

@@ -8,8 +8,7 @@ from segenv.data.base import Dataset
 def split(
     data: str, eval_data: str | None, limit: int | None, eval_limit: int | None, skip_bad: bool = False
 ) -> tuple[Dataset, Dataset, list[int], list[int]]:
-    """Split training and held-out data, with the indices of their tasks. No task is in both, nor two tasks of one
-    image."""
+    """Split training and held-out data, with their tasks' indices. No image is in both."""
     train = datasets.make(data, skip_bad=skip_bad)
     other = eval_data or ("synthetic:val" if data.startswith("synthetic") else None)
     if other is not None and other != data:

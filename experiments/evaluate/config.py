@@ -38,7 +38,7 @@ class PolygonOptions:
 
 @dataclass(frozen=True)
 class Args:
-    """Flags of the command line; specs as in the README's tables."""
+    """Flags of the command line; specs as in docs/evaluate.md and docs/data.md."""
 
     task: Literal["segment", "filter", "polygon"] = "segment"
     """filter: the agent predicts the IoU of masks, see experiments.evaluate.filter; polygon: it writes polygons in

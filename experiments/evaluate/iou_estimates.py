@@ -1,7 +1,5 @@
 """Metrics of a model's IoU estimates on held-out masks, and of its actions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

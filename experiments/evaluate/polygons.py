@@ -8,8 +8,6 @@ beside each. `--agent annotator` writes the target's own polygons in `--polygon.
 The run's folder holds answers.jsonl (every reply and its scores), metrics.json, plots/ and report.html.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -63,11 +61,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         scored = sorted(read(folder), key=lambda one: (indices[one.task], one.sample))
         records.check_any(scored, args.data, dict(data.skipped))
         greedy, sampled = ([one for one in scored if bool(one.sample) is some] for some in (False, True))
-        numbers = {
-            **measures(greedy),
-            "sampled": measures(sampled) if sampled else None,
-            "protocol": about["protocol"],
-        }
+        numbers = {**measures(greedy), "sampled": measures(sampled) if sampled else None, "protocol": about["protocol"]}
         numbers = records.write_metrics(folder, numbers, dict(data.skipped))
         limit = args.report_episodes
         polygon_report.write(folder, numbers, about, greedy, codec, data.by_id, limit)
@@ -87,7 +81,7 @@ def make_agent(spec: str, codec: str | None, seed: int, options: PolygonOptions)
                 )
             return OracleAgent(polygons, options.budget, options.unit)
         if spec.partition(":")[0] != "mllm":
-            raise RunError(f"agent {spec!r} draws no outlines; expected annotator, mllm or mllm:NAME_OR_PATH")
+            raise RunError(f"agent {spec!r} writes no polygons; expected annotator, mllm or mllm:NAME_OR_PATH")
         return agents.make(spec, codec, seed=seed, max_new_tokens=options.max_new_tokens)
 
 

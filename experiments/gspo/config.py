@@ -18,7 +18,7 @@ RESUMABLE = frozenset({"panel", "workers"})
 
 @dataclass(frozen=True)
 class Args:
-    """Flags of the command line; specs as in the README's table."""
+    """Flags of the command line; specs as in docs/evaluate.md and docs/data.md."""
 
     agent: str = "mllm:tiny-polygon"
     """the policy to improve: a model that writes polygons, mllm:NAME_OR_PATH"""

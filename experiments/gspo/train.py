@@ -1,7 +1,5 @@
 """A GSPO run: policy, data, reward, training, and replies to held-out tasks before and after."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any

@@ -13,6 +13,7 @@ result. SegAgent (arXiv 2503.08625, §4) publishes neither the mixture of masks 
 """
 
 import sys
+from functools import partial
 
 from experiments.common import cli
 from experiments.evaluate import iou_report
@@ -25,10 +26,7 @@ def show(args: Args) -> str:
     return iou_report.text(run(args))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("prm", Args, show, __doc__, argv)
-
+main = partial(cli.main, "prm", Args, show, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -9,7 +9,7 @@ RESUMABLE = frozenset({"report_masks"})  # settings that change no result
 
 @dataclass(frozen=True)
 class Args:
-    """Flags of the command line; specs as in the README's tables."""
+    """Flags of the command line; specs as in docs/evaluate.md and docs/data.md."""
 
     data: str = "synthetic:train"
     """tasks whose masks are learned from"""

@@ -13,7 +13,7 @@ S_0_STEPS = 600  # for an agent that has not learned from the annotator before
 
 @dataclass(frozen=True)
 class Args:
-    """Flags of the command line; specs as in the README's table."""
+    """Flags of the command line; specs as in docs/evaluate.md and docs/data.md."""
 
     REMOVED: ClassVar[dict[str, Any]] = {  # options of earlier versions that made no measured difference
         "stop_on_plateau": False,

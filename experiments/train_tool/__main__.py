@@ -11,6 +11,7 @@ there are no photographs.
 """
 
 import sys
+from functools import partial
 
 from experiments.common import cli
 from experiments.train_tool.config import Args
@@ -23,10 +24,7 @@ def show(args: Args) -> None:
     print(f"wrote {model}; it is what `--tool sam:{model}` takes")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
-    return cli.main("train_tool", Args, show, __doc__, argv)
-
+main = partial(cli.main, "train_tool", Args, show, __doc__)
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -98,8 +98,7 @@ def error_click(target: np.ndarray, prediction: np.ndarray, rng: np.random.Gener
 def first_prompt(
     truth: np.ndarray, boxed: bool, rng: np.random.Generator
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Points [N, 1, 3] (x, y, label 1), or boxes [N, 4] moved by up to a tenth of their size; of `truth` bool [N, S,
-    S]."""
+    """Points [N, 1, 3] (x, y, 1), or boxes [N, 4] moved by up to a tenth, of `truth` bool [N, S, S]."""
     if boxed:
         boxes = []
         for mask in truth:

@@ -12,7 +12,7 @@ RESUMABLE = frozenset({"report_tasks"})
 
 @dataclass(frozen=True)
 class Args:
-    """Flags of the command line; specs as in the README's tables."""
+    """Flags of the command line; specs as in docs/evaluate.md and docs/data.md."""
 
     data: str = "synthetic:val"
     """what to segment"""

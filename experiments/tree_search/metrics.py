@@ -123,8 +123,7 @@ def record(condition: Condition, tree: Tree) -> Record:
 
 
 def summarise(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int], protocol: Mapping) -> dict[str, Any]:
-    """The content of metrics.json. `results` hold the records of the same tasks, in the same order, for each
-    condition."""
+    """Content of metrics.json; `results` hold each condition's records of the same tasks, in one order."""
     tasks = {tuple(record["task"] for record in records) for records in results.values()}
     if len(tasks) != 1:
         raise ValueError("the conditions were run on unlike tasks; differences are paired, so finish the run first")

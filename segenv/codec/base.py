@@ -41,8 +41,7 @@ class Codec:
         self.template = PROMPTS[prompt]
 
     def prompt(self, task: Scene) -> str:
-        """Build the text beside the picture: what to segment, the actions, and why its last action was not
-        carried out."""
+        """Build the text beside the picture: object, actions, and why the last one was not carried out."""
         grammar, names = self.grammar, self.points.names(point=True)
         text = self.template.format(
             instruction=task.instruction or "the main object",
@@ -133,8 +132,7 @@ class Codec:
         return f"`{point}`, the same with {self.grammar.negative}, a box, `Undo` or `Finish`"
 
     def stated_iou(self, text: str) -> float | None:
-        """The IoU in 0..1 that a reply states last (`Current IOU: 74`, in percent), or None where it states none within
-        0..100."""
+        """IoU in 0..1 that a reply states last (`Current IOU: 74`, in percent); None without one in 0..100."""
         stated = IOU.last(lowered(text))
         value = float(stated["percent"]) / 100 if stated else None
         return value if value is not None and value <= 1 else None

@@ -115,8 +115,7 @@ class Frame:
 
 
 def _number(text: str) -> Fraction:
-    """The value of [-]digits[.digits], exact to 30 decimals, with anything of more than 12 digits before the point as
-    10¹²."""
+    """Value of [-]digits[.digits], exact to 30 decimals; more than 12 digits before the point are 10¹²."""
     whole, _, decimals = text.lstrip("-").partition(".")
     whole = whole.lstrip("0") or "0"
     value = Fraction(f"{whole}.{decimals[:30] or 0}") if len(whole) <= 12 else Fraction(10**12)

@@ -107,10 +107,7 @@ QWEN_TAGS = replace(
 INTERN_TAGS = replace(
     WORDS,
     box=Statement(
-        "<box>[[{0}, {1}, {2}, {3}]]</box>",
-        ("<box>",),
-        "<box>",
-        rf"{_GAP}\[\[{_GAP}{_BOX}{_GAP}\]\]{_GAP}</box>",
+        "<box>[[{0}, {1}, {2}, {3}]]</box>", ("<box>",), "<box>", rf"{_GAP}\[\[{_GAP}{_BOX}{_GAP}\]\]{_GAP}</box>"
     ),
 )
 MOLMO = Grammar(
@@ -125,8 +122,7 @@ MOLMO = Grammar(
 
 
 def json_objects(point: str, box: str) -> Grammar:
-    """JSON objects with these keys, as the Qwen and Gemini families write them; a point's label may stand before or
-    behind it."""
+    """JSON objects of the Qwen and Gemini families; a point's label may stand before or behind it."""
     label = rf'(?:{_COMMA}"label"{_GAP}:{_GAP}"(?P<sign>positive|negative)")?'
     return Grammar(
         Statement(

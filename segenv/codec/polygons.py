@@ -114,8 +114,6 @@ class PolygonCodec(Codec):
         across = self.points.range(task, point=False)
         return f"Numbers run over {across}, from the upper left corner of the image to the lower right one."
 
-    # --------------------------------------------------------------------------------------------------------- writing
-
     def outline(self, mask: np.ndarray, ratio: float = 0.001) -> Polygons:
         """A mask, bool [H, W], as this dialect draws it, simplified by `ratio` of each ring's length (0 for not)."""
         height, width = mask.shape
@@ -183,8 +181,6 @@ class PolygonCodec(Codec):
     def _list(self, items: str | Sequence) -> str:
         """Nested lists as text."""
         return items if isinstance(items, str) else f"[{self.dialect.comma.join(map(self._list, items))}]"
-
-    # --------------------------------------------------------------------------------------------------------- reading
 
     def parse(self, text: str, task: Scene) -> Action:
         """The mask, point or box that a reply states; `Invalid` with the reason where it states none."""

@@ -8,16 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segenv.data.base import (
-    MAX_PIXELS,
-    DataError,
-    Dataset,
-    check_target,
-    folder,
-    read_image,
-    read_json,
-    within,
-)
+from segenv.data.base import MAX_PIXELS, DataError, Dataset, check_target, folder, read_image, read_json, within
 from segenv.data.folder import unique
 from segenv.files import file_hash, file_size, json_hash
 from segenv.types import BadItem, Task

@@ -9,16 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segenv.data.base import (
-    MAX_PIXELS,
-    DataError,
-    Dataset,
-    folder,
-    read_json,
-    read_pair,
-    strict_labels,
-    within,
-)
+from segenv.data.base import MAX_PIXELS, DataError, Dataset, folder, read_json, read_pair, strict_labels, within
 from segenv.files import file_hash, file_size, json_hash
 from segenv.types import BadItem, Task
 
@@ -62,8 +53,7 @@ class Pairs(Dataset):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of the kind of dataset, the ids and texts, the size in bytes of each image and the content of each
-        mask."""
+        """Hash of the kind of dataset, ids, texts, the images' sizes in bytes and the masks' contents."""
         files = (
             [pair.id, pair.instruction, pair.image and file_size(pair.image), pair.mask and file_hash(pair.mask)]
             for pair in self._pairs

@@ -71,8 +71,7 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         return self._observe(self.mdp.observation(self.state)), self._info(self.state)
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Carry out `action`. Never truncates: the steps left are observed, so running out of them is an end like any
-        other."""
+        """Carry out `action`. Never truncates: the steps left are observed, so their end terminates."""
         state = self._now("step")
         if self.mdp.terminal(state):
             raise ResetNeeded(

@@ -41,9 +41,6 @@ def random_points(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
     return refine._answered(task, tool, random_prompt(task, rng))
 
 
-# ------------------------------------------------------------------------------------------------------------- rewards
-
-
 def _error(task: Task, mask: np.ndarray, action: Action) -> float:
     """How far the stated IoU is from the true one; 1 where none is stated."""
     return abs(action.stated - iou(task.target, mask)) if isinstance(action, Judgement) else 1.0

@@ -29,8 +29,6 @@ __all__ = [
     "simplify",
 ]
 
-# ------------------------------------------------------------------------------------------------ from mask to polygons
-
 
 def mask_to_polygons(mask: np.ndarray, tolerance: float = 0.0) -> list[np.ndarray]:
     """The outlines of a mask [H, W] (bool; or uint8, where 128 is ignored and counts as background, and any other value
@@ -120,9 +118,6 @@ def _turned(ring: np.ndarray, clockwise: bool) -> np.ndarray:
     return turns[0] if len(turns) == 1 else min(turns, key=lambda turn: turn[:, ::-1].tolist())
 
 
-# ----------------------------------------------------------------------------------------------------- simpler outlines
-
-
 def simplify(polygons: Rings, tolerance: float = 0.0, ratio: float = 0.0) -> list[np.ndarray]:
     """Rings with fewer of their vertices, by Douglas and Peucker's rule (OpenCV's), in float32: of those left out, none
     lies farther from the new ring than about `tolerance` pixels or `ratio` of the ring's own length (SimpleSeg's way,
@@ -196,12 +191,8 @@ def _finest(rings: list[np.ndarray], fits: Callable[[list[np.ndarray]], bool]) -
     return best
 
 
-# ----------------------------------------------------------------------------------------------- from polygons to masks
-
-
 def polygons_to_mask(polygons: Rings, height: int, width: int, union: bool = False) -> np.ndarray:
-    """The pixels that polygons cover, bool [height, width], by the even-odd rule, or each ring by itself with
-    `union`."""
+    """Pixels that polygons cover, bool [height, width], by the even-odd rule, or with `union` ring by ring."""
     columns = np.zeros(width * height, np.uint8)
     places = runs(polygons, height, width, union).tolist()
     for first, last in zip(places[::2], places[1::2], strict=True):
@@ -233,9 +224,7 @@ def polygon_ious(
 
 
 def polygon_areas(
-    batch: Sequence[Rings],
-    masks: np.ndarray | PackedMask | Sequence[np.ndarray | PackedMask],
-    union: bool = False,
+    batch: Sequence[Rings], masks: np.ndarray | PackedMask | Sequence[np.ndarray | PackedMask], union: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """Intersections and unions in pixels, int64 [N] both, as for `polygon_ious`."""
     if isinstance(masks, (np.ndarray, PackedMask)):
@@ -249,6 +238,3 @@ def polygon_areas(
             start = i
     intersections, unions = np.concatenate(found, axis=1)
     return intersections, unions
-
-
-# ------------------------------------------------------------------------------------------------------- COCO's formats

@@ -86,9 +86,6 @@ def _lengths(ends: np.ndarray) -> np.ndarray:
     return ends[1::2] - ends[::2]
 
 
-# ----------------------------------------------------------------------------------------------------------- crossings
-
-
 def runs(polygons: Rings, height: int, width: int, union: bool = False) -> np.ndarray:
     """The runs of pixels of [height, width] that polygons cover, as sorted places [2 x runs]: the first of each pair is
     covered, and the second is the first behind the run. Runs may be empty, or touch."""
@@ -101,8 +98,7 @@ def runs(polygons: Rings, height: int, width: int, union: bool = False) -> np.nd
 
 
 def areas(batch: Sequence[Rings], mask: np.ndarray | PackedMask, union: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Intersection and union in pixels of each of many polygons with one mask, int64 [N] both. Ignored pixels count in
-    neither."""
+    """Intersection and union of many polygons with one mask, int64 [N] pixels, without ignored ones."""
     packed = mask if isinstance(mask, PackedMask) else PackedMask(mask)
     sums = [np.zeros((2, 0), np.int64)]
     for places, bounds in _chunks(batch, packed.height, packed.width, union):
@@ -218,8 +214,7 @@ def _rings(polygons: Rings) -> list[np.ndarray]:
 
 
 def _apart(groups: int, height: int, width: int) -> np.ndarray:
-    """Offsets that keep the places of so many groups apart, [groups]: int32 where that is enough, because it sorts
-    twice as fast."""
+    """Offsets that keep groups' places apart, [groups]: int32 where that is enough, as it sorts twice as fast."""
     stride = height * width + 1
     return np.arange(groups, dtype=np.int32 if groups * stride < 2**31 else np.int64) * stride
 

@@ -48,8 +48,7 @@ def _step(task: Task, before: np.ndarray, action: Action, after: np.ndarray, ter
 
 
 def _placement(task: Task, before: np.ndarray, action: Action, after: np.ndarray, terminal: bool) -> float:
-    """1 for a positive click on a missing pixel of the object or a negative click on a pixel too many, 0 for anything
-    else."""
+    """1 for a positive click on a missing pixel or a negative click on a pixel too many, else 0."""
     if not isinstance(action, Click) or not (0 <= action.x < task.width and 0 <= action.y < task.height):
         return 0.0
     pixel = np.s_[action.y : action.y + 1, action.x : action.x + 1]

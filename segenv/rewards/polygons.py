@@ -265,6 +265,5 @@ def _text(completion: Any) -> str:
 
 
 def polygon(spec: str = "iou+0.1*centroid+0.1*format", codec: str | PolygonCodec = "rings") -> PolygonReward:
-    """The reward of a reply that outlines an object, by the names in `PARTS`: for texts, for parsed
-    actions, and for TRL."""
+    """Reward of a reply that writes polygons, by the names in `PARTS`: for texts, actions and TRL."""
     return PolygonReward(spec, codec)

@@ -31,10 +31,7 @@ def tiny_config(image_size: int, width: int, depth: int, prompt_width: int, patc
     vision.scale = 1  # as in the original SAM; the class's default of width / 2 turns neighbours into white noise
     prompt = SamPromptEncoderConfig(hidden_size=prompt_width, image_size=image_size, patch_size=patch)
     decoder = SamMaskDecoderConfig(
-        hidden_size=prompt_width,
-        mlp_dim=4 * prompt_width,
-        num_attention_heads=4,
-        iou_head_hidden_dim=2 * prompt_width,
+        hidden_size=prompt_width, mlp_dim=4 * prompt_width, num_attention_heads=4, iou_head_hidden_dim=2 * prompt_width
     )
     return SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder)
 

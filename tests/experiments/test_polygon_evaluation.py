@@ -219,7 +219,7 @@ def test_what_it_refuses(shapes: str, tmp_path: Path, capsys: pytest.CaptureFixt
     pytest.importorskip("torch")
     model = ["--agent", "mllm:untrained", "--codec", "rings", "--polygon.max-new-tokens", "3"]
     for flags, message in (
-        (["--agent", "random"], "draws no outlines"),
+        (["--agent", "random"], "writes no polygons"),
         (["--agent", "mllm:untrained"], "speaks 'segagent'; give it a --codec of simpleseg"),
         ([*model, "--polygon.given", "mask", "--polygon.asked", "text"], "has no instruction"),
         (["--agent", "annotator", "--codec", "pixels"], "give it a --codec of"),

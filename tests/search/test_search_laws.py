@@ -329,5 +329,5 @@ def test_a_node_is_asked_once_a_round() -> None:
 
 
 def test_a_policy_that_writes_outlines_is_refused() -> None:
-    with pytest.raises(ValueError, match="writes outlines, and a search is over clicks"):
+    with pytest.raises(ValueError, match="writes polygons, and a search is over clicks"):
         grow("greedy:k=2,value=tool", agent=agents.make("random", "rings"))

@@ -15,8 +15,7 @@ _PIECES = ("blob", "blob", "blob", "square", "circle", "triangle", "bar")
 
 
 def sample_dead_leaves(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 [256, 256, 3], and instance map uint8 [256, 256] of at most three things that can be seen (0 is the
-    rest)."""
+    """Image uint8 [256, 256, 3], and map uint8 [256, 256] of at most three visible things (0: the rest)."""
     palette = _palette(rng, int(rng.integers(3, 9)))
     canvas = texture((SIDE, SIDE), palette[0], rng, 0.7, 0.7)
     instances = np.zeros((SIDE, SIDE), np.uint8)

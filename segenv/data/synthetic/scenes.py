@@ -193,8 +193,7 @@ def draw_scene(level: Difficulty, rng: np.random.Generator) -> Scene:
 
 
 def _described(instances: np.ndarray, words: list[tuple[str, str]]) -> tuple[SceneObject, ...]:
-    """Describe each visible thing: `words` are colour and shape of number 1, 2, … in `instances`. Hidden ones are
-    left out."""
+    """Describe each visible thing; `words` are colour and shape of number 1, 2, … in `instances`."""
     things = []
     for number, (colour, shape) in enumerate(words, 1):
         rows, columns = np.nonzero(instances == number)
@@ -207,8 +206,7 @@ def _described(instances: np.ndarray, words: list[tuple[str, str]]) -> tuple[Sce
 def _place(
     instances: np.ndarray, full: list[int], shape: str, level: Difficulty, rng: np.random.Generator
 ) -> tuple[np.ndarray | None, tuple[int, int]]:
-    """Find a place for a shape where nothing before it is hidden too far: its alpha [h, w] uint8 and corner (row,
-    column)."""
+    """Place a shape where it hides nothing too far: its alpha [h, w] uint8 and corner (row, column)."""
     height, width = instances.shape
     for _ in range(12):
         radius = rng.uniform(*level.radius) * min(height, width)
@@ -230,8 +228,7 @@ def _place(
 def _clutter(
     canvas: np.ndarray, level: Difficulty, rng: np.random.Generator
 ) -> tuple[list[tuple[str, str]], np.ndarray]:
-    """Lay small blobs, sticks and rings of any colour under the objects, in place: their colours and shapes, and a map
-    of their numbers from 1, uint8 [H, W]."""
+    """Lay small things under the objects, in place: their colours and shapes, and their numbers, uint8 [H, W]."""
     height, width = canvas.shape[:2]
     words, scraps = [], np.zeros((height, width), np.uint8)
     for number in range(1, int(rng.integers(level.clutter[0], level.clutter[1] + 1)) + 1):
@@ -288,8 +285,7 @@ def expressions(scene: Scene, k: int) -> list[str]:
 
 
 def picks_out(scene: Scene, k: int, superlative: str, colour: str, shape: str) -> bool:
-    """Whether object k is, with a margin, the one object of that colour and shape that is the largest, leftmost and so
-    on."""
+    """Whether object k is, by a margin, the largest, leftmost, … object of that colour and shape."""
 
     def fits(thing: SceneObject) -> bool:
         return (not colour or thing.colour == colour) and (not shape or thing.shape == shape)

@@ -85,8 +85,7 @@ def outline(shape: str, rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _crescent(disc: np.ndarray, bite: np.ndarray) -> np.ndarray:
-    """The outline of `disc` without `bite`: the disc's points outside the bite, then the bite's points inside the
-    disc."""
+    """Cut `bite` from `disc`: the disc's points outside the bite, then the bite's points inside the disc."""
     centre = bite.mean(axis=0)
     reach = np.linalg.norm(bite[0] - centre)
     outer = disc[np.linalg.norm(disc - centre, axis=1) > reach]
@@ -98,8 +97,7 @@ def _crescent(disc: np.ndarray, bite: np.ndarray) -> np.ndarray:
 
 
 def shape_alpha(shape: str, radius: float, rng: np.random.Generator) -> np.ndarray:
-    """A shape of about `radius` pixels, turned, stretched and sheared at random: coverage uint8 [h, w] on its bounding
-    box."""
+    """Random view of a shape of about `radius` pixels: coverage uint8 [h, w] on its bounding box."""
     angle = rng.uniform(0, 2 * np.pi)
     stretch = np.diag(np.exp(rng.uniform(-0.12, 0.12, 2) * (3.0 if shape == "blob" else 1.0)))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -171,8 +169,7 @@ def texture(
 def background(
     shape: tuple[int, int], rng: np.random.Generator, chance: float, contrast: float, hidden_in: Sequence[float] | None
 ) -> np.ndarray:
-    """One or two textured grounds that meet along a line: float32 [H, W, 3]. `hidden_in` is a colour to take, for
-    camouflage."""
+    """One or two textured grounds, float32 [H, W, 3]; `hidden_in` is a colour to take, for camouflage."""
     grey = rng.uniform(30, 225)
     colour = np.clip(grey + rng.normal(0, 30, 3), 0, 255) if hidden_in is None else np.asarray(hidden_in)
     ground = texture(shape, colour, rng, chance, contrast)

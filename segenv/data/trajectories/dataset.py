@@ -19,16 +19,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segenv.data.base import (
-    MAX_PIXELS,
-    DataError,
-    Dataset,
-    check_target,
-    folder,
-    read_image,
-    read_json,
-    within,
-)
+from segenv.data.base import MAX_PIXELS, DataError, Dataset, check_target, folder, read_image, read_json, within
 from segenv.data.trajectories.record import Trajectory
 from segenv.files import file_hash, file_size, json_hash, replacing
 from segenv.types import BadItem, Task

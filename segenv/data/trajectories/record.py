@@ -44,8 +44,7 @@ class RecordedClick:
 
 @dataclass(frozen=True)
 class Start:
-    """A first mask that is not empty, in COCO's compressed run lengths, its IoU, and how it was made: "box",
-    "points", …"""
+    """First mask, not empty, in COCO's compressed run lengths, its IoU, and its origin: "box", "points", …"""
 
     kind: str
     mask: str
@@ -191,9 +190,6 @@ def _box_and_area(counts: str, height: int, width: int) -> tuple[tuple[float, ..
 
 def _listed(values: tuple[float, ...] | None) -> list[float] | None:
     return None if values is None else list(values)
-
-
-# ---------------------------------------------------------------------------------------------------- reading an entry
 
 
 def _read(entry: Any, max_pixels: int) -> Trajectory:
