@@ -1,7 +1,7 @@
-"""Bootstrap intervals, correlations, and the calibration of stated IoUs: as a regression, as probabilities, as a
-ranking of one task's masks, and as a filter.
+"""Bootstrap intervals, correlations, and calibration of predicted IoUs: as a regression, as probabilities, as a ranking
+of one task's masks, and as a filter.
 
-Masks of one task are alike, so intervals of calibration are of a bootstrap over tasks (2000 resamples).
+Masks of one task are alike, so every 95 % interval of `calibration` is of a bootstrap over tasks.
 """
 
 from collections.abc import Hashable, Sequence
@@ -28,6 +28,95 @@ METRIC_DEFINITIONS = {
 }
 
 
+def bootstrap(values: Numbers, seed: int = 0, n: int = RESAMPLES) -> tuple[float, float]:
+    """95 % percentile interval of the mean from `n` resamples; (NaN, NaN) without values. The same values and seed give
+    the same interval."""
+    return bootstrap_ratio(values, np.ones(len(values)), seed, n)
+
+
+def bootstrap_ratio(
+    numerators: Numbers, denominators: Numbers, seed: int = 0, n: int = RESAMPLES
+) -> tuple[float, float]:
+    """95 % percentile interval of Σ numerators / Σ denominators over resampled pairs: of cIoU, from its `areas`."""
+    above, below = _paired(numerators, denominators)
+    rng, ratios = np.random.default_rng(seed), []
+    chunk = max(1, 2_000_000 // max(1, len(above)))  # resamples at a time, to bound the memory
+    for start in range(0, n if len(above) else 0, chunk):
+        sampled = rng.integers(0, len(above), (min(chunk, n - start), len(above)))
+        totals = below[sampled].sum(1)
+        ratios.append(above[sampled].sum(1)[totals > 0] / totals[totals > 0])
+    return _interval(np.concatenate(ratios) if ratios else np.zeros(0))
+
+
+def bootstrap_difference(
+    first: Numbers, second: Numbers, seed: int = 0, n: int = RESAMPLES
+) -> tuple[float, float, float]:
+    """Mean of first − second on the same items, and its paired 95 % interval: (mean, low, high)."""
+    a, b = _paired(first, second)
+    return (_mean(a - b), *bootstrap(a - b, seed, n))
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % percentile interval of resampled values, but for NaNs."""
+    known = values[~np.isnan(values)]
+    low, high = np.percentile(known, (2.5, 97.5)) if len(known) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _paired(first: Numbers, second: Numbers) -> tuple[np.ndarray, np.ndarray]:
+    """Two lists about the same items, float64 [N] each."""
+    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(
+            f"got lists of shapes {list(a.shape)} and {list(b.shape)}; give one value of each for every item"
+        )
+    return a, b
+
+
+def pearson(stated: Numbers, true: Numbers) -> float:
+    """Linear correlation; NaN where one side does not vary."""
+    first, second = _paired(stated, true)
+    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        return float("nan")
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def spearman(stated: Numbers, true: Numbers) -> float:
+    """Rank correlation, equal values sharing their mean rank; NaN where one side does not vary."""
+    first, second = _paired(stated, true)
+    return pearson(_ranks(first), _ranks(second))
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Rank of each value, [N], equal values sharing their mean rank."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((last - counts + 1 + last) / 2)[which]
+
+
+def mae(stated: Numbers, true: Numbers) -> float:
+    """Mean absolute error of stated against true IoUs."""
+    first, second = _paired(stated, true)
+    return _mean(np.abs(first - second))
+
+
+def ece(stated: Numbers, true: Numbers, bins: int = 10) -> float:
+    """Expected calibration error: |mean stated − mean true| in `bins` equal bins of the stated IoU in 0..1, weighted by
+    their items."""
+    first, second = _paired(stated, true)
+    gaps = np.bincount(_bin_of(first, bins), first - second)
+    return float(np.abs(gaps).sum() / len(first)) if len(first) else float("nan")
+
+
+def _bin_of(values: np.ndarray, bins: int) -> np.ndarray:
+    """The index of each value's bin, of equal ones in 0..1."""
+    return np.clip((values * bins).astype(int), 0, bins - 1)
+
+
 def calibration(
     stated: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray, tasks: Sequence[Hashable]
 ) -> dict[str, Any]:
@@ -38,8 +127,8 @@ def calibration(
     rows = [np.ones(len(said)), said, real, said**2, real**2, said * real, np.abs(said - real), (said - real) ** 2]
     sums = np.stack([np.bincount(which, row) for row in rows])  # [8, tasks]
     pairs = np.array([_pairs(said[which == k], real[which == k]) for k in range(sums.shape[1])]).reshape(-1, 2)
-    drawn = np.random.default_rng(0).multinomial(sums.shape[1], np.full(sums.shape[1], 1 / sums.shape[1]), RESAMPLES)
-    again = drawn @ sums.T  # [resamples, 8]
+    sampled = np.random.default_rng(0).multinomial(sums.shape[1], np.full(sums.shape[1], 1 / sums.shape[1]), RESAMPLES)
+    again = sampled @ sums.T  # [resamples, 8]
     return {
         "masks": len(said),
         "tasks": sums.shape[1],
@@ -51,10 +140,10 @@ def calibration(
         "ece": ece(said, real, BINS),
         "ranking": float(pairs[:, 0].sum() / pairs[:, 1].sum()) if pairs[:, 1].any() else float("nan"),
         "intervals": {
-            "mae": _between(again[:, 6] / again[:, 0]),
-            "mse": _between(again[:, 7] / again[:, 0]),
-            "bias": _between((again[:, 1] - again[:, 2]) / again[:, 0]),
-            "pearson": _between(_correlations(again)),
+            "mae": list(_interval(again[:, 6] / again[:, 0])),
+            "mse": list(_interval(again[:, 7] / again[:, 0])),
+            "bias": list(_interval((again[:, 1] - again[:, 2]) / again[:, 0])),
+            "pearson": list(_interval(_correlations(again))),
             "ranking": list(bootstrap_ratio(pairs[:, 0], pairs[:, 1])),
         },
         "reliability": reliability(said, real),
@@ -64,7 +153,7 @@ def calibration(
 def reliability(stated: np.ndarray, true: np.ndarray) -> list[dict[str, Any]]:
     """For each of `BINS` equal bins of the stated IoU that holds a mask: its edges, masks, mean stated and true IoU,
     and the quartiles of the true one."""
-    which = np.clip((stated * BINS).astype(int), 0, BINS - 1)
+    which = _bin_of(stated, BINS)
     found = []
     for k in np.unique(which):
         said, real = stated[which == k], true[which == k]
@@ -115,85 +204,3 @@ def _correlations(sums: np.ndarray) -> np.ndarray:
     spread = (n * xx - x**2).clip(0) * (n * yy - y**2).clip(0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(spread > 0, (n * xy - x * y) / np.sqrt(spread), np.nan)
-
-
-def _between(values: np.ndarray) -> list[float]:
-    known = values[~np.isnan(values)]
-    low, high = np.percentile(known, (2.5, 97.5)) if len(known) else (np.nan, np.nan)
-    return [float(low), float(high)]
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")
-
-
-def bootstrap(values: Numbers, seed: int = 0, n: int = 2000) -> tuple[float, float]:
-    """95 % percentile interval of the mean from `n` resamples; (NaN, NaN) without values. The same values and seed give
-    the same interval."""
-    return bootstrap_ratio(values, np.ones(len(values)), seed, n)
-
-
-def bootstrap_ratio(numerators: Numbers, denominators: Numbers, seed: int = 0, n: int = 2000) -> tuple[float, float]:
-    """95 % percentile interval of Σ numerators / Σ denominators over resampled pairs: of cIoU, from its `areas`."""
-    above, below = _paired(numerators, denominators)
-    rng, ratios = np.random.default_rng(seed), []
-    chunk = max(1, 2_000_000 // max(1, len(above)))  # resamples at a time, to bound the memory
-    for start in range(0, n if len(above) else 0, chunk):
-        drawn = rng.integers(0, len(above), (min(chunk, n - start), len(above)))
-        totals = below[drawn].sum(1)
-        ratios.append(above[drawn].sum(1)[totals > 0] / totals[totals > 0])
-    pooled = np.concatenate(ratios) if ratios else np.zeros(0)
-    low, high = np.percentile(pooled, (2.5, 97.5)) if len(pooled) else (np.nan, np.nan)
-    return float(low), float(high)
-
-
-def bootstrap_difference(first: Numbers, second: Numbers, seed: int = 0, n: int = 2000) -> tuple[float, float, float]:
-    """Mean of first − second on the same items, and its paired 95 % interval: (mean, low, high)."""
-    a, b = _paired(first, second)
-    return (float((a - b).mean()) if len(a) else float("nan"), *bootstrap(a - b, seed, n))
-
-
-def mae(stated: Numbers, true: Numbers) -> float:
-    """Mean absolute error of stated against true IoUs."""
-    first, second = _paired(stated, true)
-    return float(np.abs(first - second).mean()) if len(first) else float("nan")
-
-
-def pearson(stated: Numbers, true: Numbers) -> float:
-    """Linear correlation; NaN where one side does not vary."""
-    first, second = _paired(stated, true)
-    if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return float("nan")
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def spearman(stated: Numbers, true: Numbers) -> float:
-    """Rank correlation, equal values sharing their mean rank; NaN where one side does not vary."""
-    first, second = _paired(stated, true)
-    return pearson(_ranks(first), _ranks(second))
-
-
-def ece(stated: Numbers, true: Numbers, bins: int = 10) -> float:
-    """Expected calibration error: |mean stated − mean true| in `bins` equal bins of the stated IoU in 0..1, weighted by
-    their items."""
-    first, second = _paired(stated, true)
-    which = np.clip((first * bins).astype(int), 0, bins - 1)
-    gaps = np.bincount(which, first - second, minlength=bins)
-    return float(np.abs(gaps).sum() / len(first)) if len(first) else float("nan")
-
-
-def _paired(first: Numbers, second: Numbers) -> tuple[np.ndarray, np.ndarray]:
-    """Two lists about the same items, float64 [N] each."""
-    a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
-    if a.shape != b.shape or a.ndim != 1:
-        raise ValueError(
-            f"got lists of shapes {list(a.shape)} and {list(b.shape)}; give one value of each for every item"
-        )
-    return a, b
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Rank of each value, [N], equal values sharing their mean rank."""
-    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return ((last - counts + 1 + last) / 2)[which]
