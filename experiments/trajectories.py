@@ -35,7 +35,8 @@ from search.star import StarExample
 from search.trajectories import Expert, Opening, Rule, moves_of, moves_of_rows, opening, select, trajectories_of
 from segenv import __version__, codec
 from segenv import data as datasets
-from segenv.data.base import folder, read_image, within
+from segenv.data.base import folder, within
+from segenv.data.images import read_image
 from segenv.data.trajectories.dataset import Trajectories, write
 from segenv.data.trajectories.export import conversations, export, write_png
 from segenv.data.trajectories.record import STOP_IOU

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco
 
 from segenv import metrics
-from segenv.data.trajectories.record import encode_mask
+from segenv.geometry.rle import decode_mask, encode_mask
 from segenv.mdp import SegMDP, SegState
 from segenv.types import Action, Box, Click, Invalid, Polygons, Stop, Undo
 
@@ -127,8 +126,3 @@ def clicks_of(steps: Iterable[Step]) -> list[Click]:
         elif isinstance(action, Undo):
             history.pop()
     return [action for action in history if isinstance(action, Click)]
-
-
-def decode_mask(counts: str, height: int, width: int) -> np.ndarray:
-    """The bool [height, width] mask that `encode_mask` wrote."""
-    return coco.decode({"size": [height, width], "counts": counts.encode("ascii")}).astype(bool)

@@ -13,13 +13,13 @@ import numpy as np
 
 import agents
 from agents.base import Agent
-from search.episode import action_to_json, clicks_of, decode_mask
+from search.episode import action_to_json, clicks_of
 from search.rollout import rollout
 from search.star import Conversations, Rules
 from segenv import annotator, metrics
 from segenv import codec as codecs
-from segenv.data.trajectories.record import encode_mask
 from segenv.envs.filter import random_prompt
+from segenv.geometry.rle import decode_mask, encode_mask
 from segenv.mdp import Observation, SegMDP, SegState
 from segenv.seeds import seed_of
 from segenv.types import Click, Task

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from agents.base import Agent
 from search.episode import PARTS, Episode, Step, action_to_json, step_of
 from segenv import metrics
-from segenv.data.trajectories.record import encode_mask
+from segenv.geometry.rle import encode_mask
 from segenv.mdp import SegMDP, SegState
 from segenv.seeds import seed_of
 from segenv.types import Action, Task, ToolError

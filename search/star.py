@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from search.episode import Episode, Step, action_from_json, action_to_json, clicks_of, decode_mask
+from search.episode import Episode, Step, action_from_json, action_to_json, clicks_of
 from segenv import annotator, metrics
+from segenv.geometry.rle import decode_mask
 from segenv.mdp import Observation, SegState
 from segenv.types import Action, Click, Stop, Task
 

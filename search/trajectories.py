@@ -14,7 +14,8 @@ from agents.annotator import AnnotatorAgent
 from search.episode import Episode, action_from_json
 from search.star import StarExample, action_of
 from segenv import codec, metrics
-from segenv.data.trajectories.record import RecordedClick, Start, Trajectory, encode_mask
+from segenv.data.trajectories.record import RecordedClick, Start, Trajectory
+from segenv.geometry.rle import encode_mask
 from segenv.mdp import SegState
 from segenv.types import Action, Box, Click, Stop, Task, Undo, object_of
 

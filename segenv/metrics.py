@@ -52,7 +52,7 @@ def boundary_iou(target: np.ndarray, prediction: np.ndarray, ratio: float = 0.02
     are taken from the prediction first, and from both rings after. `empty` where both masks are empty."""
     wanted, predicted = _pair(target, prediction)
     steps = max(1, round(ratio * float(np.hypot(*target.shape))))
-    rings = _ring(wanted, steps), _ring(predicted, steps)
+    rings = inner_ring(wanted, steps), inner_ring(predicted, steps)
     ignored = ignored_of(target)
     if ignored is not None:
         rings = rings[0] & ~ignored, rings[1] & ~ignored
@@ -107,7 +107,7 @@ def _count(mask: np.ndarray) -> int:
     return cv2.countNonZero(mask.view(np.uint8))
 
 
-def _ring(mask: np.ndarray, steps: int) -> np.ndarray:
+def inner_ring(mask: np.ndarray, steps: int) -> np.ndarray:
     """Pixels of a bool mask [H, W] within `steps` pixels (maximum norm) of the mask's or the image's outside."""
     x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
     ring = np.zeros_like(mask)

@@ -6,7 +6,7 @@ import numpy as np
 
 from search.episode import Episode, Step
 from segenv import metrics
-from segenv.data.trajectories.record import encode_mask
+from segenv.geometry.rle import encode_mask
 from segenv.types import Task
 
 SHAPE = (40, 60)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from segenv.data.base import MAX_PIXELS
+from segenv.data.images import MAX_PIXELS
 
 CAPTION = (
     "The object under the semi-transparent green layer is: {phrase}. Describe it in one short phrase that tells it "

@@ -23,8 +23,9 @@ from PIL import Image
 
 from experiments.annotate.detector import Detection
 from experiments.common.config import RunError
-from segenv.data.base import FORMATS, folder, read_json
+from segenv.data.base import folder, read_json
 from segenv.data.folder import NOT_DATA
+from segenv.data.images import FORMATS
 from segenv.files import file_size, json_hash
 from segenv.types import Box
 

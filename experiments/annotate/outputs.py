@@ -17,12 +17,12 @@ from experiments.common.config import RunError
 from experiments.common.run_folder import disk_errors
 from segenv import __version__, metrics, queries
 from segenv.codec.polygons import PolygonCodec
-from segenv.data.base import MAX_PIXELS, read_image, within
-from segenv.data.coco import segmentation_mask
+from segenv.data.base import within
+from segenv.data.images import MAX_PIXELS, read_image
 from segenv.data.trajectories.export import PLACEHOLDERS, Conversation
 from segenv.files import json_hash, replacing
 from segenv.geometry import canonical, fit, polygon_iou, simplify
-from segenv.geometry.rle import polygons_to_coco, rle_to_polygons
+from segenv.geometry.rle import polygons_to_coco, rle_to_polygons, segmentation_mask
 from segenv.seeds import seed_of
 from segenv.types import Polygons, Task, image_hash, object_of
 

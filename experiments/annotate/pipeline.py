@@ -19,10 +19,10 @@ from experiments.common import cli
 from experiments.common.config import RunError
 from search.executors import set_threads
 from segenv import render, tools
-from segenv.data.base import read_image, within
-from segenv.data.coco import segmentation_mask
+from segenv.data.base import within
+from segenv.data.images import read_image
 from segenv.geometry import mask_to_polygons, polygons_to_mask
-from segenv.geometry.rle import polygons_to_rle
+from segenv.geometry.rle import polygons_to_rle, segmentation_mask
 from segenv.tools.base import SegTool
 from segenv.types import Prompt, image_hash
 

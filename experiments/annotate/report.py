@@ -15,10 +15,10 @@ from experiments.annotate.outputs import PolygonWriter, Record
 from experiments.common.html import jpeg_uri, write_html
 from experiments.common.run_folder import RunFolder
 from segenv import render
-from segenv.data.base import read_image, within
-from segenv.data.coco import segmentation_mask
+from segenv.data.base import within
+from segenv.data.images import read_image
 from segenv.data.trajectories.export import write_png
-from segenv.geometry.rle import rle_to_polygons
+from segenv.geometry.rle import rle_to_polygons, segmentation_mask
 from segenv.seeds import seed_of
 
 COLUMNS, ROWS, SIDE, GAP, LINE = 4, 4, 400, 12, 20  # of a contact sheet: tiles, and pixels

@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.common.html import jpeg_uri
 from search.episode import Episode, Step, clicks_of
-from segenv.data.trajectories.record import encode_mask
+from segenv.geometry.rle import encode_mask
 from segenv.seeds import seed_of
 from segenv.types import Task, ignored_of, object_of
 

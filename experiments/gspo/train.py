@@ -25,7 +25,7 @@ from segenv import codec as codecs
 from segenv import queries, rewards
 from segenv.codec.polygons import DIALECTS, PolygonCodec
 from segenv.data.base import Dataset
-from segenv.data.trajectories.record import encode_mask
+from segenv.geometry.rle import encode_mask
 from segenv.types import ignored_of, object_of
 
 

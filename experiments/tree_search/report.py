@@ -15,10 +15,10 @@ from experiments.common.run_folder import RunFolder, write_atomic
 from experiments.common.tables import Table, interval, number
 from experiments.tree_search.metrics import COSTS, Condition, Record, column, labelled
 from search.budget import AXES
-from search.episode import action_to_json, decode_mask
+from search.episode import action_to_json
 from search.tree import Tree
 from segenv import metrics, statistics
-from segenv.data.trajectories.record import encode_mask
+from segenv.geometry.rle import decode_mask, encode_mask
 from segenv.types import Task, object_of
 
 SIDE = 320  # pixels of a thumbnail's longer side; the page shows it smaller, and larger where it is chosen

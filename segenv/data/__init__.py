@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 from segenv import specs
-from segenv.data.base import MAX_PIXELS, DataError, Dataset
+from segenv.data.base import DataError, Dataset
+from segenv.data.images import MAX_PIXELS
 
 __all__ = ["SPECS", "DataError", "Dataset", "make"]
 

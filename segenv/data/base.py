@@ -1,4 +1,4 @@
-"""Contract of every dataset, and reading of images and masks from files.
+"""Contract of every dataset, and access to its files.
 
 A dataset is a lazy sequence of `Task`: nothing is decoded before it is asked for, and a second reading of an item
 equals the first.
@@ -6,25 +6,16 @@ equals the first.
 
 from __future__ import annotations
 
-import errno
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
-from PIL import Image, ImageOps
-
 from segenv.files import json_hash
 from segenv.seeds import seed_of
-from segenv.types import IGNORE, BadItem, SegenvError, Task
-
-MAX_PIXELS = 50_000_000  # of one image; checked against the file's header, before anything is decoded
-
-# Formats that are worth the risk of decoding: Pillow would also hand EPS to Ghostscript, for one.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+from segenv.types import BadItem, SegenvError, Task
 
 SKIP_HINT = "; or leave bad items out, and have them counted, with --skip-bad (skip_bad=True in Python)"
 
@@ -205,147 +196,3 @@ def read_json(path: Path, what: str) -> Any:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); expected {what}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); expected {what}") from error
-
-
-def read_pair(
-    image: Path, mask: Path, item: str, labels: Callable[[Image.Image], np.ndarray], max_pixels: int = MAX_PIXELS
-) -> tuple[np.ndarray, np.ndarray]:
-    """An image, uint8 [H, W, 3] in RGB, and its target, uint8 [H, W] with 0, 128 and 255.
-
-    `labels` makes the target of the decoded mask (`strict_labels`, or a published dataset's own rule), and raises
-    `ValueError` where it cannot. Raises `BadItem` for files that are missing, corrupt, huge, of unequal size or without
-    an object.
-    """
-    pixels = read_image(image, item, max_pixels)
-    target = _decode(mask, item, max_pixels, labels)
-    check_target(target, pixels.shape[:2], item, image, mask)
-    return pixels, target
-
-
-def read_image(path: Path, item: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """An image as uint8 [H, W, 3], RGB, turned as its EXIF orientation says (as viewers and OpenCV show it).
-
-    Gray, palette and CMYK become RGB; 16-bit colour keeps its high byte. 16-bit gray, float and transparent images are
-    refused, because every way to bring them to RGB is a choice that is not ours. Raises `BadItem`.
-    """
-    return _decode(path, item, max_pixels, to_rgb)
-
-
-def check_target(target: np.ndarray, size: tuple[int, ...], item: str, image: Path, mask: Path) -> None:
-    """Raise `BadItem` where `target` [H, W] is not of the image's `size` (height, width), or has no object pixel."""
-    if target.shape != tuple(size):
-        turned = target.shape == tuple(size)[::-1] and _orientation(image) > 4
-        raise BadItem(
-            f"item {item!r}: {mask} is {_wh(target.shape)} but {image} is {_wh(size)}"
-            + (" once turned by its EXIF orientation: the mask was drawn on the unturned pixels" if turned else "")
-            + "; "
-            + ("remove the image's orientation tag" if turned else "make a mask of the image's size")
-        )
-    if not (target == 255).any():
-        raise BadItem(f"item {item!r}: {mask} has no object pixel; draw the object, or remove the item")
-
-
-def strict_labels(mask: Image.Image) -> np.ndarray:
-    """The target of a mask file with labels 0 and 1, or 0, 128 (ignored) and 255: uint8 [H, W]. Raises `ValueError` for
-    any other.
-
-    Gray values are the labels, also where they are stored as RGB or through a gray palette. A coloured palette (PASCAL
-    VOC, DAVIS 2017) is read only where its indices are 0 and 1; further ones would be other objects, or void.
-    """
-    values = _gray(mask)
-    found = np.unique(values)
-    if np.isin(found, (0, 1)).all():
-        return (values * np.uint8(255)).astype(np.uint8)
-    if np.isin(found, (0, IGNORE, 255)).all():
-        return values
-    shown = ", ".join(map(str, found[:8])) + (", …" if len(found) > 8 else "")
-    blurred = " (JPEG blurs labels: save masks as PNG)" if mask.format == "JPEG" else ""
-    raise ValueError(f"labels are {shown}{blurred}; expected 0 and 1, or 0, 128 (ignored) and 255 (object)")
-
-
-def _gray(mask: Image.Image) -> np.ndarray:
-    """A mask's values, uint8 [H, W]."""
-    advice = "; save the mask as 8-bit gray"
-    if mask.mode in ("L", "1"):
-        return np.array(mask.convert("L"))
-    if mask.mode == "P" and "transparency" not in mask.info:
-        colours, indices = np.array(mask.convert("RGB")), np.array(mask)
-        if (colours == colours[..., :1]).all():
-            return colours[..., 0]
-        if indices.max() <= 1:
-            return indices
-        raise ValueError(f"a coloured palette with indices up to {indices.max()}{advice}")
-    if mask.mode in ("P", "LA", "RGBA", "RGB"):
-        channels = np.array(mask.convert("RGBA"))
-        if (channels[..., 3] < 255).any():
-            raise ValueError(f"transparent pixels in a {mask.mode} mask{advice}")
-        if (channels[..., :3] != channels[..., :1]).any():
-            raise ValueError(f"coloured pixels in a {mask.mode} mask{advice}")
-        return channels[..., 0].copy()
-    raise ValueError(f"pixels of mode {mask.mode}{advice}")
-
-
-def to_rgb(image: Image.Image) -> np.ndarray:
-    """A decoded image as uint8 [H, W, 3]. Raises `ValueError` for those that `read_image` refuses."""
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(
-            f"pixels of mode {image.mode} (more than 8 bits); save it as 8-bit RGB or gray with the range that you mean"
-        )
-    if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if image.getchannel("A").getextrema()[0] != 255:
-            raise ValueError("transparent pixels; flatten it onto the background that you mean")
-    return np.array(image.convert("RGB"))
-
-
-def _decode(path: Path, item: str, max_pixels: int, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    """`read` of the decoded and turned image. Raises `BadItem`, also for what `read` refuses with a `ValueError`."""
-    try:
-        return read(_open(path, item, max_pixels))
-    except ValueError as error:
-        raise BadItem(f"item {item!r}: {path} has {error}") from error
-
-
-def _open(path: Path, item: str, max_pixels: int) -> Image.Image:
-    """A decoded image, turned by its EXIF orientation. Raises `BadItem` for what the file is to blame for.
-
-    Faults of the machine (out of memory, too many open files, a disk that fails) pass: they are no item's.
-    """
-    try:
-        if not path.is_file():
-            problem = "is not a file" if path.exists() else "is missing"
-            raise BadItem(f"item {item!r}: {path} {problem}; put the file there")
-        with Image.open(path, formats=FORMATS) as image:
-            width, height = image.size  # from the header
-            if width * height > max_pixels:
-                raise BadItem(
-                    f"item {item!r}: {path} is {_wh((height, width))}, more than the {max_pixels:,} pixels allowed; "
-                    "make it smaller, or raise max_pixels"
-                )
-            if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a JPEG with its preview
-                raise BadItem(f"item {item!r}: {path} has several frames; save the one that you mean")
-            turned = ImageOps.exif_transpose(image)
-            turned.format = image.format  # lost in the copy; the advice of `strict_labels` needs it
-            return turned
-    except (BadItem, MemoryError):
-        raise
-    except Exception as error:  # a corrupt file can make a decoder raise nearly anything
-        faults = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
-        if isinstance(error, OSError) and error.errno in faults:
-            raise
-        raise BadItem(
-            f"item {item!r}: {path} cannot be decoded ({type(error).__name__}: {error}); replace the file"
-        ) from error
-
-
-def _orientation(path: Path) -> int:
-    """EXIF orientation, 1..8; those above 4 exchange width and height."""
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return int(image.getexif().get(0x0112, 1))
-    except Exception:  # only words an error that is raised anyway
-        return 1
-
-
-def _wh(shape: tuple[int, ...]) -> str:
-    return f"{shape[1]} x {shape[0]} pixels (width x height)"

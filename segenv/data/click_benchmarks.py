@@ -7,8 +7,9 @@ Layouts and rules: github.com/SamsungLabs/ritm_interactive_segmentation, isegm/d
 import numpy as np
 from PIL import Image
 
-from segenv.data.base import MAX_PIXELS, folder, to_rgb
+from segenv.data.base import folder
 from segenv.data.folder import Pairs, pair_up
+from segenv.data.images import MAX_PIXELS, to_rgb
 from segenv.types import IGNORE
 
 

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from segenv.data.base import MAX_PIXELS, DataError, Dataset, check_target, folder, read_image, read_json, within
+from segenv.data.base import DataError, Dataset, folder, read_json, within
 from segenv.data.folder import unique
+from segenv.data.images import MAX_PIXELS, check_target, read_image
 from segenv.files import file_hash, file_size, json_hash
+from segenv.geometry.rle import segmentation_mask
 from segenv.types import BadItem, Task
 
 NAMED_FROM = 0.01  # least part of the image that an object must cover for "the <class>" to name it
@@ -125,75 +127,6 @@ class Coco(Dataset):
                 "add its record, or remove the annotation"
             )
         return record
-
-
-def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """A COCO segmentation as bool [height, width]: polygons [[x, y, x, y, …], …], or RLE with counts as a list or
-    compressed.
-
-    Everything is checked first, because pycocotools reads out of bounds, or takes four numbers for a box. Raises
-    `ValueError`.
-    """
-    if isinstance(segmentation, list):
-        return _polygons(segmentation, height, width)
-    if not isinstance(segmentation, dict) or "counts" not in segmentation:
-        raise ValueError(f"is a {type(segmentation).__name__}; expected polygons, or RLE with size and counts")
-    if segmentation.get("size") != [height, width]:
-        raise ValueError(
-            f"has size {segmentation.get('size')!r}; expected the image's [height, width], [{height}, {width}]"
-        )
-    counts = segmentation["counts"]
-    counts = _uncompressed(counts) if isinstance(counts, str) else counts
-    if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
-        raise ValueError("has counts that are no lengths; expected whole numbers from 0, or a compressed string")
-    if sum(counts) != height * width:
-        raise ValueError(f"has counts for {sum(counts)} pixels; expected {height * width}")
-    values = np.repeat(np.arange(len(counts)) % 2 == 1, counts)  # runs of background and object in turn
-    return np.ascontiguousarray(values.reshape(width, height).T)  # COCO runs down the columns
-
-
-def _polygons(polygons: list[Any], height: int, width: int) -> np.ndarray:
-    from pycocotools import mask as rle
-
-    if not polygons:
-        raise ValueError("has no polygon; expected at least one")
-    reach = max(height, width)  # pycocotools walks every edge pixel by pixel, wherever it leads
-    for polygon in polygons:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise ValueError(
-                f"has a polygon that is {str(polygon)[:60]}; expected [x, y, x, y, …] with at least three points"
-            )
-        if not all(type(value) in (int, float) and -reach <= value <= 2 * reach for value in polygon):
-            raise ValueError(
-                f"has a polygon with coordinates far from the image of {width} x {height} pixels, or no numbers"
-            )
-    joined = rle.merge(rle.frPyObjects(polygons, height, width))
-    return segmentation_mask({**joined, "counts": joined["counts"].decode()}, height, width)
-
-
-def _uncompressed(text: str) -> list[int]:
-    """Run lengths of compressed RLE: five bits a character, low ones first, as differences from the run
-    before the last.
-
-    Source: rleFrString in cocoapi's common/maskApi.c. Raises `ValueError`.
-    """
-    counts: list[int] = []
-    value = shift = 0
-    for character in text:
-        code = ord(character) - 48
-        if not 0 <= code < 64 or shift > 60:
-            raise ValueError(f"has compressed counts with {character!r} in them; expected what pycocotools writes")
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if code & 0x20:  # more to come
-            continue
-        if code & 0x10:  # negative
-            value -= 1 << shift
-        counts.append(value + counts[-2] if len(counts) > 2 else value)
-        value = shift = 0
-    if shift:
-        raise ValueError("has compressed counts that end too early; expected what pycocotools writes")
-    return counts
 
 
 def _by_id(records: Any) -> dict[Any, dict[str, Any]]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segenv.data.base import MAX_PIXELS, DataError, Dataset, folder, read_json, read_pair, strict_labels, within
+from segenv.data.base import DataError, Dataset, folder, read_json, within
+from segenv.data.images import MAX_PIXELS, read_pair, strict_labels
 from segenv.files import file_hash, file_size, json_hash
 from segenv.types import BadItem, Task
 

@@ -30,7 +30,7 @@ class Judgement(Stop):
 def random_prompt(task: Task, rng: np.random.Generator, k: int = POINTS) -> Prompt:
     """1 to `k` clicks anywhere in the object's bounding box, on the object or off it. The first is positive, as a mask
     needs one; the sign of the others is a coin's. (The paper publishes neither number nor signs.)"""
-    x0, y0, x1, y1 = refine._bounds(task)
+    x0, y0, x1, y1 = refine.object_bounds(task)
     spots = rng.integers((x0, y0), (x1, y1), (int(rng.integers(1, k + 1)), 2)).tolist()
     signs = [True, *(rng.random(len(spots) - 1) < 0.5).tolist()]
     return Prompt(clicks=tuple(Click(x, y, sign) for (x, y), sign in zip(spots, signs, strict=True)))
@@ -38,7 +38,7 @@ def random_prompt(task: Task, rng: np.random.Generator, k: int = POINTS) -> Prom
 
 def random_points(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
     """The task, starting from what the tool makes of a `random_prompt`."""
-    return refine._answered(task, tool, random_prompt(task, rng))
+    return refine.predicted_start(task, tool, random_prompt(task, rng))
 
 
 def _error(task: Task, mask: np.ndarray, action: Action) -> float:

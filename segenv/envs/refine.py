@@ -27,16 +27,16 @@ def given(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
 
 def box(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
     """Start from the tool's mask of the object's bounding box."""
-    x0, y0, x1, y1 = _bounds(task)
-    return _answered(task, tool, Prompt(box=Box(x0, y0, x1, y1)))
+    x0, y0, x1, y1 = object_bounds(task)
+    return predicted_start(task, tool, Prompt(box=Box(x0, y0, x1, y1)))
 
 
 def points(task: Task, tool: SegTool, rng: np.random.Generator, k: int = 3) -> Task:
     """Start from the tool's mask of 1 to `k` positive clicks anywhere in the object's bounding box, off the object too
     (SegAgent §4)."""
-    x0, y0, x1, y1 = _bounds(task)
+    x0, y0, x1, y1 = object_bounds(task)
     spots = rng.integers((x0, y0), (x1, y1), (int(rng.integers(1, k + 1)), 2)).tolist()
-    return _answered(task, tool, Prompt(clicks=tuple(Click(x, y) for x, y in spots)))
+    return predicted_start(task, tool, Prompt(clicks=tuple(Click(x, y) for x, y in spots)))
 
 
 def distort(task: Task, tool: SegTool, rng: np.random.Generator, low: float = 0.4, high: float = 0.9) -> Task:
@@ -69,7 +69,7 @@ def make(start: str | Start) -> Start:
     return partial(STARTS[name], **options)
 
 
-def _bounds(task: Task) -> tuple[int, int, int, int]:
+def object_bounds(task: Task) -> tuple[int, int, int, int]:
     """The corners x0, y0, x1, y1 of the object's tight box."""
     x, y, width, height = cv2.boundingRect(object_of(task.target).view(np.uint8))
     if not width:
@@ -77,7 +77,7 @@ def _bounds(task: Task) -> tuple[int, int, int, int]:
     return x, y, x + width, y + height
 
 
-def _answered(task: Task, tool: SegTool, prompt: Prompt) -> Task:
+def predicted_start(task: Task, tool: SegTool, prompt: Prompt) -> Task:
     """The task, starting from the tool's answer to `prompt`."""
     [prediction] = tool.predict(tool.encode([task.image], [task.image_hash]), [prompt])
     return replace(task, initial_mask=prediction.mask)

@@ -11,12 +11,11 @@ from segenv.geometry.polygons import (
     simplify,
 )
 from segenv.geometry.rasterize import PackedMask
-from segenv.geometry.rle import coco_to_polygons, polygons_to_coco, polygons_to_rle, rle_to_polygons
+from segenv.geometry.rle import polygons_to_coco, polygons_to_rle, rle_to_polygons
 
 __all__ = [
     "PackedMask",
     "canonical",
-    "coco_to_polygons",
     "fit",
     "mask_to_polygons",
     "polygon_areas",

@@ -32,6 +32,7 @@ from segenv import metrics, queries
 from segenv.codec.polygons import PolygonCodec
 from segenv.geometry import mask_to_polygons, polygons_to_mask
 from segenv.geometry.rasterize import PackedMask, runs
+from segenv.geometry.rle import decode_mask
 from segenv.rewards import clicks
 from segenv.types import IGNORE, Box, Click, Invalid, Polygons, Task, ignored_of, object_of
 
@@ -83,7 +84,7 @@ class Region:
     @cached_property
     def edge(self) -> np.ndarray:
         """The pixels next to one outside the region or the image, bool [H, W]."""
-        return metrics._ring(np.ascontiguousarray(self.mask), 1)
+        return metrics.inner_ring(np.ascontiguousarray(self.mask), 1)
 
     @property
     def diagonal(self) -> float:
@@ -190,11 +191,9 @@ def goal_of(task: Task, asked: str = "mask") -> Goal:
 def _column_goal(
     counts: str | bytes, height: int, width: int, asked: str, instruction: str, ignored: str | bytes | None = None
 ) -> Goal:
-    from pycocotools import mask as coco
-
-    target = coco.decode({"size": [height, width], "counts": counts}).astype(bool)
+    target = decode_mask(counts, height, width)
     if ignored is not None:
-        left = coco.decode({"size": [height, width], "counts": ignored}).astype(bool)
+        left = decode_mask(ignored, height, width)
         target = np.where(left, IGNORE, np.where(target, 255, 0)).astype(np.uint8)
     return Goal(target, asked, instruction)
 

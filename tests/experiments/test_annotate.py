@@ -28,8 +28,8 @@ from experiments.common.run_folder import RunFolder
 from segenv import codec, data, metrics, render
 from segenv.codec.polygons import PolygonCodec
 from segenv.data.base import DataError
-from segenv.data.coco import segmentation_mask
 from segenv.geometry import mask_to_polygons, polygons_to_mask
+from segenv.geometry.rle import segmentation_mask
 from segenv.tools.base import SegTool
 from segenv.types import Box, Polygons, Prediction, Task
 

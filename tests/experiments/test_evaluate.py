@@ -22,7 +22,7 @@ from experiments.evaluate.config import Args
 from experiments.evaluate.metrics import Outcome
 from search import executors
 from search.episode import Episode, Step
-from segenv.data.trajectories.record import encode_mask
+from segenv.geometry.rle import encode_mask
 from segenv.types import Task
 
 ROOT = Path(__file__).resolve().parents[2]

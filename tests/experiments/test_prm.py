@@ -38,7 +38,7 @@ from search.prm import IouReader, NumberTokens, expected_iou
 from search.rollout import rollout
 from search.star import Rules
 from segenv import annotator, metrics, tools
-from segenv.data.trajectories import record
+from segenv.geometry.rle import encode_mask
 from segenv.mdp import Observation, SegMDP
 from segenv.statistics import APART, acceptance, calibration
 from segenv.types import Click, Stop, Task
@@ -206,7 +206,7 @@ def test_the_noisy_annotator_errs_now_and_then(mdp: SegMDP) -> None:
 
 def made(ious: list[float]) -> list[LabelledMask]:
     """Masks with these IoUs, of four sources in turn; that of IoU 0 is empty."""
-    pixel = record.encode_mask(np.ones((1, 1), bool)), record.encode_mask(np.zeros((1, 1), bool))
+    pixel = encode_mask(np.ones((1, 1), bool)), encode_mask(np.zeros((1, 1), bool))
     return [
         LabelledMask("t", k, SOURCES[k % 4], 1, 1, pixel[iou == 0], iou, None, {"type": "stop"})
         for k, iou in enumerate(ious)

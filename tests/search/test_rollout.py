@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import agents
 from agents.base import Agent
-from search.episode import Episode, clicks_of, decode_mask
+from search.episode import Episode, clicks_of
 from search.rollout import rollout
 from segenv import codec, metrics, tools
-from segenv.data.trajectories.record import encode_mask
+from segenv.geometry.rle import decode_mask, encode_mask
 from segenv.mdp import SegMDP
 from segenv.tools.disc import DiscTool
 from segenv.types import Box, Click, Stop, ToolError, Undo

@@ -14,7 +14,7 @@ from made_data import make_coco, square
 from pycocotools import mask as rle
 
 from segenv import data
-from segenv.data import coco
+from segenv.geometry.rle import segmentation_mask
 from segenv.types import BadItem
 
 
@@ -59,8 +59,8 @@ def test_rle_of_both_kinds_is_read_back_exactly(mask: np.ndarray) -> None:
     flat = mask.T.reshape(-1)
     edges = np.flatnonzero(np.diff(flat)) + 1
     counts = np.diff([0, *([0] if flat[0] else []), *edges, flat.size]).tolist()
-    assert np.array_equal(coco.segmentation_mask({"size": size, "counts": packed}, *size), mask)
-    assert np.array_equal(coco.segmentation_mask({"size": size, "counts": counts}, *size), mask)
+    assert np.array_equal(segmentation_mask({"size": size, "counts": packed}, *size), mask)
+    assert np.array_equal(segmentation_mask({"size": size, "counts": counts}, *size), mask)
 
 
 @given(
@@ -68,7 +68,7 @@ def test_rle_of_both_kinds_is_read_back_exactly(mask: np.ndarray) -> None:
 )
 def test_broken_rle_never_reads_out_of_bounds(counts: object, size: list[int]) -> None:
     try:
-        assert coco.segmentation_mask({"size": size, "counts": counts}, 4, 4).shape == (4, 4)
+        assert segmentation_mask({"size": size, "counts": counts}, 4, 4).shape == (4, 4)
     except ValueError as error:
         assert "expected" in str(error)
 
@@ -79,7 +79,7 @@ def test_broken_rle_never_reads_out_of_bounds(counts: object, size: list[int]) -
 )
 def test_broken_polygons_are_refused(segmentation: object) -> None:
     with pytest.raises(ValueError, match="polygon|expected"):
-        coco.segmentation_mask(segmentation, 20, 30)
+        segmentation_mask(segmentation, 20, 30)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from made_data import SIZE, make_berkeley, make_folder, make_index, photo, save,
 from PIL import Image
 
 from segenv import data
-from segenv.data import base
+from segenv.data.images import read_image
 from segenv.types import BadItem
 
 
@@ -274,7 +274,7 @@ def test_exif_turns_image_and_mask_alike(orientation: int, tmp_path: Path) -> No
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_images_of_every_eight_bit_mode_become_rgb(mode: str, tmp_path: Path) -> None:
     path = save(tmp_path / f"a.{'tif' if mode == 'CMYK' else 'png'}", photo(3).convert(mode))
-    image = base.read_image(path, "a")
+    image = read_image(path, "a")
     assert image.dtype == np.uint8 and image.shape == (*SIZE, 3)
     if mode in ("1", "L", "LA"):
         assert (image == image[..., :1]).all()

@@ -16,9 +16,9 @@ from PIL import Image
 from pycocotools import mask as coco
 
 from segenv import geometry, metrics
-from segenv.data.coco import segmentation_mask
 from segenv.geometry import canonical, mask_to_polygons, polygon_iou, polygon_ious, polygons_to_mask, simplify
 from segenv.geometry.rasterize import PackedMask
+from segenv.geometry.rle import segmentation_mask
 
 sizes = st.integers(1, 24)
 masks = st.tuples(sizes, sizes).flatmap(lambda shape: arrays.arrays(bool, shape))
@@ -210,17 +210,6 @@ def test_run_lengths_are_those_that_pycocotools_writes(mask):
 def test_a_coco_segmentation_covers_the_same_pixels(mask):
     segmentation = geometry.polygons_to_coco(mask_to_polygons(mask), *mask.shape)
     assert np.array_equal(segmentation_mask(segmentation, *mask.shape), mask)
-    assert np.array_equal(polygons_to_mask(geometry.coco_to_polygons(segmentation, *mask.shape), *mask.shape), mask)
-
-
-def test_coco_polygons_are_kept_where_they_can_be():
-    square, other = [1, 1, 9, 1, 9, 9, 1, 9], [5, 5, 12, 5, 12, 12, 5, 12]
-    (ring,) = geometry.coco_to_polygons([square], 20, 20)
-    assert ring.tolist() == [[1, 1], [9, 1], [9, 9], [1, 9]]
-    assert geometry.polygons_to_coco([ring], 20, 20) == [square]
-    joined = geometry.coco_to_polygons([square, other], 20, 20)  # they overlap: COCO joins, even-odd would cut
-    assert len(joined) == 1
-    assert np.array_equal(polygons_to_mask(joined, 20, 20), segmentation_mask([square, other], 20, 20))
 
 
 # --- odd rings --------------------------------------------------------------------------------------------------------

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from made_data import save
 
 from segenv import data
-from segenv.data.coco import segmentation_mask
 from segenv.data.trajectories.dataset import Trajectories, write
-from segenv.data.trajectories.record import RecordedClick, Start, Trajectory, encode_mask
+from segenv.data.trajectories.record import RecordedClick, Start, Trajectory
+from segenv.geometry.rle import encode_mask, segmentation_mask
 from segenv.types import BadItem, Click, Stop
 
 masks = st.builds(

@@ -19,7 +19,8 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segenv.data.base import MAX_PIXELS, DataError, Dataset, check_target, folder, read_image, read_json, within
+from segenv.data.base import DataError, Dataset, folder, read_json, within
+from segenv.data.images import MAX_PIXELS, check_target, read_image
 from segenv.data.trajectories.record import Trajectory
 from segenv.files import file_hash, file_size, json_hash, replacing
 from segenv.types import BadItem, Task

@@ -15,8 +15,8 @@ import numpy as np
 from pycocotools import mask as rle
 
 from segenv import metrics
-from segenv.data.base import MAX_PIXELS
-from segenv.data.coco import segmentation_mask
+from segenv.data.images import MAX_PIXELS
+from segenv.geometry.rle import decode_mask, encode_mask, segmentation_mask
 from segenv.types import IGNORE, Click, Stop, Task, ignored_of, object_of
 
 STOP_IOU = 0.98  # what a mask must reach to be good enough; as in the released generator
@@ -104,7 +104,7 @@ class Trajectory:
 
     def decode(self, counts: str) -> np.ndarray:
         """One of the masks, bool [height, width]."""
-        return rle.decode(self._rle(counts)).astype(bool)
+        return decode_mask(counts, self.height, self.width)
 
     def target_labels(self) -> np.ndarray:
         """The target as a `Task` has it: uint8 [height, width] with 0, 128 and 255."""
@@ -175,11 +175,6 @@ class Trajectory:
             "area": recorded.area,
             "iou": recorded.iou,
         }
-
-
-def encode_mask(mask: np.ndarray) -> str:
-    """A bool [H, W] mask in COCO's compressed run lengths (down the columns), in ASCII."""
-    return rle.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
 
 
 def _box_and_area(counts: str, height: int, width: int) -> tuple[tuple[float, ...], float]:
