@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from segenv.files import content_hash
+from segenv.files import stream_hash
 
 if TYPE_CHECKING:
     import torch
@@ -17,11 +17,13 @@ def weights_hash(model: torch.nn.Module, facts: str = "", label: str = "{name} {
     its `label`."""
     import torch
 
-    parts = [facts.encode()]
-    for name, tensor in sorted(model.state_dict().items()):
-        parts.append(label.format(name=name, shape=list(tensor.shape), dtype=tensor.dtype).encode())
-        parts.append(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return content_hash(*parts)
+    def parts() -> Iterator[Any]:  # weights leave a GPU one at a time
+        yield facts.encode()
+        for name, tensor in sorted(model.state_dict().items()):
+            yield label.format(name=name, shape=list(tensor.shape), dtype=tensor.dtype).encode()
+            yield tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+    return stream_hash(parts())
 
 
 @contextmanager

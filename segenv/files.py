@@ -32,17 +32,22 @@ def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def content_hash(*parts: Any, size: int = 16) -> str:
-    """BLAKE2b of bytes (or buffers of them), of `size` bytes, in hex."""
+def stream_hash(parts: Iterable[Any], size: int = 16) -> str:
+    """BLAKE2b of bytes (or buffers of them), of `size` bytes, in hex; one part is in memory at a time."""
     state = hashlib.blake2b(digest_size=size)
     for part in parts:
         state.update(part)
     return state.hexdigest()
 
 
+def content_hash(*parts: Any, size: int = 16) -> str:
+    """BLAKE2b of bytes (or buffers of them), of `size` bytes, in hex."""
+    return stream_hash(parts, size)
+
+
 def json_hash(parts: Iterable[object]) -> str:
     """128-bit hash of values, in hex. Each is written as JSON, so that ("a", "bc") differs from ("ab", "c")."""
-    return content_hash(*(json.dumps(part, sort_keys=True, default=str).encode() + b"\n" for part in parts))
+    return stream_hash(json.dumps(part, sort_keys=True, default=str).encode() + b"\n" for part in parts)
 
 
 def file_hash(path: Path) -> str | None:
