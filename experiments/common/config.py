@@ -29,6 +29,11 @@ def plain(config: Any) -> Any:
     return str(config) if isinstance(config, os.PathLike) else config
 
 
+def choices(config: Any, aside: frozenset[str] | set[str]) -> dict[str, Any]:
+    """Settings that change results, for a protocol: all fields but those in `aside`, `out` and `resume`."""
+    return {name: value for name, value in plain(config).items() if name not in {*aside, "out", "resume"}}
+
+
 def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
     """The settings of the run in `path` as a dataclass of type `kind`; RunError names what does not fit."""
     file = Path(path) / "config.yaml"

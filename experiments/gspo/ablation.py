@@ -18,7 +18,7 @@ from experiments import polygon_ablation
 from experiments.common import ablation, plots
 from experiments.common.ablation import Arm
 from experiments.common.cli import open_run
-from experiments.common.config import RunError, check_seeds, create_or_resume, plain
+from experiments.common.config import RunError, check_seeds, choices, create_or_resume
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.common.tables import Table
 from experiments.gspo import train as gspo
@@ -156,8 +156,7 @@ def _compare(arm: Sequence[Replies], first: Sequence[Replies], last: int, sample
 
 
 def _protocol(args: Args, chosen: Sequence[Arm]) -> dict[str, Any]:
-    settings = plain(args)
-    kept = {key: settings[key] for key in settings if key not in RESUMABLE | {"out", "resume"}}
+    kept = choices(args, RESUMABLE)
     return hide_home(
         {
             "arms": {arm.name: {**arm.settings, **_training(args, arm)} for arm in chosen},

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.common.config import plain
+from experiments.common.config import choices
 from experiments.common.run_folder import RunFolder, hide_home
 from experiments.evaluate.polygon_answers import answers
 from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record, by_task
@@ -40,8 +40,7 @@ class Run:
 
     def protocol(self) -> dict[str, Any]:
         """Every choice that changes a number."""
-        elsewhere = RESUMABLE | {"out", "resume", "ablation", "seeds", "checkpoints"}
-        chosen = {key: value for key, value in plain(self.args).items() if key not in elsewhere}
+        chosen = choices(self.args, RESUMABLE | {"ablation", "seeds", "checkpoints"})
         chosen |= {"codec": self.agent.codec.name, "prompt": self.agent.prompt_style}
         chosen |= {"training_tasks": len(self.train_indices), "held_out_tasks": len(self.eval_indices)}
         return hide_home({**chosen, **METRIC_DEFINITIONS})

@@ -12,7 +12,7 @@ import torch
 
 import agents
 from experiments.common.cli import check_least, open_run, progress, run_stage, setting_up
-from experiments.common.config import RunError, plain
+from experiments.common.config import RunError, choices
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.evaluate import iou_report
 from experiments.evaluate.iou_estimates import READINGS, action_metrics, histogram, iou_estimate_metrics
@@ -146,7 +146,7 @@ class Run:
 
     def protocol(self) -> dict[str, Any]:
         """Every choice that changes a number."""
-        chosen = {key: value for key, value in plain(self.args).items() if key not in RESUMABLE | {"out", "resume"}}
+        chosen = choices(self.args, RESUMABLE)
         counts = {"training_tasks": len(self.train), "held_out_tasks": [len(data) for data in self.held_out]}
         fixed = {"samples": labelled_masks.SAMPLES, "errors": labelled_masks.ERRORS, "points": POINTS}
         return hide_home({**chosen, **counts, **fixed, **METRIC_DEFINITIONS})

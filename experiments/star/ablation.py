@@ -14,7 +14,7 @@ import numpy as np
 from agents.mllm import checkpoint
 from experiments.common import ablation
 from experiments.common.cli import open_run
-from experiments.common.config import RunError, create_or_resume, plain
+from experiments.common.config import RunError, choices, create_or_resume
 from experiments.common.plots import plot_intervals
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.common.tables import Table
@@ -174,7 +174,6 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, An
         for key, _ in list(COLUMNS.values())[3:]:
             line |= ablation.averaged(key, [each[key] for each in measured])
         lines.append(line)
-    settings = plain(args)
     protocol = {
         "seeds": list(seeds),
         "held_out_tasks": len(ious["S_0"][0]),
@@ -185,7 +184,7 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, An
         "between seeds": "sampling of rollouts and training order differ; the training tasks, and S_0 where it is the "
         "agent itself, are the same; intervals hold nothing of the spread over seeds",
         "arms": ARMS,
-        **{key: settings[key] for key in settings if key not in RESUMABLE | {"out", "resume", "ablation", *OWN}},
+        **choices(args, RESUMABLE | {"ablation", *OWN}),
         "sft_steps": args.start_steps,
     }
     return {"policies": lines, "protocol": hide_home(protocol)}

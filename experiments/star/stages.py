@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from experiments.common import cli
-from experiments.common.config import plain
+from experiments.common.config import choices
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.common.splits import split
 from experiments.star import metrics, report
@@ -146,7 +146,7 @@ class Run:
 
     def protocol(self) -> dict[str, Any]:
         """Every choice that changes a number."""
-        chosen = {key: value for key, value in plain(self.args).items() if key not in RESUMABLE | {"out", "resume"}}
+        chosen = choices(self.args, RESUMABLE)
         chosen["sft_steps"] = self.args.start_steps
         counts = {"training_tasks": len(self.train_indices), "held_out_tasks": len(self.eval_indices)}
         return hide_home(chosen | counts | metrics.METRIC_DEFINITIONS)
