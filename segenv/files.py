@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from segenv.texts import whole
+
 
 @contextmanager
 def replacing(path: Path, encoding: str | None = None, sync: bool = True) -> Iterator[IO[Any]]:
@@ -27,9 +29,9 @@ def replacing(path: Path, encoding: str | None = None, sync: bool = True) -> Ite
 
 
 def write_atomic(path: Path, content: str | bytes, sync: bool = True) -> None:
-    """Write a file as `replacing` does; a text in UTF-8."""
+    """Write a file as `replacing` does; a text in UTF-8, `whole`."""
     with replacing(path, sync=sync) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(whole(content).encode() if isinstance(content, str) else content)
 
 
 def stream_hash(parts: Iterable[Any], size: int = 16) -> str:

@@ -8,6 +8,7 @@ i+1): the tight box of a mask is `(min x, min y, max x + 1, max y + 1)`; so have
 attracts no click.
 """
 
+import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from segenv.files import content_hash
+from segenv.texts import one_line
 
 IGNORE = 128  # the label of pixels that count neither as object nor as background
 
@@ -57,7 +59,8 @@ class Task:
     `image` is uint8 [H, W, 3], RGB. `target` is uint8 or bool [H, W] (see the module's docstring). `initial_mask` is
     bool [H, W] or None: the mask that a refinement starts from. `meta` carries what a dataset knows beside that
     (subset, difficulty, licence, text of other objects); nothing in it reaches an observation. The arrays become
-    read-only.
+    read-only. `instruction` is a text, or None where there is none, which becomes ""; control characters in it become
+    spaces, and half an emoji becomes U+FFFD, with a warning. Raises `BadItem` for anything else.
     """
 
     id: str
@@ -68,6 +71,7 @@ class Task:
     meta: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "instruction", _instruction(self.id, self.instruction))
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
             raise BadItem(
                 f"task {self.id}: image is {self.image.dtype} {list(self.image.shape)}; expected uint8 [H, W, 3] in RGB"
@@ -100,6 +104,23 @@ class Task:
     def image_hash(self) -> str:
         """128-bit hash of the image's content and shape, in hex."""
         return image_hash(self.image)
+
+
+def _instruction(task: str, given: Any) -> str:
+    """The instruction of a task, from what a file holds in its place: the one reading of it, for every dataset."""
+    if given is None:
+        return ""
+    if not isinstance(given, str):
+        shown = repr(given)[:60]
+        raise BadItem(f"task {task}: instruction is {shown}, a {type(given).__name__}; expected a text, or none")
+    text = one_line(given)
+    if lost := text.count("\N{REPLACEMENT CHARACTER}") - given.count("\N{REPLACEMENT CHARACTER}"):
+        warnings.warn(
+            f"task {task}: {lost} half surrogate pairs in the instruction, which no file can hold, are now U+FFFD; was "
+            "the text cut within an emoji?",
+            stacklevel=4,
+        )
+    return text
 
 
 def image_hash(image: np.ndarray) -> str:

@@ -22,13 +22,22 @@ SPECS = {
 }
 
 
-def make(spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_PIXELS) -> Dataset:
+def make(
+    spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_PIXELS, follow_links: bool = False
+) -> Dataset:
     """The dataset that `spec` names (see `SPECS`).
 
     A bad item raises `BadItem` when it is read; with `skip_bad`, iteration goes on and `Dataset.skipped` counts it.
-    Images of more than `max_pixels` are bad, and are not decoded. Raises `DataError` for an unknown spec and for data
-    that cannot be read as a whole.
+    Images of more than `max_pixels` are bad, and are not decoded; so are those that are named from a folder and lie
+    elsewhere, behind a link, without `follow_links`. Raises `DataError` for an unknown spec and for data that cannot be
+    read as a whole.
     """
+    data = _make(spec, skip_bad, max_pixels, follow_links)
+    data.follow_links = follow_links
+    return data
+
+
+def _make(spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dataset:
     kind, rest = specs.name_of("data", spec, SPECS, "one of: " + "; ".join(SPECS.values()), DataError)
     if kind != "synthetic" and not rest:
         raise DataError(f"data {spec!r} names no files; expected {SPECS[kind]}")
@@ -39,7 +48,7 @@ def make(spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_
             from segenv.data.folder import Index
 
             directory, subset = _split_subset(rest)
-            return Index(directory, subset, skip_bad, max_pixels)
+            return Index(directory, subset, skip_bad, max_pixels, follow_links)
         case "folder":
             from segenv.data.folder import Folder
 
@@ -53,8 +62,8 @@ def make(spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_
 
             share, colon, whole = rest.partition(":")
             if colon and re.fullmatch(r"0?\.[0-9]+|1(\.0*)?", share):
-                return NoTarget(make(whole, skip_bad, max_pixels), float(share))
-            return NoTarget(make(rest, skip_bad, max_pixels))
+                return NoTarget(_make(whole, skip_bad, max_pixels, follow_links), float(share))
+            return NoTarget(_make(rest, skip_bad, max_pixels, follow_links))
         case "trajectories":
             from segenv.data.trajectories.dataset import Trajectories
 

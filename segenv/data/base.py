@@ -7,10 +7,13 @@ equals the first.
 from __future__ import annotations
 
 import json
+import os
+import posixpath
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
 from segenv.files import json_hash
@@ -36,12 +39,16 @@ class Dataset(Sequence[Task], ABC):
     whole pass. Nothing is left out silently.
 
     Slices and `select` are datasets too, as lazy as this one, and report into the same `skipped`.
+
+    `checks` are called with each task that is read, and raise `BadItem` where it cannot be used: an agent's, for one,
+    whose model takes no image of that shape. With `follow_links`, files may be links that lead out of their folder.
     """
 
     spec: str
 
-    def __init__(self, skip_bad: bool = False) -> None:
-        self.skip_bad = skip_bad
+    def __init__(self, skip_bad: bool = False, follow_links: bool = False) -> None:
+        self.skip_bad, self.follow_links = skip_bad, follow_links
+        self.checks: list[Callable[[Task], None]] = []
         self._skipped: dict[str, str] = {}
 
     @property
@@ -93,7 +100,10 @@ class Dataset(Sequence[Task], ABC):
             return self.select(range(len(self))[i])
         i = range(len(self))[i]  # negative indices, and IndexError
         try:
-            return self.load(i)
+            task = self.load(i)
+            for check in self.checks:
+                check(task)
+            return task
         except BadItem as error:
             if self.skip_bad:
                 self._skipped[self.ids[i]] = str(error)
@@ -127,9 +137,9 @@ class _Selection(Dataset):
     """Some items of another dataset; `spec` is the whole one's."""
 
     def __init__(self, whole: Dataset, positions: Sequence[int]) -> None:
-        super().__init__(whole.skip_bad)
+        super().__init__(whole.skip_bad, whole.follow_links)
         self.spec = whole.spec
-        self._skipped = whole._skipped
+        self._skipped, self.checks = whole._skipped, whole.checks
         self._whole = whole
         every = range(len(whole))
         self._positions = positions if isinstance(positions, range) else [every[i] for i in positions]
@@ -171,21 +181,73 @@ def folder(path: str | Path, what: str) -> Path:
     return found
 
 
-def within(root: Path, relative: object, item: str) -> Path:
-    """The file `root/relative`, which must lie in `root`, links followed. Raises `BadItem` where it is no text or
-    leaves `root`."""
-    if not isinstance(relative, str) or not relative or "\0" in relative:
-        raise BadItem(f"item {item!r}: file name is {relative!r}; expected a path relative to {root}")
-    path = root / relative
+def within(root: Path, relative: object, item: str, follow_links: bool = False) -> Path:
+    """The file of `item` that `relative` names from the folder `root`: the one resolver of names in data files.
+
+    Where there is no file of that very name, `\\` counts as `/`, and letters with accents are equal however Unicode
+    composes them. The file must lie in `root`, links followed, or, where `root` is in a snapshot of the Hugging Face
+    hub, among the blobs of that repository; with `follow_links` only the name must, and links in the folder may lead
+    anywhere. Raises `BadItem` where it is no text or leaves `root`.
+    """
+    if not isinstance(relative, str) or not relative or "\0" in relative or len(relative.splitlines()) != 1:
+        raise BadItem(f"item {item!r}: file name is {repr(relative)[:80]}; expected a path relative to {root}")
+    path = _spelled(root, relative)
     try:
-        inside = path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError) as error:  # a loop of links, for one
-        raise BadItem(f"item {item!r}: {path} cannot be followed ({error}); repair the link") from error
-    if not inside:
-        raise BadItem(
-            f"item {item!r}: {relative!r} leaves {root}; copy the file into that folder and name it from there"
-        )
-    return path
+        target, home = path.resolve(), root.resolve()
+        if target.is_relative_to(home) or _is_blob(target, home):
+            return path
+        named = Path(os.path.abspath(path))  # no ".." is left, which links might lead astray
+        linked = named.is_relative_to(os.path.abspath(root)) and named.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that no file can have
+        raise BadItem(f"item {item!r}: {path} cannot be followed ({error}); repair the name or the link") from error
+    if linked and follow_links:
+        return named
+    advice = "copy the file into that folder and name it from there"
+    if linked:
+        advice += ", or allow links that lead out of it with --follow-links (follow_links=True in Python)"
+    raise BadItem(f"item {item!r}: {relative!r} leaves {root}; {advice}")
+
+
+def same_name(name: str) -> str:
+    """A path's one spelling, of all that `within` takes for the same: composed letters, `/`, no `./`."""
+    return posixpath.normpath(unicodedata.normalize("NFC", name).replace("\\", "/"))
+
+
+def _spelled(root: Path, relative: str) -> Path:
+    """The path `root/relative` in the spelling of the file that is there; as given where there is none."""
+    if os.path.exists(root / relative):
+        return root / relative
+    slashes = relative.replace("\\", "/")
+    found = root
+    for part in PurePosixPath(slashes).parts:
+        if not part.isascii() and not os.path.lexists(found / part):
+            part = _listing(str(found), _changed(found)).get(unicodedata.normalize("NFC", part), part)
+        found /= part
+    return found if os.path.lexists(found) else root / slashes
+
+
+@lru_cache(maxsize=16)
+def _listing(directory: str, changed: int) -> dict[str, str]:
+    """The names in a folder by their composed form. `changed` is when the folder was, as a part of the cache's key."""
+    try:
+        return {unicodedata.normalize("NFC", name): name for name in sorted(os.listdir(directory), reverse=True)}
+    except (OSError, ValueError):
+        return {}
+
+
+def _changed(directory: Path) -> int:
+    try:
+        return directory.stat().st_mtime_ns
+    except (OSError, ValueError):
+        return 0
+
+
+def _is_blob(target: Path, home: Path) -> bool:
+    """Whether a file is a blob of the hub repository whose snapshot (snapshots/HASH) the folder `home` is in."""
+    return any(
+        parent.parent.name == "snapshots" and target.is_relative_to(parent.parent.parent / "blobs")
+        for parent in (home, *home.parents)
+    )
 
 
 def read_json(path: Path, what: str) -> Any:

@@ -70,7 +70,7 @@ class Coco(Dataset):
     def load(self, i: int) -> Task:
         item, entry = self._ids[i], self._annotations[i]
         record = self._record(item, entry)
-        path = within(self._root, record.get("file_name"), item)
+        path = within(self._root, record.get("file_name"), item, self.follow_links)
         image = read_image(path, item, self.max_pixels)
         height, width = image.shape[:2]
         if (record.get("height", height), record.get("width", width)) != (height, width):

@@ -1,5 +1,6 @@
 """Images and masks as pairs of files: a folder with an index.json, or a folder with images/ and masks/."""
 
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from PIL import Image
 from segenv.data.base import DataError, Dataset, folder, read_json, within
 from segenv.data.images import MAX_PIXELS, read_pair, strict_labels
 from segenv.files import file_hash, file_size, json_hash
+from segenv.texts import one_line
 from segenv.types import BadItem, Task
 
 NOT_DATA = ("Thumbs.db", "desktop.ini")  # what file managers leave behind, beside names that begin with a dot
@@ -25,7 +27,7 @@ class Pair:
     image: Path | None = None
     mask: Path | None = None
     problem: str | None = None
-    instruction: str = ""
+    instruction: Any = ""  # as the file has it; `Task` reads it
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -56,7 +58,7 @@ class Pairs(Dataset):
     def fingerprint(self) -> str:
         """Hash of the kind of dataset, ids, texts, the images' sizes in bytes and the masks' contents."""
         files = (
-            [pair.id, pair.instruction, pair.image and file_size(pair.image), pair.mask and file_hash(pair.mask)]
+            [pair.id, pair.instruction or "", pair.image and file_size(pair.image), pair.mask and file_hash(pair.mask)]
             for pair in self._pairs
         )
         return json_hash([type(self).__name__, *files])
@@ -78,7 +80,12 @@ class Index(Pairs):
     """
 
     def __init__(
-        self, directory: str, subset: str | None = None, skip_bad: bool = False, max_pixels: int = MAX_PIXELS
+        self,
+        directory: str,
+        subset: str | None = None,
+        skip_bad: bool = False,
+        max_pixels: int = MAX_PIXELS,
+        follow_links: bool = False,
     ) -> None:
         what = "a list of items with name, image and mask"
         root = folder(directory, "a folder with index.json")
@@ -91,7 +98,8 @@ class Index(Pairs):
                 raise DataError(f"{root} has no subset {subset!r}; it has {', '.join(sorted(known)) or 'none'}")
             listed = [item for item in listed if isinstance(item, dict) and str(item.get("subset")) == subset]
         spec = f"index:{directory}" + (f"#{subset}" if subset is not None else "")
-        super().__init__(spec, [_listed(root, i, item) for i, item in enumerate(listed)], skip_bad, max_pixels)
+        pairs = [_listed(root, i, item, follow_links) for i, item in enumerate(listed)]
+        super().__init__(spec, pairs, skip_bad, max_pixels)
 
     def load(self, i: int) -> Task:
         task = super().load(i)
@@ -104,17 +112,20 @@ class Index(Pairs):
         return task
 
 
-def _listed(root: Path, i: int, item: object) -> Pair:
+def _listed(root: Path, i: int, item: object, follow_links: bool) -> Pair:
     """Item number `i` of an index.json."""
     if not isinstance(item, dict):
         return Pair(f"item-{i}", problem=f"index.json lists a {type(item).__name__}; expected name, image and mask")
-    name = str(item.get("name") or f"item-{i}")
+    given = item.get("name")
+    if given is not None and type(given) not in (str, int):
+        return Pair(f"item-{i}", problem=f"its name is {repr(given)[:60]}; expected a text")
+    name = one_line(str(given or "")) or f"item-{i}"
     try:
-        image, mask = (within(root, item.get(key), name) for key in ("image", "mask"))
+        image, mask = (within(root, item.get(key), name, follow_links) for key in ("image", "mask"))
     except BadItem as error:
         return Pair(name, problem=str(error).removeprefix(f"item {name!r}: "))
     meta = {key: value for key, value in item.items() if key not in ("name", "image", "mask", "instruction")}
-    return Pair(name, image, mask, None, str(item.get("instruction") or ""), meta)
+    return Pair(name, image, mask, None, item.get("instruction"), meta)
 
 
 class Folder(Pairs):
@@ -152,14 +163,15 @@ def pair_up(images: Path, masks: Path, image_of: Callable[[str], str] = str, **m
 
 
 def _by_stem(directory: Path) -> dict[str, list[Path]]:
-    """A folder's files by stem, whatever their suffix: one that is no image is a bad item, not an absent one."""
+    """A folder's files by stem, in Unicode's composed form, whatever their suffix: one that is no image is a bad item,
+    not an absent one."""
     files: dict[str, list[Path]] = {}
     for path in sorted(directory.iterdir()):
         if path.name.startswith(".") or path.name in NOT_DATA:
             continue
         if path.is_dir():
             raise DataError(f"{path} is a folder; expected files only in {directory}")
-        files.setdefault(path.stem, []).append(path)
+        files.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
     return files
 
 

@@ -24,7 +24,7 @@ class NoTarget(Dataset):
     def __init__(self, whole: Dataset, share: float = 1.0) -> None:
         if not 0 < share <= 1:
             raise ValueError(f"share is {share}; expected a part of the tasks, above 0 and at most 1")
-        super().__init__(whole.skip_bad)
+        super().__init__(whole.skip_bad, whole.follow_links)
         self.spec = f"absent:{'' if share == 1 else f'{share:g}:'}{whole.spec}"
         self._skipped = whole._skipped
         self._whole, self._share = whole, share

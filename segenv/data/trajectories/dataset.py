@@ -95,7 +95,7 @@ class Trajectories(Dataset):
 
     def load(self, i: int) -> Task:
         item, recorded = self._ids[i], self.trajectory(i)
-        path = within(self._root, recorded.image_name, item)
+        path = within(self._root, recorded.image_name, item, self.follow_links)
         image = read_image(path, item, self.max_pixels)
         target = recorded.target_labels()
         check_target(target, image.shape[:2], item, path, self.file)
