@@ -12,5 +12,5 @@ def whole(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """A `whole` text with each run of control characters (line breaks, tabs, NUL) as one space, and none at its ends."""
+    """A `whole` text with each run of control characters (line breaks, tabs, NUL) as one space, none at its ends."""
     return _CONTROL.sub(" ", whole(text)).strip() if _CONTROL.search(text) else whole(text)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from made_data import make_coco, photo, save, square
+
 from segenv import data
 from segenv.data.base import same_name, within
 from segenv.files import write_atomic
