@@ -14,13 +14,16 @@ from functools import lru_cache
 from typing import Any
 
 import agents
+from agents.base import Agent
 from search import spec
 from search.episode import Episode
 from search.planner import to_episode
 from search.rollout import rollout
 from search.star import Rules
 from segenv import data, tools
+from segenv.data.base import Dataset
 from segenv.mdp import SegMDP
+from segenv.tools.base import SegTool
 from segenv.types import SegenvError
 
 EXECUTORS = ("serial", "process", "ray")
@@ -33,11 +36,12 @@ class WorkerError(SegenvError):
 
 @dataclass(frozen=True)
 class Setup:
-    """Specs of dataset, tool and agent, from which every worker builds its own, and the settings of its episodes."""
+    """Dataset, tool and agent, and the settings of their episodes. Every worker builds its own from the specs; objects
+    in place of specs are pickled to it, a tool without its cached encodings."""
 
-    data: str
-    tool: str
-    agent: str
+    data: str | Dataset
+    tool: str | SegTool
+    agent: str | Agent
     codec: str | None = None
     max_steps: int = 20
     reward: str = "iou_gain"
@@ -140,10 +144,10 @@ def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> It
         "--batch-size if memory was short"
     )
     try:
-        with _pool(workers, advice) as pool:
+        with _pool(workers, advice, _start_player, (setup,)) as pool:
             while True:
                 while len(pending) < 2 * workers and (chunk := next(waiting, None)) is not None:
-                    pending.append(pool.submit(_play_chunk, setup, chunk))
+                    pending.append(pool.submit(_play_chunk, chunk))
                 if not pending:
                     break
                 done = wait(pending, return_when=FIRST_COMPLETED).done
@@ -169,11 +173,21 @@ def start_worker(_: int = 0) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-_player = lru_cache(maxsize=1)(Player)
+_setups: list[Setup] = []  # of this process, where it is a worker
 
 
-def _play_chunk(setup: Setup, positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
-    return _player(setup).chunk(positions)
+def _start_player(setup: Setup) -> None:
+    start_worker()
+    _setups.append(setup)
+
+
+@lru_cache(maxsize=1)
+def _player() -> Player:
+    return Player(_setups[-1])
+
+
+def _play_chunk(positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
+    return _player().chunk(positions)
 
 
 def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[tuple[list[Episode], Skipped]]:
@@ -217,10 +231,12 @@ def run_parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) 
 
 
 @contextmanager
-def _pool(workers: int, advice: str) -> Iterator[ProcessPoolExecutor]:
+def _pool(
+    workers: int, advice: str, start: Callable[..., None] = start_worker, arguments: tuple = ()
+) -> Iterator[ProcessPoolExecutor]:
     """Spawned processes, as a fork with threads may hang, that end with the block; WorkerError where one died."""
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start_worker)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), start, arguments)
     try:
         yield pool
         pool.shutdown()

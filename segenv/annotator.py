@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -127,79 +128,99 @@ def _candidates(
     return xs, ys, depths, signs
 
 
-def _sampled(weigh: Callable[[np.ndarray], np.ndarray], k: int = 1, deepest: bool = True) -> Annotator:
+def _published(target: np.ndarray, prediction: np.ndarray, clicked: Clicked, rng: np.random.Generator) -> Click | None:
+    return next_click(target, prediction, clicked)
+
+
+def _sampled(
+    target: np.ndarray,
+    prediction: np.ndarray,
+    clicked: Clicked,
+    rng: np.random.Generator,
+    weigh: Callable[[np.ndarray], np.ndarray],
+    k: int = 1,
+    deepest: bool = True,
+) -> Click | None:
     """Click the deepest (or the shallowest) of `k` error pixels, sampled with the weights `weigh(depths)`."""
+    xs, ys, depths, signs = _candidates(target, prediction, clicked)
+    if not len(xs):
+        return None
+    total = np.cumsum(weigh(depths), dtype=np.float64)
+    sampled = np.minimum(np.searchsorted(total, rng.random(k) * total[-1], side="right"), len(xs) - 1)
+    i = int(sampled[(depths[sampled].argmax() if deepest else depths[sampled].argmin())])
+    return Click(int(xs[i]), int(ys[i]), bool(signs[i]))
 
-    def annotator(
-        target: np.ndarray, prediction: np.ndarray, clicked: Clicked, rng: np.random.Generator
-    ) -> Click | None:
-        xs, ys, depths, signs = _candidates(target, prediction, clicked)
-        if not len(xs):
-            return None
-        total = np.cumsum(weigh(depths), dtype=np.float64)
-        sampled = np.minimum(np.searchsorted(total, rng.random(k) * total[-1], side="right"), len(xs) - 1)
-        i = int(sampled[(depths[sampled].argmax() if deepest else depths[sampled].argmin())])
-        return Click(int(xs[i]), int(ys[i]), bool(signs[i]))
 
-    return annotator
+def _depths(depths: np.ndarray) -> np.ndarray:
+    return depths
+
+
+def _middle(depths: np.ndarray) -> np.ndarray:
+    return depths > depths.max() / 2
+
+
+def _jittered(
+    target: np.ndarray, prediction: np.ndarray, clicked: Clicked, rng: np.random.Generator, sigma: float
+) -> Click | None:
+    click, noise = next_click(target, prediction, clicked), rng.normal(0.0, sigma, 2)
+    if click is None:
+        return None
+    height, width = target.shape
+    x, y = round(click.x + noise[0]), round(click.y + noise[1])
+    return replace(click, x=min(max(x, 0), width - 1), y=min(max(y, 0), height - 1))
 
 
 def _jitter(sigma: float = 5.0) -> Annotator:
     """Move the published click by Gaussian noise of `sigma` pixels, within the image; keep its sign."""
     if not 0 <= sigma < math.inf:
         raise ValueError(f"jitter got sigma={sigma}; expected pixels, 0 or more")
+    return partial(_jittered, sigma=sigma)
 
-    def annotator(
-        target: np.ndarray, prediction: np.ndarray, clicked: Clicked, rng: np.random.Generator
-    ) -> Click | None:
-        click, noise = next_click(target, prediction, clicked), rng.normal(0.0, sigma, 2)
-        if click is None:
-            return None
-        height, width = target.shape
-        x, y = round(click.x + noise[0]), round(click.y + noise[1])
-        return replace(click, x=min(max(x, 0), width - 1), y=min(max(y, 0), height - 1))
 
-    return annotator
+def _flipped(
+    target: np.ndarray, prediction: np.ndarray, clicked: Clicked, rng: np.random.Generator, p: float
+) -> Click | None:
+    click, flipped = next_click(target, prediction, clicked), bool(rng.random() < p)
+    return None if click is None else replace(click, positive=click.positive != flipped)
 
 
 def _flip(p: float = 0.1) -> Annotator:
     """The published click with the wrong sign, with a chance of `p`."""
     if not 0 <= p <= 1:
         raise ValueError(f"flip got p={p}; expected a chance in 0..1")
-
-    def annotator(
-        target: np.ndarray, prediction: np.ndarray, clicked: Clicked, rng: np.random.Generator
-    ) -> Click | None:
-        click, flipped = next_click(target, prediction, clicked), bool(rng.random() < p)
-        return None if click is None else replace(click, positive=click.positive != flipped)
-
-    return annotator
+    return partial(_flipped, p=p)
 
 
-def _of_k(deepest: bool) -> Callable[..., Annotator]:
-    def annotator(k: int = 3) -> Annotator:
-        if k < 1:
-            raise ValueError(f"best-of and worst-of got k={k}; expected a whole number, 1 or more")
-        return _sampled(lambda depths: depths, k, deepest)
-
-    return annotator
+def _best_of(k: int = 3) -> Annotator:
+    return _of_k(k, deepest=True)
 
 
-def _ritm() -> Annotator:
-    return lambda target, prediction, clicked, rng: next_click(target, prediction, clicked)
+def _worst_of(k: int = 3) -> Annotator:
+    return _of_k(k, deepest=False)
 
 
-VARIANTS: dict[str, Callable[..., Annotator]] = {
-    "ritm": _ritm,  # the published clicker
+def _of_k(k: int, deepest: bool) -> Annotator:
+    if k < 1:
+        raise ValueError(f"best-of and worst-of got k={k}; expected a whole number, 1 or more")
+    return partial(_sampled, weigh=_depths, k=k, deepest=deepest)
+
+
+def _always(annotator: Annotator) -> Callable[[], Annotator]:
+    """A variant without options."""
+    return lambda: annotator
+
+
+VARIANTS: dict[str, Callable[..., Annotator]] = {  # their annotators cross to other processes: no closures
+    "ritm": _always(_published),
     # an error pixel with a chance proportional to its depth: the cheapest realistic human (RClicks, NeurIPS 2024)
-    "depth": lambda: _sampled(lambda depths: depths),
-    "middle": lambda: _sampled(lambda depths: depths > depths.max() / 2),  # as in RITM's training
-    "uniform": lambda: _sampled(np.ones_like),  # any error pixel, as in SAM 2's training
+    "depth": _always(partial(_sampled, weigh=_depths)),
+    "middle": _always(partial(_sampled, weigh=_middle)),  # as in RITM's training
+    "uniform": _always(partial(_sampled, weigh=np.ones_like)),  # any error pixel, as in SAM 2's training
     "jitter": _jitter,
     "flip": _flip,
     # of k clicks sampled as by `depth` the deepest or the shallowest: the careful and the careless human
-    "best-of": _of_k(True),
-    "worst-of": _of_k(False),
+    "best-of": _best_of,
+    "worst-of": _worst_of,
 }
 
 

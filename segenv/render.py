@@ -70,11 +70,13 @@ def frame(
     target: np.ndarray | None = None,
     caption: str = "",
     size: int = 512,
+    square: bool = False,
 ) -> np.ndarray:
     """One moment for a person: the image, its longer side scaled to `size` px, and one line of text under it.
 
     The mask is blue, the target's outline yellow, a positive click a green disc and a negative one a red disc, numbered
-    from 1. Clicks are in pixels of `image`. Returns uint8 [h + 22, w, 3], whose size follows from the image's alone.
+    from 1. Clicks are in pixels of `image`. Returns uint8 [h + 22, w, 3], whose size follows from the image's alone; a
+    `square` one is letterboxed to [size + 22, size, 3].
     """
     height, width = image.shape[:2]
     scale = size / max(height, width)
@@ -87,14 +89,16 @@ def frame(
         small = cv2.resize(_mask_of(object_of(target), image), shape, interpolation=cv2.INTER_NEAREST_EXACT)
         contours, _ = cv2.findContours(small, cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, contours, -1, OUTLINE, max(round(size / 256), 1))
-    canvas = Image.new("RGB", (shape[0], shape[1] + CAPTION), "white")
-    canvas.paste(Image.fromarray(picture))
+    width, height = (size, size) if square else shape
+    left, top = (width - shape[0]) // 2, (height - shape[1]) // 2
+    canvas = Image.new("RGB", (width, height + CAPTION), "white")
+    canvas.paste(Image.fromarray(picture), (left, top))
     draw = ImageDraw.Draw(canvas)
     for number, click in enumerate(clicks, 1):
-        at = ((click.x + 0.5) * scale, (click.y + 0.5) * scale)
+        at = (left + (click.x + 0.5) * scale, top + (click.y + 0.5) * scale)
         _draw_click(draw, at, click.positive, number, radius=max(size / 50, 7.0))
-    caption = shorten(draw, " ".join(caption.split()), shape[0] - 8, _font(13))
-    draw.text((4, shape[1] + 3), caption, fill="black", font=_font(13))
+    caption = shorten(draw, " ".join(caption.split()), width - 8, _font(13))
+    draw.text((4, height + 3), caption, fill="black", font=_font(13))
     return np.asarray(canvas).copy()
 
 

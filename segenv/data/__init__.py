@@ -23,15 +23,20 @@ SPECS = {
 
 
 def make(
-    spec: str = "synthetic", skip_bad: bool = False, max_pixels: int = MAX_PIXELS, follow_links: bool = False
+    spec: str | Dataset = "synthetic",
+    skip_bad: bool = False,
+    max_pixels: int = MAX_PIXELS,
+    follow_links: bool = False,
 ) -> Dataset:
-    """The dataset that `spec` names (see `SPECS`).
+    """The dataset that `spec` names (see `SPECS`); a dataset is returned as it is.
 
     A bad item raises `BadItem` when it is read; with `skip_bad`, iteration goes on and `Dataset.skipped` counts it.
     Images of more than `max_pixels` are bad, and are not decoded; so are those that are named from a folder and lie
     elsewhere, behind a link, without `follow_links`. Raises `DataError` for an unknown spec and for data that cannot be
     read as a whole.
     """
+    if isinstance(spec, Dataset):
+        return spec
     data = _make(spec, skip_bad, max_pixels, follow_links)
     data.follow_links = follow_links
     return data

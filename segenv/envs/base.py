@@ -23,7 +23,8 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
 
     `mdp` holds the rules and `state` the present moment, both public: a search branches on `env.unwrapped.state`.
     `tool`, `data` and `reward` are specs, or objects that they name: a `SegTool`, any sequence of tasks, a function.
-    `start` changes a drawn task before its episode, as the refinement does.
+    `start` changes a drawn task before its episode, as the refinement does. `render_size` is the side of a frame in
+    pixels: images of any shape are letterboxed to it, so that a recording may go on from one to another.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 2}
@@ -36,14 +37,18 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         max_steps: int = 20,
         render_mode: str | None = None,
         start: Start | None = None,
+        render_size: int = 512,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode is {render_mode!r}; expected one of {self.metadata['render_modes']} or None")
         self.data = datasets.make(data) if isinstance(data, str) else data
+        if render_size < 1:
+            raise ValueError(f"render_size is {render_size}; expected pixels, 1 or more")
         if not len(self.data):
             raise ValueError(f"data {data!r} has no tasks; give a dataset with at least one")
         self.mdp = SegMDP(tools.make(tool), max_steps, reward)
         self.render_mode = render_mode
+        self.render_size = render_size
         self.state: SegState | None = None
         self._start = start
 
@@ -95,8 +100,8 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
     def render(self) -> np.ndarray | None:
         """The present state for a person: mask in blue, target outlined in yellow, clicks numbered, IoU in words.
 
-        `rgb_array` returns the frame, uint8 [h, w, 3]; `human` shows it in a window, or on the terminal where there is
-        no display.
+        `rgb_array` returns the frame, uint8 [render_size + 22, render_size, 3]; `human` shows it in a window, or on the
+        terminal where there is no display.
         """
         state = self._now("render")
         if self.render_mode is None:
@@ -106,7 +111,8 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
             return None
         words = f"step {state.step}/{self.mdp.max_steps}, IoU {metrics.iou(state.task.target, state.mask):.3f}"
         words += f": {state.task.instruction}" * bool(state.task.instruction)
-        picture = render.frame(state.task.image, state.mask, state.clicks, state.task.target, words)
+        shown = state.task.image, state.mask, state.clicks, state.task.target
+        picture = render.frame(*shown, words, self.render_size, square=True)
         if self.render_mode == "rgb_array":
             return picture
         render.show(picture)

@@ -105,12 +105,13 @@ class FilterEnv(HLMATEnv):
         reward: str | Callable = "absolute",
         render_mode: str | None = None,
         start: str | Start = "random",
+        render_size: int = 512,
     ) -> None:
         if isinstance(reward, str) and reward not in REWARDS:
             raise ValueError(f"reward is {reward!r}; expected one of {', '.join(REWARDS)}, or a function")
         judged_by = REWARDS[reward] if isinstance(reward, str) else reward
         begin = random_points if start == "random" else refine.make(start)
-        super().__init__(tool, data, codec, judged_by, 1, render_mode, begin)
+        super().__init__(tool, data, codec, judged_by, 1, render_mode, begin, render_size)
 
     def _parse(self, action: Any, observation: Observation) -> Action:
         if not isinstance(action, str):

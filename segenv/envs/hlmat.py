@@ -72,8 +72,9 @@ class HLMATEnv(SegEnv):
         max_steps: int = 20,
         render_mode: str | None = None,
         start: Start | None = None,
+        render_size: int = 512,
     ) -> None:
-        super().__init__(tool, data, reward, max_steps, render_mode, start)
+        super().__init__(tool, data, reward, max_steps, render_mode, start, render_size)
         self.codec = codecs.make(codec) if isinstance(codec, str) else codec
         self.action_space = FreeText()
         self.observation_space = gym.spaces.Dict(

@@ -45,8 +45,10 @@ class NumericEnv(SegEnv):
         render_mode: str | None = None,
         start: str | Start | None = None,
         size: int = 84,
+        render_size: int = 512,
     ) -> None:
-        super().__init__(tool, data, reward, max_steps, render_mode, None if start is None else refine.make(start))
+        begin = None if start is None else refine.make(start)
+        super().__init__(tool, data, reward, max_steps, render_mode, begin, render_size)
         self.codec = codecs.make(codec) if isinstance(codec, str) else codec
         self.size = size
         self.observation_space = gym.spaces.Dict(

@@ -114,12 +114,13 @@ class PolygonEnv(HLMATEnv):
         style: str = "codec",
         varied: bool = False,
         render_mode: str | None = None,
+        render_size: int = 512,
     ) -> None:
         spoken = codecs.make(codec) if isinstance(codec, str) else codec
         if not isinstance(spoken, PolygonCodec):
             raise ValueError(f"codec {spoken.name!r} draws no polygons; expected one such as 'rings' or 'simpleseg'")
         queries.check(given, asked, style)
-        super().__init__(DiscTool(), data, spoken, "iou", 1, render_mode, self._pose)
+        super().__init__(DiscTool(), data, spoken, "iou", 1, render_mode, self._pose, render_size)
         self.mdp = AnswerMDP(self.mdp.tool, 1, reward, asked)
         self.given, self.asked, self.style, self.varied = given, asked, style, varied
 

@@ -150,5 +150,6 @@ class RefineEnv(HLMATEnv):
         max_steps: int = 20,
         render_mode: str | None = None,
         start: str | Start = "box",
+        render_size: int = 512,
     ) -> None:
-        super().__init__(tool, data, codec, reward, max_steps, render_mode, make(start))
+        super().__init__(tool, data, codec, reward, max_steps, render_mode, make(start), render_size)

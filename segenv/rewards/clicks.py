@@ -8,6 +8,8 @@ has ended. It reads the target; nothing that an agent sees does. Where target an
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -77,12 +79,11 @@ def make(name: str | Reward) -> Reward:
         return name
     if name in REWARDS:
         return REWARDS[name]
-    added = list(terms(name).values())
+    return partial(_total, list(terms(name).values()))
 
-    def total(task: Task, before: np.ndarray, action: Action, after: np.ndarray, terminal: bool) -> float:
-        return sum(term(task, before, action, after, terminal) for term in added)
 
-    return total
+def _total(added: Iterable[Reward], *step: Any) -> float:
+    return sum(term(*step) for term in added)
 
 
 def terms(name: str | Reward) -> dict[str, Reward]:
@@ -97,7 +98,11 @@ def terms(name: str | Reward) -> dict[str, Reward]:
 
 def weighted(weight: float, reward: Reward) -> Reward:
     """So many times a reward."""
-    return lambda *step: weight * reward(*step)
+    return partial(_times, weight, reward)
+
+
+def _times(weight: float, reward: Reward, *step: Any) -> float:
+    return weight * reward(*step)
 
 
 def weights_of(text: str, names: Iterable[str], example: str) -> dict[str, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,10 @@ class SegTool(ABC):
     def __deepcopy__(self, memo: dict) -> SegTool:
         """Itself: weights and cache are shared. Gymnasium copies the arguments of an environment, a tool among them."""
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What crosses to another process: all but the cached encodings, and with nothing spent yet."""
+        return self.__dict__ | {name: dict.fromkeys(getattr(self, name), 0) for name in ("seconds", "calls")}
 
     def encode(self, images: Sequence[np.ndarray], hashes: Sequence[str] | None = None) -> list[Encoding]:
         """One encoding an image (uint8 [H, W, 3], RGB), from the cache where it is known. `hashes` are the images'

@@ -41,6 +41,10 @@ class EncodingCache:
             self.directory.mkdir(parents=True, exist_ok=True)
             self._shrink_disk()
 
+    def __reduce__(self) -> tuple:
+        """An empty cache of the same bounds and directory: encodings are not sent to another process."""
+        return EncodingCache, (self.max_bytes, self.directory, self.max_disk_bytes)
+
     @property
     def precision(self) -> str:
         """`"exact"`, or `"float16"` where a directory is in use."""

@@ -1,5 +1,7 @@
 """Original SAM checkpoints (.pth) through the segment-anything package."""
 
+from __future__ import annotations
+
 import contextlib
 import importlib
 import pickle
@@ -48,6 +50,10 @@ class SegmentAnythingTool(PromptedSam):
             + (self.device.type, self.cache.precision)
         )
 
+    def __reduce__(self) -> tuple:
+        """A tool that imports the package of its model before the model itself is unpickled."""
+        return _blank, (), self.__getstate__()
+
     def _embed(self, pixels: torch.Tensor) -> list[Encoding]:
         return to_encodings({"embedding": self.model.image_encoder(pixels)})
 
@@ -70,6 +76,11 @@ class SegmentAnythingTool(PromptedSam):
                 )
             )
         return torch.cat([masks for masks, _ in answers]), torch.cat([scores for _, scores in answers])
+
+
+def _blank() -> SegmentAnythingTool:
+    import_segment_anything()
+    return SegmentAnythingTool.__new__(SegmentAnythingTool)
 
 
 def _load(checkpoint: str) -> Any:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 import agents
 from agents.base import Agent
 from search.episode import Episode, clicks_of
+from search.executors import Player, Setup, play
 from search.rollout import rollout
-from segenv import codec, metrics, tools
+from segenv import codec, data, metrics, tools
 from segenv.geometry.rle import decode_mask, encode_mask
 from segenv.mdp import SegMDP
 from segenv.tools.disc import DiscTool
@@ -126,3 +127,17 @@ def test_masks_survive_their_encoding(data, height, width):
     mask = (np.frombuffer(bits, np.uint8) & 1).astype(bool).reshape(height, width)
     assert np.array_equal(decode_mask(encode_mask(mask), height, width), mask)
     assert encode_mask(mask).isascii()
+
+
+def test_workers_take_objects_as_well_as_specs():
+    """Episodes of a tool, an agent and a dataset made here equal those of their specs, in processes of their own."""
+    specs = {"data": "synthetic:val#easy", "tool": "disc:radius=5", "agent": "annotator:depth"}
+    objects = {name: make(specs[name]) for name, make in (("data", data.make), ("tool", tools.make))}
+    objects["agent"] = agents.make(specs["agent"])
+    played = [
+        [told(episode) for episode in play(Player(setup), range(5), executor, 2, {})]
+        for executor in ("serial", "process")
+        for setup in (Setup(**specs, max_steps=3, batch_size=2), Setup(**objects, max_steps=3, batch_size=2))
+    ]
+    assert sorted(played[2], key=str) == sorted(played[3], key=str) == sorted(played[0], key=str)
+    assert played[0] == played[1]

@@ -140,7 +140,21 @@ def test_a_frame_is_for_persons_and_keeps_its_size(name: str, make_env: Callable
     env.reset(options={"task": "wide"})
     first = env.render()
     env.step(env.action_space.sample())
-    assert env.render().shape == first.shape and first.dtype == np.uint8  # type: ignore[union-attr]
+    assert env.render().shape == first.shape == (534, 512, 3) and first.dtype == np.uint8  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_a_recording_goes_on_from_one_image_to_another(name: str, make_env: Callable[..., gym.Env]) -> None:
+    """Frames of one environment have one size, whatever the shape of the image, and show the click where it is."""
+    shapes = (40, 60), (60, 40), (20, 90)
+    tasks = [Task(f"{h}x{w}", np.full((h, w, 3), 90, np.uint8), np.eye(h, w, dtype=bool)) for h, w in shapes]
+    env = make_env(name, data=tasks, render_mode="rgb_array", render_size=100)
+    for i in range(3):
+        env.reset(options={"task": i})
+        frame = env.render()
+        assert frame.shape == (122, 100, 3)  # type: ignore[union-attr]
+        white = (frame[:100] == 255).all(2).mean()  # type: ignore[index]
+        assert white == pytest.approx(1 - min(shapes[i]) / max(shapes[i]), abs=0.02)
 
 
 def test_a_person_without_a_display_watches_on_the_terminal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -78,6 +79,14 @@ class ToolContract:
         alone = self.make_tool(EncodingCache(max_bytes=0))
         for i, prediction in zip(order, batch, strict=True):
             same(prediction, alone.predict(alone.encode([images[i]]), [prompts[i]])[0], exact=False)
+
+    def test_a_tool_crosses_to_another_process_and_its_cache_starts_empty_there(self, tool):
+        (encoding,) = tool.encode(IMAGES[:1])
+        [before] = tool.predict([encoding], [PROMPTS[0]])
+        copy = pickle.loads(pickle.dumps(tool))
+        assert (copy.spec, copy.fingerprint, len(copy.cache)) == (tool.spec, tool.fingerprint, 0)
+        assert copy.calls == {"encode": 0, "decode": 0}
+        same(before, copy.predict(copy.encode(IMAGES[:1]), [PROMPTS[0]])[0])
 
     def test_the_same_input_gives_the_same_output(self, tool):
         cv2.setRNGSeed(17)  # somebody else's random numbers change nothing
