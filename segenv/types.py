@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from segenv.files import content_hash
-from segenv.texts import one_line
+from segenv.texts import one_line, shown
 
 IGNORE = 128  # the label of pixels that count neither as object nor as background
 
@@ -111,8 +111,7 @@ def _instruction(task: str, given: Any) -> str:
     if given is None:
         return ""
     if not isinstance(given, str):
-        shown = repr(given)[:60]
-        raise BadItem(f"task {task}: instruction is {shown}, a {type(given).__name__}; expected a text, or none")
+        raise BadItem(f"task {task}: instruction is {shown(given)}, a {type(given).__name__}; expected a text, or none")
     text = one_line(given)
     if lost := text.count("\N{REPLACEMENT CHARACTER}") - given.count("\N{REPLACEMENT CHARACTER}"):
         warnings.warn(

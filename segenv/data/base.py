@@ -11,13 +11,14 @@ import os
 import posixpath
 import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, overload
 
 from segenv.files import json_hash
 from segenv.seeds import seed_of
+from segenv.texts import shown
 from segenv.types import BadItem, SegenvError, Task
 
 SKIP_HINT = "; or leave bad items out, and have them counted, with --skip-bad (skip_bad=True in Python)"
@@ -190,7 +191,7 @@ def within(root: Path, relative: object, item: str, follow_links: bool = False) 
     anywhere. Raises `BadItem` where it is no text or leaves `root`.
     """
     if not isinstance(relative, str) or not relative or "\0" in relative or len(relative.splitlines()) != 1:
-        raise BadItem(f"item {item!r}: file name is {repr(relative)[:80]}; expected a path relative to {root}")
+        raise BadItem(f"item {item!r}: file name is {shown(relative)}; expected a path relative to {root}")
     path = _spelled(root, relative)
     try:
         target, home = path.resolve(), root.resolve()
@@ -250,11 +251,40 @@ def _is_blob(target: Path, home: Path) -> bool:
     )
 
 
+def id_of(value: Any) -> int | str | None:
+    """An id as JSON holds it, 7.0 as 7; None where the value is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+
+
+def unique(ids: Iterable[Hashable], what: str, where: object) -> None:
+    """Raise `DataError` where two records of `where` have the same id. `what` names records with a preposition, such as
+    "images with id"."""
+    seen: set[Hashable] = set()
+    for name in ids:
+        if name in seen:
+            raise DataError(
+                f"{where} lists two {what} {shown(name)}, so that it cannot be known which one is meant; give each its "
+                "own, or remove one"
+            )
+        seen.add(name)
+
+
 def read_json(path: Path, what: str) -> Any:
     """Read a JSON file. Raises `DataError`; `what` says what was expected of it."""
+
+    def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            unique((name for name, _ in pairs), "values of one record as", path)
+        return found
+
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=record)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); expected {what}") from error
+    except DataError:
+        raise
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); expected {what}") from error

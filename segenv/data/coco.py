@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segenv.data.base import DataError, Dataset, folder, read_json, within
-from segenv.data.folder import unique
+from segenv.data.base import DataError, Dataset, folder, read_json, unique, within
 from segenv.data.images import MAX_PIXELS, check_target, read_image
 from segenv.files import file_hash, file_size, json_hash
 from segenv.geometry.rle import segmentation_mask
@@ -48,7 +47,7 @@ class Coco(Dataset):
         self._ids = tuple(self._id(i, entry) for i, entry in enumerate(self._annotations))
         if not self._ids:
             raise DataError(f"{self._file} has no annotations; expected {what}")
-        unique(self._ids, self.spec)
+        unique(self._ids, "items as", f"data {self.spec!r}")
 
     @property
     def ids(self) -> Sequence[str]:

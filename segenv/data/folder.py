@@ -1,7 +1,7 @@
 """Images and masks as pairs of files: a folder with an index.json, or a folder with images/ and masks/."""
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from segenv.data.base import DataError, Dataset, folder, read_json, within
+from segenv.data.base import DataError, Dataset, folder, read_json, unique, within
 from segenv.data.images import MAX_PIXELS, read_pair, strict_labels
 from segenv.files import file_hash, file_size, json_hash
-from segenv.texts import one_line
+from segenv.texts import one_line, shown
 from segenv.types import BadItem, Task
 
 NOT_DATA = ("Thumbs.db", "desktop.ini")  # what file managers leave behind, beside names that begin with a dot
@@ -44,7 +44,7 @@ class Pairs(Dataset):
         self._ids = tuple(pair.id for pair in pairs)
         if not pairs:
             raise DataError(f"data {spec!r} has no items; put images and their masks there")
-        unique(self._ids, spec)
+        unique(self._ids, "items as", f"data {spec!r}")
 
     @property
     def ids(self) -> Sequence[str]:
@@ -118,7 +118,7 @@ def _listed(root: Path, i: int, item: object, follow_links: bool) -> Pair:
         return Pair(f"item-{i}", problem=f"index.json lists a {type(item).__name__}; expected name, image and mask")
     given = item.get("name")
     if given is not None and type(given) not in (str, int):
-        return Pair(f"item-{i}", problem=f"its name is {repr(given)[:60]}; expected a text")
+        return Pair(f"item-{i}", problem=f"its name is {shown(given)}; expected a text")
     name = one_line(str(given or "")) or f"item-{i}"
     try:
         image, mask = (within(root, item.get(key), name, follow_links) for key in ("image", "mask"))
@@ -173,12 +173,3 @@ def _by_stem(directory: Path) -> dict[str, list[Path]]:
             raise DataError(f"{path} is a folder; expected files only in {directory}")
         files.setdefault(unicodedata.normalize("NFC", path.stem), []).append(path)
     return files
-
-
-def unique(ids: Iterable[str], spec: str) -> None:
-    """Raise `DataError` where two items have the same id."""
-    seen: set[str] = set()
-    for name in ids:
-        if name in seen:
-            raise DataError(f"data {spec!r} lists two items as {name!r}; give each a name of its own")
-        seen.add(name)

@@ -32,7 +32,7 @@ from segenv import metrics, queries
 from segenv.codec.polygons import PolygonCodec
 from segenv.geometry import mask_to_polygons, polygons_to_mask
 from segenv.geometry.rasterize import PackedMask, runs
-from segenv.geometry.rle import decode_mask
+from segenv.geometry.rle import MaskError, encode_mask, rle_size, segmentation_mask
 from segenv.rewards import clicks
 from segenv.types import IGNORE, Box, Click, Invalid, Polygons, Task, ignored_of, object_of
 
@@ -191,11 +191,26 @@ def goal_of(task: Task, asked: str = "mask") -> Goal:
 def _column_goal(
     counts: str | bytes, height: int, width: int, asked: str, instruction: str, ignored: str | bytes | None = None
 ) -> Goal:
-    target = decode_mask(counts, height, width)
+    target = segmentation_mask({"size": [height, width], "counts": counts}, height, width)
     if ignored is not None:
-        left = decode_mask(ignored, height, width)
+        left = segmentation_mask({"size": [height, width], "counts": ignored}, height, width)
         target = np.where(left, IGNORE, np.where(target, 255, 0)).astype(np.uint8)
     return Goal(target, asked, instruction)
+
+
+def _row_goal(k: int, rle: Any, asked: str, instruction: str, ignored: Any) -> Goal:
+    """Goal of row `k` of a batch. Raises `ValueError`."""
+    try:
+        height, width = rle_size(rle)
+        counts, left = (
+            one
+            if one is None or isinstance(one, (str, bytes))
+            else encode_mask(segmentation_mask({"size": [height, width], "counts": one}, height, width))
+            for one in (rle["counts"], ignored)
+        )
+        return _column_goal(counts, height, width, asked, instruction if asked == "text" else "", left)
+    except MaskError as error:
+        raise ValueError(f"row {k} of the batch: column target, or ignored, {error}; correct the dataset") from error
 
 
 class PolygonReward:
@@ -237,8 +252,8 @@ class PolygonReward:
         scores = []
         ignored = columns.get("ignored") or [None] * len(completions)
         rows = zip(completions, columns["target"], asked, words, ignored, strict=True)
-        for completion, rle, kind, instruction, left in rows:
-            goal = _column_goal(rle["counts"], *rle["size"], kind, instruction if kind == "text" else "", left)
+        for k, (completion, *row) in enumerate(rows):
+            goal = _row_goal(k, *row)
             answer = self._read(_text(completion), goal)
             scores.append(self._summed(goal.parts(answer, list(self.weights))))
         if scores and callable(log := columns.get("log_metric")):

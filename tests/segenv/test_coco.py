@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,9 @@ from hypothesis import strategies as st
 from made_data import make_coco, square
 from pycocotools import mask as rle
 
-from segenv import data
-from segenv.geometry.rle import segmentation_mask
-from segenv.types import BadItem
+from segenv import data, geometry, rewards
+from segenv.geometry.rle import decode_mask, segmentation_box, segmentation_mask
+from segenv.types import BadItem, Box
 
 
 def test_coco_names_an_object_only_where_the_class_picks_it_out(tmp_path: Path) -> None:
@@ -134,3 +135,58 @@ def test_coco_images_of_another_size_or_place_are_bad_items(tmp_path: Path) -> N
         dataset[0]
     with pytest.raises(BadItem, match=r"item 'elsewhere_3': .* leaves "):
         dataset[2]
+
+
+BROKEN_RLE = {
+    "short": {"size": [30, 40], "counts": [155, 15]},
+    "over-long run": {"size": [30, 40], "counts": [0, 10**400]},
+    "negative": {"size": [30, 40], "counts": [1300, -100]},
+    "float": {"size": [30, 40], "counts": [1200.0]},
+    "bool": {"size": [30, 40], "counts": [True] * 1200},
+    "no counts": {"size": [30, 40]},
+    "null counts": {"size": [30, 40], "counts": None},
+    "nested counts": {"size": [30, 40], "counts": [[1200]]},
+    "compressed and short": {"size": [30, 40], "counts": "5Z1"},
+    "compressed garbage": {"size": [30, 40], "counts": "~é"},
+    "compressed and cut": {"size": [30, 40], "counts": "PPP"},
+    "compressed and endless": {"size": [30, 40], "counts": "o" * 70 + "0"},
+    "compressed and empty": {"size": [30, 40], "counts": ""},
+    "no size": {"size": None, "counts": [1200]},
+    "size of one": {"size": [1200], "counts": [1200]},
+    "size of texts": {"size": ["30", "40"], "counts": [1200]},
+    "bool size": {"size": [True, 1200], "counts": [1200]},
+    "huge size": {"size": [10**9, 10**9], "counts": [10**18]},
+    "infinite size": {"size": [float("inf"), 40], "counts": [1200]},
+    "list": [1, 2],
+    "nothing": None,
+}
+RLE_READERS: dict[str, Callable[[Any], object]] = {
+    "segmentation_mask": lambda found: segmentation_mask(found, 30, 40),
+    "segmentation_box": segmentation_box,
+    "rle_to_polygons": geometry.rle_to_polygons,
+    "reward": lambda found: rewards.polygon("iou")(["[]"], target=[found]),
+    "decode_mask": lambda found: decode_mask(found["counts"], *found["size"]),
+}
+
+
+@pytest.mark.parametrize("reader", RLE_READERS)
+@pytest.mark.parametrize("name", BROKEN_RLE)
+def test_every_reader_refuses_broken_run_lengths(name: str, reader: str) -> None:
+    if reader == "decode_mask" and not {"size", "counts"} <= set(BROKEN_RLE[name] or ()):
+        pytest.skip("it takes counts and sides, which are not there")
+    if reader == "decode_mask" and name in ("no size", "size of one"):
+        pytest.skip("it takes two sides")
+    with pytest.raises(ValueError, match="expected"):
+        RLE_READERS[reader](BROKEN_RLE[name])
+
+
+def test_the_box_of_a_segmentation_is_that_of_its_pixels() -> None:
+    """As pycocotools has it, for runs that end in their column or go on; and of polygons, that of their vertices."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        mask = rng.random(rng.integers(1, 9, 2)) < rng.choice([0.05, 0.3, 0.9])
+        coded = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
+        box, (x, y, width, height) = segmentation_box(coded), rle.toBbox(coded)
+        assert box == (Box(x, y, x + width, y + height) if mask.any() else None)
+    assert segmentation_box([[1, 2, 3, 2, 3, 4.5], [0, 3, 1, 3, 1, 4]]) == Box(0, 2, 3, 4.5)
+    assert segmentation_box([[1, 1, 2, 1, 3, 1]]) is None

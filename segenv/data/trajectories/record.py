@@ -15,10 +15,13 @@ import numpy as np
 from pycocotools import mask as rle
 
 from segenv import metrics
+from segenv.data.base import id_of
 from segenv.data.images import MAX_PIXELS
 from segenv.geometry.rle import decode_mask, encode_mask, segmentation_mask
+from segenv.texts import shown
 from segenv.types import IGNORE, Click, Stop, Task, ignored_of, object_of
 
+_LARGE = 1e15  # beyond every number of a file, and within the whole numbers that a float holds
 STOP_IOU = 0.98  # what a mask must reach to be good enough; as in the released generator
 
 
@@ -195,15 +198,15 @@ def _read(entry: Any, max_pixels: int) -> Trajectory:
         raise ValueError(f"height x width is {height} x {width}, more than the {max_pixels:,} pixels allowed")
     about = _mapping(entry.get("gt_ann"), "gt_ann")
     number, caption, ignored = about.get("object_id"), about.get("caption"), None
-    if number is not None and type(number) not in (int, str):
-        raise ValueError(f"gt_ann.object_id is {_shown(number)}; expected a number or a text")
+    if number is not None and (number := id_of(number)) is None:
+        raise ValueError(f"gt_ann.object_id is {shown(about['object_id'])}; expected a whole number or a text")
     target, labels = _mask(about.get("segmentation"), "gt_ann.segmentation", (height, width))
     if about.get("ignored") is not None:
         ignored, pixels = _mask(about["ignored"], "gt_ann.ignored", (height, width))
         labels = np.where(pixels, IGNORE, np.where(labels, 255, 0)).astype(np.uint8)
     clicks = entry.get("clicks_list")
     if not isinstance(clicks, list):
-        raise ValueError(f"clicks_list is {_shown(clicks)}; expected a list of clicks")
+        raise ValueError(f"clicks_list is {shown(clicks)}; expected a list of clicks")
     for k, record in enumerate(clicks[:-1]):
         if isinstance(record, dict) and record.get("mask") is None:
             raise ValueError(f"clicks_list[{k}].mask is null, as only that of the last click may be; expected RLE")
@@ -230,16 +233,16 @@ def _click(record: Any, k: int, labels: np.ndarray) -> RecordedClick:
     record = _mapping(record, name)
     spot, (height, width) = record.get("coor"), labels.shape
     if not isinstance(spot, list) or len(spot) != 2:
-        raise ValueError(f"{name}.coor is {_shown(spot)}; expected [row, column]")
+        raise ValueError(f"{name}.coor is {shown(spot)}; expected [row, column]")
     y, x = (_whole(value, f"{name}.coor") for value in spot)
     if y >= height or x >= width:
         raise ValueError(
-            f"{name}.coor is [{y}, {x}], outside the image of {width} x {height} pixels (width x height); expected "
-            "[row, column]"
+            f"{name}.coor is {shown([y, x])}, outside the image of {width} x {height} pixels (width x height); "
+            "expected [row, column]"
         )
     sign = record.get("is_positive")
     if sign not in (True, False):  # 1 and 0 too
-        raise ValueError(f"{name}.is_positive is {_shown(sign)}; expected true or false")
+        raise ValueError(f"{name}.is_positive is {shown(sign)}; expected true or false")
     counts, iou = None, None if record.get("iou") is None else _iou(record["iou"], f"{name}.iou")
     if record.get("mask") is not None:
         counts, mask = _mask(record["mask"], f"{name}.mask", labels.shape)
@@ -275,32 +278,32 @@ def _mask(value: Any, name: str, shape: tuple[int, ...]) -> tuple[str, np.ndarra
 
 def _mapping(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{name} is {_shown(value)}; expected a record with named fields")
+        raise ValueError(f"{name} is {shown(value)}; expected a record with named fields")
     return value
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{name} is {_shown(value)}; expected a text")
+        raise ValueError(f"{name} is {shown(value)}; expected a text")
     return value
 
 
 def _number(value: Any, name: str) -> float:
-    if type(value) not in (int, float) or not np.isfinite(value):
-        raise ValueError(f"{name} is {_shown(value)}; expected a number")
+    if type(value) not in (int, float) or not abs(value) <= _LARGE:
+        raise ValueError(f"{name} is {shown(value)}; expected a number")
     return value
 
 
 def _whole(value: Any, name: str, low: int = 0) -> int:
     """A whole number from `low` on; 7.0 is one too."""
-    if type(value) not in (int, float) or not value >= low or value % 1:
-        raise ValueError(f"{name} is {_shown(value)}; expected a whole number, {low} or more")
+    if type(value) not in (int, float) or not low <= value <= _LARGE or value % 1:
+        raise ValueError(f"{name} is {shown(value)}; expected a whole number, {low} or more")
     return int(value)
 
 
 def _iou(value: Any, name: str) -> float:
     if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise ValueError(f"{name} is {_shown(value)}; expected a fraction in 0..1")
+        raise ValueError(f"{name} is {shown(value)}; expected a fraction in 0..1")
     return value
 
 
@@ -309,11 +312,5 @@ def _numbers(value: Any, name: str) -> tuple[float, ...] | None:
     if value is None:
         return None
     if not isinstance(value, list) or len(value) != 4:
-        raise ValueError(f"{name} is {_shown(value)}; expected four numbers")
+        raise ValueError(f"{name} is {shown(value)}; expected four numbers")
     return tuple(_number(side, name) for side in value)
-
-
-def _shown(value: Any) -> str:
-    """`value` as an error tells it."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "…"
