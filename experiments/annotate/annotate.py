@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def _write_results(
 
     about = folder.read_json("manifest.json")
     numbers = report.summarise(folder.records("images.jsonl"))
-    numbers["unknown_images"] = source.unknown
+    numbers |= {"unknown_images": source.unknown, "boxes_left_out": asdict(source.left_out)}
     rows = numbers["phrases"]
     phrases = list(dict.fromkeys([*source.every_phrase, *rows]))
     written = outputs.write_coco(folder / "annotations.json", records, phrases, writer, {"settings": about["protocol"]})
@@ -149,6 +150,8 @@ def dry_run(args: Args) -> str:
     ]
     if source.unknown:
         lines.append(f"  not in the folder: {len(source.unknown)} named images, such as {source.unknown[0]!r}")
+    if source.left_out.listed and (told := str(source.left_out)):
+        lines.append(f"  {told}")
     if args.resume:
         lines.append(f"  done: {sum(1 for _ in RunFolder(args.resume).records('images.jsonl'))} images")
     return "\n".join([*lines, "nothing was written (--dry-run)"])

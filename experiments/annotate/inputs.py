@@ -8,7 +8,7 @@
 | COCO `.json` | – | those of its annotations, by file name and category |
 
 Images are named by their path from the folder, with `/`. Boxes are in pixels of the image as viewers show it; COCO's
-own are [x, y, width, height], of which crowds are left out.
+own are [x, y, width, height], of which crowds are left out. So is a box that is none; `LeftOut` counts them.
 """
 
 import csv
@@ -23,14 +23,34 @@ from PIL import Image
 
 from experiments.annotate.detector import Detection
 from experiments.common.config import RunError
-from segenv.data.base import folder, read_json
+from segenv.data.base import folder, read_json, same_name
+from segenv.data.coco_file import CocoFile
 from segenv.data.folder import NOT_DATA
 from segenv.data.images import FORMATS
 from segenv.files import file_size, json_hash
-from segenv.types import Box
+from segenv.texts import shown
+from segenv.types import BadItem, Box
 
 CORNERS = ("x0", "y0", "x1", "y1")
 UNNAMED = "object"  # the phrase of a box without one
+
+
+@dataclass
+class LeftOut:
+    """Boxes of a file that are not segmented: how many there are in all (`listed`), how many are crowds, and why others
+    are no boxes (`bad`), each named."""
+
+    listed: int = 0
+    crowds: int = 0
+    bad: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.crowds:
+            parts.append(f"{self.crowds} of {self.listed} annotations were left out as crowds (iscrowd)")
+        if self.bad:
+            parts.append(f"{len(self.bad)} of {self.listed} boxes were left out as bad, the first: {self.bad[0]}")
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True)
@@ -45,6 +65,7 @@ class Inputs:
     phrases: dict[str, list[str]] = field(default_factory=dict)
     boxes: dict[str, list[Detection]] | None = None
     unknown: list[str] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def phrases_of(self, image: str) -> list[str]:
         """Phrases to look for in an image, each once."""
@@ -80,9 +101,12 @@ def read_inputs(
     if phrases_file is not None:
         more, each = read_phrases(Path(phrases_file).expanduser())
         everywhere += more
-    listed = None if boxes is None else read_boxes(Path(boxes).expanduser())
+    left_out = LeftOut()
+    listed = None if boxes is None else read_boxes(Path(boxes).expanduser(), root, left_out)
     if listed is not None and (everywhere or each):
         raise RunError("boxes come with their phrases: give --boxes, or phrases for a detector, and not both")
+    each = _respelled(each, names)
+    listed = None if listed is None else _respelled(listed, names)
     named: Mapping[str, Any] = each if listed is None else listed
     unknown = sorted(set(named) - set(names))
     if listed is None and not everywhere and not each:
@@ -92,7 +116,7 @@ def read_inputs(
             f"none of the {len(named)} images that {boxes or phrases_file} names is in {root}, {unknown[0]!r} for one; "
             f"expected paths from that folder, such as {names[0]!r}"
         )
-    return Inputs(root, names[:limit], list(dict.fromkeys(everywhere)), each, listed, unknown)
+    return Inputs(root, names[:limit], list(dict.fromkeys(everywhere)), each, listed, unknown, left_out)
 
 
 @lru_cache(maxsize=1)
@@ -137,17 +161,33 @@ def read_phrases(path: Path) -> tuple[list[str], dict[str, list[str]]]:
     raise RunError(f"--phrases-file {path}: expected a file that ends in .txt, .csv or .json")
 
 
-def read_boxes(path: Path) -> dict[str, list[Detection]]:
-    """Read boxes, by the image's name."""
-    found: dict[str, list[Detection]] = {}
-    for name, corners, phrase, score, where in _listed_boxes(path):
-        found.setdefault(name, []).append(_detection(corners, phrase, score, where))
-    if not found:
-        raise RunError(f"{path} holds no box")
+def _respelled(named: dict[str, list[Any]], names: list[str]) -> dict[str, list[Any]]:
+    """Lists by the names of the folder's images, which a file may spell in another way: `./a.jpg`, `images\\a.jpg`."""
+    known = {same_name(name): name for name in names} | {name: name for name in names}
+    found: dict[str, list[Any]] = {}
+    for name, items in named.items():
+        found.setdefault(known.get(name) or known.get(same_name(name), name), []).extend(items)
     return found
 
 
-def _listed_boxes(path: Path) -> Iterator[tuple[str, Any, Any, Any, str]]:
+def read_boxes(path: Path, root: Path = Path(), left_out: LeftOut | None = None) -> dict[str, list[Detection]]:
+    """Read boxes, by the image's name; `left_out` counts those that are not read. LVIS names no files, but addresses:
+    the images are looked for in `root`. Raises `RunError` where no box is left."""
+    found: dict[str, list[Detection]] = {}
+    left_out = LeftOut() if left_out is None else left_out
+    for name, corners, phrase, score, where in _listed_boxes(path, root, left_out):
+        left_out.listed += 1
+        try:
+            found.setdefault(name, []).append(_detection(corners, phrase, score, where))
+        except RunError as error:
+            left_out.bad.append(str(error))
+    found = {name: boxes for name, boxes in found.items() if boxes}
+    if not found:
+        raise RunError(f"{path} holds no box to segment" + (f": {left_out}" if left_out.listed else ""))
+    return found
+
+
+def _listed_boxes(path: Path, root: Path, left_out: LeftOut) -> Iterator[tuple[str, Any, Any, Any, str]]:
     """Image, corners, phrase and score of each box in a file, and where the box stands there."""
     match path.suffix.lower():
         case ".csv":
@@ -157,7 +197,7 @@ def _listed_boxes(path: Path) -> Iterator[tuple[str, Any, Any, Any, str]]:
         case ".json":
             listed = read_json(path, "boxes of each image by its path, or COCO instances")
             if isinstance(listed, dict) and isinstance(listed.get("annotations"), list):
-                yield from _coco_boxes(listed, path)
+                yield from _coco_boxes(CocoFile(path, listed, root), left_out)
             elif not isinstance(listed, dict) or not all(isinstance(items, list) for items in listed.values()):
                 raise RunError(
                     f"{path} names no lists; expected {{image: [{{box, phrase, score}}, …]}} or COCO instances"
@@ -172,20 +212,22 @@ def _listed_boxes(path: Path) -> Iterator[tuple[str, Any, Any, Any, str]]:
             raise RunError(f"--boxes {path}: expected a file that ends in .csv or .json")
 
 
-def _coco_boxes(listed: dict[str, Any], path: Path) -> list[tuple[str, Any, Any, Any, str]]:
+def _coco_boxes(file: CocoFile, left_out: LeftOut) -> Iterator[tuple[str, Any, Any, Any, str]]:
     """Boxes of COCO instances or detections with their images and categories, crowds left out."""
-    boxes = []
-    try:
-        names = {image["id"]: str(image["file_name"]) for image in listed["images"]}
-        classes = {entry["id"]: entry["name"] for entry in listed["categories"]}
-        for i, entry in enumerate(listed["annotations"]):
-            if not entry.get("iscrowd"):
-                x, y, width, height = entry["bbox"]
-                corners, phrase = [x, y, x + width, y + height], classes[entry["category_id"]]
-                boxes.append((names[entry["image_id"]], corners, phrase, entry.get("score"), f"{path}, annotation {i}"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path} is not as COCO instances are ({type(error).__name__}: {error})") from error
-    return boxes
+    for i in range(len(file.annotations)):
+        try:
+            one = file.read(i)
+            box = None if one.crowd else file.box(i)
+        except BadItem as error:
+            left_out.listed += 1
+            left_out.bad.append(str(error))
+            continue
+        if box is None:
+            left_out.listed += 1
+            left_out.crowds += 1
+        else:
+            corners, where = (box.x0, box.y0, box.x1, box.y1), f"{file.path}, annotation {one.item!r}"
+            yield one.file, corners, one.category, one.record.get("score"), where
 
 
 def _detection(corners: Any, phrase: Any, score: Any, where: str) -> Detection:
@@ -193,9 +235,9 @@ def _detection(corners: Any, phrase: Any, score: Any, where: str) -> Detection:
     try:
         x0, y0, x1, y1 = (float(value) for value in corners)
         known = None if score is None else float(score)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise RunError(
-            f"{where}: box is {corners!r} and score {score!r}; expected x0, y0, x1, y1 and a number"
+            f"{where}: box is {shown(corners)} and score {shown(score)}; expected x0, y0, x1, y1 and a number"
         ) from None
     if not all(map(math.isfinite, (x0, y0, x1, y1, known or 0))) or x0 >= x1 or y0 >= y1:
         raise RunError(
@@ -209,7 +251,7 @@ def _phrase(text: Any, where: str) -> str:
     """A phrase on one line."""
     words = " ".join(text.split()) if isinstance(text, str) else ""
     if not any(character.isalnum() for character in words):
-        raise RunError(f"{where}: phrase is {text!r}; expected what to look for, such as 'a red cup'")
+        raise RunError(f"{where}: phrase is {shown(text)}; expected what to look for, such as 'a red cup'")
     return words
 
 

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from experiments.annotate.inputs import LeftOut
 from experiments.annotate.outputs import PolygonWriter, Record
 from experiments.common.html import jpeg_uri, write_html
 from experiments.common.run_folder import RunFolder
@@ -188,5 +189,7 @@ def facts(numbers: dict[str, Any]) -> dict[str, str]:
         )
     if numbers["unknown_images"]:
         facts["Unknown"] = f"{len(numbers['unknown_images'])} named images are not in the folder"
+    if told := str(LeftOut(**numbers["boxes_left_out"])):
+        facts["Boxes"] = told
     each = ", ".join(f"{name} {1000 * value / images:.0f}" for name, value in numbers["seconds"].items() if images)
     return facts | {"ms an image": each or "–"}

@@ -14,6 +14,7 @@ SPECS = {
     "index": "index:DIR or index:DIR#SUBSET (a folder with index.json)",
     "folder": "folder:DIR (images/ and masks/ with equal stems)",
     "coco": "coco:ANNOTATIONS.json@IMAGES",
+    "lvis": "lvis:ANNOTATIONS.json@IMAGES (IMAGES may hold train2017/ and val2017/)",
     "grabcut": "grabcut:DIR (data_GT/ and boundary_GT/)",
     "berkeley": "berkeley:DIR (images/ and masks/)",
     "davis": "davis:DIR (img/ and gt/)",
@@ -58,10 +59,10 @@ def _make(spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dat
             from segenv.data.folder import Folder
 
             return Folder(rest, skip_bad, max_pixels)
-        case "coco":
+        case "coco" | "lvis":
             from segenv.data.coco import Coco
 
-            return Coco(*_split_images(rest, spec), skip_bad, max_pixels)
+            return Coco(*_split_images(rest, spec), skip_bad, max_pixels, kind)
         case "absent":
             from segenv.data.no_target import NoTarget
 

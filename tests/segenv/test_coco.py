@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_data import make_coco, square
+from made_data import make_coco, photo, save, square
 from pycocotools import mask as rle
 
 from segenv import data, geometry, rewards
@@ -190,3 +190,47 @@ def test_the_box_of_a_segmentation_is_that_of_its_pixels() -> None:
         assert box == (Box(x, y, x + width, y + height) if mask.any() else None)
     assert segmentation_box([[1, 2, 3, 2, 3, 4.5], [0, 3, 1, 3, 1, 4]]) == Box(0, 2, 3, 4.5)
     assert segmentation_box([[1, 1, 2, 1, 3, 1]]) is None
+
+
+@pytest.mark.parametrize("name", ["images", "annotations", "categories", "licenses"])
+def test_an_id_that_two_records_have_is_an_error_that_names_it(name: str, tmp_path: Path) -> None:
+    spec = make_coco(tmp_path)
+    content = json.loads((tmp_path / "instances.json").read_text())
+    content.setdefault("licenses", [{"id": 1, "name": "mine"}, {"id": 2, "name": "yours"}])
+    content[name][1]["id"] = float(content[name][0]["id"])  # 7.0 is 7
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    with pytest.raises(data.DataError, match=f"lists two {name} with id {content[name][0]['id']}, .*give each its own"):
+        data.make(spec, skip_bad=True)
+
+
+def make_lvis(root: Path) -> str:
+    """Without file names; of image 8, dogs are not all annotated, and cats are known to be absent from 9."""
+    make_coco(root)
+    content = json.loads((root / "instances.json").read_text())
+    save(root / "train" / "val2017" / "9.png", photo(9))
+    content["images"].append({"id": 9})
+    content["annotations"] += [{"id": 6, "image_id": 9, "category_id": 2, "segmentation": [[2, 2, 12, 2, 12, 12]]}]
+    for image in content["images"]:
+        image.pop("file_name", None)
+        place = "val2017" if image["id"] == 9 else "train2017"
+        image |= {"coco_url": f"http://images.example.org/{place}/{image['id']}.png", "neg_category_ids": []}
+    content["images"][0]["not_exhaustive_category_ids"] = [2]
+    content["images"][2]["neg_category_ids"] = [1]
+    (root / "instances.json").write_text(json.dumps(content))
+    return f"lvis:{root / 'instances.json'}@{root / 'train'}"
+
+
+def test_lvis_names_files_by_address_and_knows_what_it_did_not_annotate(tmp_path: Path) -> None:
+    tasks = data.make(make_lvis(tmp_path))
+    assert tasks.spec.startswith("lvis:") and [task.id for task in tasks][-1] == "9_6"
+    assert [task.instruction for task in tasks] == ["the cat", "", "", "", "", "the dog"]
+    assert [tasks.lacks(i, "the cat") for i in (0, 2, 5)] == [False, False, True]
+    assert not tasks.lacks(0, "the bird"), "nobody looked for one"
+
+
+def test_tasks_of_one_file_stay_together_though_two_records_name_it(tmp_path: Path) -> None:
+    spec = make_coco(tmp_path)
+    content = json.loads((tmp_path / "instances.json").read_text())
+    content["images"][1]["file_name"] = "7.png"
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    assert set(data.make(spec).sources) == {"7"}
