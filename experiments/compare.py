@@ -26,6 +26,7 @@ from experiments.evaluate.metrics import Outcome, curves, outcome_of
 from experiments.evaluate.polygon_metrics import MEANS, SIZES, TOPOLOGIES, VALUES, Record, by_task, having
 from search.episode import Episode
 from segenv import statistics
+from segenv.data.base import unique
 
 SAME = ("task", "data", "limit", "max_steps", "start", "asked")  # what two runs must share, to be of the same episodes
 SHOWN = (1, 3, 5, 7, 10, 20)
@@ -119,7 +120,9 @@ def _numbers(path: Path) -> dict[str, Any]:
 
 def _outcomes(path: Path) -> dict[tuple[str, int], Outcome]:
     records = RunFolder(path).records("episodes.jsonl")
-    return {(record["task"], record["sample"]): outcome_of(Episode.from_json(record)) for record in records}
+    found = [((record["task"], record["sample"]), outcome_of(Episode.from_json(record))) for record in records]
+    unique((key for key, _ in found), "episodes with task and sample", path / "episodes.jsonl")
+    return dict(found)
 
 
 def text(result: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ from experiments.sft import config as sft_config
 from experiments.sft import polygons
 from experiments.sft.config import PolygonArgs
 from experiments.sft.trainer import tiny_checkpoint
+from segenv.data.base import unique
 from segenv.data.synthetic.scenes import Synthetic
 from segenv.types import Task
 
@@ -145,7 +146,9 @@ def _train_and_reply(tasks: int, args: PolygonArgs) -> None:
 
 def _replies(tasks: int, path: Path) -> list[Record]:
     """The replies of an arm, in the order of the data."""
-    records = {one["task"]: Record(**one) for one in RunFolder(path).records(REPLIES)}
+    found = [Record(**one) for one in RunFolder(path).records(REPLIES)]
+    unique((one.task for one in found), "replies to the task", path / REPLIES)
+    records = {one.task: one for one in found}
     return [records[name] for name in _data(tasks).ids]
 
 

@@ -21,6 +21,7 @@ from segenv.seeds import seed_of
 from segenv.texts import shown
 from segenv.types import BadItem, SegenvError, Task
 
+_LONGEST = 4096  # characters of a path, on every system
 SKIP_HINT = "; or leave bad items out, and have them counted, with --skip-bad (skip_bad=True in Python)"
 
 
@@ -190,7 +191,8 @@ def within(root: Path, relative: object, item: str, follow_links: bool = False) 
     hub, among the blobs of that repository; with `follow_links` only the name must, and links in the folder may lead
     anywhere. Raises `BadItem` where it is no text or leaves `root`.
     """
-    if not isinstance(relative, str) or not relative or "\0" in relative or len(relative.splitlines()) != 1:
+    whole = isinstance(relative, str) and len(relative.splitlines()) == 1 and "\0" not in relative
+    if not isinstance(relative, str) or not whole or len(relative) > _LONGEST:
         raise BadItem(f"item {item!r}: file name is {shown(relative)}; expected a path relative to {root}")
     path = _spelled(root, relative)
     try:

@@ -127,8 +127,8 @@ class CocoFile:
             return f"annotation-{i}"
         image = id_of(entry.get("image_id"))
         name = None if image is None else self.names.get(image)
-        stem = PurePosixPath(name.replace("\\", "/")).stem if name else shown(entry.get("image_id"))
-        return f"{stem}_{number}"
+        stem = PurePosixPath(name.replace("\\", "/")).stem if name else ""
+        return f"{stem if 0 < len(stem) < 256 else shown(entry.get('image_id'))}_{number}"
 
     def _file_name(self, record: dict[str, Any]) -> str | None:
         if (name := record.get("file_name")) is not None:

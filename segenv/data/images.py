@@ -41,16 +41,21 @@ def read_image(path: Path, item: str, max_pixels: int = MAX_PIXELS) -> np.ndarra
 
 def check_target(target: np.ndarray, size: tuple[int, ...], item: str, image: Path, mask: Path) -> None:
     """Raise `BadItem` where `target` [H, W] is not of the image's `size` (height, width), or has no object pixel."""
-    if target.shape != tuple(size):
-        turned = target.shape == tuple(size)[::-1] and _orientation(image) > 4
+    check_size(target.shape, size, item, image, mask)
+    if not (target == 255).any():
+        raise BadItem(f"item {item!r}: {mask} has no object pixel; draw the object, or remove the item")
+
+
+def check_size(told: tuple[int, ...], size: tuple[int, ...], item: str, image: Path, mask: Path) -> None:
+    """Raise `BadItem` where the size that a mask has, or is told to have, is not the image's; (height, width) both."""
+    if told != tuple(size):
+        turned = told == tuple(size)[::-1] and _orientation(image) > 4
         raise BadItem(
-            f"item {item!r}: {mask} is {_wh(target.shape)} but {image} is {_wh(size)}"
+            f"item {item!r}: {mask} is {_wh(told)} but {image} is {_wh(size)}"
             + (" once turned by its EXIF orientation: the mask was drawn on the unturned pixels" if turned else "")
             + "; "
             + ("remove the image's orientation tag" if turned else "make a mask of the image's size")
         )
-    if not (target == 255).any():
-        raise BadItem(f"item {item!r}: {mask} has no object pixel; draw the object, or remove the item")
 
 
 def strict_labels(mask: Image.Image) -> np.ndarray:

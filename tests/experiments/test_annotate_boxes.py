@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from conftest import disc_task
 from made_data import photo, save
+from mutations import mutated
 
 from experiments.annotate import __main__
 from experiments.annotate.inputs import read_inputs
@@ -80,3 +81,40 @@ def test_a_box_that_is_none_is_left_out_and_said(tmp_path: Path, capsys: pytest.
     (tmp_path / "boxes.json").write_text(f'{{"{name}": [[1, 1, 9, 9]], "{name}": [[1, 1, 30, 30]]}}')
     assert __main__.main([*flags, "--out", str(tmp_path / "none")]) == 1
     assert f"lists two values of one record as '{name}'" in capsys.readouterr().err
+
+
+def try_boxes(root: Path, count: int, capsys: pytest.CaptureFixture[str]) -> int:
+    """Annotate with `count` damaged files of boxes; how many runs were made of them. Each other one is one line."""
+    save(root / "images" / "a.png", disc_task(48, 64, 40, 20, 12).image)
+    box: dict[str, Any] = {"bbox": [5, 5, 20, 20], "category_id": 1, "image_id": 1, "score": 0.5}
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 48, "width": 64}],
+        "categories": [{"id": 1, "name": "cup"}],
+        "annotations": [
+            {"id": 1, **box},
+            {"id": 2, **box, "bbox": None, "segmentation": [[5, 5, 25, 5, 25, 25, 5, 25]]},
+            {"id": 3, **box, "iscrowd": 1},
+        ],
+    }
+    named = {"a.png": [{"box": [5, 5, 25, 25], "phrase": "cup", "score": 1}, [1, 1, 9, 9]], "b.png": [[1, 2, 3, 4]]}
+    ran = 0
+    for seed in range(count):
+        (root / "boxes.json").write_bytes(mutated(named if seed % 2 else coco, seed))
+        flags = ["--images", str(root / "images"), "--boxes", str(root / "boxes.json"), "--tool", "disc"]
+        status, said = __main__.main([*flags, "--out", str(root / f"run{seed}")]), capsys.readouterr().err
+        assert status in (0, 1), f"seed {seed}"
+        if status:
+            assert said.startswith("error: ") and len(said.splitlines()) == 1 and len(said) < 3000, (
+                f"seed {seed}: {said}"
+            )
+        ran += not status
+    return ran
+
+
+def test_a_damaged_file_of_boxes_is_used_or_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 < try_boxes(tmp_path, 40, capsys) < 40
+
+
+@pytest.mark.slow
+def test_many_damaged_files_of_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0 < try_boxes(tmp_path, 500, capsys) < 500

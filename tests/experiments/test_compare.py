@@ -63,3 +63,12 @@ def test_data_that_changed_between_the_runs_is_noticed(runs, tmp_path):
     (other / "manifest.json").write_text(json.dumps(about))
     with pytest.raises(RunError, match="other data under the name 'synthetic:val'"):
         compare.compare(runs / "24", other)
+
+
+def test_an_episode_that_is_there_twice_is_named(runs, tmp_path, capsys):
+    """Two files glued together: the later line would hide the earlier one."""
+    glued = shutil.copytree(runs / "24", tmp_path / "glued")
+    lines = (glued / "episodes.jsonl").read_text().splitlines(keepends=True)
+    (glued / "episodes.jsonl").write_text("".join([*lines, lines[2]]))
+    assert compare.main([str(runs / "24"), str(glued)]) == 1
+    assert f"two episodes with task and sample ('{json.loads(lines[2])['task']}', 0)" in capsys.readouterr().err

@@ -19,10 +19,11 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segenv.data.base import DataError, Dataset, folder, read_json, within
-from segenv.data.images import MAX_PIXELS, check_target, read_image
+from segenv.data.base import DataError, Dataset, folder, id_of, read_json, within
+from segenv.data.images import MAX_PIXELS, check_size, check_target, read_image
 from segenv.data.trajectories.record import Trajectory
 from segenv.files import file_hash, file_size, json_hash, replacing
+from segenv.texts import shown
 from segenv.types import BadItem, Task
 
 WHAT = 'trajectories, {"info": {…}, "data": [{"image_name": …, "gt_ann": …, "clicks_list": […]}]}'
@@ -62,7 +63,8 @@ class Trajectories(Dataset):
             raise DataError(f"{self.file} has no list of entries; expected {WHAT}")
         if not listed:
             raise DataError(f"{self.file} has no entries; expected {WHAT}")
-        self.info: dict[str, Any] = found.get("info") or {} if isinstance(found, dict) else {}
+        info = found.get("info") if isinstance(found, dict) else None
+        self.info: dict[str, Any] = info if isinstance(info, dict) else {}
         self._root = folder(
             self.file.parent if images is None else images, "the folder of the images that the entries name"
         )
@@ -94,9 +96,16 @@ class Trajectories(Dataset):
             raise BadItem(f"item {self._ids[i]!r}: {self.file}, data[{i}]: {error}; correct the entry") from error
 
     def load(self, i: int) -> Task:
-        item, recorded = self._ids[i], self.trajectory(i)
-        path = within(self._root, recorded.image_name, item, self.follow_links)
+        item, entry = self._ids[i], self._entries[i]
+        if not _names_image(entry):
+            self.trajectory(i)  # says what is wrong
+        path = within(self._root, entry["image_name"], item, self.follow_links)
         image = read_image(path, item, self.max_pixels)
+        told = entry.get("height"), entry.get("width")
+        numbers = all(type(side) in (int, float) and 1 <= side <= self.max_pixels for side in told)
+        if numbers and told[0] * told[1] <= self.max_pixels:  # before a mask of that size is decoded
+            check_size(told, image.shape[:2], item, path, self.file)
+        recorded = self.trajectory(i)
         target = recorded.target_labels()
         check_target(target, image.shape[:2], item, path, self.file)
         start = None if recorded.start is None else recorded.decode(recorded.start.mask)
@@ -107,11 +116,15 @@ def _name(i: int, entry: Any) -> str:
     """Name an entry, whatever JSON holds in its place."""
     if not isinstance(entry, dict):
         return f"entry-{i}"
-    if isinstance(entry.get("task"), str):
+    if isinstance(entry.get("task"), str) and len(entry["task"]) < 1000:
         return entry["task"]
     about = entry.get("gt_ann")
     number = about.get("object_id") if isinstance(about, dict) else None
-    return f"{PurePosixPath(entry['image_name']).stem}_{number}" if _names_image(entry) else f"entry-{i}"
+    number = number if (known := id_of(number)) is None else known
+    stem = PurePosixPath(entry["image_name"]).stem if _names_image(entry) else None
+    if stem is None or len(stem) > 255:  # no file has a longer name
+        return f"entry-{i}"
+    return f"{stem}_{number if isinstance(number, str) and len(number) < 1000 else shown(number)}"
 
 
 def _names_image(entry: Any) -> bool:
