@@ -1,7 +1,7 @@
 """GrabCut (Rother, Kolmogorov and Blake, SIGGRAPH 2004) through OpenCV: a tool that needs no weights."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from segenv.metrics import distances
 from segenv.tools.base import SegTool
 from segenv.tools.cache import Encoding, EncodingCache
-from segenv.types import Box, Prediction, Prompt
+from segenv.types import Box, Click, Prediction, Prompt
 
 SAMPLES = 10  # with fewer pixels of one class, there is no colour model to fit
 Place = tuple[tuple[int, int], bool]  # ((x, y) in the scaled image, positive)
@@ -44,15 +44,7 @@ class GrabCutTool(SegTool):
         self.spec = "grabcut" + ":" * bool(changed) + ",".join(changed)
 
     def _encode(self, images: Sequence[np.ndarray]) -> list[Encoding]:
-        return [{"image": self._scaled(image), "size": np.array(image.shape[:2])} for image in images]
-
-    def _scaled(self, image: np.ndarray) -> np.ndarray:
-        height, width = image.shape[:2]
-        scale = self.size / max(height, width)
-        if scale >= 1:
-            return image
-        new = (max(round(width * scale), 1), max(round(height * scale), 1))
-        return cv2.resize(image, new, interpolation=cv2.INTER_AREA)
+        return [{"image": shrink(image, self.size), "size": np.array(image.shape[:2])} for image in images]
 
     def _predict(self, encodings: Sequence[Encoding], prompts: Sequence[Prompt]) -> list[Prediction]:
         return [self._answer(encoding, prompt) for encoding, prompt in zip(encodings, prompts, strict=True)]
@@ -61,10 +53,7 @@ class GrabCutTool(SegTool):
         image = np.ascontiguousarray(encoding["image"])
         height, width = encoding["size"].tolist()
         h, w = image.shape[:2]
-        places = [
-            ((min(int((c.x + 0.5) * w / width), w - 1), min(int((c.y + 0.5) * h / height), h - 1)), c.positive)
-            for c in prompt.clicks
-        ]
+        places = places_of(prompt.clicks, (height, width), (h, w))
         current = np.zeros((h, w), np.uint8)
         if prompt.mask is not None:
             share = cv2.resize(prompt.mask.astype(np.float32), (w, h), interpolation=cv2.INTER_AREA)
@@ -74,10 +63,12 @@ class GrabCutTool(SegTool):
         if box is not None and not current.any():
             start = np.zeros((h, w), np.uint8)
             start[box] = 1
-        found = self._parts(self._cut(image, self._labels(start, places, box)), places, start)
-        mask = found.astype(bool)
-        if (h, w) != (height, width):
-            mask = cv2.resize(found * 255, (width, height), interpolation=cv2.INTER_LINEAR) > 127
+        labels = labels_of(start, places, self.reach, self.seed_radius)
+        if box is not None:
+            inside = labels[box].copy()
+            labels[:] = cv2.GC_BGD
+            labels[box] = inside
+        mask = enlarge(cut(image, labels, start, places, self.iterations), (height, width))
         if prompt.box is not None:
             outside = np.ones_like(mask)
             outside[_pixels(prompt.box, 1, 1)] = False
@@ -86,40 +77,73 @@ class GrabCutTool(SegTool):
             mask[click.y, click.x] = click.positive
         return Prediction(mask)
 
-    def _labels(self, start: np.ndarray, places: list[Place], box: tuple[slice, slice] | None) -> np.ndarray:
-        """Labels that a cut starts from, uint8 [h, w]: GC_BGD, GC_FGD, GC_PR_BGD or GC_PR_FGD."""
-        diagonal = math.hypot(*start.shape)
-        objects = _distance(start.shape, [place for place, positive in places if positive])
-        others = _distance(start.shape, [place for place, positive in places if not positive])
-        near = np.minimum(objects, others) <= self.reach * diagonal / math.sqrt(max(len(places), 1))
-        labels = np.where(np.where(near, objects < others, start > 0), cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
-        for (x, y), positive in places:
-            radius = round(min(self.seed_radius * diagonal, 0.4 * float((others if positive else objects)[y, x])))
-            cv2.circle(labels, (x, y), radius, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
-        if box is not None:
-            inside = labels[box].copy()
-            labels[:] = cv2.GC_BGD
-            labels[box] = inside
-        return labels
 
-    def _cut(self, image: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """uint8 [h, w], 1 for object. Without enough samples of both classes, the labels decide alone."""
-        if np.bincount(labels.ravel() & 1, minlength=2).min() >= SAMPLES:  # odd labels are object, certain or probable
-            cv2.setRNGSeed(0)
-            models = np.zeros((1, 65)), np.zeros((1, 65))
-            cv2.grabCut(image, labels, (0, 0, 0, 0), *models, self.iterations, cv2.GC_INIT_WITH_MASK)  # no rectangle
-        return labels & 1
+def shrink(image: np.ndarray, size: int) -> np.ndarray:
+    """The image, uint8 [H, W, 3], scaled to at most `size` px on its longer side."""
+    height, width = image.shape[:2]
+    scale = size / max(height, width)
+    if scale >= 1:
+        return image
+    new = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return cv2.resize(image, new, interpolation=cv2.INTER_AREA)
 
-    def _parts(self, found: np.ndarray, places: list[Place], start: np.ndarray) -> np.ndarray:
-        """`found` without the parts that neither hold a positive click nor overlap what the cut started from."""
-        count, parts = cv2.connectedComponents(found)
-        stays = np.zeros(count, np.uint8)
-        stays[parts[start > 0]] = 1
-        for (x, y), positive in places:
-            if positive:
-                stays[parts[y, x]] = 1
-        stays[0] = 0  # background
-        return stays[parts]
+
+def enlarge(found: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The mask uint8 [h, w] of 0 and 1 as bool [height, width] of `shape`; a new array."""
+    if found.shape == shape:
+        return found.astype(bool)
+    return cv2.resize(found * 255, shape[::-1], interpolation=cv2.INTER_LINEAR) > 127
+
+
+def places_of(clicks: Iterable[Click], shape: tuple[int, int], small: tuple[int, int]) -> list[Place]:
+    """The clicks of an image of `shape` (height, width) on the scaled one of shape `small`."""
+    (height, width), (h, w) = shape, small
+    return [
+        ((min(int((c.x + 0.5) * w / width), w - 1), min(int((c.y + 0.5) * h / height), h - 1)), c.positive)
+        for c in clicks
+    ]
+
+
+def labels_of(
+    start: np.ndarray, places: list[Place], reach: float, seed_radius: float, certain: np.ndarray | None = None
+) -> np.ndarray:
+    """Labels that a cut starts from, uint8 [h, w]: GC_BGD, GC_FGD, GC_PR_BGD or GC_PR_FGD.
+
+    Probable are the mask `start` [h, w] and, within `reach` / sqrt(number of clicks) of the nearest click, what it
+    says; certain are the pixels that `certain` [h, w] (int8: 1 object, -1 background, 0 unknown) tells and, over them,
+    a disc of `seed_radius` at each click, at most .4 of the way to the nearest one of the other kind. Both lengths are
+    in image diagonals."""
+    diagonal = math.hypot(*start.shape)
+    objects = _distance(start.shape, [place for place, positive in places if positive])
+    others = _distance(start.shape, [place for place, positive in places if not positive])
+    near = np.minimum(objects, others) <= reach * diagonal / math.sqrt(max(len(places), 1))
+    labels = np.where(np.where(near, objects < others, start > 0), cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
+    if certain is not None:
+        labels[certain > 0] = cv2.GC_FGD
+        labels[certain < 0] = cv2.GC_BGD
+    for (x, y), positive in places:
+        radius = round(min(seed_radius * diagonal, 0.4 * float((others if positive else objects)[y, x])))
+        cv2.circle(labels, (x, y), radius, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
+    return labels
+
+
+def cut(
+    image: np.ndarray, labels: np.ndarray, start: np.ndarray, places: list[Place], iterations: int = 1
+) -> np.ndarray:
+    """The cut from `labels`, which are overwritten: uint8 [h, w], 1 for object. Only the parts stay that hold a
+    positive click or overlap `start`. Without enough samples of both classes, the labels decide alone."""
+    if np.bincount(labels.ravel() & 1, minlength=2).min() >= SAMPLES:  # odd labels are object, certain or probable
+        cv2.setRNGSeed(0)
+        models = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.grabCut(image, labels, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)  # no rectangle
+    count, parts = cv2.connectedComponents(labels & 1)
+    stays = np.zeros(count, np.uint8)
+    stays[parts[start > 0]] = 1
+    for (x, y), positive in places:
+        if positive:
+            stays[parts[y, x]] = 1
+    stays[0] = 0  # background
+    return stays[parts]
 
 
 def _pixels(box: Box, sy: float, sx: float) -> tuple[slice, slice]:

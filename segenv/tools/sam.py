@@ -3,7 +3,7 @@
 import json
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ import torch
 from PIL import Image
 
 from segenv.checkpoints import no_loading_bars, weights_hash
+from segenv.metrics import box_of
 from segenv.tools.base import SegTool
 from segenv.tools.cache import Encoding, EncodingCache
+from segenv.tools.finish import Finish
+from segenv.tools.grabcut import shrink
 from segenv.types import Box, Click, Prediction, Prompt, ToolError
 
 EMBEDDED = Path(__file__).parent / "weights" / "tiny-sam"
@@ -79,10 +82,14 @@ class Frame:
 
     def mask(self, logits: np.ndarray) -> np.ndarray:
         """bool [height, width]: logits [g, g] over the square, interpolated to the original image, above 0."""
+        return self.unpadded(logits, (self.height, self.width)) > 0
+
+    def unpadded(self, logits: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+        """float32 of `shape`: logits [g, g] over the square, interpolated over the original image."""
         if self.padded:  # the original implementation's two steps, with the padding cut off between them
             h, w = self.resized
             logits = cv2.resize(logits, (self.side, self.side), interpolation=cv2.INTER_LINEAR)[:h, :w]
-        return cv2.resize(logits, (self.width, self.height), interpolation=cv2.INTER_LINEAR) > 0
+        return cv2.resize(logits, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
     def logits(self, mask: np.ndarray, grid: int) -> np.ndarray:
         """float32 [grid, grid]: a mask (bool [height, width]) as a prompt, -10 outside to 10 inside, smooth between."""
@@ -109,8 +116,11 @@ class PromptedSam(SegTool):
     mean: Sequence[float] = MEAN
     std: Sequence[float] = STD
 
-    def __init__(self, device: str, multimask: str, cache: EncodingCache | None) -> None:
+    def __init__(self, device: str, multimask: str, refine: str, cache: EncodingCache | None) -> None:
         super().__init__(cache)
+        if refine not in ("none", "grabcut"):
+            raise ValueError(f"refine is {refine!r}; expected 'none' or 'grabcut'")
+        self.finish = Finish() if refine == "grabcut" else None
         if multimask not in ("first", "always", "never"):
             raise ValueError(f"multimask is {multimask!r}; expected 'first', 'always' or 'never'")
         self.multimask = multimask
@@ -144,12 +154,15 @@ class PromptedSam(SegTool):
             pixels = np.stack([self.frame(*image.shape[:2]).pixels(image, self.mean, self.std) for image in chunk])
             with torch.inference_mode():
                 embedded = self._embed(torch.from_numpy(pixels).to(self.device))
-            encodings += [{"size": np.array(i.shape[:2]), **e} for i, e in zip(chunk, embedded, strict=True)]
+            for image, encoding in zip(chunk, embedded, strict=True):
+                beside = {} if self.finish is None else {"image": shrink(image, self.finish.size)}
+                encodings.append({"size": np.array(image.shape[:2]), **beside, **encoding})
         return encodings
 
     def _predict(self, encodings: Sequence[Encoding], prompts: Sequence[Prompt]) -> list[Prediction]:
         groups: dict[tuple, list[int]] = {}
         frames = [self.frame(*encoding["size"].tolist()) for encoding in encodings]
+        given, prompts = prompts, [self._asked(prompt) for prompt in prompts]
         logits = [self._fed_back(frame, prompt) for frame, prompt in zip(frames, prompts, strict=True)]
         for i, prompt in enumerate(prompts):
             key = (len(prompt.clicks), prompt.box is not None, logits[i] is not None)
@@ -161,7 +174,32 @@ class PromptedSam(SegTool):
                 chunk = places[start : start + at_once]
                 items = [(encodings[i], frames[i], prompts[i], logits[i]) for i in chunk]
                 predictions.update(zip(chunk, self._predict_alike(items), strict=True))
-        return [predictions[i] for i in range(len(prompts))]
+        ordered = [predictions[i] for i in range(len(prompts))]
+        if self.finish is None:
+            return ordered
+        return [self._finished(*item) for item in zip(ordered, encodings, frames, given, strict=True)]
+
+    def _asked(self, prompt: Prompt) -> Prompt:
+        """The prompt for the model: a finish asks for the box of a given mask in the mask's place."""
+        if self.finish is None or prompt.logits is not None or prompt.mask is None or not prompt.clicks:
+            return prompt
+        return replace(prompt, mask=None, box=prompt.box or box_of(prompt.mask))
+
+    def _finished(self, found: Prediction, encoding: Encoding, frame: Frame, prompt: Prompt) -> Prediction:
+        """The prediction with the finish's mask. A mask that was given, or that has settled, is edited around the last
+        click; without logits it stays a given one."""
+        finish, small = self.finish, encoding["image"]
+        assert finish is not None and found.logits is not None
+        logits = frame.unpadded(found.logits, small.shape[:2])
+        mask = finish.mask(small, logits, prompt.clicks, (frame.height, frame.width))
+        if prompt.mask is not None and prompt.mask.any() and prompt.clicks:
+            if prompt.logits is None or len(prompt.clicks) >= finish.settled:
+                mask = finish.edited(prompt.mask, mask, prompt.clicks[-1])
+            if prompt.logits is None:
+                found = replace(found, logits=None)
+        for click in prompt.clicks:
+            mask[click.y, click.x] = click.positive
+        return replace(found, mask=mask)
 
     def _fed_back(self, frame: Frame, prompt: Prompt) -> np.ndarray | None:
         if prompt.logits is not None:
@@ -218,7 +256,8 @@ class SamTool(PromptedSam):
     """A model of transformers: SamModel, SamHQModel, Sam2Model or EdgeTamModel, whichever config.json says.
 
     `name_or_path` is a folder or a name on the Hugging Face Hub (None: the embedded tiny SAM), or a model in memory,
-    whose weights must not change afterwards. Only safetensors are read, and no code from a checkpoint is run. `device`
+    whose weights must not change afterwards. Only safetensors are read, and no code from a checkpoint is run. `refine`
+    "grabcut" finishes each mask near the image's resolution (see `segenv.tools.finish`). `device`
     None is the CPU for the embedded model and otherwise a GPU where there is one. `dtype` is "float32", "float16" or
     "bfloat16".
     """
@@ -229,13 +268,14 @@ class SamTool(PromptedSam):
         device: str | None = None,
         dtype: str = "float32",
         multimask: str = "first",
+        refine: str = "none",
         cache: EncodingCache | None = None,
     ) -> None:
         if dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"dtype is {dtype!r}; expected 'float32', 'float16' or 'bfloat16'")
         if device is None:
             device = "cuda" if name_or_path is not None and torch.cuda.is_available() else "cpu"
-        super().__init__(device, multimask, cache)
+        super().__init__(device, multimask, refine, cache)
         source = EMBEDDED if name_or_path is None else name_or_path
         self.spec = "sam" if name_or_path is None else f"sam:{_name_of(source)}"
         self.dtype = getattr(torch, dtype)
@@ -252,8 +292,9 @@ class SamTool(PromptedSam):
         self.fingerprint = "|".join(
             ("sam", self.family, weights_hash(model, _facts(model.config.to_dict())), str((*self.mean, *self.std)))
             + (dtype, self.device.type, self.cache.precision)
+            + ((str(self.finish.size),) if self.finish else ())
         )
-        options = {"dtype": (dtype, "float32"), "multimask": (multimask, "first")}
+        options = {"dtype": (dtype, "float32"), "multimask": (multimask, "first"), "refine": (refine, "none")}
         given = [f"{key}={value}" for key, (value, default) in options.items() if value != default]
         self.spec += ("," if ":" in self.spec else ":") * bool(given) + ",".join(given)
 
@@ -271,7 +312,7 @@ class SamTool(PromptedSam):
         levels = [
             self._tensor([encoding[name] for encoding in encodings]).to(self.dtype)
             for name in encodings[0]
-            if name != "size"
+            if name not in ("size", "image")
         ]
         if self.family == "sam":
             embeddings: dict[str, Any] = {"image_embeddings": levels[0]}

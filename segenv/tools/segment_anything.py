@@ -32,13 +32,14 @@ class SegmentAnythingTool(PromptedSam):
         checkpoint: str | torch.nn.Module,
         device: str | None = None,
         multimask: str = "first",
+        refine: str = "none",
         cache: EncodingCache | None = None,
     ) -> None:
-        super().__init__(device or ("cuda" if torch.cuda.is_available() else "cpu"), multimask, cache)
+        super().__init__(device or ("cuda" if torch.cuda.is_available() else "cpu"), multimask, refine, cache)
         in_memory = isinstance(checkpoint, torch.nn.Module)
         self.spec = f"segment-anything:{type(checkpoint).__name__ if in_memory else checkpoint}"
-        if multimask != "first":
-            self.spec += f",multimask={multimask}"
+        for name, (value, usual) in {"multimask": (multimask, "first"), "refine": (refine, "none")}.items():
+            self.spec += f",{name}={value}" * (value != usual)
         model: Any = checkpoint if in_memory else _load(str(checkpoint))
         self.model = model.to(self.device).eval()
         self.side = model.image_encoder.img_size
@@ -48,6 +49,7 @@ class SegmentAnythingTool(PromptedSam):
         self.fingerprint = "|".join(
             ("segment-anything", weights_hash(model, f"{model} {self.side}"), str((*self.mean, *self.std)))
             + (self.device.type, self.cache.precision)
+            + ((str(self.finish.size),) if self.finish else ())
         )
 
     def __reduce__(self) -> tuple:

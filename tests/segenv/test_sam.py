@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.util import find_spec
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -19,10 +20,11 @@ from conftest import disc_task
 from test_sam_reference import draw_weights, original_model, transformers_model
 from test_tools import IMAGES, PROMPTS, ToolContract, same
 
+from segenv import annotator, data
 from segenv.tools import make
 from segenv.tools.sam import EMBEDDED, LOGIT_LIMIT, Frame, SamTool
 from segenv.tools.segment_anything import SegmentAnythingTool
-from segenv.types import Click, Prompt, ToolError
+from segenv.types import Click, Prompt, ToolError, object_of
 
 SIDE = 128
 SAM_2 = {  # what SAM 2 and EdgeTAM have in common
@@ -215,6 +217,45 @@ class TestSam2(FromCheckpoint):
 
 class TestEdgeTam(FromCheckpoint):
     family = "edgetam"
+
+
+class TestFinishedSam(ToolContract):
+    """The embedded SAM, its masks finished by GrabCut."""
+
+    def make_tool(self, cache=None):
+        return make("sam:refine=grabcut", cache=cache)
+
+    @pytest.mark.parametrize("prompt", PROMPTS)
+    def test_a_clicked_pixel_has_its_click_s_sign(self, tool, prompt):
+        for image, prediction in zip(IMAGES, tool.predict(tool.encode(IMAGES), [prompt] * len(IMAGES)), strict=True):
+            assert prediction.mask.shape == image.shape[:2]
+            assert all(prediction.mask[click.y, click.x] == click.positive for click in prompt.clicks)
+
+    def test_the_logits_are_the_model_s_own(self, tool):
+        plain = make("sam")
+        [finished], [own] = (t.predict(t.encode(IMAGES[:1]), PROMPTS[:1]) for t in (tool, plain))
+        np.testing.assert_array_equal(finished.logits, own.logits)
+        assert finished.score == own.score
+
+    @pytest.mark.parametrize("positive", [True, False])
+    def test_a_given_mask_changes_around_the_last_click_alone(self, tool, positive):
+        """Within four times the click's depth in what it corrects; and it stays a given mask."""
+        task = data.make("synthetic:val#easy")[3]
+        given = cv2.dilate(object_of(task.target).astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
+        given[:, : task.width // 2] &= not positive
+        click = annotator.next_click(task.target, given)
+        [found] = tool.predict(tool.encode([task.image]), [Prompt((click,), mask=given)])
+        wrong = (given != click.positive).astype(np.uint8)
+        depth = cv2.distanceTransform(wrong, cv2.DIST_L2, 5)[click.y, click.x]
+        rows, columns = np.nonzero(found.mask != given)
+        assert len(rows) and (np.hypot(rows - click.y, columns - click.x) <= 4 * depth + 1e-6).all()
+        assert found.logits is None
+
+    def test_the_finish_is_named_in_the_spec_and_the_fingerprint(self, tool):
+        assert tool.spec == "sam:refine=grabcut" and make(tool.spec).fingerprint == tool.fingerprint
+        assert tool.fingerprint != make("sam").fingerprint
+        with pytest.raises(ValueError, match="refine is 'sharp'; expected 'none' or 'grabcut'"):
+            make("sam:refine=sharp")
 
 
 class TestSegmentAnything(ToolContract):
