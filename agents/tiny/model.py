@@ -7,6 +7,7 @@ and comma is one token. The chat template puts the text before the image whateve
 tokens then depend on the instruction.
 """
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,33 @@ def extend(
     table: Any = model.get_input_embeddings().weight
     for text, old in zip(texts, pieces, strict=True):
         table[words.convert_tokens_to_ids(text)] = table[old].mean(0)
+
+
+@torch.no_grad()
+def refine(
+    model: transformers.LlavaForConditionalGeneration, processor: transformers.LlavaProcessor
+) -> tuple[transformers.LlavaForConditionalGeneration, transformers.LlavaProcessor]:
+    """The model and the processor with twice as many image tokens a side, all weights kept: the last stage that halved
+    the resolution no longer does, and sees as far as before (so its features at every other place are what they were);
+    positions are interpolated."""
+    old: Any = model.config.vision_config
+    last = max((k for k, stride in enumerate(old.strides) if stride == 2), default=None)
+    if last is None:
+        raise ValueError(f"a vision tower of strides {old.strides} has no stage that halves the resolution")
+    config: Any = copy.deepcopy(model.config)
+    config.vision_config.strides[last] = 1
+    config.image_seq_length = 4 * config.image_seq_length
+    finer = transformers.LlavaForConditionalGeneration(config)
+    weights = model.state_dict()
+    [place] = [name for name in weights if name.endswith("vision_tower.positions")]
+    side = old.image_size // old.patch_size
+    grid = weights[place].T.reshape(1, -1, side, side)
+    grid = torch.nn.functional.interpolate(grid, scale_factor=2, mode="bilinear", align_corners=False)
+    finer.load_state_dict(weights | {place: grid.reshape(grid.shape[1], -1).T})
+    finer.generation_config = model.generation_config
+    processor = copy.deepcopy(processor)
+    processor.patch_size = config.vision_config.patch_size
+    return finer.eval(), processor
 
 
 @torch.no_grad()

@@ -16,9 +16,10 @@ from transformers.modeling_outputs import BaseModelOutput
 
 
 class VisionTowerConfig(PretrainedConfig):
-    """Sizes of a vision tower: each entry of `channels` halves the resolution and is followed by the number of residual
-    blocks in `blocks`; `layers` attention layers of `hidden_size` and `heads` heads follow. `norm` is False where the
-    batch norms are folded into the convolutions."""
+    """Sizes of a vision tower: each entry of `channels` divides the resolution by that of `strides` and is followed by
+    the number of residual blocks in `blocks`; `layers` attention layers of `hidden_size` and `heads` heads follow.
+    Stages of stride 1 see as far as with stride 2, by dilation. `norm` is False where the batch norms are folded into
+    the convolutions."""
 
     model_type = "segenv_tower"
 
@@ -31,24 +32,26 @@ class VisionTowerConfig(PretrainedConfig):
         layers: int = 2,
         heads: int = 4,
         norm: bool = True,
+        strides: Sequence[int] | None = None,
         **kwargs,
     ) -> None:
         self.image_size, self.hidden_size, self.layers, self.heads = image_size, hidden_size, layers, heads
         self.channels, self.blocks, self.norm = list(channels), list(blocks), norm
+        self.strides = [2] * len(self.channels) if strides is None else list(strides)
         super().__init__(**kwargs)
 
     @property
     def patch_size(self) -> int:
         """The side of the image part behind one token, in pixels."""
-        return 2 ** len(self.channels)
+        return math.prod(self.strides)
 
 
 class Convolution(nn.Module):
     """A convolution and its batch norm."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, norm: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, apart: int, norm: bool) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=not norm)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2 * apart, apart, bias=not norm)
         self.norm = nn.BatchNorm2d(outputs) if norm else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -58,10 +61,10 @@ class Convolution(nn.Module):
 class Block(nn.Module):
     """Two convolutions beside an identity."""
 
-    def __init__(self, channels: int, norm: bool) -> None:
+    def __init__(self, channels: int, apart: int, norm: bool) -> None:
         super().__init__()
-        self.first = Convolution(channels, channels, 3, 1, norm)
-        self.second = Convolution(channels, channels, 3, 1, norm)
+        self.first = Convolution(channels, channels, 3, 1, apart, norm)
+        self.second = Convolution(channels, channels, 3, 1, apart, norm)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.relu(x + self.second(F.relu(self.first(x))))
@@ -78,10 +81,13 @@ class VisionTower(PreTrainedModel):
     def __init__(self, config: VisionTowerConfig) -> None:
         super().__init__(config)
         self.stages = nn.ModuleList()
-        inputs = 3
-        for k, (channels, blocks) in enumerate(zip(config.channels, config.blocks, strict=True)):
-            down = Convolution(inputs, channels, 3 if k else 5, 2, config.norm)
-            rest = [Block(channels, config.norm) for _ in range(blocks)]
+        inputs, apart = 3, 1  # pixels between the neighbours of a convolution
+        for k, (channels, blocks, stride) in enumerate(
+            zip(config.channels, config.blocks, config.strides, strict=True)
+        ):
+            down = Convolution(inputs, channels, 3 if k else 5, stride, apart, config.norm)
+            apart *= 2 if stride == 1 else 1
+            rest = [Block(channels, apart, config.norm) for _ in range(blocks)]
             self.stages.append(nn.Sequential(down, nn.ReLU(), *rest))
             inputs = channels
         width = config.hidden_size

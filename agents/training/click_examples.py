@@ -15,10 +15,11 @@ from typing import Any
 import cv2
 import numpy as np
 
+from agents.base import Agent
 from segenv import annotator, codec, metrics, render
 from segenv.data.synthetic import scenes
 from segenv.data.synthetic.shapes import COLOURS
-from segenv.mdp import SegMDP
+from segenv.mdp import SegMDP, SegState
 from segenv.tools.base import SegTool
 from segenv.types import Action, Click, Stop, Task
 
@@ -69,6 +70,60 @@ class Mixture:
     easy: float = 1 / 3
 
 
+class Rollout:
+    """Plays tasks through a tool, and says for each state what to do there.
+
+    The annotator plays, or an agent: with a chance of `share` at each step the annotator in its place, and always where
+    it gives up too early. Correct is a stop from `stop_iou` on, and where the annotator's next click would gain less
+    than `stop_gain`.
+    """
+
+    def __init__(
+        self,
+        tool: SegTool,
+        agent: Agent | None = None,
+        steps: int = 4,
+        stop_iou: float = 0.9,
+        stop_gain: float = 0.0,
+        share: float = 0.25,
+    ) -> None:
+        self.mdp, self.agent, self.steps = SegMDP(tool, max_steps=steps + 1), agent, steps  # one more to look ahead
+        self.stop_iou, self.stop_gain, self.share = stop_iou, stop_gain, share
+
+    def states(self, task: Task, rng: np.random.Generator) -> list[tuple[Task, np.ndarray, Action]]:
+        """The task, mask and correct action after each of up to `steps` clicks."""
+        state, played = self.mdp.initial(task), []
+        best, following = self._correct(state)
+        while state.step < self.steps and following is not None:
+            action = best if self.agent is None or rng.random() < self.share else self._said(state, rng)
+            state = following if action == best else self.mdp.transition([state], [action])[0]
+            best, following = self._correct(state)
+            played.append((task, state.mask, best))
+        return played
+
+    def _correct(self, state: SegState) -> tuple[Action, SegState | None]:
+        """The annotator's action and the state that follows; none after a stop."""
+        action = correct_action(state.task, state.mask, state.clicks, self.stop_iou)
+        if isinstance(action, Stop):
+            return action, None
+        [following] = self.mdp.transition([state], [action])
+        if self.stop_gain and state.step:
+            gain = metrics.iou(state.task.target, following.mask) - metrics.iou(state.task.target, state.mask)
+            if gain < self.stop_gain:
+                return Stop(), None
+        return action, following
+
+    def _said(self, state: SegState, rng: np.random.Generator) -> Action:
+        """The agent's click, or the annotator's where the agent gives none."""
+        assert self.agent is not None
+        seen = self.mdp.observation(state)
+        [text] = self.agent.act([seen], [int(rng.integers(2**32))])
+        action = self.agent.codec.parse(text, seen)
+        return (
+            action if isinstance(action, Click) else correct_action(state.task, state.mask, state.clicks, self.stop_iou)
+        )
+
+
 class ClickExamples:
     """Makes example i from i, the seed and the mixture alone.
 
@@ -80,7 +135,7 @@ class ClickExamples:
     def __init__(
         self,
         mixture: Mixture,
-        tool: SegTool | None = None,
+        rollout: Rollout | None = None,
         image_size: int = 128,
         grid: int = 8,
         stop_iou: float = 0.9,
@@ -88,7 +143,7 @@ class ClickExamples:
         reuse: int = 4,
         window: int = 400,
     ) -> None:
-        self.mixture, self.tool, self.seed = mixture, tool, seed
+        self.mixture, self.rollout, self.seed = mixture, rollout, seed
         self.image_size, self.grid, self.stop_iou = image_size, grid, stop_iou
         self.reuse, self.window = reuse, window
         self.codec = codec.make("segagent")
@@ -102,10 +157,10 @@ class ClickExamples:
         masks = [empty]
         questions = [self._question(0, task, empty) for task in tasks[: self.mixture.first]]
         states = list(self._states(tasks, scene.instances, rng))
-        masks += [mask for _, mask, _ in states]
+        masks += [mask for _, mask, *_ in states]
         questions += [self._question(1 + k, *state) for k, state in enumerate(states)]
         for k in rng.permutation(len(states))[: self.mixture.crossed]:
-            task, mask, _ = states[k]
+            task, mask, *_ = states[k]
             others = [other for other in tasks if other is not task]
             if others:
                 questions.append(self._question(1 + int(k), others[rng.integers(len(others))], mask))
@@ -133,18 +188,18 @@ class ClickExamples:
         return Task("example", scene.image, scene.instances == k + 1, instruction)
 
     def _states(self, tasks: Sequence[Task], instances: np.ndarray, rng: np.random.Generator):
-        """Tasks with a mask to improve and the clicks that led to it (none for cheap ones)."""
-        if self.mixture.trajectory and self.tool is not None:
-            states = [state for task in tasks[:2] for state in annotator_states(self.tool, task, self.stop_iou)]
+        """Tasks with a mask to improve and, where it was played, the action to take."""
+        if self.mixture.trajectory and self.rollout is not None:
+            states = [state for task in tasks[:2] for state in self.rollout.states(task, rng)]
             for k in sorted(rng.permutation(len(states))[: self.mixture.trajectory]):
                 yield states[k]
         for k in range(self.mixture.cheap):
             task = tasks[k % len(tasks)]
-            yield task, distorted_mask(task.target.view(bool), instances, rng), ()
+            yield task, distorted_mask(task.target.view(bool), instances, rng)
 
-    def _question(self, picture: int, task: Task, mask: np.ndarray, clicks: Sequence[Click] = ()) -> Question:
+    def _question(self, picture: int, task: Task, mask: np.ndarray, action: Action | None = None) -> Question:
         iou = float(metrics.iou(task.target, mask))
-        action = correct_action(task, mask, clicks, self.stop_iou)
+        action = action or correct_action(task, mask, (), self.stop_iou)
         reply = self.codec.format(action, task, iou)
         target = task.target.view(bool)
         shares = np.stack([self._shares(part) for part in (target, target & ~mask, mask & ~target)])
@@ -209,17 +264,6 @@ def rotated(scene: scenes.Scene, turn: int) -> scenes.Scene:
 
     arrays: dict[str, Any] = {"image": move(scene.image), "instances": move(scene.instances)}
     return replace(scene, objects=moved(scene.objects), clutter=moved(scene.clutter), **arrays)
-
-
-def annotator_states(tool: SegTool, task: Task, stop_iou: float, steps: int = 4):
-    """The states of the annotator's trajectory through `tool`: (task, mask, clicks) after each click."""
-    mdp = SegMDP(tool, max_steps=steps)
-    state, states = mdp.initial(task), []
-    while not mdp.terminal(state):
-        (state,) = mdp.transition([state], [correct_action(task, state.mask, state.clicks, stop_iou)])
-        if not state.stopped:
-            states.append((task, state.mask, state.clicks))
-    return states
 
 
 def distorted_mask(target: np.ndarray, instances: np.ndarray, rng: np.random.Generator) -> np.ndarray:

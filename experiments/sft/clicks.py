@@ -1,5 +1,6 @@
 """SFT of the click policy S_0 on the annotator's trajectories over procedural scenes."""
 
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+import agents
 from agents import tiny
 from agents.tiny.vision_tower import VisionTowerConfig
-from agents.training.click_examples import ClickExamples, Mixture, annotator_states, correct_action, distorted_mask
+from agents.training.click_examples import ClickExamples, Mixture, Rollout, correct_action, distorted_mask
 from experiments.common import trainer
 from experiments.common.cli import setting_up
 from experiments.common.config import RunError
@@ -18,7 +20,6 @@ from experiments.sft.config import RESUMABLE, STAGES, VISION_STAGE, ClickArgs, c
 from experiments.sft.trainer import EvalState, LazyExamples, TinyTrainer, tiny_checkpoint
 from segenv import codec, metrics, render, tools
 from segenv.data.synthetic.scenes import Synthetic
-from segenv.tools.base import SegTool
 from segenv.types import Click, Stop
 
 CODEC = "segagent"  # the codec of the replies
@@ -46,14 +47,16 @@ class ClickTrainer(TinyTrainer):
                     f"base {self.args.base!r} sees images of {side} pixels, and image_size is {self.args.image_size}; "
                     "give the size of the base"
                 )
+            while side // processor.patch_size < self.args.tokens:
+                model, processor = tiny.refine(model, processor)
             model.config.segenv = {"codec": CODEC, "prompt": "instruction", "image_size": [side, side]}
             return model, processor
         return tiny.build(self.args.seed, **{name: getattr(self.args, name) for name in SIZES})
 
     @cached_property
-    def tool(self) -> SegTool:
-        """The tool that makes the masks of held-out trajectories."""
-        return tools.make(self.args.tool)
+    def rollout(self) -> Rollout:
+        """What plays the held-out trajectories."""
+        return make_rollout(self.args)
 
     @cached_property
     def held_out(self) -> list[EvalState]:
@@ -63,17 +66,17 @@ class ClickTrainer(TinyTrainer):
         states: list[tuple] = [(task, np.zeros(task.target.shape, bool)) for task in tasks]
         for k, task in enumerate(tasks[: args.probe // 2]):
             rng = np.random.default_rng([args.seed, 2, k])
-            if played := annotator_states(self.tool, task, args.stop_iou):
+            if played := self.rollout.states(task, rng):
                 states.append(played[rng.integers(len(played))])
             states.append((task, distorted_mask(task.target.view(bool), task.meta["instances"], rng)))
         return [
-            EvalState(task, render.overlay(task.image, mask), task.instruction, mask, *clicks)
-            for task, mask, *clicks in states
+            EvalState(task, render.overlay(task.image, mask), task.instruction, mask, *action)
+            for task, mask, *action in states
         ]
 
     def hashes(self) -> dict[str, str | None]:
         """Hashes of scenes, tool and base."""
-        return {**super().hashes(), "tool": self.tool.fingerprint}
+        return {**super().hashes(), "tool": self.rollout.mdp.tool.fingerprint}
 
     def indices(self, step: int) -> list[int]:
         """The examples of a step: as many as the stage takes, of scenes that no other stage takes."""
@@ -97,7 +100,7 @@ class ClickTrainer(TinyTrainer):
         if not mask.any():
             hit = float(inside and click is not None and click.positive)
             return {"first": hit, f"first_{task.meta['difficulty']}": hit}
-        best, iou = correct_action(task, mask, state.clicks, stop_iou), float(metrics.iou(task.target, mask))
+        best, iou = state.action or correct_action(task, mask, (), stop_iou), float(metrics.iou(task.target, mask))
         scores = {"iou_error": abs((parser.stated_iou(text) or 0.0) - iou)}
         scores["stop"] = float(isinstance(action, Stop) == isinstance(best, Stop))
         if click is not None and isinstance(best, Click):
@@ -109,8 +112,16 @@ class ClickTrainer(TinyTrainer):
 def click_examples(args: ClickArgs, stage: str, grid: int) -> ClickExamples:
     """The examples of a stage, with `grid` patches along an image's side."""
     mixture = ANY_MASKS if stage == "state" and args.states == "any" else MIXTURES[stage]
-    tool = tools.make(args.tool) if mixture.trajectory else None
-    return ClickExamples(mixture, tool, args.image_size, grid, args.stop_iou, args.seed)
+    if stage == "click":
+        mixture = replace(mixture, cheap=args.cheap)
+    rollout = make_rollout(args) if mixture.trajectory else None
+    return ClickExamples(mixture, rollout, args.image_size, grid, args.stop_iou, args.seed)
+
+
+def make_rollout(args: ClickArgs) -> Rollout:
+    """Whoever plays the trajectories of `args`: the annotator, or the policy that is to learn from its mistakes."""
+    agent = agents.make(args.policy or f"mllm:{args.base}", CODEC) if args.states == "policy" else None
+    return Rollout(tools.make(args.tool), agent, args.steps, args.stop_iou, args.stop_gain)
 
 
 def check(args: ClickArgs) -> None:
@@ -119,6 +130,10 @@ def check(args: ClickArgs) -> None:
     check_counts(args, **steps, vision_layers=0, width=1, text_layers=1, heads=1)
     if not any(getattr(args, name) for name in steps):
         raise RunError("all stages have 0 steps; give at least one of them some")
+    if args.states == "policy" and not (args.policy or args.base):
+        raise RunError("states is 'policy', and there is neither a policy nor a base; give --policy or --base")
+    if args.tokens and args.base is None:
+        raise RunError("tokens needs a base, whose tokens are refined; give --base, or a larger image_size")
     patch = VisionTowerConfig().patch_size
     if args.image_size < patch or args.image_size % patch:
         raise RunError(f"image_size is {args.image_size}; expected a multiple of {patch}")

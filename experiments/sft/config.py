@@ -52,9 +52,18 @@ class ClickArgs(CommonArgs):
     scratch. Give another --seed than it was trained with, or the stages show the same scenes again"""
     tool: str = "sam"
     """What makes the masks of trajectories."""
-    states: Literal["annotator", "any"] = "annotator"
-    """whose masks the last stage shows: those of the annotator's trajectories, or beside them wrong ones and those of
-    other objects, for a model that is to state the IoU of masks"""
+    states: Literal["annotator", "any", "policy"] = "annotator"
+    """whose masks the last stage shows: those of the annotator's trajectories; those, wrong ones and those of other
+    objects (`any`), for a model that is to state the IoU of masks; or those that `policy` runs into, with the
+    annotator's correction (`policy`: DAgger, Ross et al. 2011)"""
+    policy: str = ""
+    """The agent of `--states policy`; by default the base."""
+    steps: int = 4
+    """Clicks of a trajectory whose masks the last stage shows."""
+    stop_gain: float = 0.0
+    """The reply is to stop, too, where the annotator's next click would gain less IoU than this."""
+    cheap: int = 0
+    """Distorted masks a scene in the stage `click`."""
     look_steps: int = 2_500
     easy_steps: int = 800
     click_steps: int = 8_700
@@ -62,6 +71,8 @@ class ClickArgs(CommonArgs):
     lessons: int = 10
     """Scenes a step; 1.6 times as many in the stage `look`, and half as many in the last, which asks more of each."""
     image_size: int = 128
+    tokens: int = 0
+    """Image tokens along a side; a base with fewer is refined. 0: those of the base."""
     width: int = 128
     vision_layers: int = 2
     text_layers: int = 4

@@ -19,7 +19,7 @@ from agents.training.click_examples import ClickExample
 from experiments.common.config import RunError
 from experiments.common.trainer import Trainer
 from experiments.sft.config import VISION_STAGE
-from segenv.types import Click, Task
+from segenv.types import Action, Task
 
 VISION_RATE = 2.0  # the learning rate of the vision tower, in units of the rest's
 
@@ -40,13 +40,13 @@ class LazyExamples(Dataset):
 
 @dataclass(frozen=True, eq=False)
 class EvalState:
-    """A held-out task with a mask and the clicks that led there, as a picture and a prompt."""
+    """A held-out task with a mask, as a picture and a prompt, and the correct action where others may be, too."""
 
     task: Task
     picture: np.ndarray
     prompt: str
     mask: np.ndarray
-    clicks: tuple[Click, ...] = ()
+    action: Action | None = None
 
 
 class TinyTrainer(Trainer):

@@ -8,9 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import agents
 from agents import tiny
 from agents.backends.transformers import SeededSample, TransformersBackend, chat, encode, load
-from segenv import render
+from segenv import render, tools
+from segenv.data.synthetic.scenes import Synthetic
+from segenv.mdp import SegMDP
 
 torch.set_num_threads(1)
 SMALL = {"image_size": 32, "width": 32, "vision_layers": 1, "text_layers": 2, "heads": 2}
@@ -194,3 +197,26 @@ def test_unequal_lists_and_a_negative_temperature_are_refused(backend, images):
         backend.generate(images[:2], PROMPTS[:1], [0, 1])
     with pytest.raises(ValueError, match="temperature is -1"):
         backend.generate(images[:1], PROMPTS[:1], [0], temperature=-1)
+
+
+def test_a_refined_model_has_four_times_the_tokens_and_its_features_between_them():
+    model, processor = tiny.build(seed=2, image_size=64)
+    finer, fine_processor = tiny.refine(model, processor)
+    towers = [one.model.vision_tower for one in (model, finer)]
+    one = other = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for stage, fine_stage in zip(*(tower.stages for tower in towers), strict=True):
+            one, other = stage(one), fine_stage(other)
+        torch.testing.assert_close(other[:, :, ::2, ::2], one)
+        assert [tower(torch.zeros(1, 3, 64, 64)).last_hidden_state.shape[1] for tower in towers] == [16, 64]
+    assert (fine_processor.patch_size, finer.config.image_seq_length, model.config.image_seq_length) == (8, 64, 16)
+
+
+def test_a_refined_model_is_read_again(tmp_path):
+    finer, processor = tiny.refine(*tiny.build(seed=2, image_size=64))
+    finer.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    agent, mdp = agents.make(f"mllm:{tmp_path}"), SegMDP(tools.make("disc"))
+    seen = mdp.observation(mdp.initial(Synthetic("val").load(0)))
+    assert len(agent.act([seen], [0])) == 1
+    assert agent.backend.model.config.vision_config.strides == [2, 2, 2, 1]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+import agents
 from agents import tiny
 from agents.backends.transformers import TransformersBackend, chat, encode
 from agents.mllm import MllmAgent
@@ -25,7 +26,7 @@ from agents.training.click_examples import (
     SHAPE_NAMES,
     ClickExamples,
     Mixture,
-    annotator_states,
+    Rollout,
     correct_action,
     distorted_mask,
     leading_digits,
@@ -47,7 +48,7 @@ CODEC = codec.make("segagent")
 
 @pytest.fixture(scope="module")
 def examples():
-    return ClickExamples(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3)
+    return ClickExamples(MIXED, Rollout(tools.make("disc")), image_size=64, grid=4, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,10 @@ def pair():
 
 @pytest.mark.parametrize("i", range(6))
 def test_an_example_depends_on_its_number_alone(examples, i):
-    one, other = examples[i], ClickExamples(MIXED, tools.make("disc"), image_size=64, grid=4, seed=3, window=400)[i]
+    one, other = (
+        examples[i],
+        ClickExamples(MIXED, Rollout(tools.make("disc")), image_size=64, grid=4, seed=3, window=400)[i],
+    )
     assert np.array_equal(one.pictures, other.pictures)
     assert [q.reply for q in one.questions] == [q.reply for q in other.questions]
     assert not np.array_equal(one.pictures[0], examples[i + 6].pictures[0])
@@ -130,16 +134,40 @@ def test_the_table_names_colour_shape_and_first_click_of_each_object(examples):
         assert table[k + 1, -4:].tolist() == [*leading_digits(row), *leading_digits(column)]
 
 
-def test_played_states_are_what_the_tool_makes_of_their_clicks():
+def test_played_states_are_what_the_tool_makes_of_the_correct_actions():
     task, tool = Synthetic("val").load(4), tools.make("disc")
-    states = annotator_states(tool, task, 0.9)
-    assert [len(clicks) for _, _, clicks in states] == list(range(1, len(states) + 1))
+    states = Rollout(tool).states(task, np.random.default_rng(0))
+    assert len(states) == 4
     mdp = SegMDP(tool)
-    for _, mask, clicks in states:
-        state = mdp.initial(task)
-        for click in clicks:
-            state = mdp.transition([state], [click])[0]
-        assert np.array_equal(state.mask, mask)
+    state, action = mdp.initial(task), correct_action(task, np.zeros(task.target.shape, bool), (), 0.9)
+    for _, mask, best in states:
+        (state,) = mdp.transition([state], [action])
+        action = correct_action(task, state.mask, state.clicks, 0.9)
+        assert np.array_equal(state.mask, mask) and best == action
+
+
+def test_a_policy_is_corrected_where_it_went():
+    """Its clicks make other masks than the annotator's, each with the annotator's action; it never gives up early."""
+    task, tool = Synthetic("val").load(4), tools.make("disc")
+    states = Rollout(tool, agents.make("random"), steps=6, share=0.0).states(task, np.random.default_rng(0))
+    assert len(states) == 6
+    annotated = Rollout(tool, steps=6).states(task, np.random.default_rng(0))
+    assert not np.array_equal(states[-1][1], annotated[-1][1])
+    again = Rollout(tool, agents.make("random"), steps=6, share=0.0).states(task, np.random.default_rng(0))
+    assert all(
+        np.array_equal(one[1], other[1]) and one[2] == other[2] for one, other in zip(states, again, strict=True)
+    )
+
+
+def test_the_reply_is_to_stop_where_the_tool_is_saturated():
+    task, tool = Synthetic("val").load(4), tools.make("disc")
+    gains = [
+        metrics.iou(task.target, mask) for _, mask, _ in Rollout(tool, steps=7).states(task, np.random.default_rng(0))
+    ]
+    limit = float(np.diff(gains).min()) + 1e-6
+    states = Rollout(tool, steps=7, stop_gain=limit).states(task, np.random.default_rng(0))
+    assert len(states) < len(gains) and states[-1][2] == Stop()
+    assert all(isinstance(best, Click) for _, _, best in states[:-1])
 
 
 @given(st.integers(0, 10_000))
@@ -313,7 +341,7 @@ def test_a_first_click_that_is_negative_is_not_in_the_object(tmp_path, monkeypat
     for positive, expected in ((True, 1.0), (False, 0.0)):
         replies = []
         for state in trainer.held_out:
-            best = correct_action(state.task, state.mask, (), 0.9)
+            best = state.action or correct_action(state.task, state.mask, (), 0.9)
             assert isinstance(best, Click)
             replies.append(CODEC.format(replace(best, positive=positive), state.task))
         monkeypatch.setattr(TransformersBackend, "generate", lambda *_, texts=replies: texts)
