@@ -75,6 +75,9 @@ class MllmAgent(Agent):
             )
         size = next((size for size in (image_size, sent, declared.get("image_size")) if size is not None), None)
         self.backend.image_size = size if size is None or isinstance(size, int) else tuple(size)
+        if isinstance(self.codec, Codec) and self.codec.points.resized:
+            self.backend.seen_size(448, 448)  # a processor that does not tell is refused here
+            self.codec = self.codec.seen_at(self.backend.seen_size)
         self.temperature = temperature
         self.proposal_temperature = proposal_temperature
 

@@ -53,6 +53,7 @@ class TransformersBackend:
         self.seconds = 0.0
         self.tokens = {"prompt": 0, "reply": 0}
         self.replies: list[Reply] = []
+        self._seen: dict[tuple[int, int], tuple[int, int]] = {}  # sizes that the processor makes
 
     @cached_property
     def fingerprint(self) -> str:
@@ -62,6 +63,22 @@ class TransformersBackend:
     def sent(self, image: np.ndarray) -> np.ndarray:
         """The image, uint8 [H, W, 3], as it is sent: resized to `image_size`."""
         return render.resized(image, self.image_size)
+
+    def seen_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height, in pixels, at which the model sees an image of `width` x `height`: after `sent`, and what
+        the checkpoint's own processor makes of that. Raises ValueError where the processor does not tell."""
+        if (width, height) not in self._seen:
+            picture = self.sent(np.zeros((height, width, 3), np.uint8))
+            made = self.processor.image_processor([Image.fromarray(picture)], return_tensors="np")
+            if "image_grid_thw" not in made:
+                raise ValueError(
+                    f"{type(self.processor.image_processor).__name__} does not tell the size at which the model "
+                    "sees an image, in whose pixels this codec counts; name a codec of normalised coordinates"
+                )
+            _, rows, columns = np.asarray(made["image_grid_thw"])[0].tolist()
+            patch = self.processor.image_processor.patch_size
+            self._seen[width, height] = columns * patch, rows * patch
+        return self._seen[width, height]
 
     @torch.inference_mode()
     def generate(

@@ -1,7 +1,11 @@
 """A codec writes the prompt, parses the reply and formats an action: one way to write actions as text."""
 
+from __future__ import annotations
+
+import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from segenv.codec.frames import Frame, Scene
 from segenv.codec.grammars import FINISH, IOU, UNDO, Grammar, lowered, sign_of
@@ -39,6 +43,15 @@ class Codec:
         self.boxes = boxes
         self.grammar = grammar
         self.template = PROMPTS[prompt]
+
+    def seen_at(self, size: Callable[[int, int], tuple[int, int]]) -> Codec:
+        """The codec of a model that sees images of a width and height at `size(width, height)`: numbers that are pixels
+        of a resized image count in that one."""
+        seen = copy.copy(self)
+        seen.points, seen.boxes = (
+            replace(frame, extent=size) if frame.resized else frame for frame in (self.points, self.boxes)
+        )
+        return seen
 
     def prompt(self, task: Scene) -> str:
         """Build the text beside the picture: object, actions, and why the last one was not carried out."""

@@ -32,8 +32,8 @@ def image_size(width: int, height: int) -> tuple[int, int]:
 
 
 def qwen_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height to which Qwen2.5-VL's processor resizes an image: multiples of 28, with 3,136 to 12,845,056
-    pixels in all. Whoever sends the image must leave the processor's limits as they are."""
+    """Width and height to which Qwen2.5-VL's processor resizes an image where nobody has changed its limits: multiples
+    of 28, with 3,136 to 12,845,056 pixels in all. An agent puts the size that it measures in the place of this one."""
     w, h = round(width / 28) * 28, round(height / 28) * 28
     if w * h > 12_845_056:
         shrink = sqrt(width * height / 12_845_056)
@@ -52,6 +52,11 @@ class Frame:
     extent: int | Callable[[int, int], tuple[int, int]]
     order: str = "xy"
     decimals: int = 0
+
+    @property
+    def resized(self) -> bool:
+        """Whether the numbers are pixels of a resized image, whose size follows from the model that sees it."""
+        return callable(self.extent) and self.extent is not image_size
 
     def extents(self, scene: Scene) -> tuple[int, int]:
         """Numbers of the right and the lower edge of the image."""

@@ -234,3 +234,27 @@ def test_the_codec_of_qwen2_5_vl_counts_the_pixels_that_its_processor_makes(heig
     inputs = made_models.qwen_pictures(14)([Image.new("RGB", (width, height))], return_tensors="pt")
     _, rows, columns = inputs["image_grid_thw"][0].tolist()
     assert (14 * columns, 14 * rows) == qwen_size(width, height)
+
+
+@pytest.mark.parametrize("size", ["", "#448", "#300x500"])
+@pytest.mark.parametrize("shape", [(720, 1280), (90, 60)])
+def test_pixels_of_a_resized_image_are_those_that_the_model_sees(shape, size, tmp_path):
+    """Whatever limits its processor has, and whatever size is sent: the middle of what it sees is the middle."""
+    made_models.save("qwen2.5-vl", tmp_path)
+    file = tmp_path / "processor_config.json"
+    config = json.loads(file.read_text())
+    config["image_processor"]["size"] = {"shortest_edge": 3136, "longest_edge": 256 * 28 * 28}
+    file.write_text(json.dumps(config))
+    agent, mdp = agents.make(f"mllm:{tmp_path}{size}", codec="qwen2.5-vl"), SegMDP(make_tool("disc"))
+    seen = mdp.observation(mdp.initial(disc_task(*shape, 20, 20, 9)))
+    picture = Image.fromarray(agent.picture(seen))
+    _, rows, columns = agent.backend.processor.image_processor([picture], return_tensors="np")["image_grid_thw"][0]
+    reply = f'{{"point_2d": [{14 * columns // 2}, {14 * rows // 2}], "label": "positive"}}'
+    click = agent.codec.parse(reply, seen)
+    assert abs(click.x - shape[1] / 2) <= 2 and abs(click.y - shape[0] / 2) <= 2
+    assert f"0..{14 * columns}, 0..{14 * rows}" in agent.prompt(seen)
+
+
+def test_a_codec_of_pixels_that_no_processor_tells_is_refused():
+    with pytest.raises(ValueError, match="does not tell the size at which the model sees an image.*normalised"):
+        agents.make("mllm", codec="qwen2.5-vl")
