@@ -92,21 +92,25 @@ def load(path: Path) -> Study:
     done = next((stage for stage in STAGES if (path / f"{stage}.DONE").is_file()), None)
     if done is None or not (path / "manifest.json").is_file():
         raise RunError(f"{path} is not finished: none of {', '.join(STAGES)} is DONE there; resume it first")
-    config, about = (yaml.safe_load((path / name).read_text()) for name in ("config.yaml", "manifest.json"))
+    config, about = (
+        yaml.safe_load((path / name).read_text(encoding="utf-8")) for name in ("config.yaml", "manifest.json")
+    )
     command = done
     if done == "ablation":
         command = "polygon_ablation" if "vary" in config else "star" if "ablation_seeds" in config else "gspo"
     for name in ("ablation.md", "table.md"):
         if (path / name).is_file():
-            blocks = hidden((path / name).read_text()).strip().split("\n\n")
+            blocks = hidden((path / name).read_text(encoding="utf-8")).strip().split("\n\n")
             return Study(_made(command, about), [], [block for block in blocks if block.startswith("|")])
     kind = config.get("task", "segment") if done == "evaluate" else done
-    return Study(_made(command, about), list(_rows(kind, json.loads((path / "metrics.json").read_text()))))
+    return Study(
+        _made(command, about), list(_rows(kind, json.loads((path / "metrics.json").read_text(encoding="utf-8"))))
+    )
 
 
 def _load_json(path: Path) -> Study:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         kind = "ceiling" if isinstance(content, list) else "compare" if "names" in content else "inputs"
         flags = content["protocol"] if kind == "inputs" else {}
         words = [f"--{key} {hidden(str(flags[key]))}" for key in ("data", "tool", "limit") if key in flags]
@@ -219,7 +223,7 @@ def run(args: Args) -> str:
     if not args.runs or not re.fullmatch(r"[\w-]+", args.name):
         raise RunError(f"expected one or more runs and a --name of letters, digits and hyphens; got {args.name!r}")
     path = args.out / f"{args.name}.md"
-    before = path.read_text() if path.exists() else ""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
     hand = {name: re.search(rf"<!-- {name} -->\n(.*?)\n<!-- end of {name} -->", before, re.DOTALL) for name in HAND}
     if before and None in hand.values():
         raise RunError(

@@ -243,7 +243,7 @@ def _data_of_run(file: Path) -> str:
     """Data spec of the run that wrote `file`."""
     for parent in list(file.resolve().parents)[:2]:
         if (parent / "config.yaml").is_file():
-            return yaml.safe_load((parent / "config.yaml").read_text())["data"]
+            return yaml.safe_load((parent / "config.yaml").read_text(encoding="utf-8"))["data"]
     raise RunError(f"no config.yaml beside or above {file}, so its data is not known; say what was played with --data")
 
 
@@ -304,6 +304,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], dict[str, Any]]]] = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
+    cli.use_plain_characters()
     argv = list(sys.argv[1:] if argv is None else argv)
     name = argv[0] if argv else ""
     if name not in COMMANDS:

@@ -123,11 +123,11 @@ class Training:
         processes.wait_for_everyone()
         del model, trainer
         gc.collect()  # the trainer refers to itself: until it is collected, a large model keeps its memory
-        return json.loads((self.out / self.summary).read_text())
+        return json.loads((self.out / self.summary).read_text(encoding="utf-8"))
 
     def _check(self, file: Path) -> dict[str, Any]:
         """The summary in `file`; FileExistsError where it has another training's id."""
-        found = json.loads(file.read_text()) if file.is_file() else {}
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         if found.get("plan") != self.training_id:
             raise FileExistsError(
                 f"{file.parent} does not come from this training ({self.training_id}); remove it, or choose another "
@@ -212,7 +212,7 @@ def last_state(state: Path) -> Path | None:
     complete = {}
     for folder in state.glob("checkpoint-*"):
         try:  # the trainer writes this file last
-            complete[json.loads((folder / "trainer_state.json").read_text())["global_step"]] = folder
+            complete[json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]] = folder
         except (OSError, ValueError, KeyError):
             shutil.rmtree(folder)
     return complete[max(complete)] if complete else None

@@ -8,6 +8,8 @@ main = partial(cli.main, "evaluate", Args, show, __doc__)
 with cli.open_run(args, RESUMABLE) as folder, cli.progress(len(ids), "episode", done=len(have)) as bar: ...
 """
 
+import codecs
+import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +25,23 @@ from segenv.types import SegenvError
 
 Config = TypeVar("Config")
 EXPECTED = (SegenvError, FileExistsError)  # errors whose message says enough
+PLAIN = {
+    **{"–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "·": ".", "±": "+/-", "≤": "<=", "≥": ">=", "→": "->"},
+    **{"←": "<-", "Δ": "d", "∪": "u", "Σ": "sum ", "²": "^2", "’": "'", "‘": "'", "“": '"', "”": '"'},
+}
+
+
+def use_plain_characters() -> None:
+    """Let stdout and stderr show ASCII in place of characters that their encoding lacks, so that no print fails."""
+
+    def plain(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        return "".join(PLAIN.get(one, "?") for one in error.object[error.start : error.end]), error.end
+
+    codecs.register_error("segenv.plain", plain)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="segenv.plain")
 
 
 def main(
@@ -39,6 +58,7 @@ def main(
     `show` runs the command and returns the text to print; None prints nothing, no line about the report either. Where
     `kind` has fields `out` and `resume`, `out` is by default `runs/FOLDER-DATE`; `folder` is `command` where not given.
     """
+    use_plain_characters()
     args: Any = None
     try:
         args = parse_args(kind, argv, description)

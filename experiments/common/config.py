@@ -38,7 +38,7 @@ def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
     """The settings of the run in `path` as a dataclass of type `kind`; RunError names what does not fit."""
     file = Path(path) / "config.yaml"
     try:
-        loaded = yaml.safe_load(file.read_text())
+        loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(
             f"--resume {path}: no config.yaml there, so no run to go on with; start one with --out {path}"

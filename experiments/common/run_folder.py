@@ -114,7 +114,7 @@ class RunFolder:
     def read_json(self, name: str) -> Any:
         """The content of the file `name`, or None where it does not exist."""
         path = self / name
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def keep_manifest(self, about: dict[str, Any]) -> dict[str, Any]:
         """Write `about` (of `manifest`) as manifest.json at the start of a run. When the run is resumed, compare with

@@ -107,7 +107,7 @@ def _training(args: Args, arm: Arm) -> dict[str, Any]:
     base = checkpoint(arm.settings["agent"]) if "agent" in arm.settings else None
     if base is None or not Path(base, "config.json").is_file():
         return dict(arm.train)
-    declared = json.loads(Path(base, "config.json").read_text()).get("segenv") or {}
+    declared = json.loads(Path(base, "config.json").read_text(encoding="utf-8")).get("segenv") or {}
     return {**arm.train, "max_tokens": max(args.train.max_tokens, declared.get("max_new_tokens", 0))}
 
 

@@ -31,7 +31,9 @@ def mode(argv: Sequence[str]) -> str:
     parser.add_argument("--resume", nargs="?")
     flags, _ = parser.parse_known_args(argv)
     config = Path(flags.resume or "") / "config.yaml"
-    saved: dict[str, Any] = (yaml.safe_load(config.read_text()) or {}) if flags.resume and config.is_file() else {}
+    saved: dict[str, Any] = (
+        (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if flags.resume and config.is_file() else {}
+    )
     return str(flags.mode or saved.get("mode", "clicks"))
 
 
