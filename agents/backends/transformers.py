@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from agents.backends.processors import processor_of
 from agents.tiny import vision_tower  # noqa: F401  # its import makes the embedded model's tower known to the Auto classes
 from segenv import render
-from segenv.checkpoints import no_loading_bars, weights_hash
+from segenv.checkpoints import check_words, is_local, load_pretrained, reading, weights_hash
 
+WHAT = "image-text-to-text checkpoint"
 Checkpoint = str | Path | tuple[Any, Any]  # a name or folder, or a model with its processor
 
 
@@ -54,6 +55,8 @@ class TransformersBackend:
         self.tokens = {"prompt": 0, "reply": 0}
         self.replies: list[Reply] = []
         self._seen: dict[tuple[int, int], tuple[int, int]] = {}  # sizes that the processor makes
+        if not isinstance(source, tuple):
+            self._try(source)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -121,6 +124,16 @@ class TransformersBackend:
         self.replies += [Reply(len(ids), sum(row[: len(ids) + 1])) for ids, row in zip(replies, taken, strict=True)]
         # special tokens stay: in several families they are the grammar of points and boxes
         return self.processor.batch_decode(replies, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _try(self, source: str | Path) -> None:
+        """Raise `CheckpointError` where the model cannot answer: settings that loading does not need may be wrong."""
+        length, self.max_new_tokens = self.max_new_tokens, 1
+        with reading(source, WHAT):
+            self.generate([np.full((64, 64, 3), 127, np.uint8)], ["mask"], [0])
+            if not np.isfinite(self.replies[0].log_probability):
+                raise ValueError("its answer has a probability that is no number")
+        self.max_new_tokens, self.seconds, self.replies = length, 0.0, []
+        self.tokens = {"prompt": 0, "reply": 0}
 
     def _plain_greedy(self) -> GenerationConfig:
         """A greedy configuration, whatever the checkpoint suggests; `SeededSample` makes it sample."""
@@ -194,23 +207,58 @@ class SeededSample(LogitsProcessor):
 
 
 def load(source: Checkpoint, dtype: str = "auto", trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The model and processor of a name or folder, or the pair itself; FileNotFoundError where there is none."""
+    """The model and processor of a name or folder, or the pair itself; CheckpointError where there is none that is
+    whole."""
     if isinstance(source, tuple):
         return source
-    try:
-        with no_loading_bars():
-            model = AutoModelForImageTextToText.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-            )
+    model = load_pretrained(AutoModelForImageTextToText, source, WHAT, dtype=dtype, trust_remote_code=trust_remote_code)
+    with reading(source, WHAT):
         processor = processor_of(source, model.config, trust_remote_code)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"no image-text-to-text checkpoint at {str(source)!r}: expected a folder written by save_pretrained, or a "
-            f"name on the Hugging Face hub that this machine can reach ({error})"
-        ) from error
-    if processor.tokenizer.pad_token is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        if processor.tokenizer.pad_token is None:
+            processor.tokenizer.pad_token = processor.tokenizer.eos_token
+        _check(model, processor)
     return model, processor
+
+
+def stored_dtype(source: str | Path) -> torch.dtype | None:
+    """The type in which a checkpoint's weights are stored, as its configuration says."""
+    with reading(source, WHAT):
+        stored = AutoConfig.from_pretrained(source, local_files_only=is_local(source)).dtype
+    return getattr(torch, stored) if isinstance(stored, str) else stored
+
+
+def _check(model: Any, processor: Any) -> None:
+    """Raise ValueError where the processor cannot ask about a picture, makes what is no input of the model, or the
+    `segenv` entry of the configuration declares what no agent can do."""
+    check_words(processor.tokenizer)
+    inputs = encode(processor, [chat(processor, "mask")[0]], [np.full((64, 64, 3), 127, np.uint8)])
+    if bad := [name for name, one in inputs.items() if torch.is_floating_point(one) and not one.isfinite().all()]:
+        raise ValueError(f"the processor makes {bad[0]} of a picture that is not finite; see image_mean and image_std")
+    ids, config = inputs["input_ids"].unique().tolist(), model.config
+    image = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    if image is not None and image not in ids:
+        raise ValueError(
+            f"the image is token {image} in config.json, and the processor writes none in a prompt with one"
+        )
+    rows = model.get_input_embeddings().num_embeddings
+    if (top := max(one for one in ids if one != image)) >= rows:
+        raise ValueError(f"the tokenizer writes token {top}, and the model has {rows}: it is of another model")
+    declared = getattr(config, "segenv", None) or {}
+    if not isinstance(declared, dict):
+        raise ValueError(f"segenv in config.json is {declared!r}; expected an object with names")
+    sides = declared.get("image_size")
+    for name, value, limit in (
+        *(
+            ("image_size", side, 1 << 14)
+            for side in (sides if isinstance(sides, list) and len(sides) == 2 else [sides])
+        ),
+        ("max_new_tokens", declared.get("max_new_tokens"), 1 << 20),
+    ):
+        if value is not None and (type(value) is not int or not 0 < value <= limit):
+            raise ValueError(f"segenv.{name} in config.json is {value!r}; expected a number in 1..{limit}")
+    for name in ("codec", "prompt"):
+        if not isinstance(declared.get(name, ""), str):
+            raise ValueError(f"segenv.{name} in config.json is {declared[name]!r}; expected a name")
 
 
 def chat(processor: Any, prompt: str, reply: str | None = None) -> tuple[str, str]:

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -14,15 +15,16 @@ from typing import Any, TypeVar
 
 import torch
 import yaml
-from transformers import AutoConfig, PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback
 from transformers.training_args import TrainingArguments
 
 from agents import tiny
-from agents.backends.transformers import load
-from segenv.checkpoints import no_loading_bars
+from agents.backends.transformers import load, stored_dtype
+from segenv.checkpoints import CheckpointError, check_tensors, load_pretrained, no_loading_bars, read_weights
 from segenv.files import folder_hash, write_atomic
 
+ADAPTERS = "adapter_model.safetensors"
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
@@ -33,9 +35,13 @@ class ResumesWhole(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         if isinstance(self.model, PreTrainedModel):
-            written = type(self.model).from_pretrained(resume_from_checkpoint, dtype=self.model.dtype)
+            written = load_pretrained(type(self.model), resume_from_checkpoint, "state", dtype=self.model.dtype)
             self.model.load_state_dict(written.state_dict())
         else:
+            from peft import get_peft_model_state_dict
+
+            file, own = Path(resume_from_checkpoint) / ADAPTERS, get_peft_model_state_dict(self.model)
+            check_tensors(read_weights(file), own, file, "the adapters")  # peft passes over those that are missing
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
@@ -99,12 +105,12 @@ class Training:
             if processes.is_main_process:
                 shutil.rmtree(self.state, ignore_errors=True)  # of a kill between the last two steps
             return found
-        if processes.is_main_process:
-            self._begin()
-        processes.wait_for_everyone()
         began = time.perf_counter()
         dtype = "bfloat16" if self.options.bf16 and self.options.lora else "float32"
         model, processor = tiny.build(self.options.seed) if self.base is None else load(self.base, dtype)
+        if processes.is_main_process:
+            self._begin()
+        processes.wait_for_everyone()
         if not torch.cuda.is_available():
             model.set_attn_implementation("eager")  # on a CPU, fused attention is the slower one backwards
         declared = {**(getattr(model.config, "segenv", None) or {}), **self.declare}
@@ -112,6 +118,8 @@ class Training:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(MetricBar(metric))
         last = last_state(self.state)
+        if last is not None:
+            check_state(last)
         with no_loading_bars():
             trainer.train(resume_from_checkpoint=None if last is None else str(last))
         if processes.is_main_process:
@@ -148,8 +156,7 @@ class Training:
         trained: Any = trainer.accelerator.unwrap_model(trainer.model)
         trained = trained.merge_and_unload() if self.options.lora else trained
         if self.options.bf16 and self.base is not None:
-            stored = AutoConfig.from_pretrained(self.base).dtype
-            return trained.to(torch.bfloat16) if stored in (torch.bfloat16, "bfloat16") else trained
+            return trained.to(torch.bfloat16) if stored_dtype(self.base) == torch.bfloat16 else trained
         return trained
 
 
@@ -205,6 +212,20 @@ def adapters(rank: int) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def check_state(folder: Path) -> None:
+    """Raise `CheckpointError` where what the trainer's checkpoint `folder` holds beside weights is damaged."""
+    try:
+        for file in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
+            with zipfile.ZipFile(file) as archive:
+                if (bad := archive.testzip()) is not None:
+                    raise CheckpointError(f"{file} is damaged at {bad}")
+    except (CheckpointError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"the state {folder} cannot be resumed from: {error}; remove the folder to go on from an earlier state, or "
+            "from the start"
+        ) from error
 
 
 def last_state(state: Path) -> Path | None:

@@ -16,6 +16,7 @@ from experiments.common import cli
 from experiments.common.config import RunError, plain
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from segenv import codec
+from segenv.checkpoints import check_words, is_local, reading
 from segenv.codec.polygons import DIALECTS, PolygonCodec
 from segenv.data.trajectories.export import export
 from segenv.types import BadItem
@@ -67,10 +68,10 @@ def _token_counter(name: str | None) -> Any:
 
     from agents.mllm import EMBEDDED
 
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(name or EMBEDDED)
-    except (OSError, ValueError) as error:
-        raise RunError(f"--tokenizer {name!r} cannot be loaded: {error}") from error
+    source = name or EMBEDDED
+    with reading(source, "tokenizer"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=is_local(source))
+        check_words(tokenizer)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForZeroShotObjectDetection, AutoProcessor
 
-from segenv.checkpoints import no_loading_bars, weights_hash
+from segenv.checkpoints import check_words, is_local, load_pretrained, reading, weights_hash
 from segenv.types import Box, ToolError
 
 GROUNDED = ("grounding-dino", "mm-grounding-dino")  # these read one caption, and score each of its tokens
@@ -53,15 +53,11 @@ class Detector:
         self.spec = str(name_or_path)
         self.box_threshold, self.text_threshold = box_threshold, text_threshold
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            with no_loading_bars():
-                self.model = AutoModelForZeroShotObjectDetection.from_pretrained(name_or_path, use_safetensors=True)
-            self.processor: Any = AutoProcessor.from_pretrained(name_or_path)
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f"no zero-shot object detection checkpoint at {self.spec!r}: expected a folder written by "
-                f"save_pretrained, or a name on the Hugging Face hub that this machine can reach ({error})"
-            ) from error
+        what = "zero-shot object detection checkpoint"
+        self.model = load_pretrained(AutoModelForZeroShotObjectDetection, name_or_path, what)
+        with reading(name_or_path, what):
+            self.processor: Any = AutoProcessor.from_pretrained(name_or_path, local_files_only=is_local(name_or_path))
+            self._check_processor()
         self.model.to(self.device, torch.float32).eval()
         config = self.model.config
         self.grounded = config.model_type in GROUNDED
@@ -69,6 +65,17 @@ class Detector:
         limits = getattr(config, "max_text_len", None), getattr(text, "max_position_embeddings", None)
         self.max_tokens = min((limit for limit in limits if limit), default=10**9)  # of a caption, or of each phrase
         self.seconds = 0.0
+
+    def _check_processor(self) -> None:
+        """Raise ValueError where the processor makes of a picture and a phrase what is no input of the model."""
+        check_words(self.processor.tokenizer)
+        picture = Image.fromarray(np.full((64, 64, 3), 127, np.uint8))
+        inputs = self.processor(images=picture, text="cat.", return_tensors="pt")
+        if not inputs["pixel_values"].isfinite().all():
+            raise ValueError("the processor makes pixels that are not finite; see image_mean and image_std")
+        rows = getattr(getattr(self.model.config, "text_config", None), "vocab_size", None)
+        if rows is not None and int(inputs["input_ids"].max()) >= rows:
+            raise ValueError(f"the tokenizer has tokens beyond the {rows} of the model: it is of another model")
 
     @property
     def fingerprint(self) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import cv2
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import PARAM_LIST, AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
@@ -26,6 +26,7 @@ from experiments.common.cli import open_run
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, disk_errors, manifest
 from search.executors import start_worker
+from segenv.checkpoints import AGAIN, put_weights, read_weights
 from segenv.data.synthetic.scenes import Synthetic
 
 STATE = "state.safetensors"
@@ -186,18 +187,24 @@ class Trainer:
             os.replace(folder / "state.tmp", folder / STATE)
 
     def load(self, folder: Path) -> None:
-        """Resume from `save`; RunError where another version wrote the state under other names."""
+        """Resume from `save`; RunError where another version wrote the state under other names, and CheckpointError
+        where it is damaged."""
+        tensors = read_weights(folder / STATE)
         with safe_open(folder / STATE, "pt") as file:
-            written = file.metadata()
-        tensors = load_file(folder / STATE)
+            about = file.metadata() or {}
         optimiser = {name: tensors.pop(name) for name in list(tensors) if name.startswith("optimiser.")}
         if missing := sorted(self._parts().state_dict().keys() - tensors.keys()):
             raise RunError(
                 f"{folder / STATE} has no {missing[0]!r}, as another version of segenv wrote it; finish that run with "
                 "the version that began it, or start another with --out"
             )
-        self.restore(json.loads(written["state"]) if "state" in written else {"step": int(written["step"])})
-        self._parts().load_state_dict(tensors)
+        try:
+            state = json.loads(about["state"]) if "state" in about else {"step": int(about["step"])}
+            at = {name: state[name] for name in self.saved}
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{folder / STATE} does not say where its training was ({error!r}); {AGAIN}") from error
+        self.restore(at)
+        put_weights(self._parts(), tensors, folder / STATE, "the training")
         for name, value in optimiser.items():
             _, key, parameter = name.split(".", 2)
             device = "cpu" if key == "step" else self.device

@@ -164,13 +164,11 @@ class Run:
 
 def export(trained: Path, out: Path, base: str | Path | None) -> None:
     """Move a trained checkpoint to `out`, in float16 where `base` is stored so; the model that is kept is measured."""
-    from transformers import AutoConfig
-
-    from agents.backends.transformers import load
+    from agents.backends.transformers import load, stored_dtype
     from agents.training.sft import SUMMARY
     from segenv.checkpoints import no_loading_bars
 
-    if base is None or AutoConfig.from_pretrained(base).dtype != torch.float16:
+    if base is None or stored_dtype(base) != torch.float16:
         os.replace(trained, out)
         return
     beside = out.with_name(f"{out.name}.tmp")

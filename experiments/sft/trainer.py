@@ -19,6 +19,7 @@ from agents.training.click_examples import ClickExample
 from experiments.common.config import RunError
 from experiments.common.trainer import Trainer
 from experiments.sft.config import VISION_STAGE
+from segenv.checkpoints import CheckpointError
 from segenv.types import Action, Task
 
 VISION_RATE = 2.0  # the learning rate of the vision tower, in units of the rest's
@@ -132,9 +133,14 @@ def tiny_checkpoint(base: str) -> tuple[Any, Any, int]:
     """The model in float32 and the processor of a tiny checkpoint by folder or name, and the side of its images."""
     try:
         model, processor = load(parse(base)[0] or EMBEDDED, "float32")
-        kind, side = model.config.vision_config.model_type, int(model.config.segenv["image_size"][0])
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, CheckpointError) as error:
         raise RunError(f"cannot start from --base {base!r}: {error}") from error
+    kind = getattr(getattr(model.config, "vision_config", None), "model_type", None)
     if kind != VisionTowerConfig.model_type:
         raise RunError(f"base {base!r} is no tiny model; for other checkpoints train with agents.training.sft")
-    return model, processor, side
+    side = (getattr(model.config, "segenv", None) or {}).get("image_size")
+    if not isinstance(side, list) or len(set(side)) != 1:
+        raise RunError(
+            f"base {base!r} declares images of {side!r}; expected segenv.image_size [SIDE, SIDE] in config.json"
+        )
+    return model, processor, side[0]

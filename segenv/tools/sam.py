@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segenv.checkpoints import no_loading_bars, weights_hash
+from segenv.checkpoints import CheckpointError, is_local, load_pretrained, reading, weights_hash
 from segenv.metrics import box_of
 from segenv.tools.base import SegTool
 from segenv.tools.cache import Encoding, EncodingCache
@@ -357,26 +357,12 @@ def _load(source: str, dtype: torch.dtype) -> Any:
             f"sam: the embedded weights are missing from {EMBEDDED}; install segenv with its package data, or name a "
             "checkpoint: sam:NAME_OR_PATH"
         )
-    try:
-        config, _ = transformers.PreTrainedConfig.get_config_dict(source)
+    with reading(source, "SAM checkpoint"):
+        config, _ = transformers.PreTrainedConfig.get_config_dict(source, local_files_only=is_local(source))
         kind = config.get("model_type")
-        if kind not in MODELS:
-            raise ToolError(f"sam:{source}: model_type is {kind!r}; expected one of {', '.join(MODELS)}")
-        model_class = getattr(transformers, MODELS[kind][0])
-        with no_loading_bars():
-            model, report = model_class.from_pretrained(
-                source, dtype=dtype, use_safetensors=True, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ToolError(
-            f"sam:{source}: cannot be loaded: {error} (expected a folder or a name on the Hugging Face Hub with "
-            "config.json and model.safetensors)"
-        ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise ToolError(
-            f"sam:{source}: the checkpoint lacks {len(missing)} weights of {model_class.__name__}: {missing[:3]} …"
-        )
-    return model
+    if not isinstance(kind, str) or kind not in MODELS:
+        raise CheckpointError(f"sam:{source}: model_type is {kind!r}; expected one of {', '.join(MODELS)}")
+    return load_pretrained(getattr(transformers, MODELS[kind][0]), source, "SAM checkpoint", dtype=dtype)
 
 
 def _normalisation(source: str) -> tuple[Sequence[float], Sequence[float]]:
@@ -384,7 +370,20 @@ def _normalisation(source: str) -> tuple[Sequence[float], Sequence[float]]:
     from transformers.image_processing_base import ImageProcessingMixin
 
     try:
-        facts, _ = ImageProcessingMixin.get_image_processor_dict(source)
+        facts, _ = ImageProcessingMixin.get_image_processor_dict(source, local_files_only=is_local(source))
     except OSError:
         return MEAN, STD
-    return tuple(facts.get("image_mean", MEAN)), tuple(facts.get("image_std", STD))
+    mean, std = (facts.get(name) or usual for name, usual in (("image_mean", MEAN), ("image_std", STD)))
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        numbers = isinstance(values, (list, tuple)) and all(type(one) in (int, float) for one in values)
+        if (
+            not numbers
+            or len(values) != 3
+            or not np.isfinite(values).all()
+            or (name == "image_std" and min(values) <= 0)
+        ):
+            raise CheckpointError(
+                f"sam:{source}: {name} in preprocessor_config.json is {values!r}; expected three numbers, of image_std "
+                "above 0"
+            )
+    return tuple(mean), tuple(std)

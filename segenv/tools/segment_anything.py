@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import pickle
 import sys
 import types
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segenv.checkpoints import weights_hash
+from segenv.checkpoints import put_weights, read_weights, weights_hash
 from segenv.tools.cache import Encoding, EncodingCache
 from segenv.tools.sam import PromptedSam, to_encodings
 from segenv.types import ToolError
@@ -95,11 +94,9 @@ def _load(checkpoint: str) -> Any:
         )
     if not Path(file).is_file():
         raise ToolError(f"segment-anything:{checkpoint}: there is no file {file}")
+    tensors = read_weights(Path(file))
     model = registry[architecture]()
-    try:
-        model.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except (OSError, EOFError, RuntimeError, TypeError, AttributeError, pickle.UnpicklingError) as error:
-        raise ToolError(f"segment-anything:{checkpoint}: no weights of {architecture} in {file}: {error}") from error
+    put_weights(model, tensors, Path(file), f"segment-anything's {architecture}")
     return model
 
 

@@ -12,6 +12,7 @@ import agents
 from agents import tiny
 from agents.backends.transformers import SeededSample, TransformersBackend, chat, encode, load
 from segenv import render, tools
+from segenv.checkpoints import CheckpointError
 from segenv.data.synthetic.scenes import Synthetic
 from segenv.mdp import SegMDP
 
@@ -188,7 +189,7 @@ def test_resizing_to_a_longest_side_shrinks_only(height, width, size):
 
 
 def test_a_missing_checkpoint_says_what_was_expected(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no image-text-to-text checkpoint at .*nothing"):
+    with pytest.raises(CheckpointError, match="no image-text-to-text checkpoint at .*nothing"):
         TransformersBackend(str(tmp_path / "nothing"))
 
 

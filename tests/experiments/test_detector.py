@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from segenv.checkpoints import CheckpointError
 from segenv.types import Box
 
 torch = pytest.importorskip("torch")
@@ -79,7 +80,7 @@ def test_phrases_that_fill_a_caption_are_asked_in_several(grounding_dino: Path) 
 
 
 def test_what_is_no_detector(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no zero-shot object detection checkpoint"):
+    with pytest.raises(CheckpointError, match="no zero-shot object detection checkpoint"):
         Detector(tmp_path)
     with pytest.raises(ValueError, match="box_threshold is 3"):
         Detector(tmp_path, box_threshold=3)

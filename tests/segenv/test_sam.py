@@ -291,12 +291,12 @@ class TestSegmentAnything(ToolContract):
         import pickle
 
         (tmp_path / "evil.pth").write_bytes(pickle.dumps(print, protocol=2))
-        with pytest.raises(ToolError, match="no weights of vit_b"):
+        with pytest.raises(ToolError, match="holds more than tensors"):
             make(f"segment-anything:vit_b@{tmp_path / 'evil.pth'}")
 
 
 def test_what_is_no_checkpoint_is_explained(tmp_path):
-    with pytest.raises(ToolError, match="cannot be loaded"):
+    with pytest.raises(ToolError, match="no SAM checkpoint at .*absent"):
         make(f"sam:{tmp_path / 'absent'}")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ToolError, match="model_type is 'bert'; expected one of sam, sam_hq, sam2"):
