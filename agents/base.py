@@ -3,12 +3,16 @@
 import time
 from abc import ABC
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segenv.codec.base import Codec
 from segenv.mdp import Observation, SegState
+
+WEIGHTS = Path(__file__).parent / "weights"  # the embedded checkpoints
+EMBEDDED = WEIGHTS / "tiny-mllm"
 
 
 class Agent(ABC):  # noqa: B024  # an implementation gives `_answer`, or `_act`

@@ -9,15 +9,13 @@ import numpy as np
 
 from agents import tiny
 from agents.backends.transformers import Checkpoint, TransformersBackend
-from agents.base import Agent
+from agents.base import EMBEDDED, WEIGHTS, Agent
 from segenv import codec as codecs
 from segenv import render
 from segenv.codec.base import Codec
 from segenv.codec.polygons import PolygonCodec
 from segenv.mdp import Observation
 
-WEIGHTS = Path(__file__).parent / "weights"
-EMBEDDED = WEIGHTS / "tiny-mllm"
 UNTRAINED = "untrained"  # the tiny model with fresh weights
 PROMPTS = ("codec", "instruction")
 MAX_NEW_TOKENS = 64  # of a reply, unless a checkpoint or the caller gives another number

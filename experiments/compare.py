@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 
 from experiments.common import cli
-from experiments.common.config import RunError
+from experiments.common.config import OutFile, RunError
 from experiments.common.run_folder import RunFolder, write_json
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate import polygon_answers
@@ -38,7 +38,7 @@ class Args:
 
     first: tyro.conf.Positional[Path]
     second: tyro.conf.Positional[Path]
-    json: Path | None = None
+    json: OutFile | None = None
     """also write the comparison to this file"""
 
 

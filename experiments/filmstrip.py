@@ -8,14 +8,15 @@ Any data, tool and agent that experiments.evaluate takes can be drawn.
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from PIL import Image
 
 from experiments.common import cli
+from experiments.common.config import OutFile
 from search.episode import clicks_of
 from search.executors import Player, Setup
 from segenv import render
+from segenv.ranges import Count, CountOrNone, Seed
 from segenv.types import SegenvError
 
 
@@ -23,19 +24,19 @@ from segenv.types import SegenvError
 class Args:
     """Which episode, and where to write it."""
 
-    out: Path
+    out: OutFile
     """the PNG to write"""
     data: str = "synthetic:val"
-    item: int = 0
+    item: CountOrNone = 0
     """which task of the data"""
     tool: str = "sam"
     agent: str = "annotator"
     codec: str | None = None
-    max_steps: int = 5
-    seed: int = 0
-    columns: int = 4
+    max_steps: Count = 5
+    seed: Seed = 0
+    columns: Count = 4
     """panels in a row"""
-    size: int = 256
+    size: Count = 256
     """longer side of a panel, in pixels"""
 
 

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ import numpy as np
 import agents
 from agents.base import Agent
 from experiments.common import cli
-from experiments.common.config import RunError
+from experiments.common.config import OutFile, RunError, check
 from experiments.common.run_folder import write_atomic
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate.metrics import first_click_inside
@@ -29,6 +28,7 @@ from search.executors import set_threads
 from search.rollout import rollout
 from segenv import data, metrics, statistics, tools
 from segenv.mdp import Observation, SegMDP
+from segenv.ranges import Count, Processes, Seed
 from segenv.types import Task, object_of
 
 Number = dict[str, Any]  # {"value", "interval", "episodes"}
@@ -43,12 +43,12 @@ class Args:
     """scenes whose tasks carry `instances` and `others` in their meta, as the procedural ones do"""
     tool: str = "sam"
     codec: str | None = None
-    limit: int = 500
-    max_steps: int = 7
-    seed: int = 0
-    batch_size: int = 32
-    threads: int = 1
-    out: Path | None = None
+    limit: Count = 500
+    max_steps: Count = 7
+    seed: Seed = 0
+    batch_size: Count = 32
+    threads: Processes = 1
+    out: OutFile | None = None
     """also write the numbers to this JSON file"""
 
 
@@ -66,13 +66,13 @@ class Blindfolded(Agent):
 
 def run(args: Args) -> dict[str, Any]:
     """Measure the use of each input: `measures` by name, and the protocol."""
+    check(args)
     with cli.setting_up(f"data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}"):
         dataset, tool = data.make(args.data), tools.make(args.tool)
         agent = agents.make(args.agent, args.codec, seed=args.seed)
     if agent.privileged:
         raise RunError(f"agent {args.agent!r} reads the target; ask this of agents that only see observations")
     set_threads(args.threads)
-    cli.check_least(args, limit=1)
     tasks = [dataset[k] for k in range(min(args.limit, len(dataset)))]
     if not all({"instances", "others"} <= task.meta.keys() for task in tasks):
         raise RunError(f"the tasks of {args.data!r} do not say what else is in their scenes; take synthetic:val")

@@ -13,18 +13,23 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
-import torch
 
 import agents
-from agents.mllm import EMBEDDED, parse
-from agents.training.checkpoints import identity
+from agents.base import EMBEDDED
 from agents.training.polygon_examples import RATIO
-from experiments.common import cli
+from experiments.common import cli, config
 from experiments.common.ablation import Report, arm_folder, cell, paired_gains, run_arms, write
-from experiments.common.config import check_seeds, create_or_resume
+from experiments.common.config import (
+    InFolder,
+    OutFolder,
+    ProcessesOrNone,
+    RunError,
+    Seeds,
+    create_or_resume,
+)
 from experiments.common.plots import plot_intervals
 from experiments.common.run_folder import RunFolder, manifest
 from experiments.common.tables import Table
@@ -32,11 +37,10 @@ from experiments.evaluate.polygon_answers import answers
 from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, PARTS, TOPOLOGIES, Record, measures
 from experiments.evaluate.records import append_groups
 from experiments.sft import config as sft_config
-from experiments.sft import polygons
 from experiments.sft.config import PolygonArgs
-from experiments.sft.trainer import tiny_checkpoint
 from segenv.data.base import unique
 from segenv.data.synthetic.scenes import Synthetic
+from segenv.ranges import Count, Processes, Range
 from segenv.types import Task
 
 RESUMABLE = frozenset({"workers", "lesson_workers", "threads"})
@@ -56,32 +60,36 @@ class Args:
 
     vary: Literal["order", "vertices", "codec"] = "order"
     """What the arms differ in."""
-    out: str | None = None
+    out: OutFolder | None = None
     """folder of a new run; by default runs/polygon-VARY-DATE"""
-    resume: str | None = None
+    resume: InFolder | None = None
     """folder of a run to resume; its settings hold"""
     base: str = str(EMBEDDED)
     """Folder of the tiny checkpoint that every arm starts from, or the name of an embedded one; by default the embedded
     click policy."""
-    steps: int = 1_500
-    ratio: float = RATIO
+    steps: Count = 1_500
+    ratio: Annotated[float, Range(0, below=1)] = RATIO
     """As in experiments.sft; but 0 for dense polygons."""
-    lessons: int = 8
+    lessons: Count = 8
     """Scenes a step."""
-    tasks: int = 500
+    tasks: Count = 500
     """Held-out tasks of synthetic:val."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: Seeds = (0,)
     """Of the trainings: the examples, and the weights that the start does not have."""
-    workers: int = 0
+    workers: ProcessesOrNone = 0
     """Arms that are trained at once, by default one on a GPU and otherwise two, which take 2 GB each; no number depends
     on it."""
-    lesson_workers: int = 1
+    lesson_workers: ProcessesOrNone = 1
     """Processes that make examples for each of them; 0: the training makes them itself."""
-    threads: int = 1
+    threads: Processes = 1
 
 
 def run(args: Args) -> dict[str, Any]:
     """Train and measure every arm; returns what ablation.json holds."""
+    from agents.mllm import parse
+    from agents.training.checkpoints import identity
+    from experiments.sft.trainer import tiny_checkpoint
+
     check(args)
     if not args.resume:
         tiny_checkpoint(args.base)  # an error is raised before anything is written
@@ -100,8 +108,11 @@ def run(args: Args) -> dict[str, Any]:
 
 def check(args: Args) -> None:
     """Raise RunError where settings cannot be run with."""
-    cli.check_least(args, steps=1, tasks=1, workers=0, lesson_workers=0)
-    check_seeds(args.seeds)
+    from experiments.sft import polygons
+
+    config.check(args)
+    if not args.seeds:
+        raise RunError("--seeds names none; give one or more")
     for seed in args.seeds:
         for arm in ARMS[args.vary]:
             polygons.check(settings(args, seed, arm))
@@ -129,6 +140,10 @@ def _data(tasks: int) -> Any:
 
 def _train_and_reply(tasks: int, args: PolygonArgs) -> None:
     """Train an arm, unless it is trained, and let it reply to the held-out tasks that it has not replied to."""
+    import torch
+
+    from experiments.sft import polygons
+
     path = Path(args.resume or args.out or "")
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)

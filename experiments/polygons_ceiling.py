@@ -11,14 +11,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 
 from experiments.common import cli
-from experiments.common.config import RunError
+from experiments.common.config import OutFile, RunError
 from experiments.common.run_folder import write_json
 from experiments.common.tables import Table, number
 from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec
@@ -26,6 +25,7 @@ from experiments.evaluate.polygon_metrics import NONE, TOPOLOGIES, Record
 from segenv import codec as codecs
 from segenv import data as datasets
 from segenv import statistics
+from segenv.ranges import Count
 from segenv.types import SegenvError
 
 
@@ -34,15 +34,15 @@ class Args:
     """Flags of the command line; specs as in docs/evaluate.md and docs/data.md."""
 
     data: str = "synthetic:val"
-    limit: int | None = None
+    limit: Count | None = None
     """use the first N tasks only"""
     codecs: tuple[str, ...] = ("rings", "simpleseg", "simpleseg:contour=edges")
     """the first is compared with each other one"""
-    budgets: tuple[int, ...] = (64, 128, 256, 512)
+    budgets: tuple[Count, ...] = (64, 128, 256, 512)
     unit: Literal["tokens", "vertices", "characters"] = "tokens"
     """what a budget counts; tokens are those of the tiny model that writes polygons"""
     skip_bad: bool = False
-    json: Path | None = None
+    json: OutFile | None = None
     """also write the tables to this file"""
 
 

@@ -23,7 +23,7 @@ import tyro
 import yaml
 
 from experiments.common import cli
-from experiments.common.config import RunError
+from experiments.common.config import OutPath, RunError
 from experiments.common.run_folder import write_atomic
 from experiments.common.tables import Table
 
@@ -70,7 +70,7 @@ class Args:
     """of the study: the page is OUT/NAME.md"""
     title: str | None = None
     """first line of the page; by default the title that the page has, or the name"""
-    out: Path = Path("docs/results")
+    out: OutPath = Path("docs/results")
     """folder of the pages"""
 
 

@@ -26,7 +26,7 @@ import tyro
 import yaml
 
 from experiments.common import cli
-from experiments.common.config import RunError, plain
+from experiments.common.config import InFolder, OutFolder, OutPath, RunError, check, plain
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from search.episode import Episode
 from search.executors import Player, Setup
@@ -41,6 +41,7 @@ from segenv.data.trajectories.dataset import Trajectories, write
 from segenv.data.trajectories.export import conversations, export, write_png
 from segenv.data.trajectories.record import STOP_IOU
 from segenv.mdp import SegMDP
+from segenv.ranges import Count, Gain, NotNegative, Processes, Seed
 from segenv.seeds import seed_of
 from segenv.types import BadItem, SegenvError, Task, image_hash
 
@@ -59,30 +60,30 @@ class Generate:
     """which annotator clicks: ritm, depth, middle, uniform, jitter:sigma=…, …"""
     starts: tuple[Opening, ...] = ("empty",)
     """what the first mask comes from; each task is played from each: nothing, its box, random points in the box"""
-    points: int = 3
+    points: Count = 3
     """of the start points: their number is sampled from 1 to this"""
-    samples: int = 1
+    samples: Count = 1
     """plays of each task from each start, for those that use chance"""
     rule: Rule = "released"
     """released: clicks while the IoU rises above all before; paper: clicks with ΔIoU of --min-gain; all: every click"""
-    min_gain: float = 0.0
+    min_gain: Gain = 0.0
     """clicks with a ΔIoU below this are dropped (rule paper)"""
-    stop_iou: float = STOP_IOU
+    stop_iou: NotNegative = STOP_IOU
     """a play ends at this IoU"""
-    max_clicks: int = 20
+    max_clicks: Count = 20
     """a play ends after so many clicks"""
-    limit: int = 1000
+    limit: Count = 1000
     """use the first N tasks only"""
     images: str | None = None
     """folder of the data's image files, to name them there in place of writing PNGs"""
-    seed: int = 0
-    out: str | None = None
+    seed: Seed = 0
+    out: OutFolder | None = None
     """folder of a new run; by default runs/trajectories-DATE"""
-    resume: str | None = None
+    resume: InFolder | None = None
     """folder of a run to resume; its settings hold"""
-    batch_size: int = 16
+    batch_size: Count = 16
     """plays that advance together; a learned tool's last bits may depend on it"""
-    threads: int = 1
+    threads: Processes = 1
     """threads of the process; sums of floats may depend on it"""
     skip_bad: bool = False
     """pass over bad items, and count them"""
@@ -94,13 +95,13 @@ class Convert:
 
     run: Path
     """rows.jsonl of a StaR round, or a file of episodes: episodes.jsonl, rollout.jsonl, expert.jsonl, …"""
-    out: Path
+    out: OutPath
     """folder for trajectories.json and its images"""
     data: str | None = None
     """data of the run; by default what its config.yaml says"""
     rule: Rule = "all"
     """which clicks of episodes are kept, as for generate"""
-    min_gain: float = 0.0
+    min_gain: Gain = 0.0
     """clicks with a ΔIoU below this are dropped (rule paper)"""
     images: str | None = None
     """folder of the data's image files, to name them there in place of writing PNGs"""
@@ -112,7 +113,7 @@ class Export:
 
     data: str
     """trajectories:FILE or trajectories:FILE@IMAGES"""
-    out: Path
+    out: OutPath
     """folder for the conversations and their pictures"""
     format: Literal["trl", "llama-factory"] = "trl"
     """for TRL: `load_dataset(OUT)`; for LLaMA-Factory: `dataset_dir: OUT`, `dataset: segenv`"""
@@ -120,9 +121,9 @@ class Export:
     """how replies are written"""
     prompt: Literal["codec", "instruction"] = "codec"
     """prompts: the codec's whole prompt, or the instruction alone"""
-    stop_iou: float = STOP_IOU
+    stop_iou: NotNegative = STOP_IOU
     """from this IoU on the reply is to stop; above 1: never"""
-    limit: int | None = None
+    limit: Count | None = None
     """use the first N trajectories only"""
     skip_bad: bool = False
     """pass over bad items, and count them"""
@@ -130,13 +131,15 @@ class Export:
 
 def generate(args: Generate) -> dict[str, Any]:
     """Play as `args` say, into their folder, and return counts."""
-    cli.check_least(args, samples=1, max_clicks=1, limit=1, batch_size=1, points=1)
+    check(args)
     if args.min_gain and args.rule != "paper":
         raise RunError(f"min_gain {args.min_gain} has no effect with rule {args.rule!r}; give --rule paper with it")
     options: dict[str, Any] = {name: getattr(args, name) for name in ("seed", "batch_size", "skip_bad", "threads")}
     with cli.setting_up(f"data {args.data!r} and tool {args.tool!r}"):
         player = Player(Setup(args.data, args.tool, "annotator", max_steps=args.max_clicks, **options))
         expert = Expert(args.annotator, args.stop_iou, args.max_clicks, args.rule == "released")
+        if args.images is not None:
+            folder(args.images, "the data's image files")
     with cli.open_run(args) as run:
         hashes: dict[str, str | None] = {"data": player.dataset.fingerprint, "tool": player.tool.fingerprint}
         settings = {key: value for key, value in plain(args).items() if key not in ("out", "resume", "images")}

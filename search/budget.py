@@ -10,6 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
+from segenv import ranges
+from segenv.ranges import CountOrNone, NotNegative
+
 AXES = ("policy_calls", "tokens", "tool_calls", "value_calls", "seconds")
 
 
@@ -32,16 +35,14 @@ class Cost:
 class Limits:
     """The most that one search may spend on each axis; None is no limit."""
 
-    policy_calls: int | None = None
-    tokens: int | None = None
-    tool_calls: int | None = None
-    value_calls: int | None = None
-    seconds: float | None = None
+    policy_calls: CountOrNone | None = None
+    tokens: CountOrNone | None = None
+    tool_calls: CountOrNone | None = None
+    value_calls: CountOrNone | None = None
+    seconds: NotNegative | None = None
 
     def __post_init__(self) -> None:
-        for name, limit in self.finite().items():
-            if not limit >= 0:
-                raise ValueError(f"budget: {name} is {limit}; expected 0 or more")
+        ranges.check(self)
 
     def finite(self) -> dict[str, float]:
         """The axes that have a limit."""

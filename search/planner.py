@@ -11,7 +11,9 @@ from search.expand import Expander
 from search.rollout import RunningEpisode, in_batches
 from search.tree import Algorithm, ExpansionRequest, Node, Search, Tree
 from search.values import ValueFunction
+from segenv import ranges
 from segenv.mdp import SegMDP
+from segenv.ranges import CountOrNone, Share
 from segenv.types import Stop, Task
 
 
@@ -22,16 +24,12 @@ class SearchConfig:
     the best value by no more than `tolerance` in all (0: never)."""
 
     limits: Limits = Limits()
-    near: float = 0.01
-    patience: int = 0
-    tolerance: float = 0.0
+    near: Share = 0.01
+    patience: CountOrNone = 0
+    tolerance: Share = 0.0
 
     def __post_init__(self) -> None:
-        if self.patience < 0 or not 0 <= self.tolerance <= 1:
-            raise ValueError(
-                f"patience is {self.patience} and tolerance {self.tolerance}; expected a number of rounds >= 0 and a "
-                "difference of IoU in 0..1"
-            )
+        ranges.check(self)
 
 
 def run_searches(

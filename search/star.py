@@ -15,9 +15,10 @@ from functools import lru_cache
 from typing import Any
 
 from search.episode import Episode, Step, action_from_json, action_to_json, clicks_of
-from segenv import annotator, metrics
+from segenv import annotator, metrics, ranges
 from segenv.geometry.rle import decode_mask
 from segenv.mdp import Observation, SegState
+from segenv.ranges import Gain, NotNegative
 from segenv.types import Action, Click, Stop, Task
 
 PROVENANCES = ("expert", "policy", "corrected")
@@ -35,10 +36,13 @@ class Rules:
     below there is none. A whole trajectory is good if it ends at `keep_iou` or above.
     """
 
-    min_gain: float = 0.02  # less is within what the next click may lose again
-    stop_iou: float = 0.9
-    keep_iou: float = 0.7
-    saturation_iou: float = 0.3
+    min_gain: Gain = 0.02  # less is within what the next click may lose again
+    stop_iou: NotNegative = 0.9
+    keep_iou: NotNegative = 0.7
+    saturation_iou: NotNegative = 0.3
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
 
     def good(self, kind: str, before: float, after: float) -> bool:
         """Whether an action of type `kind` that led from one IoU to another is good."""

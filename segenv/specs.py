@@ -6,6 +6,8 @@ from difflib import get_close_matches
 from inspect import signature
 from typing import Any
 
+from segenv.ranges import Range
+
 _PAIR = re.compile(r"\s*([a-z_]+)\s*=\s*(.*?)\s*", re.DOTALL)
 
 
@@ -18,11 +20,11 @@ def name_of(
     known = list(names)
     if name not in known:
         expected = expected or f"one of {', '.join(known)}"
-        raise error(f"unknown {what} {spec!r}; expected {expected}{_nearest(name, known)}")
+        raise error(f"unknown {what} {spec!r}; expected {expected}{nearest(name, known)}")
     return name, rest
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """The question after a known name that is nearly `name`, or nothing."""
     close = get_close_matches(name, list(known), 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
@@ -54,7 +56,7 @@ def unknown_option(what: str, spec: str, option: str, known: Iterable[str]) -> V
     """The error that says which options there are."""
     names, name = list(known), spec.partition(":")[0]
     there = f"expected KEY=VALUE of {', '.join(names)}" if names else "it has none"
-    hint = _nearest(option.partition("=")[0], names)
+    hint = nearest(option.partition("=")[0], names)
     return ValueError(f"{what} {spec!r}: {option!r} is no option of {name}; {there}{hint}")
 
 
@@ -66,8 +68,12 @@ def _value(where: str, text: str, kind: type) -> int | float | str:
             value = read(text)
         except ValueError:
             continue
-        if kind is not int or value % 1 == 0:
-            return int(value) if kind is int else value
+        if value not in Range() or (kind is int and value % 1):
+            continue
+        if kind is not int:
+            return value
+        if int(value) in Range():
+            return int(value)
     if kind in (int, float):
         raise ValueError(f"{where} is {text!r}; expected {'a whole number' if kind is int else 'a number'}")
     return text

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import yaml
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import ProgressCallback
 from transformers.training_args import TrainingArguments
 
 from agents import tiny
 from agents.backends.transformers import load, stored_dtype
+from agents.training.options import field_value
 from segenv.checkpoints import CheckpointError, check_tensors, load_pretrained, no_loading_bars, read_weights
 from segenv.files import folder_hash, write_atomic
+from segenv.ranges import check
+from segenv.specs import nearest
 
 ADAPTERS = "adapter_model.safetensors"
 Arguments = TypeVar("Arguments", bound=TrainingArguments)
@@ -189,13 +191,32 @@ def trl_arguments(kind: type[Arguments], state: Path, options: Any, **chosen: An
         remove_unused_columns=False,
         dataloader_pin_memory=gpu,
     )
-    extra = {name: yaml.safe_load(value) for name, value in options.extra}
-    if unknown := sorted(set(extra) - {item.name for item in fields(kind)}):
-        names = ", ".join(unknown)
-        raise ValueError(f"TRL's {kind.__name__} has no field {names}; see its documentation for those it has")
-    arguments = kind(**{**chosen, **extra})
+    check(options)
+    arguments = kind(**{**chosen, **_fields(kind, options.extra)})
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several are used by launching as many processes
     return arguments
+
+
+def _fields(kind: type, extra: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """The values of more fields of the TRL configuration `kind`; ValueError for one that it has not, or of another
+    type."""
+    known = {item.name: item.default for item in fields(kind)}
+    values = {name: field_value(text) for name, text in extra}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(
+                f"TRL's {kind.__name__} has no field {name}{nearest(name, known)}; see its documentation for those it "
+                "has"
+            )
+        usual = known[name]
+        for expected, types in (("true or false", bool), ("a number", (int, float))):
+            if isinstance(usual, types):
+                if not isinstance(value, types):
+                    raise ValueError(f"TRL's {kind.__name__}: {name} is {value!r}; expected {expected}")
+                break
+        if isinstance(usual, int) and isinstance(value, float) and value.is_integer():
+            values[name] = int(value)
+    return values
 
 
 def identity(base: str | Path | None) -> str | None:

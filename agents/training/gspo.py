@@ -15,13 +15,11 @@ from a batch, and a configuration that makes one only is refused.
 """
 
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from datasets import Dataset
@@ -31,6 +29,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from agents.tiny.vision_tower import fold
 from agents.training.checkpoints import ResumesWhole, Training, adapters, trl_arguments
+from agents.training.options import GSPOOptions, processes
 from segenv import queries, render
 from segenv.types import Invalid
 
@@ -44,56 +43,6 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "luspo": {"importance_sampling_level": "sequence", "loss_type": "luspo", "epsilon": 3e-4, "epsilon_high": 4e-4},
     "grpo": {"importance_sampling_level": "token", "loss_type": "grpo", "epsilon": 0.2, "epsilon_high": 0.2},
 }
-
-
-@dataclass(frozen=True)
-class GSPOOptions:
-    """Options of a training: the policy answers some questions several times each, and optimiser steps are made from
-    parts of those replies."""
-
-    algorithm: Literal["gspo", "luspo", "grpo"] = "gspo"
-    """see the table of `agents.training.gspo`"""
-    steps: int = 240
-    """of the optimiser"""
-    prompts: int = 16
-    """questions that are answered before an update"""
-    group: int = 8
-    """replies to each of them"""
-    updates: int = 4
-    """optimiser steps made from those replies, each from a part of them"""
-    passes: int = 1
-    """how often all of these are made"""
-    micro_batch_size: int = 0
-    """replies at a time on one device; 0: all that it has of a step"""
-    learning_rate: float = 1e-4
-    """not published; this one is for the tiny model"""
-    warmup: float = 0.02
-    """part of all steps over which the learning rate rises; afterwards it stays"""
-    temperature: float = 1.0
-    """of the replies that it learns from"""
-    max_tokens: int = 200
-    """of a reply"""
-    length_penalty: float = 0.0
-    """taken off the reward of a reply of `max_tokens`, and in proportion of shorter ones"""
-    beta: float = 0.0
-    """weight of the divergence from the policy of the start"""
-    seed: int = 0
-    """of the order of questions, and of the replies"""
-    lora: int = 0
-    """rank of adapters on all linear layers (peft); 0 trains all weights"""
-    bf16: bool = False
-    """compute in bfloat16"""
-    gradient_checkpointing: bool = False
-    """recompute activations, for large models"""
-    save_steps: int = 100
-    """how often the state is written from which an interrupted training resumes; whole rounds"""
-    extra: tuple[tuple[str, str], ...] = ()
-    """more fields of TRL's GRPOConfig and their values, as YAML: --extra use_vllm true vllm_mode colocate"""
-
-    @property
-    def round(self) -> int:
-        """Optimiser steps between two generations."""
-        return self.updates * self.passes
 
 
 def optimise(
@@ -209,9 +158,9 @@ def _schedule(rows: Sequence[PromptRow], processor: Any, size: Any, options: GSP
     return Dataset.from_dict({"row": order.tolist()}).with_transform(transform)
 
 
-def processes() -> int:
-    """The number of processes that train together, as `accelerate launch` and `torchrun` set it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def check_options(options: GSPOOptions) -> None:
+    """Raise ValueError for options, or fields of TRL's, that no training can have."""
+    check(_arguments(Path("unwritten"), options), options.algorithm)
 
 
 def _arguments(state: Path, options: GSPOOptions) -> GRPOConfig:

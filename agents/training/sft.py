@@ -2,7 +2,6 @@
 replies alone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -14,6 +13,7 @@ from trl import SFTConfig, SFTTrainer
 
 from agents.backends.transformers import chat, encode
 from agents.training.checkpoints import ResumesWhole, Training, adapters, trl_arguments
+from agents.training.options import SFTOptions
 from segenv import render
 
 SUMMARY = "sft.json"
@@ -25,32 +25,6 @@ class SFTExample(TypedDict):
     image: np.ndarray
     prompt: str
     reply: str
-
-
-@dataclass(frozen=True)
-class SFTOptions:
-    """Options of a fine-tuning. `steps` (of the optimiser) wins over `epochs`; a step sees `batch_size` rows,
-    `micro_batch_size` of them at a time (0: all).
-
-    `lora` is the rank of adapters on every linear layer, which are merged into the weights at the end; 0 trains all
-    weights. `bf16` computes in bfloat16; trained weights, adapters or all, are kept in float32, and written in bfloat16
-    where the base is stored so. Every `save_steps` the state is written from which an interrupted training resumes.
-    """
-
-    steps: int = 0
-    epochs: float = 1.0
-    batch_size: int = 32
-    micro_batch_size: int = 0
-    learning_rate: float = 1e-3
-    warmup: float = 0.05  # part of all steps over which the learning rate rises; afterwards it falls as a cosine
-    weight_decay: float = 0.0
-    seed: int = 0
-    lora: int = 0
-    bf16: bool = False
-    gradient_checkpointing: bool = False
-    save_steps: int = 500
-    log_steps: int = 10
-    extra: tuple[tuple[str, str], ...] = ()  # more fields of TRL's SFTConfig and their values, as YAML
 
 
 def finetune(
@@ -138,6 +112,11 @@ class ReplyCollator:
                 )
             labels[i, -len(tail) :] = ids[i, -len(tail) :]
         return {**inputs, "labels": labels}
+
+
+def check_options(options: SFTOptions) -> None:
+    """Raise ValueError for options, or fields of TRL's, that no training can have."""
+    _arguments(Path("unwritten"), options)
 
 
 def _arguments(state: Path, options: SFTOptions) -> SFTConfig:

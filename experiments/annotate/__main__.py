@@ -16,14 +16,15 @@ polygons and conversations may be given anew then: neither detector nor tool is 
 import sys
 from functools import partial
 
-from experiments.annotate import report
-from experiments.annotate.annotate import dry_run, run
 from experiments.annotate.config import Args
 from experiments.common import cli
 
 
 def show(args: Args) -> str | None:
     """Annotate, or print the plan of a dry run; returns the facts for a terminal."""
+    from experiments.annotate import report
+    from experiments.annotate.annotate import dry_run, run
+
     if args.dry_run:
         print(dry_run(args))
         return None

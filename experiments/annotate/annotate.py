@@ -13,7 +13,7 @@ from experiments.annotate.inputs import Inputs
 from experiments.annotate.outputs import PolygonWriter, QueryOptions, Record
 from experiments.annotate.pipeline import Annotator
 from experiments.common import cli
-from experiments.common.config import RunError, plain
+from experiments.common.config import RunError, check, plain
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from segenv import codec
 from segenv.checkpoints import check_words, is_local, reading
@@ -47,11 +47,7 @@ def prepare(args: Args) -> tuple[QueryOptions, PolygonWriter, Inputs]:
     """Check the settings and read the inputs; RunError says what is wrong."""
     if not args.images:
         raise RunError("no images; give the folder that they lie in with --images DIR")
-    cli.check_least(args, max_objects=1, min_area=1, min_part=0, max_pixels=1, show=0, tolerance=0, threads=1)
-    cli.check_least(args, max_vertices=4, max_tokens=1, limit=1)
-    for name in ("nms", "min_mask_score", "box_threshold", "text_threshold"):
-        if not 0 <= getattr(args, name) <= 1:
-            raise RunError(f"{name} is {getattr(args, name)}; expected a number in 0..1")
+    check(args)
     if args.codec not in DIALECTS:
         raise RunError(f"codec {args.codec!r} writes no polygons; expected one of {', '.join(DIALECTS)}")
     dialect, pairs = codec.make(args.codec), outputs.pairs_of(args.queries)

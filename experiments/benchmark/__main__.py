@@ -21,7 +21,9 @@ from rich.table import Table
 from experiments.benchmark.cases import BENCHMARKS
 from experiments.benchmark.timing import Timing
 from experiments.common import cli
+from experiments.common.config import OutPath
 from experiments.common.run_folder import manifest, write_json
+from segenv.ranges import Positive
 
 
 @dataclass
@@ -32,9 +34,9 @@ class Args:
         None
     )
     """One comparison; all of them by default."""
-    out: Path = Path("runs/benchmark")
+    out: OutPath = Path("runs/benchmark")
     """Folder for benchmark.json."""
-    seconds: float = 0.5
+    seconds: Positive = 0.5
     """Time for each comparison."""
 
 

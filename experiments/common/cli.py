@@ -9,21 +9,26 @@ with cli.open_run(args, RESUMABLE) as folder, cli.progress(len(ids), "episode", 
 """
 
 import codecs
+import errno
 import io
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from experiments.common.config import RunError, parse_args
+from experiments.common.config import RunError, check, parse_args
 from experiments.common.run_folder import RunFolder, disk_errors
 from segenv.types import SegenvError
 
 Config = TypeVar("Config")
+ABOUT = ("config.yaml", "manifest.json", ".lock")  # files of a run that has made nothing yet
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # after which a run is resumed
 EXPECTED = (SegenvError, FileExistsError)  # errors whose message says enough
 PLAIN = {
     **{"–": "-", "—": "-", "−": "-", "…": "...", "×": "x", "·": ".", "±": "+/-", "≤": "<=", "≥": ">=", "→": "->"},
@@ -66,6 +71,7 @@ def main(
         if resumable and args.resume is None and args.out is None:
             name = folder(args) if callable(folder) else folder or command
             args = replace(args, out=time.strftime(f"runs/{name}-%Y%m%d-%H%M%S"))
+            check(args)
         text = show(args)
     except errors as error:
         print(f"error: {error}", file=sys.stderr)
@@ -81,13 +87,33 @@ def main(
     return 0
 
 
-def open_run(args: Any, resumable: frozenset[str] = frozenset()) -> RunFolder:
-    """Resume the run in `args.resume`, or create one in `args.out`; a context that holds the folder's lock. Settings
-    named in `resumable` change no result, and may differ from those that the run began with."""
+@contextmanager
+def open_run(args: Any, resumable: frozenset[str] = frozenset()) -> Iterator[RunFolder]:
+    """Resume the run in `args.resume`, or create one in `args.out`, and hold the folder's lock. Settings named in
+    `resumable` change no result, and may differ from those that the run began with. Of a new run that is refused before
+    it has made anything, nothing stays that would be in the way of the corrected command."""
+    check(args)
     out = args.resume or args.out
     if out is None:
         raise RunError("a run needs a folder: give out, or resume")
-    return RunFolder.resume(out, args, resumable) if args.resume else RunFolder.create(out, args)
+    path = Path(out)
+    there = path.is_dir()
+    fresh = not args.resume and not (there and any(path.iterdir()))
+    try:
+        folder = RunFolder.resume(out, args, resumable) if args.resume else RunFolder.create(out, args)
+    except OSError as error:
+        raise RunError(f"{out} cannot be written ({error.strerror or error}); name another --out") from error
+    with folder:
+        try:
+            yield folder
+        except (SegenvError, OSError, ValueError) as error:
+            full = {getattr(one, "errno", None) for one in (error, error.__cause__)} & FULL
+            made = [one for one in path.rglob("*") if one.name not in ABOUT]
+            if fresh and not full and not any(one.is_file() and one.stat().st_size for one in made):
+                shutil.rmtree(path)
+                if there:
+                    path.mkdir()
+            raise
 
 
 def run_stage(folder: RunFolder, name: str, work: Callable[[], None]) -> None:
@@ -118,11 +144,3 @@ def setting_up(subject: str) -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         raise RunError(f"cannot set up {subject}: {error}") from error
-
-
-def check_least(args: Any, **limits: float) -> None:
-    """Raise RunError where a setting, or one of its several values, is below its limit; None is no value."""
-    for name, limit in limits.items():
-        value = getattr(args, name)
-        if not all(one is None or one >= limit for one in (value if isinstance(value, (list, tuple)) else [value])):
-            raise RunError(f"{name} is {value}; expected {limit} or more")

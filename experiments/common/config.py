@@ -1,4 +1,9 @@
-"""Settings as dataclasses: read from the command line and from config.yaml, compared and checked."""
+"""Settings as dataclasses: read from the command line and from config.yaml, compared and checked.
+
+The types of a dataclass say what its numbers may be (`segenv.ranges`) and what its paths are for. `check` holds them
+against the values, and names the flag of the first that is wrong: before anything is loaded, and before a folder is
+made.
+"""
 
 import dataclasses
 import os
@@ -6,11 +11,14 @@ import sys
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
 
+from agents.training.options import TrlFields
+from segenv.ranges import Constraint, CountOrNone, NotNegative, Range, Seed, Share, faults
 from segenv.types import SegenvError
 
 Config = TypeVar("Config")
@@ -18,6 +26,57 @@ Config = TypeVar("Config")
 
 class RunError(SegenvError):
     """A run's folder cannot be used as asked, or a run cannot go on; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Place(Constraint):
+    """A path that is named; of a `new` folder or file, one that can be made."""
+
+    kind: str
+    new: bool = True
+
+    def fault(self, value: Any) -> str | None:
+        """What is wrong with a path."""
+        path = Path(value)
+        if not str(value):
+            return f"is empty; name a {self.kind}"
+        try:
+            if not self.new:
+                return None
+            if path.exists() and path.is_dir() != (self.kind == "folder"):
+                found = "file" if self.kind == "folder" else "folder"
+                return f"{value} is a {found}; expected a {self.kind}, or a name that is free"
+            there = next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
+            usable = os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0))
+            made = there.is_dir() or (there == path.absolute() and there.is_file())
+        except (OSError, ValueError):  # no permission to look, a name too long
+            usable = made = False
+        return None if usable and made else f"{value} cannot be written; name another"
+
+
+class Different(Constraint):
+    """Values of which no two are equal."""
+
+    def fault(self, value: Any) -> str | None:
+        """What is wrong with a tuple."""
+        return None if len(set(value)) == len(value) else f"is {value}; expected different ones"
+
+
+OutFolder = Annotated[str, Place("folder")]
+OutPath = Annotated[Path, Place("folder")]
+OutFile = Annotated[Path, Place("file")]
+InFolder = Annotated[str, Place("folder", new=False)]
+Seeds = Annotated[tuple[Seed, ...], Different()]
+ProcessesOrNone = Annotated[int, Range(0, 4096)]  # 0 is none, or stands for a default
+
+
+def check(config: Any) -> None:
+    """Raise RunError where a setting is not as the dataclass `config` declares it; the message names its flag."""
+    for path, text in faults(type(config), config):
+        flag = "--" + ".".join(path).replace("_", "-")
+        if flag == "--out" and getattr(config, "resume", None) is not None:
+            continue  # the run is where it is, under this name or another
+        raise RunError(f"{flag} {text}" + f" {flag}" * text.endswith("name another"))
 
 
 def plain(config: Any) -> Any:
@@ -87,7 +146,11 @@ def parse_args(kind: type[Config], argv: Sequence[str] | None = None, descriptio
     import tyro
 
     argv = list(sys.argv[1:] if argv is None else argv)
+    for flag in ("--out", "--json"):  # as a Path, "" would be the working folder
+        if f"{flag}=" in argv or any(pair == (flag, "") for pair in pairwise(argv)):
+            raise RunError(f"{flag} is empty; name a place for what is written")
     args: Any = tyro.cli(kind, args=argv, description=description)
+    check(args)
     if getattr(args, "resume", None) is None:
         return args
     saved: Any = load_config(args.resume, kind)
@@ -97,6 +160,7 @@ def parse_args(kind: type[Config], argv: Sequence[str] | None = None, descriptio
             f"--out {settings.out} and --resume {args.resume} are two folders; a run goes on where it began, so give "
             "one of them"
         )
+    check(settings)
     return settings
 
 
@@ -104,12 +168,6 @@ def create_or_resume(path: Path) -> dict[str, Any]:
     """The fields `out` and `resume` of a run in `path`, which is resumed where one was begun there."""
     begun = (path / "config.yaml").exists()
     return {"resume": str(path) if begun else None, "out": None if begun else str(path)}
-
-
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Raise RunError where seeds repeat or there is none, as results are averaged over them."""
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise RunError(f"seeds are {seeds}; expected one or more different ones")
 
 
 def changes(saved: Any, settings: Any, resumable: frozenset[str] = frozenset()) -> list[str]:
@@ -126,16 +184,16 @@ def changes(saved: Any, settings: Any, resumable: frozenset[str] = frozenset()) 
 class TrainerOptions:
     """Options of TRL's trainer."""
 
-    lora: int = 0
+    lora: CountOrNone = 0
     """rank of adapters on all linear layers (peft); 0 trains all weights"""
     bf16: bool = True
     """compute in bfloat16"""
     gradient_checkpointing: bool = False
     """recompute activations, for large models"""
-    micro_batch_size: int = 0
+    micro_batch_size: CountOrNone = 0
     """rows at a time on one device; 0 is the whole batch"""
-    warmup: float = 0.05
+    warmup: Share = 0.05
     """part of all steps"""
-    weight_decay: float = 0.0
-    extra: dict[str, str] = field(default_factory=dict)
+    weight_decay: NotNegative = 0.0
+    extra: Annotated[dict[str, str], TrlFields()] = field(default_factory=dict)
     """any other field of TRL's SFTConfig: --trainer.extra optim adafactor"""

@@ -12,11 +12,12 @@ from functools import partial
 
 from experiments.common import cli
 from experiments.evaluate.config import Args
-from experiments.evaluate.evaluate import run, text
 
 
 def show(args: Args) -> str:
     """Run an evaluation and return its numbers for a terminal."""
+    from experiments.evaluate.evaluate import run, text
+
     return text(args.task, run(args))
 
 

@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from experiments.common.config import InFolder, OutFolder
+from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Seed, Share
+
 RESUMABLE = frozenset({"executor", "workers", "report_episodes"})  # settings that change no result
 
 
@@ -10,9 +13,9 @@ RESUMABLE = frozenset({"executor", "workers", "report_episodes"})  # settings th
 class FilterOptions:
     """Options of the task filter."""
 
-    masks: int = 4
+    masks: Count = 4
     """masks of each task"""
-    threshold: float = 0.75
+    threshold: Share = 0.75
     """masks whose predicted IoU is at least this are kept"""
 
 
@@ -24,13 +27,13 @@ class PolygonOptions:
     """prompt type: how the object is named"""
     asked: Literal["mask", "box", "point", "text"] = "mask"
     """output type: what the reply is to hold"""
-    temperature: float = 0.0
+    temperature: NotNegative = 0.0
     """above 0, replies are also sampled at it"""
-    samples: int = 1
+    samples: Count = 1
     """sampled replies to each task"""
-    max_new_tokens: int | None = None
+    max_new_tokens: Count | None = None
     """tokens that a reply may have; by default what the checkpoint declares, else 512"""
-    budget: int = 128
+    budget: Count = 128
     """the annotator's: units that its reply may have"""
     unit: Literal["tokens", "vertices", "characters"] = "tokens"
     """what its budget counts; tokens are those of the tiny model that writes polygons"""
@@ -53,27 +56,27 @@ class Args:
     """how the agent writes actions; by default its own"""
     search: str = "none"
     """tree search on top of the agent: greedy:k=3,value=prm, best-of-n:…, beam:…, dvts:…, best-first:…, mcts:…"""
-    max_steps: int = 20
+    max_steps: Count = 20
     """actions an episode may take"""
-    limit: int | None = None
+    limit: Count | None = None
     """use the first N tasks only"""
-    seed: int = 0
+    seed: Seed = 0
     """of the agent's randomness"""
-    out: str | None = None
+    out: OutFolder | None = None
     """folder of a new run; by default runs/evaluate-DATE"""
-    resume: str | None = None
+    resume: InFolder | None = None
     """folder of a run to resume; its settings hold"""
     executor: Literal["serial", "process", "ray"] = "serial"
     """where episodes are played"""
-    workers: int = 2
+    workers: Processes = 2
     """processes of the executors process and ray"""
-    batch_size: int = 8
+    batch_size: Count = 8
     """episodes that advance together; a learned model's last bits may depend on it"""
-    threads: int = 1
+    threads: Processes = 1
     """threads of each process; sums of floats may depend on it"""
     skip_bad: bool = False
     """pass over bad items, and count them"""
-    report_episodes: int = 24
+    report_episodes: CountOrNone = 24
     """episodes that report.html shows: worst, best and random ones"""
     filter: FilterOptions = field(default_factory=FilterOptions)
     polygon: PolygonOptions = field(default_factory=PolygonOptions)

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from experiments.common import cli
+from experiments.common.config import check
 from experiments.evaluate import clicks, filter, polygon_report, polygons, report
 from experiments.evaluate.config import Args
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     """Evaluate as `args` say, in the folder `out` or `resume`, and return the content of metrics.json."""
-    cli.check_least(args, max_steps=1, batch_size=1, limit=1)
+    check(args)
     return {"segment": clicks.run, "filter": filter.run, "polygon": polygons.run}[args.task](args, quiet)
 
 

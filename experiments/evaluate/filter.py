@@ -35,8 +35,6 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     """Estimate the IoU of masks of the tasks, in the folder of `args`; returns the content of metrics.json."""
     player = make_player(args)
     options = args.filter
-    if options.masks < 1 or not 0 <= options.threshold <= 1:
-        raise RunError(f"filter: masks {options.masks} must be 1 or more, and threshold {options.threshold} in 0..1")
     if args.executor != "serial" or player.search is not None:
         raise RunError("the task filter plays no episode: leave out --executor and --search")
     estimator, how = iou_estimator(player)

@@ -34,11 +34,8 @@ RESUMABLE = frozenset({"report_episodes", "executor", "workers"})
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     """Ask the agent about every task, in the folder of `args`; returns the content of metrics.json."""
     options = args.polygon
-    if options.temperature < 0 or options.samples < 1 or options.asked == options.given:
-        raise RunError(
-            f"polygon: temperature {options.temperature} must be 0 or more, samples {options.samples} 1 or more, and "
-            f"given {options.given!r} another thing than asked"
-        )
+    if options.asked == options.given:
+        raise RunError(f"--polygon.asked is {options.asked!r}, as is --polygon.given; ask for another thing")
     if args.executor != "serial" or args.search != "none":
         raise RunError("the task polygon plays no episode: leave out --executor and --search")
     try:

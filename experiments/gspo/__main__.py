@@ -14,16 +14,17 @@ are ours, as none is published.
 import sys
 from functools import partial
 
-from agents.training.gspo import processes
+from agents.training.options import processes
 from experiments.common import cli
 from experiments.common.config import RunError
-from experiments.gspo import ablation, report
 from experiments.gspo.config import Args
-from experiments.gspo.train import run
 
 
 def show(args: Args) -> str | None:
     """Run the command; returns the text to print, None in other processes than the first."""
+    from experiments.gspo import ablation, report
+    from experiments.gspo.train import run
+
     if args.ablation != "none":
         return ablation.text(ablation.run(args))
     numbers = run(args)

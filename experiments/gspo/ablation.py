@@ -18,7 +18,7 @@ from experiments import polygon_ablation
 from experiments.common import ablation, plots
 from experiments.common.ablation import Arm
 from experiments.common.cli import open_run
-from experiments.common.config import RunError, check_seeds, choices, create_or_resume
+from experiments.common.config import RunError, choices, create_or_resume
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.common.tables import Table
 from experiments.gspo import train as gspo
@@ -73,7 +73,6 @@ def teach(args: Args, out: Path) -> None:
 
 def run(args: Args) -> dict[str, Any]:
     """Run all arms in all seeds, in the folder of `args`; returns what ablation.json holds."""
-    check_seeds(args.seeds)
     if processes() > 1:
         raise RunError("an ablation trains in one process; start it without accelerate launch")
     chosen = arms(args, args.resume or args.out or "")

@@ -4,14 +4,13 @@ import os
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-import torch
 import tyro
 
-from agents.training.gspo import GSPOOptions, processes
+from agents.training.options import GSPOOptions, SFTOptions, processes
 from agents.training.polygon_examples import RATIO, VERTICES
-from agents.training.sft import SFTOptions
-from experiments.common.cli import check_least
-from experiments.common.config import RunError
+from experiments.common import config
+from experiments.common.config import InFolder, OutFolder, ProcessesOrNone, RunError, Seeds
+from segenv.ranges import Count, CountOrNone, Positive, Processes, Range
 
 RESUMABLE = frozenset({"panel", "workers"})
 
@@ -33,44 +32,44 @@ class Args:
     method: Literal["gspo", "sft"] = "gspo"
     """reinforcement, or the control: as many steps and replies of supervised fine-tuning"""
     train: Annotated[GSPOOptions, tyro.conf.arg(name="")] = field(default_factory=GSPOOptions)
-    sft_learning_rate: float = 2e-4
+    sft_learning_rate: Positive = 2e-4
     """of the control"""
-    vertices: int = VERTICES
+    vertices: Annotated[int, Range(4)] = VERTICES
     """of the polygons that the control learns from, at most; as in experiments.sft"""
-    ratio: float = RATIO
+    ratio: Annotated[float, Range(0, below=1)] = RATIO
     """by which these polygons are simplified; as in experiments.sft"""
-    limit: int = 100_000
+    limit: Count = 100_000
     """training tasks"""
-    eval_limit: int = 500
+    eval_limit: Count = 500
     """held-out tasks, before and after"""
-    probe: int = 60
+    probe: Count = 60
     """held-out tasks, the first of those, on the way"""
-    probe_steps: int = 80
+    probe_steps: Count = 80
     """how often they are measured; whole rounds"""
-    samples: int = 1
+    samples: Count = 1
     """replies sampled for each held-out task, beside the greedy one"""
-    eval_batch: int = 64
+    eval_batch: Count = 64
     """replies at a time; a model's last bits depend on it"""
-    panel: int = 6
+    panel: CountOrNone = 6
     """held-out tasks in the picture of start, middle and end"""
-    threads: int = 1
+    threads: Processes = 1
     """of each process"""
     ablation: Literal["none", "sft", "rewards", "algorithms", "length"] = "none"
     """a table of arms, each a run in each of --seeds: against more SFT; parts of the reward; GSPO, LUSPO and
     GRPO; or the length of replies, from several starts"""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """of an ablation"""
     checkpoints: tuple[str, ...] = ()
     """agents that --ablation length starts from; without any, from three that the embedded click policy becomes when it
     is taught sparse, middle and dense polygons in rings"""
-    start_steps: int = 1_500
+    start_steps: Count = 1_500
     """of each of those three"""
-    workers: int = 0
+    workers: ProcessesOrNone = 0
     """arms of an ablation that are trained at once, by default one on a GPU and otherwise two; no number depends on
     it"""
-    out: str | None = None
+    out: OutFolder | None = None
     """folder of a new run; by default runs/gspo-DATE"""
-    resume: str | None = None
+    resume: InFolder | None = None
     """folder of a run to resume; its settings hold"""
 
     @property
@@ -88,13 +87,14 @@ class Args:
 
 def check(args: Args) -> None:
     """Raise RunError where the settings, or the processes that were launched, cannot be run with."""
-    counts = ("limit", "eval_limit", "probe", "probe_steps", "samples", "eval_batch", "threads", "start_steps")
-    check_least(args, **dict.fromkeys(counts, 1), workers=0)
-    if args.vertices < 4 or not 0 <= args.ratio < 1:
-        raise RunError(f"vertices is {args.vertices} and ratio {args.ratio}; expected 4 or more, and from 0 to below 1")
+    config.check(args)
+    if args.ablation != "none" and not args.seeds:
+        raise RunError("--seeds names none; give one or more")
     if args.method == "sft" and processes() > 1:
         raise RunError("--method sft trains in one process; start it without accelerate launch")
     if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        import torch
+
         gpus = torch.cuda.device_count()
         command = "accelerate launch --multi_gpu --num_processes 2 -m experiments.gspo …"
         advice = f"give --num_processes {gpus}" if gpus else f"without a GPU it needs --multi_gpu, not --cpu: {command}"

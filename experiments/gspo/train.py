@@ -10,6 +10,7 @@ from accelerate import PartialState
 
 import agents
 from agents.mllm import checkpoint
+from agents.training import gspo, sft
 from agents.training.gspo import optimise, processes
 from agents.training.polygon_examples import format_rings
 from agents.training.sft import finetune
@@ -72,6 +73,8 @@ def prepare(args: Args) -> Run:
                 f"{args.train.max_tokens}; give --max-tokens {declared} or more"
             )
         data = split(args.data, args.eval_data, args.limit, args.eval_limit)
+    with setting_up("the training"):
+        gspo.check_options(args.train) if args.method == "gspo" else sft.check_options(args.sft)
     return Run(args, RunFolder(args.resume or args.out or ""), agent, *data)
 
 

@@ -16,13 +16,14 @@ import sys
 from functools import partial
 
 from experiments.common import cli
-from experiments.evaluate import iou_report
 from experiments.prm.config import Args
-from experiments.prm.train import run
 
 
 def show(args: Args) -> str:
     """Train and measure; returns the table of the measures."""
+    from experiments.evaluate import iou_report
+    from experiments.prm.train import run
+
     return iou_report.text(run(args))
 
 

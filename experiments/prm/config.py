@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from experiments.common.config import TrainerOptions
+from experiments.common.config import InFolder, OutFolder, TrainerOptions
+from segenv.ranges import Count, CountOrNone, NotNegative, Positive, Processes, Seed, Share
 
 RESUMABLE = frozenset({"report_masks"})  # settings that change no result
 
@@ -22,36 +23,36 @@ class Args:
     """the model to train: mllm:NAME_OR_PATH, mllm for the embedded policy, by default the embedded reward model"""
     codec: str | None = None
     """how the model writes; by default as its checkpoint declares"""
-    max_steps: int = 5
+    max_steps: Count = 5
     """actions an episode may take"""
-    limit: int = 600
+    limit: Count = 600
     """training tasks"""
-    eval_limit: int = 120
+    eval_limit: Count = 120
     """held-out tasks of each dataset"""
-    rows: int = 6400
+    rows: Count = 6400
     """masks to learn from, at most"""
-    steps: int = 400
+    steps: CountOrNone = 400
     """optimiser steps; 0 measures the model as it is"""
-    batch_rows: int = 32
+    batch_rows: Count = 32
     """rows an optimiser step"""
-    learning_rate: float = 3e-4
+    learning_rate: Positive = 3e-4
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
-    stop_iou: float = 0.9
+    stop_iou: Share = 0.9
     """from this IoU on the action to learn is to stop"""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """of the policy's episodes"""
-    replies: int = 240
+    replies: CountOrNone = 240
     """held-out masks of each dataset on which whole replies are compared"""
-    seed: int = 0
-    out: str | None = None
+    seed: Seed = 0
+    out: OutFolder | None = None
     """folder of a new run; by default runs/prm-DATE"""
-    resume: str | None = None
+    resume: InFolder | None = None
     """folder of a run to resume; its settings hold"""
-    batch_size: int = 16
+    batch_size: Count = 16
     """tasks that advance together; a learned model's last bits may depend on it"""
-    threads: int = 1
+    threads: Processes = 1
     """sums of floats may depend on it"""
     skip_bad: bool = False
     """pass over bad items, and count them"""
-    report_masks: int = 24
+    report_masks: CountOrNone = 24
     """masks of each dataset that report.html shows"""

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 import agents
-from experiments.common.cli import check_least, open_run, progress, run_stage, setting_up
-from experiments.common.config import RunError, choices
+from agents.training.options import SFTOptions
+from experiments.common.cli import open_run, progress, run_stage, setting_up
+from experiments.common.config import RunError, check, choices
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.evaluate import iou_report
 from experiments.evaluate.iou_estimates import READINGS, action_metrics, histogram, iou_estimate_metrics
@@ -89,23 +90,27 @@ class Run:
                         file.add({"task": task.id, "masks": [one.to_json() for one in masks]})
                         bar.update()
 
+    def options(self) -> SFTOptions:
+        """Settings of the training."""
+        args = self.args
+        trainer = {**vars(args.trainer), "extra": tuple(sorted(args.trainer.extra.items()))}
+        trainer |= {"steps": args.steps, "batch_size": args.batch_rows, "learning_rate": args.learning_rate}
+        return SFTOptions(seed=seed_of(args.seed, "prm") % 2**31, log_steps=25, **trainer)
+
     def finetune(self) -> None:
         """Fine-tune the agent's checkpoint on balanced masks of training tasks."""
         from agents.mllm import checkpoint
-        from agents.training.sft import SFTOptions, finetune
+        from agents.training.sft import finetune
 
         if (self.folder / "model").exists():
             return  # a kill came between the last step and its mark
         args = self.args
-        trainer = {**vars(args.trainer), "extra": tuple(sorted(args.trainer.extra.items()))}
-        trainer |= {"steps": args.steps, "batch_size": args.batch_rows, "learning_rate": args.learning_rate}
-        options = SFTOptions(seed=seed_of(args.seed, "prm") % 2**31, log_steps=25, **trainer)
         policy = self.agent()
         declare = {"codec": policy.codec.name, "prompt": policy.prompt_style, "image_size": policy.backend.image_size}
         policy.backend.model = None  # it is loaded again for training; two copies of a large one may not fit
         examples = labelled_masks.PredictedIouExamples(self.training_masks(), policy, self.train.by_id)
         base, trained = checkpoint(args.agent), self.folder / "trained"
-        finetune(base, examples, trained, options, declare)
+        finetune(base, examples, trained, self.options(), declare)
         export(trained, self.folder / "model", base)
 
     def score_masks(self, k: int, model: str) -> None:
@@ -202,17 +207,20 @@ def splits(args: Args) -> tuple[Dataset, list[Dataset]]:
 
 def prepare(args: Args) -> Run:
     """The run of settings that hold and data that can be read; RunError says what is wrong."""
-    check_least(args, max_steps=1, limit=1, eval_limit=1, rows=1, batch_rows=1, batch_size=1, steps=0)
+    check(args)
     out = args.resume or args.out
     if out is None:
         raise RunError("a run needs a folder: give out, or resume")
     torch.set_num_threads(args.threads)
     with setting_up(f"data {args.data!r} and agent {args.agent!r}"):
-        import agents.training.sft  # noqa: F401  # needs an extra, and is asked for only after the first stage
         from agents.mllm import checkpoint
+        from agents.training.sft import check_options  # needs an extra, and is asked for only after the first stage
 
         checkpoint(args.agent)
-        return Run(args, RunFolder(out), *splits(args))
+        work = Run(args, RunFolder(out), *splits(args))
+    with setting_up("the training"):
+        check_options(work.options())
+    return work
 
 
 def run(args: Args) -> dict[str, Any]:

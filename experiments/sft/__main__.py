@@ -20,7 +20,6 @@ from typing import Any
 import yaml
 
 from experiments.common import cli
-from experiments.sft import clicks, polygons
 from experiments.sft.config import ClickArgs, PolygonArgs
 
 
@@ -41,12 +40,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
     if mode(argv) == "polygon":
-        return cli.main("sft", PolygonArgs, lambda args: show(polygons.run(args)), polygons.__doc__, argv)
-    return cli.main("sft", ClickArgs, lambda args: show(clicks.run(args)), __doc__, argv)
+        return cli.main("sft", PolygonArgs, show, PolygonArgs.__doc__, argv)
+    return cli.main("sft", ClickArgs, show, __doc__, argv)
 
 
-def show(model: Path) -> None:
-    """Say where the model is."""
+def show(args: ClickArgs | PolygonArgs) -> None:
+    """Train, and say where the model is."""
+    from experiments.sft import clicks, polygons
+
+    model = polygons.run(args) if isinstance(args, PolygonArgs) else clicks.run(args)
     print(f"wrote {model}; it is what `--agent mllm:{model}` takes")
 
 

@@ -13,10 +13,10 @@ import agents
 from agents import tiny
 from agents.tiny.vision_tower import VisionTowerConfig
 from agents.training.click_examples import ClickExamples, Mixture, Rollout, correct_action, distorted_mask
-from experiments.common import trainer
+from experiments.common import config, trainer
 from experiments.common.cli import setting_up
 from experiments.common.config import RunError
-from experiments.sft.config import RESUMABLE, STAGES, VISION_STAGE, ClickArgs, check_counts
+from experiments.sft.config import RESUMABLE, STAGES, VISION_STAGE, ClickArgs
 from experiments.sft.trainer import EvalState, LazyExamples, TinyTrainer, tiny_checkpoint
 from segenv import codec, metrics, render, tools
 from segenv.data.synthetic.scenes import Synthetic
@@ -126,9 +126,8 @@ def make_rollout(args: ClickArgs) -> Rollout:
 
 def check(args: ClickArgs) -> None:
     """Raise RunError where settings cannot be trained with."""
-    steps = dict.fromkeys((f"{stage}_steps" for stage in STAGES), 0)
-    check_counts(args, **steps, vision_layers=0, width=1, text_layers=1, heads=1)
-    if not any(getattr(args, name) for name in steps):
+    config.check(args)
+    if not any(getattr(args, f"{stage}_steps") for stage in STAGES):
         raise RunError("all stages have 0 steps; give at least one of them some")
     if args.states == "policy" and not (args.policy or args.base):
         raise RunError("states is 'policy', and there is neither a policy nor a base; give --policy or --base")
@@ -139,8 +138,6 @@ def check(args: ClickArgs) -> None:
         raise RunError(f"image_size is {args.image_size}; expected a multiple of {patch}")
     if args.width % (2 * args.heads):
         raise RunError(f"width is {args.width}; expected an even number for each of the {args.heads} heads")
-    if not args.rate > 0 or not 0 < args.stop_iou <= 1:
-        raise RunError(f"rate is {args.rate} and stop_iou {args.stop_iou}; expected above 0, and above 0 up to 1")
     if args.probe > len(Synthetic("val")):
         raise RunError(f"probe is {args.probe}; synthetic:val has no more than {len(Synthetic('val'))} tasks")
     try:

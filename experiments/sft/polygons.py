@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 from agents import tiny
 from agents.training.click_examples import Mixture
 from agents.training.polygon_examples import TOKENS, PolygonExamples
-from experiments.common import trainer
+from experiments.common import config, trainer
 from experiments.common.config import RunError
 from experiments.evaluate.polygon_metrics import record
-from experiments.sft.config import POLYGON_STAGES, RESUMABLE, PolygonArgs, check_counts
+from experiments.sft.config import POLYGON_STAGES, RESUMABLE, PolygonArgs
 from experiments.sft.trainer import EvalState, LazyExamples, TinyTrainer, tiny_checkpoint
 from segenv import queries
 from segenv.codec import polygons
@@ -83,8 +83,6 @@ def run(args: PolygonArgs) -> Path:
 
 def check(args: PolygonArgs) -> None:
     """Raise RunError where settings cannot be trained with."""
-    check_counts(args, vertices=4, draw_steps=1, questions=1)
-    if not 0 <= args.ratio < 1:
-        raise RunError(f"ratio is {args.ratio}; expected a part of a ring's length, from 0 to below 1")
+    config.check(args)
     if args.codec not in polygons.DIALECTS:
         raise RunError(f"codec {args.codec!r} writes no polygons; expected one of {', '.join(polygons.DIALECTS)}")

@@ -14,13 +14,14 @@ import sys
 from functools import partial
 
 from experiments.common import cli
-from experiments.star import ablation, report
 from experiments.star.config import Args
-from experiments.star.train import Star, run
 
 
 def show(args: Args) -> str | None:
     """Run StaR or its ablation and return the results for a terminal; print a dry run's plan, and return None."""
+    from experiments.star import ablation, report
+    from experiments.star.train import Star, run
+
     if args.dry_run:
         print(ablation.plan(args) if args.ablation else Star.prepare(args).dry_run())
         return None

@@ -3,9 +3,10 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
-from experiments.common import cli
-from experiments.common.config import RunError, TrainerOptions
+from experiments.common import config
+from experiments.common.config import InFolder, OutFolder, RunError, TrainerOptions
 from search.star import Rules
+from segenv.ranges import MOST_SEED, Count, CountOrNone, Gain, NotNegative, Positive, Processes, Seed
 
 RESUMABLE = frozenset({"executor", "workers", "report_episodes", "dry_run"})
 S_0_STEPS = 600  # for an agent that has not learned from the annotator before
@@ -37,69 +38,69 @@ class Args:
     """text format of actions; by default the agent's own"""
     variant: Literal["star+", "star", "control"] = "star+"
     """filter each action and correct it; whole trajectories; or D_0 alone, the control for what more training does"""
-    rounds: int = 1
+    rounds: Count = 1
     """rounds of rollout, filter and training"""
     start_from: Literal["base", "previous"] = "base"
     """weights that S_n is trained from: always S_0 as in the paper, so that errors of a round are not built upon, or
     S_{n-1}"""
-    max_steps: int = 7
+    max_steps: Count = 7
     """actions an episode may take"""
-    limit: int = 400
+    limit: Count = 400
     """training tasks that the annotator plays"""
     expert: Literal["trajectory", "judged"] = "trajectory"
     """D_0 has the annotator's clicks that gain, and stops from --stop-iou on; judged: also stops from --spent-iou on
     where none of the annotator's later clicks gains"""
-    rollout_tasks: int = 400
+    rollout_tasks: Count = 400
     """training tasks that the policy plays in each round"""
-    samples: int = 3
+    samples: Count = 3
     """rollouts of each of those tasks: more show more of the policy's mistakes in the same scenes"""
-    temperature: float = 1.0
+    temperature: NotNegative = 1.0
     """of those rollouts; evaluation is greedy"""
-    eval_limit: int | None = None
+    eval_limit: Count | None = None
     """held-out tasks; 400, and in an ablation, whose differences are small, 800"""
-    sft_steps: int | None = None
+    sft_steps: CountOrNone | None = None
     """optimiser steps from the agent to S_0; by default 600, but 0 (S_0 is the agent) for the embedded model on
     synthetic data, on which the embedded model was trained"""
-    round_steps: int = 300
+    round_steps: Count = 300
     """optimiser steps to each S_n"""
-    batch_rows: int = 32
+    batch_rows: Count = 32
     """examples an optimiser step"""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """from the agent to S_0"""
-    round_learning_rate: float = 1.5e-4
+    round_learning_rate: Positive = 1.5e-4
     """from S_0 to S_n: low, as S_0 has seen far more scenes than a round shows and forgets them at higher rates"""
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
-    min_gain: float = Rules.min_gain
+    min_gain: Gain = Rules.min_gain
     """an action is good if it raises the IoU by more than this: less is within what the next click may lose again"""
-    stop_iou: float = Rules.stop_iou
+    stop_iou: NotNegative = Rules.stop_iou
     """from this IoU on the action to learn is to stop"""
-    keep_iou: float = Rules.keep_iou
+    keep_iou: NotNegative = Rules.keep_iou
     """final IoU that a whole trajectory must reach (variant star)"""
-    spent_iou: float = Rules.saturation_iou
+    spent_iou: NotNegative = Rules.saturation_iou
     """from this IoU on, and below --stop-iou, the action to learn where the annotator's click does not gain is to stop:
     the tool is saturated"""
-    seed: int = 0
-    out: str | None = None
+    seed: Seed = 0
+    out: OutFolder | None = None
     """folder of a new run; by default runs/star-DATE"""
-    resume: str | None = None
+    resume: InFolder | None = None
     """folder of a run to resume, with the settings in that folder"""
     dry_run: bool = False
     """load everything, print what would be done, and write nothing"""
     ablation: bool = False
     """one table of S_0, control, judged control, star, star+ and continue, for --ablation-seeds seeds from --seed on"""
-    ablation_seeds: int = 3
+    ablation_seeds: Count = 3
     executor: Literal["serial", "process", "ray"] | None = None
     """runs episodes, serial by default, or the runs of an ablation, process by default where there is no GPU; no
     number depends on the executor"""
-    workers: int = 2
+    workers: Processes = 2
     """of the executor; an ablation trains so many policies at once"""
-    batch_size: int = 32
+    batch_size: Count = 32
     """episodes that advance together; a learned model's last bits may depend on it"""
-    threads: int = 1
+    threads: Processes = 1
     """threads of each process; sums of floats may depend on it"""
     skip_bad: bool = False
     """pass over bad items, and count these"""
-    report_episodes: int = 12
+    report_episodes: CountOrNone = 12
     """held-out episodes that report.html shows before and after"""
 
     @property
@@ -134,8 +135,10 @@ def with_defaults(args: Args) -> Args:
 
 def check(args: Args) -> None:
     """Raise RunError where a run cannot have these settings."""
-    cli.check_least(args, rounds=1, limit=1, rollout_tasks=1, samples=1, eval_limit=1, round_steps=1, max_steps=1)
-    cli.check_least(args, batch_rows=1, batch_size=1, workers=1, ablation_seeds=1, sft_steps=0)
+    config.check(args)
+    last = args.seed + args.ablation_seeds - 1 if args.ablation else args.seed
+    if last > MOST_SEED:
+        raise RunError(f"--seed is {args.seed}, and --ablation-seeds lead to {last}; expected {MOST_SEED} at most")
     if args.resume is None and args.out is None:
         raise RunError("a run needs a folder: give out, or resume")
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agents.training.options import SFTOptions
 from experiments.common import cli
 from experiments.common.config import choices
 from experiments.common.run_folder import RunFolder, hide_home, manifest
@@ -38,12 +39,15 @@ class Run:
         """Load the data, and check settings and agent; RunError says what is wrong. Nothing is written."""
         check(args := with_defaults(args))
         with cli.setting_up(f"data {args.data!r} and agent {args.agent!r}"):
-            import agents.training.sft  # noqa: F401  # needs an extra, and is used only after the first stage
             from agents.mllm import checkpoint
+            from agents.training.sft import check_options  # needs an extra, and is used only after the first stage
 
             checkpoint(args.agent)
             data = split(args.data, args.eval_data, args.limit, args.eval_limit, args.skip_bad)
-        return cls(args, RunFolder(args.resume or args.out or ""), *data)
+        this = cls(args, RunFolder(args.resume or args.out or ""), *data)
+        with cli.setting_up("the training"):
+            check_options(this.sft_options(1))
+        return this
 
     @classmethod
     @contextmanager
@@ -130,8 +134,6 @@ class Run:
 
     def sft_options(self, n: int) -> Any:
         """Settings of S_n's training."""
-        from agents.training.sft import SFTOptions
-
         args, seed = self.args, seed_of(self.args.seed, "train", n) % 2**31
         steps = args.round_steps if n else args.start_steps
         rate = args.round_learning_rate if n else args.learning_rate

@@ -15,11 +15,12 @@ from functools import partial
 
 from experiments.common import cli
 from experiments.train_tool.config import Args
-from experiments.train_tool.trainer import run
 
 
 def show(args: Args) -> None:
     """Train, and say where the model is."""
+    from experiments.train_tool.trainer import run
+
     model = run(args)
     print(f"wrote {model}; it is what `--tool sam:{model}` takes")
 

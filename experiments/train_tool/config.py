@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from experiments.common.config import InFolder, OutFolder
+from segenv.ranges import Count, CountOrNone, Positive, Processes, Seed, Share
+
 RESUMABLE = frozenset({"small_steps", "large_steps", "cooldown", "threads", "save_every"})  # may change on the way
 
 
@@ -9,36 +12,36 @@ RESUMABLE = frozenset({"small_steps", "large_steps", "cooldown", "threads", "sav
 class Args:
     """Train the embedded tiny SAM."""
 
-    out: str | None = "runs/train_tool"
+    out: OutFolder | None = "runs/train_tool"
     """Folder of a new run."""
-    resume: str | None = None
+    resume: InFolder | None = None
     """Folder of a run to resume. Its settings hold; the lengths that are still to come may change."""
-    small_steps: int = 3_250
+    small_steps: CountOrNone = 3_250
     """Steps on small images."""
-    large_steps: int = 2_950
+    large_steps: CountOrNone = 2_950
     """Steps on images of the full size, after those."""
-    cooldown: int = 1_000
+    cooldown: CountOrNone = 1_000
     """The last of all these steps, in which the learning rate falls to zero."""
-    small_size: int = 128
+    small_size: Count = 128
     """Longest side of the images that the model sees first, in pixels."""
-    image_size: int = 192
+    image_size: Count = 192
     """Longest side of the images of the second stage, in pixels."""
-    width: int = 96
-    depth: int = 4
-    prompt_width: int = 64
-    scenes: int = 8
+    width: Count = 96
+    depth: Count = 4
+    prompt_width: Count = 64
+    scenes: Count = 8
     """Scenes a step (a quarter fewer at the full size)."""
-    prompts: int = 6
+    prompts: Count = 6
     """Prompts a scene."""
-    leaves: float = 0.5
+    leaves: Share = 0.5
     """Chance that a scene is of dead leaves with things of many surfaces, and not of `synthetic:train`."""
-    unions: float = 0.35
+    unions: Share = 0.35
     """Chance that a prompt asks for an object together with others that touch it: things of several surfaces."""
-    parts: float = 0.2
+    parts: Share = 0.2
     """Chance that a prompt asks for a part of its target, cut off by an invisible line: clicks have to be obeyed."""
-    rate: float = 1e-3
-    curriculum_iou: float = 0.45
+    rate: Positive = 1e-3
+    curriculum_iou: Share = 0.45
     """One click a prompt until the best of three masks reaches this IoU (moving mean); then several."""
-    seed: int = 0
-    threads: int = 1
-    save_every: int = 250
+    seed: Seed = 0
+    threads: Processes = 1
+    save_every: Count = 250

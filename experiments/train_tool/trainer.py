@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from transformers import SamConfig
 
 from experiments.common import trainer
-from experiments.common.config import RunError
+from experiments.common.config import RunError, check
 from experiments.train_tool.config import RESUMABLE, Args
 from experiments.train_tool.data import Crops, error_click, first_prompt, half_plane
 from segenv.tools import tiny_sam
@@ -128,6 +128,7 @@ class SamTrainer(trainer.Trainer):
 
 def run(args: Args) -> Path:
     """Train in the folder of `args`, and write the model into it: the folder that is returned."""
+    check(args)
     if args.small_size > args.image_size:
         raise RunError(f"small_size {args.small_size} is larger than image_size {args.image_size}")
     return trainer.run(SamTrainer, args, RESUMABLE, "train_tool")

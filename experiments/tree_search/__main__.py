@@ -15,13 +15,14 @@ import sys
 from functools import partial
 
 from experiments.common import cli
-from experiments.tree_search import report
 from experiments.tree_search.config import Args
-from experiments.tree_search.play import run
 
 
 def show(args: Args) -> str:
     """Run the searches and return their tables for a terminal."""
+    from experiments.tree_search import report
+    from experiments.tree_search.play import run
+
     return report.text(run(args))
 
 

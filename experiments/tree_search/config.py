@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.common.config import RunError
+from experiments.common.config import InFolder, OutFolder, RunError
 from experiments.tree_search.metrics import Condition
 from search import spec
+from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Seed
 
 RESUMABLE = frozenset({"report_tasks"})
 
@@ -24,33 +25,33 @@ class Args:
     """how the policy writes actions; by default its own"""
     search: tuple[str, ...] = ("greedy", "best-of-n", "beam", "dvts", "lookahead", "best-first", "mcts")
     """algorithms, with options where they are not the defaults: mcts:c=0.3"""
-    k: tuple[int, ...] = (1, 3)
+    k: tuple[Count, ...] = (1, 3)
     """replies at each node (episodes, for best-of-n); at K = 1 all searches are greedy search, which is run"""
-    depths: tuple[int, ...] = (7,)
+    depths: tuple[Count, ...] = (7,)
     """actions that lie between the first mask and the deepest"""
     values: tuple[str, ...] = ("prm", "tool", "oracle")
     """value sources: prm, prm:NAME_OR_PATH, tool, oracle"""
     budgets: tuple[str, ...] = ("policy_calls=21",)
     """what each task may cost: policy_calls=N, tokens=N, tool_calls=N, value_calls=N, seconds=S; none"""
-    steps: tuple[int, ...] = (1, 3, 5, 7, 11)
+    steps: tuple[Count, ...] = (1, 3, 5, 7, 11)
     """greedy search by number of steps, with values and without (the paper's Table 2); --steps alone leaves it out"""
-    limit: int | None = 300
+    limit: Count | None = 300
     """use the first N tasks only"""
-    proposal_temperature: float | None = None
+    proposal_temperature: NotNegative | None = None
     """of a language model's samples; by default its own"""
-    seed: int = 0
+    seed: Seed = 0
     """of the policy's samples"""
-    out: str | None = None
+    out: OutFolder | None = None
     """folder of a new run; by default runs/tree-DATE"""
-    resume: str | None = None
+    resume: InFolder | None = None
     """folder of a run to resume; its settings hold"""
-    batch_size: int = 16
+    batch_size: Count = 16
     """tasks that are searched together; a learned model's last bits may depend on it"""
-    threads: int = 1
+    threads: Processes = 1
     """threads; sums of floats may depend on it"""
     skip_bad: bool = False
     """pass over bad items, and count them"""
-    report_tasks: int = 3
+    report_tasks: CountOrNone = 3
     """tasks whose trees report.html shows"""
 
 

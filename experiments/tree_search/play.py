@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.common import cli
-from experiments.common.config import RunError
+from experiments.common.config import RunError, check
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.tree_search import metrics, report
 from experiments.tree_search.config import RESUMABLE, Args, conditions
@@ -20,7 +20,7 @@ from segenv.seeds import seed_of
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     """Search as `args` say, into their folder, and return the content of metrics.json."""
-    cli.check_least(args, k=1, depths=1, steps=1, batch_size=1, limit=1)
+    check(args)
     if not (args.k and args.depths and args.budgets):
         raise RunError("expected at least one of k, depths and budgets each")
     grid = conditions(args)

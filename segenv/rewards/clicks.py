@@ -6,6 +6,7 @@ has ended. It reads the target; nothing that an agent sees does. Where target an
 `polygon` rewards a whole mask in one reply, and is a reward function of TRL's as it stands.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -119,4 +120,6 @@ def weights_of(text: str, names: Iterable[str], example: str) -> dict[str, float
             )
         weights[term[3]] = weights.get(term[3], 0.0) + float(term[1] + (term[2] or "1"))
         place = term.end()
+    if not all(map(math.isfinite, weights.values())):
+        raise ValueError(f"reward {text[:60]!r}: its weights are {weights}; expected finite numbers")
     return weights

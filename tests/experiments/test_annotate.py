@@ -298,7 +298,7 @@ def test_a_language_model_describes_objects(images: Path, boxes: Path, tmp_path:
         (["--images", "IMAGES", "--boxes", "BOXES", "--codec", "segagent"], "writes no polygons"),
         (["--images", "IMAGES", "--boxes", "BOXES", "--queries", "mask-mask"], "query 'mask-mask' is unknown"),
         (["--images", "IMAGES", "--boxes", "BOXES", "--max-vertices", "3"], "expected 4 or more"),
-        (["--images", "IMAGES", "--boxes", "BOXES", "--nms", "1.5"], "expected a number in 0..1"),
+        (["--images", "IMAGES", "--boxes", "BOXES", "--nms", "1.5"], "--nms is 1.5; expected 0 or more and at most 1"),
         (["--images", "IMAGES", "--boxes", "BOXES", "--out", "IMAGES/run"], "lies in the folder of the images"),
         (["--images", "IMAGES", "--boxes", "BOXES", "--tool", "magic"], "unknown tool 'magic'"),
         (["--images", "IMAGES", "--phrases", "cat", "--detector", "IMAGES"], "no zero-shot object detection"),

@@ -232,7 +232,7 @@ def test_the_report_shows_worst_best_and_others():
 
 
 def test_impossible_settings_are_refused(tmp_path):
-    with pytest.raises(RunError, match="max_steps is 0; expected 1 or more"):
+    with pytest.raises(RunError, match="--max-steps is 0; expected 1 or more"):
         evaluate.run(Args(data="synthetic:val", tool="disc", max_steps=0, out=str(tmp_path / "run")))
 
 

@@ -224,7 +224,7 @@ def test_what_it_refuses(shapes: str, tmp_path: Path, capsys: pytest.CaptureFixt
         ([*model, "--polygon.given", "mask", "--polygon.asked", "text"], "has no instruction"),
         (["--agent", "annotator", "--codec", "pixels"], "give it a --codec of"),
         (["--agent", "annotator", "--polygon.temperature", "1"], "the same ones each time"),
-        (["--agent", "annotator", "--polygon.given", "mask"], "another thing than asked"),
+        (["--agent", "annotator", "--polygon.given", "mask"], "ask for another thing"),
         (["--agent", "annotator", "--executor", "process"], "leave out --executor"),
     ):
         given = ["--task", "polygon", "--data", shapes, *flags, "--out", str(tmp_path / "x" / str(len(message)))]

@@ -219,7 +219,7 @@ def test_a_dry_run_of_the_ablation_counts_all_of_it(tmp_path, capsys):
     assert f"in all {2 * each} episodes and {2 * (3 + (2 + 1 + 1 + 1 + 1) * 7)} optimiser steps" in plan
     assert list(tmp_path.iterdir()) == []
     assert main([*flags, "--rollout-tasks", "0", "--out", str(tmp_path / "run")]) == 1
-    assert "rollout_tasks is 0; expected 1 or more" in capsys.readouterr().err
+    assert "--rollout-tasks is 0; expected 1 or more" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

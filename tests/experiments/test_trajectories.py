@@ -194,7 +194,7 @@ def test_a_finished_mask_gives_a_stop_and_a_play_without_a_click_is_counted(tmp_
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"max_clicks": 0}, "max_clicks is 0; expected 1 or more"),
+        ({"max_clicks": 0}, "--max-clicks is 0; expected 1 or more"),
         ({"min_gain": 0.1}, "min_gain 0.1 has no effect with rule 'released'; give --rule paper"),
         ({"tool": "laser"}, "unknown tool 'laser'"),
         ({"annotator": "nobody"}, "unknown annotator 'nobody'"),

@@ -254,4 +254,4 @@ def test_what_cannot_be_run_is_refused_before_it_begins(tmp_path, capsys, monkey
     assert __main__.main([*flags, "--values", "oracle", "--proposal-temperature", "2"]) == 1
     assert "no proposal_temperature" in capsys.readouterr().err
     assert __main__.main([*flags, "--values", "oracle", "--k", "0"]) == 1
-    assert "k is (0,); expected 1 or more" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "--k holds 0; expected 1 or more" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -55,19 +55,18 @@ def test_a_spec_says_algorithm_value_budget_and_config() -> None:
         ("mcts:k=1,value=none", "it chooses by value"),
         ("greedy:tokens=-1", "tokens is -1; expected 0 or more"),
         ("greedy:patience=-1", "patience is -1"),
-        ("greedy:tolerance=7", "tolerance 7.0"),
+        ("greedy:tolerance=7", "tolerance is 7.0"),
+        ("greedy:near=-0.1", "near is -0.1; expected 0 or more and at most 1"),
+        ("greedy:near=nan", "near is 'nan'; expected a number"),
+        ("mcts:c=inf", "c is 'inf'; expected a number"),
+        ("greedy:k=1e30", "k is '1e30'; expected a whole number"),
+        ("greedy:seconds=inf", "seconds is 'inf'; expected a number"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(text, words) -> None:
     with pytest.raises(ValueError) as error:
         spec.parse(text)
     assert words in str(error.value)
-
-
-def test_a_distance_that_is_negative_is_refused() -> None:
-    parsed = spec.parse("greedy:near=-0.1,value=oracle")
-    with pytest.raises(ValueError, match="near is -0.1; expected a part of the image's longer side"):
-        list(parsed.search(SegMDP(tools.make("disc")), agents.make("random"), TASKS, values.OracleValue()))
 
 
 def test_the_tool_values_what_it_made(task) -> None:
