@@ -10,6 +10,7 @@ import numpy as np
 
 from segenv.codec.base import Codec
 from segenv.mdp import Observation, SegState
+from segenv.types import Task
 
 WEIGHTS = Path(__file__).parent / "weights"  # the embedded checkpoints
 EMBEDDED = WEIGHTS / "tiny-mllm"
@@ -35,6 +36,9 @@ class Agent(ABC):  # noqa: B024  # an implementation gives `_answer`, or `_act`
     def settings(self) -> dict[str, Any]:
         """Every choice that changes the agent's texts, to be recorded with its results."""
         return {"agent": self.spec, "codec": self.codec.name}
+
+    def check(self, task: Task) -> None:  # noqa: B027  # most agents take any
+        """Raise `BadItem` where the agent cannot be asked about an image of the task's size."""
 
     def act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
         """One text for each observation; `seeds` are non-negative integers, one an item."""

@@ -15,6 +15,7 @@ from segenv import render
 from segenv.codec.base import Codec
 from segenv.codec.polygons import PolygonCodec
 from segenv.mdp import Observation
+from segenv.types import BadItem, Task
 
 UNTRAINED = "untrained"  # the tiny model with fresh weights
 PROMPTS = ("codec", "instruction")
@@ -93,6 +94,17 @@ class MllmAgent(Agent):
             "dtype": backend.dtype,
             "weights": backend.fingerprint,
         }
+
+    def check(self, task: Task) -> None:
+        """Raise `BadItem` where the checkpoint's processor takes no image of the task's size."""
+        try:
+            self.backend.check_size(task.width, task.height)
+        except (ValueError, ArithmeticError) as error:
+            raise BadItem(
+                f"item {task.id!r}: the processor of agent {self.spec!r} takes no image of "
+                f"{task.width} x {task.height} pixels, width x height ({error}); have images sent at a size that it "
+                "takes, with #HEIGHTxWIDTH behind the agent's name, as in mllm:PATH#448x448"
+            ) from error
 
     def picture(self, observation: Observation) -> np.ndarray:
         """The picture for the model: the mask in green over the image, at the size that is sent; uint8 [h, w, 3]."""

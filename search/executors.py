@@ -64,10 +64,11 @@ class Player:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.dataset = data.make(setup.data, skip_bad=setup.skip_bad)
+        dataset = data.make(setup.data, skip_bad=setup.skip_bad)
         self.tool = tools.make(setup.tool)
         sampling = {} if setup.temperature is None else {"temperature": setup.temperature}
         self.agent = agents.make(setup.agent, setup.codec, seed=setup.seed, **sampling)
+        self.dataset = dataset.checked(self.agent.check)
         self.mdp = SegMDP(self.tool, setup.max_steps, setup.reward)
         self.search = spec.parse(setup.search)
         self.value = self.search.value_function(self.mdp, self.agent) if self.search else None

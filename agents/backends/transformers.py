@@ -54,6 +54,7 @@ class TransformersBackend:
         self.seconds = 0.0
         self.tokens = {"prompt": 0, "reply": 0}
         self.replies: list[Reply] = []
+        self._taken: set[tuple[int, int]] = set()  # sizes that the processor takes
         self._seen: dict[tuple[int, int], tuple[int, int]] = {}  # sizes that the processor makes
         if not isinstance(source, tuple):
             self._try(source)
@@ -66,6 +67,13 @@ class TransformersBackend:
     def sent(self, image: np.ndarray) -> np.ndarray:
         """The image, uint8 [H, W, 3], as it is sent: resized to `image_size`."""
         return render.resized(image, self.image_size)
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise the processor's own error where it takes no image of `width` x `height` pixels, after `sent`."""
+        if (width, height) not in self._taken:
+            picture = self.sent(np.zeros((height, width, 3), np.uint8))
+            self.processor.image_processor([Image.fromarray(picture)], return_tensors="pt")
+            self._taken.add((width, height))
 
     def seen_size(self, width: int, height: int) -> tuple[int, int]:
         """Width and height, in pixels, at which the model sees an image of `width` x `height`: after `sent`, and what

@@ -24,7 +24,7 @@ from segenv.data.images import read_image
 from segenv.geometry import mask_to_polygons, polygons_to_mask
 from segenv.geometry.rle import polygons_to_rle, segmentation_mask
 from segenv.tools.base import SegTool
-from segenv.types import Prompt, image_hash
+from segenv.types import Prompt, Task, image_hash
 
 AT_ONCE = 1 << 27  # bytes of masks, or of pictures to describe, that are in memory at the same time
 DESCRIBED = 8  # objects in a batch
@@ -67,6 +67,8 @@ class Annotator:
         """Annotate the image `name`. Raises `BadItem`, and `ToolError` where a model fails."""
         times = [time.perf_counter()]
         image = read_image(within(source.root, name, name), name, self.args.max_pixels)
+        if self.captioner is not None:
+            self.captioner.check(Task(name, image, np.ones(image.shape[:2], bool)))
         phrases, dropped = source.phrases_of(name), Counter[str]()
         times.append(time.perf_counter())
         boxes, present = self._boxes(name, image, source, dropped)

@@ -45,6 +45,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to ask")
     agent = make_agent(args.agent, args.codec, args.seed, options)
+    data = data.checked(agent.check)
     codec, samples = polygon_codec(agent.codec, args.agent), range(1 + options.samples if options.temperature else 1)
     set_threads(args.threads)
     with cli.open_run(args, RESUMABLE) as folder:

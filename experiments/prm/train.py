@@ -77,6 +77,7 @@ class Run:
         """Append the masks of each task of `data` to the file `name`, resuming after those that are in it."""
         args, rules = self.args, Rules(stop_iou=self.args.stop_iou)
         policy = self.agent(temperature=args.temperature)
+        data = data.checked(policy.check)
         have = {record["task"] for record in self.folder.records(name)}
         with self.folder.appending(name) as file, progress(len(data), "task", len(have), name) as bar:
             for start in range(0, len(data), args.batch_size):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agents.base import Agent
 from agents.training.options import SFTOptions
 from experiments.common import cli
 from experiments.common.config import choices
@@ -19,6 +20,7 @@ from search.executors import Player, Setup, Skipped, play
 from search.star import StarExample
 from segenv.data.base import Dataset
 from segenv.seeds import seed_of
+from segenv.types import BadItem
 
 R = TypeVar("R", bound="Run")
 
@@ -131,6 +133,19 @@ class Run:
         agent.backend.model = None  # it is loaded again for training; two copies of a large one may not fit
         image_size = agent.backend.image_size
         return agent, {"codec": agent.codec.name, "prompt": agent.prompt_style, "image_size": image_size}
+
+    def usable(self, name: str, policy: Agent, rows: Sequence[StarExample]) -> tuple[Dataset, list[StarExample]]:
+        """Training data without what `policy` cannot read, and `rows` of the rest where bad items are passed over;
+        NAME.skipped.json has those that are left out. The annotator, who played the tasks, can read any."""
+        data, refused = self.train_data.checked(policy.check), Skipped()
+        if self.args.skip_bad:
+            for task in dict.fromkeys(row.task for row in rows):
+                try:
+                    data.by_id(task)
+                except BadItem as error:
+                    refused[task] = str(error)
+            self.folder.write_json(f"{name}.skipped.json", refused)
+        return data, [row for row in rows if row.task not in refused]
 
     def sft_options(self, n: int) -> Any:
         """Settings of S_n's training."""

@@ -72,14 +72,14 @@ class Star(Run):
         examples = self.read_examples(n) if n else []
         if n == 0 or args.variant != "star":
             examples = self.read_examples(0) + examples  # the control has no D_n
-        examples = star.unique_examples(examples)
+        start = None if n == 0 else n - 1 if args.start_from == "previous" else 0
+        policy, declare = self.trainable(start)
+        data, examples = self.usable(f"round{n}/train", policy, star.unique_examples(examples))
         if not examples:
             raise RunError(
                 f"round {n} has nothing to learn from: no rollout passed the filter; lower --keep-iou or --min-gain"
             )
-        start = None if n == 0 else n - 1 if args.start_from == "previous" else 0
-        policy, declare = self.trainable(start)
-        conversations = star.Conversations(examples, policy, self.train_data.by_id, args.max_steps)
+        conversations = star.Conversations(examples, policy, data.by_id, args.max_steps)
         finetune(self.checkpoint(start), conversations, self.weights(n), self.sft_options(n), declare)
 
     def evaluate(self, n: int) -> None:

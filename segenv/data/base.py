@@ -6,6 +6,7 @@ equals the first.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import posixpath
@@ -129,6 +130,12 @@ class Dataset(Sequence[Task], ABC):
     @cached_property
     def _index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.ids)}
+
+    def checked(self, check: Callable[[Task], None]) -> Dataset:
+        """This dataset with one more of `checks`; it reports into the same `skipped`."""
+        other = copy.copy(self)
+        other.checks = [*self.checks, check]
+        return other
 
     def select(self, positions: Sequence[int]) -> Dataset:
         """The items at `positions`, in that order."""
