@@ -1,4 +1,4 @@
-"""Damage to JSON files, from a seed: values of other kinds, names twice, bytes lost or changed."""
+"""Damage to JSON and CSV files, from a seed: values of other kinds, names twice, bytes lost or changed."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ VALUES: list[Any] = [
     *([0, 10**400], [-1, 2], [1e9] * 8, ["a"] * 6, {"size": [10**9, 10**9], "counts": [10**18]}, nested(200)),
     *({"size": [50_000, 40_000], "counts": [0, 2 * 10**9]}, {"size": [1, 2], "counts": "~~~~"}, [[0, 0] * 5000]),
 ]
+CELLS = ["", "-1", "nan", "inf", "1e400", "1" * 5000, '"', '""', '"a\nb"', "\0", "é", "x" * 200_000, "../../x", "[]"]
 _TWICE = "@twice"
 
 
@@ -50,9 +51,30 @@ def mutated(content: Any, seed: int) -> bytes:
             case "swap":
                 other, place = places[rng.integers(len(places))]
                 held[key] = copy.deepcopy(other[place]) if place in other or isinstance(other, list) else None
-    text = json.dumps(content)
-    file = text.replace(_TWICE, twice or "").encode()
-    match rng.choice(["", "cut", "flip", "deep", "encoding"], p=[0.7, 0.08, 0.14, 0.04, 0.04]):
+    return _damaged(json.dumps(content).replace(_TWICE, twice or "").encode(), rng, b"[" * 100_000)
+
+
+def mutated_table(text: str, seed: int) -> bytes:
+    """The CSV file of `text` with one to three faults."""
+    rng = np.random.default_rng(seed)
+    rows = [line.split(",") for line in text.splitlines()]
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        row = rows[rng.integers(len(rows))]
+        match rng.choice(["replace", "replace", "delete", "double", "row"]):
+            case "replace":
+                row[rng.integers(len(row))] = CELLS[rng.integers(len(CELLS))]
+            case "delete" if len(row) > 1:
+                del row[rng.integers(len(row))]
+            case "double":
+                row.insert(rng.integers(len(row)), row[rng.integers(len(row))])
+            case "row":
+                rows.insert(rng.integers(len(rows)), list(row))
+    return _damaged("\n".join(map(",".join, rows)).encode(), rng, b'"')
+
+
+def _damaged(file: bytes, rng: np.random.Generator, inserted: bytes) -> bytes:
+    """The bytes of a file, of which some are lost, changed, `inserted` or in another encoding."""
+    match rng.choice(["", "cut", "flip", "insert", "encoding"], p=[0.7, 0.08, 0.14, 0.04, 0.04]):
         case "cut":
             return file[: rng.integers(len(file))]
         case "flip":
@@ -60,9 +82,9 @@ def mutated(content: Any, seed: int) -> bytes:
             for place in rng.integers(len(file), size=rng.integers(1, 4)):
                 damaged[place] ^= 1 << rng.integers(8)
             return bytes(damaged)
-        case "deep":
+        case "insert":
             place = rng.integers(len(file))
-            return file[:place] + b"[" * 100_000 + file[place:]
+            return file[:place] + inserted + file[place:]
         case "encoding":
             return rng.choice([b"\xef\xbb\xbf" + file, file.decode().encode("utf-16"), b"\xff" + file, b""])
     return file

@@ -12,6 +12,7 @@ own are [x, y, width, height], of which crowds are left out. So is a box that is
 """
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ from segenv.data.coco_file import CocoFile
 from segenv.data.folder import NOT_DATA
 from segenv.data.images import FORMATS
 from segenv.files import file_size, json_hash
-from segenv.texts import shown
+from segenv.texts import one_line, shown
 from segenv.types import BadItem, Box
 
 CORNERS = ("x0", "y0", "x1", "y1")
@@ -113,8 +114,8 @@ def read_inputs(
         raise RunError("nothing to look for; give --phrases 'a cat' 'a dog', --phrases-file FILE or --boxes FILE")
     if named and len(unknown) == len(named) and not everywhere:
         raise RunError(
-            f"none of the {len(named)} images that {boxes or phrases_file} names is in {root}, {unknown[0]!r} for one; "
-            f"expected paths from that folder, such as {names[0]!r}"
+            f"none of the {len(named)} images that {boxes or phrases_file} names is in {root}, {shown(unknown[0])} for "
+            f"one; expected paths from that folder, such as {names[0]!r}"
         )
     return Inputs(root, names[:limit], list(dict.fromkeys(everywhere)), each, listed, unknown, left_out)
 
@@ -155,7 +156,8 @@ def read_phrases(path: Path) -> tuple[list[str], dict[str, list[str]]]:
                 lists = {name: [item] if isinstance(item, str) else item for name, item in found.items()}
                 if all(isinstance(items, list) for items in lists.values()):
                     return [], {
-                        name: [_phrase(item, f"{path}, {name!r}") for item in items] for name, items in lists.items()
+                        name: [_phrase(item, f"{path}, {shown(name)}") for item in items]
+                        for name, items in lists.items()
                     }
             raise RunError(f"{path} is no list and names no lists; expected {what}")
     raise RunError(f"--phrases-file {path}: expected a file that ends in .txt, .csv or .json")
@@ -206,7 +208,7 @@ def _listed_boxes(path: Path, root: Path, left_out: LeftOut) -> Iterator[tuple[s
                 for name, items in listed.items():
                     for i, item in enumerate(items):
                         item = item if isinstance(item, dict) else {"box": item}
-                        where = f"{path}, {name!r}, box {i}"
+                        where = f"{path}, {shown(name)}, box {i}"
                         yield name, item.get("box"), item.get("phrase"), item.get("score"), where
         case _:
             raise RunError(f"--boxes {path}: expected a file that ends in .csv or .json")
@@ -249,7 +251,7 @@ def _detection(corners: Any, phrase: Any, score: Any, where: str) -> Detection:
 
 def _phrase(text: Any, where: str) -> str:
     """A phrase on one line."""
-    words = " ".join(text.split()) if isinstance(text, str) else ""
+    words = " ".join(one_line(text).split()) if isinstance(text, str) else ""
     if not any(character.isalnum() for character in words):
         raise RunError(f"{where}: phrase is {shown(text)}; expected what to look for, such as 'a red cup'")
     return words
@@ -257,14 +259,17 @@ def _phrase(text: Any, where: str) -> str:
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """The rows of a CSV file, with where each stands."""
-    reader = csv.DictReader(_text(path).splitlines())
-    if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-        raise RunError(f"{path} has no column {', '.join(missing)}; expected a first line {','.join(columns)}")
-    for row in reader:
-        where = f"{path}, line {reader.line_num}"
-        if any(not row[name] for name in columns):
-            raise RunError(f"{where} is incomplete; expected {', '.join(columns)}")
-        yield where, {key: value for key, value in row.items() if key and isinstance(value, str)}
+    reader = csv.DictReader(io.StringIO(_text(path)))
+    try:
+        if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+            raise RunError(f"{path} has no column {', '.join(missing)}; expected a first line {','.join(columns)}")
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if any(not row[name] for name in columns):
+                raise RunError(f"{where} is incomplete; expected {', '.join(columns)}")
+            yield where, {key: one_line(value) for key, value in row.items() if key and isinstance(value, str)}
+    except csv.Error as error:  # a quote that is never closed makes one long field of what follows
+        raise RunError(f"{path}, line {reader.line_num}: {error}; is a quote not closed?") from error
 
 
 def _text(path: Path) -> str:

@@ -107,7 +107,7 @@ class Index(Pairs):
             if task.meta.get(name, size) != size:
                 raise BadItem(
                     f"item {task.id!r}: {self._pairs[i].image} is {task.width} x {task.height} (width x height), "
-                    f"but index.json says {name} {task.meta[name]!r}; correct whichever is wrong"
+                    f"but index.json says {name} {shown(task.meta[name])}; correct whichever is wrong"
                 )
         return task
 

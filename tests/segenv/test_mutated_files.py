@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
-from made_data import make_coco, save  # noqa: E402
+from made_data import make_coco, make_index, save  # noqa: E402
 from mutations import mutated  # noqa: E402
 
 from segenv import data  # noqa: E402
@@ -68,7 +68,16 @@ def trajectories(root: Path) -> tuple[str, Path]:
     return f"trajectories:{root / 't.json'}", root / "t.json"
 
 
-KINDS: dict[str, Callable[[Path], tuple[str, Path]]] = {"coco": coco, "lvis": lvis, "trajectories": trajectories}
+def index(root: Path) -> tuple[str, Path]:
+    return make_index(root), root / "index.json"
+
+
+KINDS: dict[str, Callable[[Path], tuple[str, Path]]] = {
+    "coco": coco,
+    "lvis": lvis,
+    "trajectories": trajectories,
+    "index": index,
+}
 
 
 def outcome(spec: str, skip_bad: bool) -> str:
