@@ -19,12 +19,11 @@ import tyro
 
 from experiments.common import cli
 from experiments.common.config import OutFile, RunError
-from experiments.common.run_folder import RunFolder, write_json
+from experiments.common.run_folder import RunFolder, as_expected, write_json
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate import polygon_answers
-from experiments.evaluate.metrics import Outcome, curves, outcome_of
+from experiments.evaluate.metrics import Outcome, curves, read_outcome
 from experiments.evaluate.polygon_metrics import MEANS, SIZES, TOPOLOGIES, VALUES, Record, by_task, having
-from search.episode import Episode
 from segenv import statistics
 from segenv.data.base import unique
 
@@ -44,14 +43,18 @@ class Args:
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """Compare two finished runs, paired: `iou_at` by number of clicks, `seconds_per_click`, `episodes`."""
-    numbers = [_numbers(path) for path in (first, second)]
+    with as_expected(f"metrics.json of {first} or {second}", "metrics of experiments.evaluate"):
+        return _compare(first, second, [_numbers(path) for path in (first, second)])
+
+
+def _compare(first: Path, second: Path, numbers: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for key in SAME:
         values = [item["protocol"].get(key) for item in numbers]
         if values[0] != values[1]:
             raise RunError(
                 f"the runs differ in {key}: {values[0]!r} and {values[1]!r}; compare runs of the same episodes"
             )
-    if len({RunFolder(path).read_json("manifest.json")["hashes"]["data"] for path in (first, second)}) > 1:
+    if len({RunFolder(path).manifest()["hashes"]["data"] for path in (first, second)}) > 1:
         raise RunError(
             f"the runs read other data under the name {numbers[0]['protocol']['data']!r}; "
             "compare runs of the same episodes"
@@ -119,8 +122,7 @@ def _numbers(path: Path) -> dict[str, Any]:
 
 
 def _outcomes(path: Path) -> dict[tuple[str, int], Outcome]:
-    records = RunFolder(path).records("episodes.jsonl")
-    found = [((record["task"], record["sample"]), outcome_of(Episode.from_json(record))) for record in records]
+    found = [((one.task, one.sample), one) for one in RunFolder(path).records("episodes.jsonl", read_outcome)]
     unique((key for key, _ in found), "episodes with task and sample", path / "episodes.jsonl")
     return dict(found)
 

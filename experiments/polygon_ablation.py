@@ -41,6 +41,7 @@ from experiments.sft.config import PolygonArgs
 from segenv.data.base import unique
 from segenv.data.synthetic.scenes import Synthetic
 from segenv.ranges import Count, Processes, Range
+from segenv.records import reader
 from segenv.types import Task
 
 RESUMABLE = frozenset({"workers", "lesson_workers", "threads"})
@@ -161,7 +162,7 @@ def _train_and_reply(tasks: int, args: PolygonArgs) -> None:
 
 def _replies(tasks: int, path: Path) -> list[Record]:
     """The replies of an arm, in the order of the data."""
-    found = [Record(**one) for one in RunFolder(path).records(REPLIES)]
+    found = list(RunFolder(path).records(REPLIES, reader(Record)))
     unique((one.task for one in found), "replies to the task", path / REPLIES)
     records = {one.task: one for one in found}
     return [records[name] for name in _data(tasks).ids]

@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import tyro
-import yaml
 
 from experiments.common import cli
-from experiments.common.config import OutPath, RunError
-from experiments.common.run_folder import write_atomic
+from experiments.common.config import OutPath, RunError, read_yaml
+from experiments.common.run_folder import RunFolder, as_expected, write_atomic
 from experiments.common.tables import Table
 
 PATH = re.compile(r"(?<![\w./)\]])(?:~|\.{1,2})?/[\w.+-][^\s@#,|`'\"]*")
@@ -92,9 +91,7 @@ def load(path: Path) -> Study:
     done = next((stage for stage in STAGES if (path / f"{stage}.DONE").is_file()), None)
     if done is None or not (path / "manifest.json").is_file():
         raise RunError(f"{path} is not finished: none of {', '.join(STAGES)} is DONE there; resume it first")
-    config, about = (
-        yaml.safe_load((path / name).read_text(encoding="utf-8")) for name in ("config.yaml", "manifest.json")
-    )
+    config, about = read_yaml(path / "config.yaml"), RunFolder(path).manifest()
     command = done
     if done == "ablation":
         command = "polygon_ablation" if "vary" in config else "star" if "ablation_seeds" in config else "gspo"
@@ -103,9 +100,9 @@ def load(path: Path) -> Study:
             blocks = hidden((path / name).read_text(encoding="utf-8")).strip().split("\n\n")
             return Study(_made(command, about), [], [block for block in blocks if block.startswith("|")])
     kind = config.get("task", "segment") if done == "evaluate" else done
-    return Study(
-        _made(command, about), list(_rows(kind, json.loads((path / "metrics.json").read_text(encoding="utf-8"))))
-    )
+    numbers = RunFolder(path).load_json("metrics.json")
+    with as_expected(path / "metrics.json", f"metrics of {kind}"):
+        return Study(_made(command, about), list(_rows(kind, numbers)))
 
 
 def _load_json(path: Path) -> Study:

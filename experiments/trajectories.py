@@ -19,14 +19,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import tyro
-import yaml
 
 from experiments.common import cli
-from experiments.common.config import InFolder, OutFolder, OutPath, RunError, check, plain
+from experiments.common.config import InFolder, OutFolder, OutPath, RunError, check, plain, read_yaml
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from search.episode import Episode
 from search.executors import Player, Setup
@@ -42,6 +41,7 @@ from segenv.data.trajectories.export import conversations, export, write_png
 from segenv.data.trajectories.record import STOP_IOU
 from segenv.mdp import SegMDP
 from segenv.ranges import Count, Gain, NotNegative, Processes, Seed
+from segenv.records import reader
 from segenv.seeds import seed_of
 from segenv.types import BadItem, SegenvError, Task, image_hash
 
@@ -146,12 +146,12 @@ def generate(args: Generate) -> dict[str, Any]:
         run.keep_manifest(manifest(args.seed, settings, hashes))
         if not run.done("generate"):
             _play_all(run, args, player, expert)
-            entries = (record["entries"] for record in run.records("plays.jsonl"))
+            entries = (record["entries"] for record in run.records("plays.jsonl", reader(PlayRecord)))
             about = _write(run / FILE, entries, {"settings": hide_home(settings)})
             run.write_json("metrics.json", about | {"skipped": hide_home(dict(player.dataset.skipped))})
             run.finish("generate")
         (run / "plays.jsonl").unlink(missing_ok=True)
-        return run.read_json("metrics.json")
+        return run.load_json("metrics.json")
 
 
 @dataclass(frozen=True)
@@ -174,11 +174,22 @@ class Play:
         return replace(task, id=json.dumps(self.key), initial_mask=None, meta=meta)
 
 
+class PlayRecord(TypedDict):
+    """A line of plays.jsonl."""
+
+    task: str
+    start: str
+    sample: int
+    entries: list[dict]
+
+
 def _play_all(run: RunFolder, args: Generate, player: Player, expert: Expert) -> None:
     """Play the plays that plays.jsonl lacks, in fixed groups, so that a resumed run computes the same."""
     named = enumerate(player.dataset.ids[: args.limit])
     plays = [Play(i, name, start, k) for i, name in named for start in args.starts for k in range(args.samples)]
-    have = {(record["task"], record["start"], record["sample"]) for record in run.records("plays.jsonl")}
+    have = {
+        (record["task"], record["start"], record["sample"]) for record in run.records("plays.jsonl", reader(PlayRecord))
+    }
     load, sources = lru_cache(maxsize=1)(player.dataset.__getitem__), player.dataset.sources
     mdp = SegMDP(player.tool, args.max_clicks + args.points + 1)  # the expert counts its clicks, and then stops
     with run.appending("plays.jsonl") as file, cli.progress(len(plays), "play", len(have)) as bar:
@@ -206,22 +217,24 @@ def _play_all(run: RunFolder, args: Generate, player: Player, expert: Expert) ->
                 bar.update()
 
 
+def read_moves(value: Any) -> Episode | StarExample:
+    """Read a line of a run's episodes or rows. Raises ValueError where it is another thing."""
+    return Episode.from_json(value) if "steps" in reader(dict)(value) else reader(StarExample)(value)
+
+
 def convert(args: Convert) -> dict[str, Any]:
     """Write the examples or episodes of a run as trajectories, and return counts."""
-    records = list(RunFolder(args.run.parent).records(args.run.name))
+    records = list(RunFolder(args.run.parent).records(args.run.name, read_moves))
     if not records:
         raise RunError(f"--run {args.run} is missing or holds no record; expected rows.jsonl or a file of episodes")
-    if "steps" in records[0]:
-        episodes = [Episode.from_json(record) for record in records]
-        plays = [(e.task, e.sample, select(moves_of(e), args.rule, args.min_gain)) for e in episodes]
+    if len(kinds := {type(record) for record in records}) > 1:
+        raise RunError(f"--run {args.run} holds both rows and episodes; it was put together by hand")
+    if kinds == {Episode}:
+        plays = [(e.task, e.sample, select(moves_of(e), args.rule, args.min_gain)) for e in records]
     elif args.rule != "all":
         raise RunError(f"rule {args.rule!r} is for episodes, and {args.run} holds rows, which are chosen already")
     else:
-        try:
-            rows = [StarExample(**record) for record in records]
-        except TypeError as error:
-            raise RunError(f"{args.run} holds neither rows nor episodes of this version ({error})") from error
-        rows.sort(key=lambda row: (row.task, row.sample, row.step))
+        rows: list[StarExample] = sorted(records, key=lambda row: (row.task, row.sample, row.step))
         groups = groupby(rows, key=lambda row: (row.task, row.sample))
         plays = [(task, sample, moves_of_rows(list(group))) for (task, sample), group in groups]
     data, tasks = datasets.make(args.data or _data_of_run(args.run)), {task for task, _, _ in plays}
@@ -246,7 +259,10 @@ def _data_of_run(file: Path) -> str:
     """Data spec of the run that wrote `file`."""
     for parent in list(file.resolve().parents)[:2]:
         if (parent / "config.yaml").is_file():
-            return yaml.safe_load((parent / "config.yaml").read_text(encoding="utf-8"))["data"]
+            data = read_yaml(parent / "config.yaml").get("data")
+            if not isinstance(data, str):
+                raise RunError(f"{parent / 'config.yaml'} says data: {data!r}; expected a text, or give --data")
+            return data
     raise RunError(f"no config.yaml beside or above {file}, so its data is not known; say what was played with --data")
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from segenv import metrics
-from segenv.geometry.rle import decode_mask, encode_mask
+from segenv.geometry.rle import check_counts, decode_mask, encode_mask
 from segenv.mdp import SegMDP, SegState
+from segenv.records import reader
 from segenv.types import Action, Box, Click, Invalid, Polygons, Stop, Undo
 
 PARTS = ("encode", "decode", "agent", "annotator", "other")  # where an episode's seconds went
@@ -70,6 +71,13 @@ class Episode:
         """The mask after `step` actions, bool [H, W]; the first mask at 0."""
         return decode_mask(self.steps[step - 1].mask if step else self.start_mask, self.height, self.width)
 
+    def check(self) -> None:
+        """Raise ValueError where an action or a mask of a record cannot be read."""
+        check_counts(self.start_mask, self.height, self.width)
+        for step in self.steps:
+            check_action(step.action)
+            check_counts(step.mask, self.height, self.width)
+
     def to_json(self) -> dict[str, Any]:
         """The episode as a JSON record."""
         shallow = {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}
@@ -77,9 +85,14 @@ class Episode:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Episode:
-        """Read the episode that `to_json` wrote, or an older version's, whose steps had a field `corrected`."""
-        steps = ({key: value for key, value in step.items() if key != "corrected"} for step in record["steps"])
-        return cls(**{**record, "steps": tuple(Step(**step) for step in steps)})
+        """Read the episode that `to_json` wrote, or an older version's, whose steps had a field `corrected`. Raises
+        ValueError where it is another thing."""
+        steps = record.get("steps") if isinstance(record, dict) else None
+        if isinstance(steps, list):
+            for step in steps:
+                if isinstance(step, dict):
+                    step.pop("corrected", None)
+        return reader(cls)(record)
 
 
 def step_of(
@@ -112,6 +125,22 @@ def action_from_json(record: dict[str, Any]) -> Action:
     """The click, box, polygons, stop or undo that `action_to_json` wrote; KeyError for an invalid reply."""
     values = {key: value for key, value in record.items() if key != "type"}
     return _ACTIONS[record["type"]](**values)
+
+
+def check_action(record: dict[str, Any]) -> None:
+    """Raise ValueError where `record` is no action of `action_to_json`."""
+    kind, values = record.get("type"), {key: value for key, value in record.items() if key != "type"}
+    if kind == "invalid" and isinstance(values.get("reason"), str):
+        return
+    if kind not in _ACTIONS:
+        raise ValueError(f"an action has the type {kind!r}; expected {', '.join(_ACTIONS)} or invalid")
+    if kind != "polygons":
+        reader(_ACTIONS[kind])(values)
+        return
+    try:
+        Polygons(**values)
+    except TypeError as error:
+        raise ValueError(f"polygons cannot be read: {error}") from error
 
 
 _ACTIONS: dict[str, type] = {kind.__name__.lower(): kind for kind in (Click, Box, Polygons, Stop, Undo)}

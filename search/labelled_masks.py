@@ -13,13 +13,13 @@ import numpy as np
 
 import agents
 from agents.base import Agent
-from search.episode import action_to_json, clicks_of
+from search.episode import action_to_json, check_action, clicks_of
 from search.rollout import rollout
 from search.star import Conversations, Rules
 from segenv import annotator, metrics
 from segenv import codec as codecs
 from segenv.envs.filter import random_prompt
-from segenv.geometry.rle import decode_mask, encode_mask
+from segenv.geometry.rle import check_counts, decode_mask, encode_mask
 from segenv.mdp import Observation, SegMDP, SegState
 from segenv.seeds import seed_of
 from segenv.types import Click, Task
@@ -52,8 +52,13 @@ class LabelledMask:
         return decode_mask(self.mask, self.height, self.width)
 
     def to_json(self) -> dict[str, Any]:
-        """The mask as a JSON record, which `LabelledMask(**record)` reads."""
+        """The mask as a JSON record, which `reader(LabelledMask)` reads."""
         return dataclasses.asdict(self)
+
+    def check(self) -> None:
+        """Raise ValueError where the action or the mask of a record cannot be read."""
+        check_action(self.action)
+        check_counts(self.mask, self.height, self.width)
 
 
 class NoisyAnnotator(Agent):

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from search.episode import Episode, Step, action_from_json, action_to_json, clicks_of
+from search.episode import Episode, Step, action_from_json, action_to_json, check_action, clicks_of
 from segenv import annotator, metrics, ranges
-from segenv.geometry.rle import decode_mask
+from segenv.geometry.rle import check_counts, decode_mask
 from segenv.mdp import Observation, SegState
 from segenv.ranges import Gain, NotNegative
 from segenv.types import Action, Click, Stop, Task
@@ -96,8 +96,13 @@ class StarExample:
         return self.iou_after - self.iou
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain values for JSON; `StarExample(**record)` is the inverse."""
+        """Return plain values for JSON; `reader(StarExample)` is the inverse."""
         return dataclasses.asdict(self)
+
+    def check(self) -> None:
+        """Raise ValueError where the action or the mask of a record cannot be read."""
+        check_action(self.action)
+        check_counts(self.mask, self.height, self.width)
 
 
 def demonstration_examples(episode: Episode, rules: Rules = Rules(), filtered: bool = False) -> list[StarExample]:  # noqa: B008  # frozen

@@ -52,6 +52,19 @@ def json_hash(parts: Iterable[object]) -> str:
     return stream_hash(json.dumps(part, sort_keys=True, default=str).encode() + b"\n" for part in parts)
 
 
+def finite(value: Any) -> Any:
+    """`value` with tuples as lists, NumPy scalars as Python's, and NaN and infinities as None, for JSON."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+        value = value.item()
+    if isinstance(value, float) and not -float("inf") < value < float("inf"):
+        return None
+    return value
+
+
 def file_hash(path: Path) -> str | None:
     """128-bit hash of a file's bytes, in hex; None where it cannot be read."""
     try:

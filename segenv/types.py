@@ -33,6 +33,10 @@ class ToolError(SegenvError):
     """A segmentation tool failed. Never scored: it stops the run, and the run can be resumed."""
 
 
+class RunError(SegenvError):
+    """A run's folder cannot be used as asked, or a run cannot go on; the message says what to do."""
+
+
 def frozen(array: np.ndarray) -> np.ndarray:
     """Make an array read-only."""
     array.setflags(write=False)

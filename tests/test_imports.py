@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # segenv <- agents <- search <- experiments.
 # A module imports from its own layer or from layers before it. The layer of a package is that of all its modules.
 LAYERS = [
-    {"segenv.checkpoints", "segenv.files", "segenv.ranges", "segenv.seeds"}
+    {"segenv.checkpoints", "segenv.files", "segenv.ranges", "segenv.records", "segenv.seeds"}
     | {"segenv.specs", "segenv.texts", "segenv.types"},
     {"segenv.geometry", "segenv.metrics", "segenv.statistics"},
     {"segenv.annotator", "segenv.codec", "segenv.data", "segenv.queries", "segenv.render", "segenv.rewards"}

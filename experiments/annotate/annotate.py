@@ -73,7 +73,7 @@ def _token_counter(name: str | None) -> Any:
 
 def _annotate_all(folder: RunFolder, source: Inputs, annotator: Annotator, quiet: bool) -> None:
     """Annotate the images that images.jsonl lacks: one record each, with the reason in place of a bad one's objects."""
-    have = {record["image"] for record in folder.records("images.jsonl")}
+    have = {record["image"] for record in folder.records("images.jsonl", report.read_image_record)}
     with (
         folder.appending("images.jsonl") as file,
         cli.progress(len(source.images), "image", len(have), quiet=quiet) as bar,
@@ -100,10 +100,10 @@ def _write_results(
     """Write COCO JSON, conversations, pictures, and metrics.json, which is returned."""
 
     def records() -> Iterator[Record]:
-        return (record for record in folder.records("images.jsonl") if "error" not in record)
+        return (record for record in folder.records("images.jsonl", report.read_image_record) if "error" not in record)
 
-    about = folder.read_json("manifest.json")
-    numbers = report.summarise(folder.records("images.jsonl"))
+    about = folder.manifest()
+    numbers = report.summarise(folder.records("images.jsonl", report.read_image_record))
     numbers |= {"unknown_images": source.unknown, "boxes_left_out": asdict(source.left_out)}
     rows = numbers["phrases"]
     phrases = list(dict.fromkeys([*source.every_phrase, *rows]))
@@ -115,7 +115,7 @@ def _write_results(
     numbers["queries"] = dict(counts)
     settings = hide_home({key: value for key, value in plain(args).items() if key not in ("out", "resume", "dry_run")})
     folder.write_json("metrics.json", hide_home(numbers) | {"settings": settings})
-    numbers = folder.read_json("metrics.json")
+    numbers = folder.load_json("metrics.json")
     lead = f"{'given boxes' if args.boxes else args.detector}, {args.tool}"
     page = {
         "title": f"Annotations of {numbers['images']} images",

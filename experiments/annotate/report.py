@@ -5,7 +5,7 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
@@ -19,12 +19,48 @@ from segenv import render
 from segenv.data.base import within
 from segenv.data.images import read_image
 from segenv.data.trajectories.export import write_png
-from segenv.geometry.rle import rle_to_polygons, segmentation_mask
+from segenv.geometry.rle import check_counts, rle_to_polygons, segmentation_mask
+from segenv.records import reader
 from segenv.seeds import seed_of
 
 COLUMNS, ROWS, SIDE, GAP, LINE = 4, 4, 400, 12, 20  # of a contact sheet: tiles, and pixels
 PLATE = 16  # height of a label, px
 FONT = ImageFont.load_default(12)
+
+
+class ObjectRecord(TypedDict):
+    """An object of an image."""
+
+    phrase: str
+    score: float | None
+    mask_score: float | None
+    box: list[float]
+    mask: dict[str, Any]
+
+
+class ImageRecord(TypedDict):
+    """A line of images.jsonl, of an image that was annotated."""
+
+    image: str
+    height: int
+    width: int
+    hash: str
+    objects: list[ObjectRecord]
+    absent: list[str]
+    dropped: dict[str, int]
+    seconds: dict[str, float]
+
+
+def read_image_record(value: Any) -> Record:
+    """Read a line of images.jsonl. Raises ValueError where it is another thing."""
+    if "error" in reader(dict)(value):
+        return reader(dict[str, str])(value)
+    record = reader(ImageRecord)(value)
+    for one in record["objects"]:
+        if one["mask"].get("size") != [record["height"], record["width"]]:
+            raise ValueError(f"a mask has size {one['mask'].get('size')}; expected that of the image")
+        check_counts(reader(str)(one["mask"].get("counts")), record["height"], record["width"])
+    return value
 
 
 def write(

@@ -133,4 +133,4 @@ def write(folder: RunFolder, numbers: dict[str, Any], report: Report) -> dict[st
     words = {"title": report.title, "about": report.about, "arms": report.arms, "protocol": numbers["protocol"]}
     write_report(folder, "ablation.html", report.plots, table=report.table, **words)
     folder.finish("ablation")
-    return folder.read_json("ablation.json")
+    return folder.load_json("ablation.json")

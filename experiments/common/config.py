@@ -8,7 +8,6 @@ made.
 import dataclasses
 import os
 import sys
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -19,13 +18,10 @@ import yaml
 
 from agents.training.options import TrlFields
 from segenv.ranges import Constraint, CountOrNone, NotNegative, Range, Seed, Share, faults
-from segenv.types import SegenvError
+from segenv.records import reader, shown
+from segenv.types import RunError as RunError  # for all commands
 
 Config = TypeVar("Config")
-
-
-class RunError(SegenvError):
-    """A run's folder cannot be used as asked, or a run cannot go on; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -96,45 +92,40 @@ def choices(config: Any, aside: frozenset[str] | set[str]) -> dict[str, Any]:
 def load_config(path: str | os.PathLike[str], kind: type[Config]) -> Config:
     """The settings of the run in `path` as a dataclass of type `kind`; RunError names what does not fit."""
     file = Path(path) / "config.yaml"
+    if not file.exists():
+        raise RunError(f"--resume {path}: no config.yaml there, so no run to go on with; start one with --out {path}")
+    return _build(kind, read_yaml(file), file)
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """The settings in a config.yaml by name. Raises RunError where it is damaged."""
+    advice = "put it back from a copy, or start another run with --out"
     try:
         loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise RunError(
-            f"--resume {path}: no config.yaml there, so no run to go on with; start one with --out {path}"
-        ) from None
-    except yaml.YAMLError as error:
-        raise RunError(f"{file} is no YAML: {error}") from error
-    return _build(kind, loaded, file)
-
-
-def _build(kind: Any, loaded: Any, file: Path) -> Any:
-    """`loaded` (from YAML) as the dataclass `kind`, with the dataclasses, tuples and paths that its fields declare."""
+    except OSError as error:
+        raise RunError(f"{file} cannot be read ({error.strerror or error}); {advice}") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RunError(f"{file} is damaged: it is no YAML in UTF-8 ({reason[:200]}); {advice}") from error
     if not isinstance(loaded, dict):
-        raise RunError(f"{file}: expected the settings of {kind.__name__} by name, got {type(loaded).__name__}")
+        raise RunError(f"{file} is damaged: it holds {shown(loaded)}; expected the settings of a run by name; {advice}")
+    return loaded
+
+
+def _build(kind: type[Config], loaded: dict[str, Any], file: Path) -> Config:
+    """`loaded` (from YAML) as the dataclass `kind`, with the dataclasses, tuples and paths that its fields declare."""
     for name, behaviour in getattr(kind, "REMOVED", {}).items():  # options that are gone, with what holds instead
         if (value := loaded.pop(name, behaviour)) != behaviour:
             raise RunError(
                 f"{file} holds {name}: {value!r}, an option that was removed: every run now does as with "
                 f"{behaviour!r}. Finish this run with the version that began it, or start another with --out"
             )
-    known = {field.name for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(loaded) - known):
+    try:
+        return reader(kind)(loaded)
+    except ValueError as error:
         raise RunError(
-            f"{file} holds settings that {kind.__name__} does not know: {unknown}; was it written by another command "
-            "or version?"
-        )
-    hints, values = typing.get_type_hints(kind), {}
-    for name, value in loaded.items():
-        options = (hints[name], *typing.get_args(hints[name]))  # X, and the X of X | None
-        nested = next((option for option in options if dataclasses.is_dataclass(option)), None)
-        if nested is not None and value is not None:
-            value = _build(nested, value, file)
-        elif isinstance(value, list) and tuple in (typing.get_origin(option) or option for option in options):
-            value = tuple(tuple(one) if isinstance(one, list) else one for one in value)
-        elif isinstance(value, str) and Path in options:
-            value = Path(value)
-        values[name] = value
-    return kind(**values)
+            f"{file}: {error}. Put it right, finish the run with the version that began it, or start another with --out"
+        ) from error
 
 
 def parse_args(kind: type[Config], argv: Sequence[str] | None = None, description: str | None = None) -> Config:

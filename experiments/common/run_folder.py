@@ -18,22 +18,47 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypedDict, TypeVar
 
 import yaml
 from filelock import FileLock, Timeout
 
 from experiments.common.config import RunError, changes, load_config, plain
-from segenv import __version__, files
+from segenv import __version__, files, records
+from segenv.files import finite as finite  # for all commands
+from segenv.records import reader
+from segenv.types import SegenvError
 
 LIBRARIES = (
     *("numpy", "opencv-python-headless", "pycocotools", "pillow", "gymnasium", "torch", "transformers"),
     *("tokenizers", "safetensors", "trl", "peft", "accelerate", "segment-anything", "stable-baselines3", "ray"),
 )
+COPY = "put it back from a copy, or start another run with --out"
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no bytes or inodes left, a quota, a limit on the size of a file
+FULL_WORDS = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter failed", "unexpected pos")
+T = TypeVar("T")
+OBJECT = reader(dict)  # values by name, whatever they are
 FSYNC_EVERY = 1.0  # seconds; a kill loses nothing, a power cut may lose this much and the run does it again
+
+
+class _Begun(TypedDict):
+    command: list[str]
+    python: str
+    platform: dict[str, Any]
+    versions: dict[str, str]
+    seed: int
+    hashes: dict[str, str | None]
+    protocol: dict[str, Any]
+    started: str
+
+
+class Manifest(_Begun, total=False):
+    """The content of manifest.json; `resumed` by which other versions of segenv, and when."""
+
+    resumed: list[dict[str, str]]
 
 
 @contextmanager
@@ -42,22 +67,28 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, RunError) or not _disk_full(error, path):
+        if (told := disk_full(error, path)) is None:
             raise
-        raise RunError(
-            f"the disk is full ({getattr(error, 'strerror', None) or 'No space left on device'}) while writing {path}; "
-            "nothing written before is lost: free some space, then go on with --resume"
-        ) from error
+        raise told from error
 
 
-def _disk_full(error: Exception, path: Path) -> bool:
-    """Whether a full disk caused the error; not every library says so (torch: an unexpected position)."""
+def disk_full(error: BaseException | None, path: Path) -> RunError | None:
+    """What to tell where a full disk caused the error; None where it did not. Not every library says so (torch: an
+    unexpected position)."""
     if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if "No space left" in str(error):  # safetensors
-        return True
-    there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-    return isinstance(error, RuntimeError) and shutil.disk_usage(there).free < 1 << 20
+        full = error.errno in FULL
+    else:
+        full = any(words in str(error) for words in FULL_WORDS) and not isinstance(error, RunError)  # safetensors
+        if not full and isinstance(error, RuntimeError):
+            there = next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+            full = shutil.disk_usage(there).free < 1 << 20
+    if not full:
+        return None
+    return RunError(
+        f"the disk is full ({getattr(error, 'strerror', None) or 'No space left on device'}) while writing "
+        f"{getattr(error, 'filename', None) or path}; nothing written before is lost: free some space (or raise the "
+        "quota, or the limit on the size of a file), then go on with --resume"
+    )
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -69,6 +100,31 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, at once; NaN has no place in JSON and becomes null."""
     write_atomic(path, json.dumps(finite(value), indent=1) + "\n")
+
+
+@contextmanager
+def as_expected(path: Path | str, what: str) -> Iterator[None]:
+    """Turn errors of reading further than a check of types goes into a RunError: `path` is no `what`, or damaged."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, SegenvError):
+            raise
+        raise RunError(
+            f"{path} is damaged, or no {what} of this version ({type(error).__name__}: {error}); {COPY}"
+        ) from error
+
+
+def of_tasks(read: Callable[[Any], T], ids: Container[str]) -> Callable[[Any], T]:
+    """Make a reader of records that refuses those of tasks that are not in `ids`."""
+
+    def check(value: Any) -> T:
+        record = read(value)
+        if value["task"] not in ids:
+            raise ValueError(f"it holds task {value['task']!r}, which the data does not")
+        return record
+
+    return check
 
 
 class RunFolder:
@@ -111,29 +167,57 @@ class RunFolder:
         """Write `value` to the file `name`, at once; see `write_json`."""
         write_json(self / name, value)
 
-    def read_json(self, name: str) -> Any:
-        """The content of the file `name`, or None where it does not exist."""
+    def read_json(self, name: str, read: Callable[[Any], Any] = OBJECT, advice: str = COPY) -> Any:
+        """The content of the file `name`, as `read` makes it, or None where it does not exist. Raises RunError where it
+        is damaged, with advice."""
         path = self / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        return records.read_json(path, read, advice) if path.exists() else None
 
-    def keep_manifest(self, about: dict[str, Any]) -> dict[str, Any]:
+    def load_json(self, name: str, read: Callable[[Any], Any] = OBJECT, advice: str = COPY) -> Any:
+        """As `read_json`, of a file that must exist."""
+        return records.read_json(self / name, read, advice)
+
+    def manifest(self) -> Manifest:
+        """The content of manifest.json."""
+        return self.load_json("manifest.json", reader(Manifest))
+
+    def keep_manifest(self, about: dict[str, Any], definitions: Iterable[str] = ()) -> dict[str, Any]:
         """Write `about` (of `manifest`) as manifest.json at the start of a run. When the run is resumed, compare with
-        the manifest that it began with, and return that; RunError where data, models or protocol have changed since."""
-        before = self.read_json("manifest.json")
-        if before is None:
+        the manifest that it began with, and return that; RunError where data, models or protocol have changed since.
+
+        Entries of the protocol named in `definitions` explain numbers, which are made again from the records: where
+        their texts changed, or another version of segenv resumes the run, stderr says so, and the manifest keeps it."""
+        if not (self / "manifest.json").exists():
             self.write_json("manifest.json", about)
             return about
+        now: dict[str, Any] = finite(about)
+        before: dict[str, Any] = {**self.manifest()}
+        explained = frozenset(definitions)
         if changed := [
-            f"the {name}" for name in ("hashes", "protocol") for name in changes(before[name], finite(about[name]))
+            f"the {name}" for part in ("hashes", "protocol") for name in changes(before[part], now[part], explained)
         ]:
             raise RunError(
                 f"what {self.path} began with changed, so its episodes would be mixed: {'; '.join(changed)}. Put back "
                 "what was there, or start another run with --out"
             )
-        return before
+        told = [
+            f"the definition of {name} is another"
+            for name in sorted(explained & now["protocol"].keys())
+            if before["protocol"].get(name) != now["protocol"][name]
+        ]
+        kept = {**before, "protocol": now["protocol"]}
+        seen = [before["versions"].get("segenv"), *(one["segenv"] for one in before.get("resumed", []))]
+        if seen[-1] != __version__:
+            told.insert(0, f"begun by segenv {seen[0]}, resumed by {__version__}")
+            kept["resumed"] = [*before.get("resumed", []), {"segenv": __version__, "at": now["started"]}]
+        if told:
+            print(f"{self.path}: {'; '.join(told)}", file=sys.stderr)
+            self.write_json("manifest.json", kept)
+        return kept
 
-    def records(self, name: str) -> Iterator[dict[str, Any]]:
-        """The records of the file `name`, in the order written; a last line that was cut short is passed over."""
+    def records(self, name: str, read: Callable[[Any], Any] = OBJECT) -> Iterator[Any]:
+        """The records of the file `name`, in the order written, as `read` makes them; a last line that was cut short is
+        passed over. Raises RunError for a line that is damaged, or that `read` refuses with a ValueError."""
         path = self / name
         if not path.exists():
             return
@@ -142,11 +226,19 @@ class RunFolder:
                 if not line.endswith(b"\n"):
                     return  # killed while writing: its item is not done
                 try:
-                    yield json.loads(line)
+                    record = read(records.parse_json(line))
                 except ValueError as error:
                     raise RunError(
-                        f"{path}, line {number} is damaged ({error}); delete that line and go on with --resume"
+                        f"{path}, line {number} is damaged ({error}); delete that line, and the .DONE of the stage "
+                        "that wrote it if there is one, and go on with --resume"
                     ) from error
+                yield record
+
+    def keep_records(self, name: str, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Drop the records of the file `name` that `keep` refuses, at once."""
+        every = list(self.records(name))
+        if len(kept := [record for record in every if keep(record)]) < len(every):
+            write_atomic(self / name, "".join(map(_line, kept)))
 
     def appending(self, name: str) -> Appender:
         """Append records to the file `name`, having cut off a line that a kill left unfinished; a context."""
@@ -167,15 +259,17 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, trace: object) -> None:
         self.close()
+        if (told := disk_full(error, self.path)) is not None:
+            raise told from error
 
     def _acquire(self) -> None:
         """Lock the folder until `close` or the end of the process, so that no two runs write the same file."""
-        with disk_errors(self / "config.yaml"):
-            self.path.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire()
+            with disk_errors(self / "config.yaml"):
+                self.path.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire()
         except Timeout:
             raise RunError(f"another process is writing to {self.path}; wait for it, or end it first") from None
 
@@ -192,7 +286,7 @@ class Appender:
 
     def add(self, record: dict[str, Any]) -> None:
         """Append one record."""
-        line = json.dumps(finite(record), separators=(",", ":")) + "\n"  # ASCII: a reply may hold any character
+        line = _line(record)
         with disk_errors(self.path):
             self._file.write(line.encode("ascii"))
             self._file.flush()
@@ -215,6 +309,10 @@ class Appender:
         self._synced = time.monotonic()
 
 
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(finite(record), separators=(",", ":")) + "\n"  # ASCII: a reply may hold any character
+
+
 def _whole_lines(file: IO[bytes], block: int = 1 << 16) -> int:
     """Count the bytes of `file` that are whole lines, looking from the end."""
     position = file.seek(0, os.SEEK_END)
@@ -226,19 +324,6 @@ def _whole_lines(file: IO[bytes], block: int = 1 << 16) -> int:
             return start + newline + 1
         position = start
     return 0
-
-
-def finite(value: Any) -> Any:
-    """`value` with tuples as lists, NumPy scalars as Python's, and NaN and infinities as None, for JSON."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-        value = value.item()
-    if isinstance(value, float) and not -float("inf") < value < float("inf"):
-        return None
-    return value
 
 
 def hide_home(value: Any) -> Any:

@@ -4,11 +4,10 @@ from typing import Any
 
 from experiments.common import cli
 from experiments.common.config import RunError
-from experiments.common.run_folder import RunFolder, manifest
+from experiments.common.run_folder import RunFolder, manifest, of_tasks
 from experiments.evaluate import metrics, records, report
 from experiments.evaluate.config import RESUMABLE, Args
 from experiments.evaluate.metrics import Outcome
-from search.episode import Episode
 from search.executors import Player, Setup, Skipped, play
 
 
@@ -20,7 +19,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         raise RunError(f"data {args.data!r} holds no task; nothing to evaluate")
     indices, skipped = records.indices(data), Skipped()
     with cli.open_run(args, RESUMABLE) as folder:
-        about = folder.keep_manifest(_manifest(args, player))
+        about = folder.keep_manifest(_manifest(args, player), metrics.METRIC_DEFINITIONS)
         outcomes = _finished(folder, indices)
         missing = set(range(len(data))) - outcomes.keys()
         with (
@@ -73,13 +72,5 @@ def _manifest(args: Args, player: Player) -> dict[str, Any]:
 
 def _finished(folder: RunFolder, indices: dict[str, int]) -> dict[int, Outcome]:
     """Outcomes of the episodes that the run has already, by the index of their task."""
-    outcomes = {}
-    for record in folder.records("episodes.jsonl"):
-        item = metrics.outcome_of(Episode.from_json(record))
-        if item.task not in indices:
-            raise RunError(
-                f"{folder / 'episodes.jsonl'} holds task {item.task!r}, which the data does not; start another run "
-                "with --out"
-            )
-        outcomes[indices[item.task]] = item
-    return outcomes
+    read = of_tasks(metrics.read_outcome, indices)
+    return {indices[item.task]: item for item in folder.records("episodes.jsonl", read)}

@@ -8,13 +8,13 @@ masks.jsonl (every mask and its predictions), metrics.json, plots/ and report.ht
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from experiments.common import cli
 from experiments.common.config import RunError
-from experiments.common.run_folder import RunFolder, manifest
+from experiments.common.run_folder import RunFolder, manifest, of_tasks
 from experiments.evaluate import iou_report, records
 from experiments.evaluate.clicks import make_player
 from experiments.evaluate.config import Args
@@ -24,10 +24,35 @@ from search.labelled_masks import LabelledMask, observation_of, point_masks
 from segenv.data import Dataset
 from segenv.envs.filter import POINTS
 from segenv.mdp import Observation
+from segenv.records import reader
 from segenv.statistics import METRIC_DEFINITIONS, acceptance
 from segenv.types import Task
 
 RESUMABLE = frozenset({"report_episodes"})
+DEFINITIONS = {
+    **METRIC_DEFINITIONS,
+    "precision": "share of the masks kept that are as good as the threshold",
+    "recall": "share of the masks as good as the threshold that are kept",
+}
+
+
+class MaskRecord(TypedDict):
+    """A line of masks.jsonl: the masks of a task; the readings of `READINGS` stand beside, one number a mask."""
+
+    task: str
+    masks: list[LabelledMask]
+    greedy: list[float | None]
+
+
+def read_masks(record: Any) -> MaskRecord:
+    """Read a line of masks.jsonl. Raises ValueError where it is another thing."""
+    masks = reader(MaskRecord)(record)
+    for name in READINGS:
+        if name in record and len(reader(list[float | None])(record[name])) != len(masks["masks"]):
+            raise ValueError(f"{name} has {len(record[name])} numbers for {len(masks['masks'])} masks")
+    return masks
+
+
 IouEstimator = Callable[[Sequence[Observation]], dict[str, list[float | None]]]
 
 
@@ -50,18 +75,17 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         "masks": options.masks,
         "points": f"1 to {POINTS} in the target's box, the first positive, the others of either sign",
         "threshold": options.threshold,
-        **METRIC_DEFINITIONS,
-        "precision": "share of the masks kept that are as good as the threshold",
-        "recall": "share of the masks as good as the threshold that are kept",
+        **DEFINITIONS,
     }
     hashes = {"data": data.fingerprint, "tool": player.tool.fingerprint, "agent": protocol.get("weights")}
     with cli.open_run(args, RESUMABLE) as folder:
-        about = folder.keep_manifest(manifest(args.seed, protocol, hashes))
+        about = folder.keep_manifest(manifest(args.seed, protocol, hashes), DEFINITIONS)
 
         def estimate(tasks: list[Task]) -> list[dict[str, Any]]:
             return estimate_masks(tasks, player, options.masks, args.seed, estimator)
 
-        records.append_groups(folder, "masks.jsonl", data, args.batch_size, estimate, quiet=quiet)
+        check = of_tasks(read_masks, records.indices(data))
+        records.append_groups(folder, "masks.jsonl", data, args.batch_size, estimate, quiet=quiet, read=check)
         return _write_results(folder, args, about, data)
 
 
@@ -104,9 +128,9 @@ def estimate_masks(
 
 def _write_results(folder: RunFolder, args: Args, about: dict[str, Any], data: Dataset) -> dict[str, Any]:
     indices, skipped = records.indices(data), dict(data.skipped)
-    entries = sorted(folder.records("masks.jsonl"), key=lambda record: indices[record["task"]])
+    entries: list[Any] = sorted(folder.records("masks.jsonl", read_masks), key=lambda record: indices[record["task"]])
     records.check_any(entries, args.data, skipped)
-    masks = [LabelledMask(**one) for record in entries for one in record["masks"]]
+    masks = [one for record in entries for one in record["masks"]]
     replies = {name: [v for record in entries for v in record[name]] for name in READINGS if name in entries[0]}
     silent = sum(value is None for value in replies["greedy"])
     if silent == len(masks):

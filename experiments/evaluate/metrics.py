@@ -73,6 +73,14 @@ def outcome_of(episode: Episode) -> Outcome:
     return Outcome(**own, **{one.name: getattr(episode, one.name) for one in fields(Outcome) if one.name not in own})
 
 
+def read_outcome(record: Any) -> Outcome:
+    """Read the numbers of a record of episodes.jsonl. Raises ValueError where it is another thing."""
+    outcome = outcome_of(Episode.from_json(record))
+    if not len(outcome.ious):
+        raise ValueError("it holds no step")
+    return outcome
+
+
 def curves(outcomes: Sequence[Outcome], max_steps: int) -> np.ndarray:
     """IoU after each action, [episodes, max_steps]; an episode that ended early keeps its last IoU."""
     return np.array([np.pad(item.ious, (0, max_steps - len(item.ious)), mode="edge") for item in outcomes])

@@ -11,6 +11,7 @@ from segenv import queries
 from segenv.codec.base import Codec
 from segenv.codec.polygons import DIALECTS, PolygonCodec
 from segenv.mdp import SegState
+from segenv.records import reader
 from segenv.types import Task, object_of
 
 UNITS = ("tokens", "vertices", "characters")
@@ -98,4 +99,4 @@ def polygon_codec(codec: Codec, agent: str) -> PolygonCodec:
 
 def read(folder: RunFolder) -> list[Record]:
     """Read the replies of a run."""
-    return [Record(**one) for one in folder.records("answers.jsonl")]
+    return list(folder.records("answers.jsonl", reader(Record)))

@@ -16,7 +16,7 @@ import agents
 from agents.base import Agent
 from experiments.common import cli
 from experiments.common.config import RunError
-from experiments.common.run_folder import manifest
+from experiments.common.run_folder import manifest, of_tasks
 from experiments.evaluate import polygon_report, records
 from experiments.evaluate.config import Args, PolygonOptions
 from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec, read
@@ -25,6 +25,7 @@ from search.executors import set_threads
 from segenv import codec as codecs
 from segenv import data as datasets
 from segenv.data import Dataset
+from segenv.records import reader
 from segenv.seeds import seed_of
 from segenv.types import Task
 
@@ -49,13 +50,14 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     codec, samples = polygon_codec(agent.codec, args.agent), range(1 + options.samples if options.temperature else 1)
     set_threads(args.threads)
     with cli.open_run(args, RESUMABLE) as folder:
-        about = folder.keep_manifest(_manifest(args, agent, data))
+        about = folder.keep_manifest(_manifest(args, agent, data), METRIC_DEFINITIONS)
 
         def reply(tasks: list[Task]) -> Iterator[dict[str, Any]]:
             return map(asdict, _replies(tasks, samples, agent, args.seed, options))
 
-        records.append_groups(folder, "answers.jsonl", data, args.batch_size, reply, samples, "reply", quiet)
         indices = records.indices(data)
+        check = of_tasks(reader(Record), indices)
+        records.append_groups(folder, "answers.jsonl", data, args.batch_size, reply, samples, "reply", quiet, check)
         scored = sorted(read(folder), key=lambda one: (indices[one.task], one.sample))
         records.check_any(scored, args.data, dict(data.skipped))
         greedy, sampled = ([one for one in scored if bool(one.sample) is some] for some in (False, True))

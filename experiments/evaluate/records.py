@@ -6,9 +6,10 @@ from typing import Any
 
 from experiments.common import cli
 from experiments.common.config import RunError
-from experiments.common.run_folder import RunFolder, hide_home
+from experiments.common.run_folder import OBJECT, RunFolder, hide_home
 from experiments.evaluate.config import Args
 from segenv.data import Dataset
+from segenv.records import checked
 from segenv.types import Task
 
 
@@ -31,11 +32,13 @@ def append_groups(
     samples: Sequence[int] = (0,),
     unit: str = "task",
     quiet: bool = False,
+    read: Callable[[Any], Any] = OBJECT,
     **key: Any,
 ) -> None:
     """Append the records that the file `name` lacks: `work` makes those of `size` tasks, one for each of `samples`, all
-    with the values of `key`. A resumed run has equal groups, as a learned model's last bits depend on them."""
-    begun = (record for record in folder.records(name) if key.items() <= record.items())
+    with the values of `key`. `read` checks those that are there. A resumed run has equal groups, as a learned
+    model's last bits depend on them."""
+    begun = (record for record in folder.records(name, checked(read)) if key.items() <= record.items())
     have = {(record["task"], record.get("sample", 0)) for record in begun}
     total = len(data) * len(samples)
     with folder.appending(name) as file, cli.progress(total, unit, len(have), quiet=quiet) as bar:
@@ -50,7 +53,7 @@ def append_groups(
 def write_metrics(folder: RunFolder, numbers: Mapping[str, Any], skipped: Mapping[str, str]) -> dict[str, Any]:
     """Write metrics.json, and return its content."""
     folder.write_json("metrics.json", {**numbers, "skipped": hide_home(dict(skipped))})
-    return folder.read_json("metrics.json")
+    return folder.load_json("metrics.json")
 
 
 def check_any(records: Sequence[Any], data: str, skipped: Mapping[str, str]) -> None:

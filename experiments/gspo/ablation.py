@@ -21,6 +21,7 @@ from experiments.common.cli import open_run
 from experiments.common.config import RunError, choices, create_or_resume
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.common.tables import Table
+from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS
 from experiments.gspo import train as gspo
 from experiments.gspo.answers import ANSWERS, MODES, Replies, ious, of_mode, read_replies
 from experiments.gspo.config import RESUMABLE, Args
@@ -82,7 +83,7 @@ def run(args: Args) -> dict[str, Any]:
         if args.ablation == "length" and not args.checkpoints:
             teach(args, folder / STARTS)
         hashes = {arm.name: identity(checkpoint(arm.settings.get("agent", args.agent))) for arm in chosen}
-        folder.keep_manifest(manifest(args.seeds[0], _protocol(args, chosen), hashes))
+        folder.keep_manifest(manifest(args.seeds[0], _protocol(args, chosen), hashes), METRIC_DEFINITIONS)
         runs = [_arm(args, folder, seed, arm) for seed in args.seeds for arm in chosen]
         for one in runs:
             if one.agent == args.agent and one.resume is None and checkpoint(args.agent) is not None:

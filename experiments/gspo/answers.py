@@ -13,6 +13,7 @@ from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record, by_
 from experiments.evaluate.records import append_groups
 from experiments.gspo.config import RESUMABLE, Args
 from segenv.data.base import Dataset
+from segenv.records import reader
 from segenv.seeds import seed_of
 from segenv.types import Task
 
@@ -58,14 +59,22 @@ class Run:
                     yield {"step": step, **asdict(one)}
 
         tasks = self.held_out.select(self.eval_indices[:count])
-        append_groups(self.folder, ANSWERS, tasks, args.eval_batch, reply, samples, quiet=True, step=step)
+        append_groups(
+            self.folder, ANSWERS, tasks, args.eval_batch, reply, samples, quiet=True, read=read_reply, step=step
+        )
+
+
+def read_reply(value: Any) -> tuple[int, Record]:
+    """Read a line: the step of the measured policy, and its reply. Raises ValueError where it is another thing."""
+    record = reader(dict)(value)
+    return reader(int)(record.get("step")), reader(Record)({key: one for key, one in record.items() if key != "step"})
 
 
 def read_replies(folder: RunFolder) -> Replies:
     """The measured replies."""
     replies: Replies = {}
-    for one in folder.records(ANSWERS):
-        replies.setdefault(one.pop("step"), []).append(Record(**one))
+    for step, one in folder.records(ANSWERS, read_reply):
+        replies.setdefault(step, []).append(one)
     return replies
 
 

@@ -38,11 +38,11 @@ LENGTHS = {"completions/mean_length": "mean", "completions/std_length": "standar
 def write(run: Run) -> dict[str, Any]:
     """Write metrics.json, metrics.csv, plots/ and report.html of a run that has trained; returns the numbers."""
     folder, replies, last = run.folder, read_replies(run.folder), run.args.train.steps
-    log = [one for one in folder.read_json(f"policy/{run.args.method}.json")["log"] if isinstance(one, dict)]
+    log = [one for one in folder.load_json(f"policy/{run.args.method}.json")["log"] if isinstance(one, dict)]
     points = curve(replies, run.args.probe)  # the supervised control logs no measures
     measured = {**results(replies[0], replies[last]), "curve": points, "protocol": run.protocol()}
     folder.write_json("metrics.json", measured)
-    numbers = folder.read_json("metrics.json")
+    numbers = folder.load_json("metrics.json")
     write_atomic(folder / "metrics.csv", measured_steps(log, numbers["curve"]).csv())
     lines = {mode: [(one["step"], one[mode]) for one in numbers["curve"]] for mode, _ in MODES}
     pictures = {"held_out": plots.plot_lines(lines, "steps", "gIoU on held-out tasks")}
@@ -56,7 +56,7 @@ def write(run: Run) -> dict[str, Any]:
     pictures["panel"] = panel(run, {step: replies[step] for step in sorted({0, middle, last})})
     protocol = numbers["protocol"]
     title = f"{protocol['method'].upper()} of {protocol['agent']} on {protocol['data']}"
-    context = {"numbers": numbers, "table": table(numbers), "manifest": folder.read_json("manifest.json")}
+    context = {"numbers": numbers, "table": table(numbers), "manifest": folder.manifest()}
     html.write_report(folder, "gspo.html", pictures, title=title, **context)
     return numbers
 

@@ -18,6 +18,7 @@ from experiments.common.cli import open_run, setting_up
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, disk_errors, manifest
 from experiments.common.splits import split
+from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS
 from experiments.gspo import report
 from experiments.gspo.answers import Run
 from experiments.gspo.callbacks import EvalCallback
@@ -42,7 +43,7 @@ def run(args: Args) -> dict[str, Any] | None:
         train(args, this.agent, rows, this.folder)
         return None
     with open_run(args, RESUMABLE) as this.folder, disk_errors(this.folder.path):
-        this.folder.keep_manifest(manifest(args.train.seed, this.protocol(), this.hashes()))
+        this.folder.keep_manifest(manifest(args.train.seed, this.protocol(), this.hashes()), METRIC_DEFINITIONS)
         if not this.folder.done("before"):
             this.measure(this.agent, 0)
             this.folder.finish("before")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -27,8 +27,16 @@ from segenv import tools
 from segenv.data import Dataset
 from segenv.envs.filter import POINTS
 from segenv.mdp import SegMDP
+from segenv.records import reader as record_reader
 from segenv.seeds import seed_of
 from segenv.statistics import METRIC_DEFINITIONS
+
+
+class CollectedMasks(TypedDict):
+    """A line of train.jsonl or eval*.jsonl: the masks of a task."""
+
+    task: str
+    masks: list[LabelledMask]
 
 
 @dataclass
@@ -57,7 +65,7 @@ class Run:
 
     def masks(self, name: str) -> list[LabelledMask]:
         """All masks in the file `name`."""
-        return [LabelledMask(**one) for record in self.folder.records(name) for one in record["masks"]]
+        return [one for record in self.folder.records(name, record_reader(CollectedMasks)) for one in record["masks"]]
 
     def training_masks(self) -> list[LabelledMask]:
         """The masks to learn from, balanced over IoU."""
@@ -78,7 +86,7 @@ class Run:
         args, rules = self.args, Rules(stop_iou=self.args.stop_iou)
         policy = self.agent(temperature=args.temperature)
         data = data.checked(policy.check)
-        have = {record["task"] for record in self.folder.records(name)}
+        have = {record["task"] for record in self.folder.records(name, record_reader(CollectedMasks))}
         with self.folder.appending(name) as file, progress(len(data), "task", len(have), name) as bar:
             for start in range(0, len(data), args.batch_size):
                 group = data[start : start + args.batch_size]
@@ -138,13 +146,13 @@ class Run:
         codec, found = self.agent().codec, {}
         for k, data in enumerate(self.held_out):
             masks = self.masks(f"eval{k}.jsonl")
-            written = {model: self.folder.read_json(f"{model}{k}.json") for model in self.models}
+            written = {model: self.folder.load_json(f"{model}{k}.json") for model in self.models}
             read = {f"{model}, {way}": written[model][way] for model in self.models for way in READINGS}
             acts = {model: action_metrics(masks, written[model], codec, data.by_id) for model in self.models}
             found[self.args.eval_data[k]] = {**iou_estimate_metrics(masks, read, self.args.seed), "replies": acts}
         training = None
         if self.args.steps:
-            masks, summary = self.training_masks(), self.folder.read_json("model/sft.json")
+            masks, summary = self.training_masks(), self.folder.load_json("model/sft.json")
             sources = {source: sum(one.source == source for one in masks) for source in labelled_masks.SOURCES}
             training = {"rows": len(masks), "sources": sources, "iou": histogram([one.iou for one in masks])}
             training |= {name: summary[name] for name in ("steps", "seconds", "loss", "log")}
@@ -160,9 +168,9 @@ class Run:
     def report(self, about: dict[str, Any]) -> dict[str, Any]:
         """Write metrics.json and report.html; returns the numbers."""
         self.folder.write_json("metrics.json", self.results())
-        numbers, shown = self.folder.read_json("metrics.json"), []
+        numbers, shown = self.folder.load_json("metrics.json"), []
         for k, (spec, data) in enumerate(zip(self.args.eval_data, self.held_out, strict=True)):
-            last = self.folder.read_json(f"{self.models[-1]}{k}.json")
+            last = self.folder.load_json(f"{self.models[-1]}{k}.json")
             shown.append(iou_report.MaskSet(spec, self.masks(f"eval{k}.jsonl"), last, data.by_id))
         iou_report.write(self.folder, numbers, about, shown, self.args.report_masks)
         return numbers
@@ -232,7 +240,7 @@ def run(args: Args) -> dict[str, Any]:
     hashes["agent"] = work.agent().settings["weights"]
     with open_run(args, RESUMABLE) as folder:
         work.folder = folder
-        about = folder.keep_manifest(manifest(args.seed, work.protocol(), hashes))
+        about = folder.keep_manifest(manifest(args.seed, work.protocol(), hashes), METRIC_DEFINITIONS)
         for name, stage in work.stages():
             run_stage(folder, name, stage)
         numbers = work.report(about)

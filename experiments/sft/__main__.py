@@ -14,12 +14,11 @@ before image.
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from experiments.common import cli
+from experiments.common.config import RunError, read_yaml
 from experiments.sft.config import ClickArgs, PolygonArgs
 
 
@@ -30,10 +29,10 @@ def mode(argv: Sequence[str]) -> str:
     parser.add_argument("--resume", nargs="?")
     flags, _ = parser.parse_known_args(argv)
     config = Path(flags.resume or "") / "config.yaml"
-    saved: dict[str, Any] = (
-        (yaml.safe_load(config.read_text(encoding="utf-8")) or {}) if flags.resume and config.is_file() else {}
-    )
-    return str(flags.mode or saved.get("mode", "clicks"))
+    if flags.mode is None and flags.resume and config.is_file():
+        with suppress(RunError):  # told when the settings are read
+            return str(read_yaml(config).get("mode", "clicks"))
+    return str(flags.mode or "clicks")
 
 
 def main(argv: list[str] | None = None) -> int:

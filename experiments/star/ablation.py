@@ -20,6 +20,7 @@ from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.common.tables import Table
 from experiments.star import train
 from experiments.star.config import RESUMABLE, Args, check, stages, with_defaults
+from experiments.star.metrics import METRIC_DEFINITIONS
 from experiments.star.stages import read_episodes
 from experiments.star.train import Star
 from segenv import statistics
@@ -84,7 +85,7 @@ def run(args: Args) -> dict[str, Any]:
     """Run all arms in all seeds; returns what ablation.json holds."""
     this = prepare(args := with_defaults(replace(args, ablation=True)))
     with open_run(args, RESUMABLE) as folder:
-        folder.keep_manifest(manifest(args.seed, this.protocol(), this.hashes()))
+        folder.keep_manifest(manifest(args.seed, this.protocol(), this.hashes()), METRIC_DEFINITIONS)
         first, *later = seeds = range(args.seed, args.seed + args.ablation_seeds)
         base = {seed: ablation.arm_folder(folder.path, seed, "star+") for seed in seeds}
         if later and _one_start(args):
@@ -170,7 +171,7 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int]) -> dict[str, An
         for key, reference in REFERENCES.items():
             line |= ablation.paired_gains(values, ious[reference], key)
         runs = [RunFolder(ablation.arm_folder(folder.path, seed, policy.arm)) for seed in seeds]
-        measured = [each.read_json("metrics.json")["policies"][policy.round] for each in runs]
+        measured = [each.load_json("metrics.json")["policies"][policy.round] for each in runs]
         for key, _ in list(COLUMNS.values())[3:]:
             line |= ablation.averaged(key, [each[key] for each in measured])
         lines.append(line)

@@ -140,7 +140,7 @@ def write(
     """Write metrics.csv, tensorboard/, plots/ and report.html. `ends` are the held-out episodes of the first and of the
     last policy, in the same order; the page shows at most `limit` tasks."""
     numbers = finite(numbers)
-    about = folder.read_json("manifest.json")
+    about = folder.manifest()
     logs = {}
     for policy in numbers["policies"]:
         trained = folder.read_json(f"round{policy['round']}/policy/sft.json") or {}

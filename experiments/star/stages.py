@@ -19,6 +19,7 @@ from search.episode import Episode
 from search.executors import Player, Setup, Skipped, play
 from search.star import StarExample
 from segenv.data.base import Dataset
+from segenv.records import reader
 from segenv.seeds import seed_of
 from segenv.types import BadItem
 
@@ -58,7 +59,7 @@ class Run:
         this = cls.prepare(args)
         about = manifest(this.args.seed, this.protocol(), this.hashes())
         with cli.open_run(this.args, RESUMABLE) as this.folder:
-            this.folder.keep_manifest(about)
+            this.folder.keep_manifest(about, metrics.METRIC_DEFINITIONS)
             yield this
 
     def stage(self, n: int, name: str, work: Callable[[int], None]) -> None:
@@ -76,7 +77,7 @@ class Run:
     def play(self, name: str, player: Player, indices: Sequence[int]) -> None:
         """Play tasks and append the episodes to NAME.jsonl, resuming after those that are there."""
         path, samples, ids = f"{name}.jsonl", player.setup.samples, player.dataset.ids
-        have = {(record["task"], record["sample"]) for record in self.folder.records(path)}
+        have = {(record.task, record.sample) for record in self.folder.records(path, Episode.from_json)}
         missing = {index for index in indices if any((ids[index], sample) not in have for sample in range(samples))}
         executor, workers, skipped = self.args.executor or "serial", self.args.workers, Skipped()
         bar = cli.progress(len(indices) * samples, "episode", len(have), path)
@@ -102,7 +103,7 @@ class Run:
 
     def read_examples(self, n: int) -> list[StarExample]:
         """Read D_n; empty where the round made none."""
-        return [StarExample(**record) for record in self.folder.records(f"round{n}/rows.jsonl")]
+        return list(self.folder.records(f"round{n}/rows.jsonl", reader(StarExample)))
 
     def weights(self, n: int) -> Path:
         """The folder that the training of S_n writes."""
@@ -179,7 +180,7 @@ class Run:
         ]
         skipped: Skipped = {}
         for path in sorted(folder.path.glob("round*/*.skipped.json")):
-            skipped |= folder.read_json(str(path.relative_to(folder.path)))
+            skipped |= folder.load_json(str(path.relative_to(folder.path)), reader(dict[str, str]))
         numbers = {
             "policies": metrics.policies(played, args.max_steps, self.eval_data.by_id, args.rules),
             "lessons": rounds,
@@ -189,7 +190,7 @@ class Run:
         folder.write_json("metrics.json", numbers)
         report.write(folder, numbers, [played[0], played[-1]], self.eval_data.by_id, args.report_episodes)
         folder.finish("star")
-        return folder.read_json("metrics.json")
+        return folder.load_json("metrics.json")
 
     def dry_run(self) -> str:
         """Say what a run would do; tool and agent are loaded to see that they can be."""
@@ -214,5 +215,5 @@ class Run:
 
 def read_episodes(folder: RunFolder, name: str) -> Iterator[Episode]:
     """Read the episodes in NAME.jsonl, in the order of task and sample, whatever the order they were finished in."""
-    records = sorted(folder.records(f"{name}.jsonl"), key=lambda record: (record["task"], record["sample"]))
-    return (Episode.from_json(record) for record in records)
+    episodes = folder.records(f"{name}.jsonl", Episode.from_json)
+    return iter(sorted(episodes, key=lambda episode: (episode.task, episode.sample)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -96,6 +96,24 @@ class Condition:
 def labelled(value: str) -> str:
     """Name of a value source for a table, with the oracle's privilege."""
     return f"{value} (reads the target)" if value == "oracle" else value
+
+
+class Found(TypedDict):
+    """What results.jsonl holds of each search."""
+
+    search: str
+    depth: int
+    task: str
+    iou: float
+    last_iou: float
+    in_tree: float
+    value: float | None
+    steps: int
+    deepest: int
+    nodes: int
+    spent: dict[str, float]
+    trace: list[list[float]]
+    walk: list[list[float | None]]
 
 
 def record(condition: Condition, tree: Tree) -> Record:

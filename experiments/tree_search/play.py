@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.common import cli
 from experiments.common.config import RunError, check
-from experiments.common.run_folder import RunFolder, hide_home, manifest
+from experiments.common.run_folder import COPY, RunFolder, hide_home, manifest, of_tasks
 from experiments.tree_search import metrics, report
 from experiments.tree_search.config import RESUMABLE, Args, conditions
 from experiments.tree_search.metrics import Condition, Record
@@ -15,6 +15,7 @@ from search.executors import Player, Setup
 from search.tree import Tree
 from search.values import ValueFunction
 from segenv.mdp import SegMDP
+from segenv.records import reader
 from segenv.seeds import seed_of
 
 
@@ -29,11 +30,14 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     if not indices:
         raise RunError(f"data {args.data!r} holds no task; nothing to search")
     with cli.open_run(args, RESUMABLE) as folder:
-        about = folder.keep_manifest(_manifest(args, player))
+        about = folder.keep_manifest(_manifest(args, player), metrics.METRIC_DEFINITIONS)
         _search_all(folder, args, player, indices, grid, quiet)
         results: dict[Condition, list[Record]] = {condition: [] for condition in grid}
-        for record in folder.records("results.jsonl"):
-            results[Condition(record["search"], record["depth"])].append(record)
+        for record in folder.records("results.jsonl", of_tasks(reader(metrics.Found), indices)):
+            condition = Condition(record["search"], record["depth"])
+            if condition not in results:
+                raise RunError(f"{folder / 'results.jsonl'} holds {condition}, which was not asked for; {COPY}")
+            results[condition].append(record)
         for records in results.values():
             records.sort(key=lambda record: indices[record["task"]])
         if not results[grid[0]]:
@@ -43,7 +47,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         folder.write_json("metrics.json", numbers)
         report.write(folder, results, numbers, about, player.dataset.by_id)
         folder.finish("tree_search")
-        return folder.read_json("metrics.json")
+        return folder.load_json("metrics.json")
 
 
 def _player(args: Args) -> Player:
@@ -85,8 +89,11 @@ def _search_all(
     folder: RunFolder, args: Args, player: Player, indices: dict[str, int], grid: Sequence[Condition], quiet: bool
 ) -> None:
     """Search every task under every condition, but for the records of results.jsonl; a batch is searched as a whole."""
-    done = {(record["search"], record["depth"], record["task"]) for record in folder.records("results.jsonl")}
-    kept = {(tree["search"], tree["depth"], tree["task"]) for tree in folder.records("trees.jsonl")}
+    done = {
+        (record["search"], record["depth"], record["task"])
+        for record in folder.records("results.jsonl", reader(metrics.Found))
+    }
+    kept = {(tree["search"], tree["depth"], tree["task"]) for tree in folder.records("trees.jsonl", report.read_tree)}
     ids = list(indices)
     shown = set(sorted(ids, key=lambda name: seed_of("report", name))[: args.report_tasks])  # whose trees are kept
     groups = [ids[i : i + args.batch_size] for i in range(0, len(ids), args.batch_size)]

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
@@ -15,10 +15,11 @@ from experiments.common.run_folder import RunFolder, write_atomic
 from experiments.common.tables import Table, interval, number
 from experiments.tree_search.metrics import COSTS, Condition, Record, column, labelled
 from search.budget import AXES
-from search.episode import action_to_json
+from search.episode import action_to_json, check_action
 from search.tree import Tree
 from segenv import metrics, statistics
 from segenv.geometry.rle import decode_mask, encode_mask
+from segenv.records import reader
 from segenv.types import Task, object_of
 
 SIDE = 320  # pixels of a thumbnail's longer side; the page shows it smaller, and larger where it is chosen
@@ -40,7 +41,7 @@ def write(
     )
     named = {"At equal budgets": bounded, "Greedy search by steps": steps, "Without a budget": free}
     title = f"Tree search over {protocol['agent']} with {protocol['tool']} on {protocol['data']}"
-    trees = forest(folder.records("trees.jsonl"), load, list(results))
+    trees = forest(folder.records("trees.jsonl", read_tree), load, list(results))
     context = {"title": title, "numbers": numbers, "tables": named, "manifest": about, "forest": trees}
     write_report(folder, "tree_search.html", plot_all(results, numbers), **context)
 
@@ -211,6 +212,44 @@ def plot_steps(rows: Sequence[Mapping]) -> bytes:
             axes.plot(steps, [row["last"] for row in part], ":", marker=".", color=colour or "#3b434b", label=label)
     ticks = sorted({row["step"] for row in rows})
     return png(axes, "outside lower center", 8, xlabel="steps", ylabel="mean IoU", xticks=ticks)
+
+
+class NodeRecord(TypedDict):
+    """A node of a line of trees.jsonl."""
+
+    parent: int
+    step: int
+    action: dict | None
+    text: str | None
+    error: str | None
+    value: float | None
+    prior: float | None
+    visits: int
+    iou: float
+    mask: str | None
+
+
+class TreeRecord(TypedDict):
+    """A line of trees.jsonl."""
+
+    search: str
+    depth: int
+    task: str
+    nodes: list[NodeRecord]
+    best: int
+    last: int
+    spent: dict[str, float]
+
+
+def read_tree(value: Any) -> TreeRecord:
+    """Read a line of trees.jsonl. Raises ValueError where it is another thing."""
+    tree = reader(TreeRecord)(value)
+    for k, node in enumerate(tree["nodes"]):
+        if not -1 <= node["parent"] < k or (node["mask"] is None and node["parent"] < 0):
+            raise ValueError(f"nodes[{k}] has parent {node['parent']}, which is none before it")
+        if node["action"] is not None:
+            check_action(node["action"])
+    return tree
 
 
 def tree_to_json(condition: Condition, tree: Tree) -> dict[str, Any]:

@@ -37,6 +37,25 @@ def decode_mask(counts: str | bytes, height: int, width: int) -> np.ndarray:
         raise MaskError(f"a recorded mask {error}; the record is damaged, or of another image") from error
 
 
+def check_counts(text: str, height: int, width: int) -> None:
+    """Raise ValueError where compressed run lengths are no mask [height, width], without decoding them to one."""
+    codes = np.frombuffer(text.encode("ascii", "replace"), np.uint8).astype(np.int64) - 48
+    last = (codes & 0x20) == 0  # of a number's characters
+    if not len(codes) or codes.min() < 0 or codes.max() > 63 or not last[-1]:
+        raise ValueError(f"a mask has run lengths {text[:20]!r}, which are none")
+    first = np.concatenate([[0], np.flatnonzero(last)[:-1] + 1])
+    place = np.arange(len(codes)) - np.repeat(first, np.diff([*first, len(codes)]))
+    if place.max() > 6:
+        raise ValueError("a mask has a run length beyond all images")
+    values = np.add.reduceat((codes & 0x1F) << 5 * place, first)
+    ends = np.flatnonzero(last)
+    values -= np.where(codes[ends] & 0x10, np.int64(1) << 5 * (place[ends] + 1), 0)
+    values[1::2] = np.cumsum(values[1::2])  # numbers after the third are differences from the one before the last
+    values[2::2] = np.cumsum(values[2::2])
+    if values.min() < 0 or values.sum() != height * width:
+        raise ValueError(f"a mask has run lengths of {values.sum()} pixels; expected {height} x {width}")
+
+
 def segmentation_mask(segmentation: Any, height: int, width: int) -> np.ndarray:
     """A COCO segmentation as bool [height, width]: polygons [[x, y, x, y, …], …], or RLE with counts as a list or
     compressed. Raises `MaskError`."""
