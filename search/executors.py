@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -198,8 +199,7 @@ def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator
     except ImportError as error:
         raise WorkerError("executor 'ray' needs Ray: pip install 'segenv[ray]', or take --executor process") from error
     ours = not ray.is_initialized()  # a script that started Ray itself, on a cluster for example, keeps it
-    if ours:
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    watcher = _start_ray(ray, workers) if ours else None
     actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(setup.threads)}})(Player)
     try:
         pool = ActorPool([actor.remote(setup) for _ in range(workers)])
@@ -211,8 +211,36 @@ def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator
             f"Ray lost a worker ({error}); the episodes that had come back are kept. Go on with --resume DIR"
         ) from error
     finally:
-        if ours:
+        if watcher is not None:
             ray.shutdown()
+            watcher.kill()
+            watcher.communicate()
+
+
+# Ends the processes that have files open in a Ray session's folder, once our process has ended, however it did: of a
+# kill, Ray's own agents learn only after a minute.
+_WATCH = """
+import os, signal, sys
+sys.stdin.read()
+for one in os.listdir("/proc") if os.path.isdir("/proc") else ():
+    try:
+        names = [os.readlink(f"/proc/{one}/fd/{k}") for k in os.listdir(f"/proc/{one}/fd")]
+        if any(name.startswith(sys.argv[1]) for name in names):
+            os.kill(int(one), signal.SIGKILL)
+    except (OSError, ValueError):
+        pass
+"""
+
+
+def _start_ray(ray: Any, workers: int) -> subprocess.Popen:
+    """Start Ray on this machine, with a process that ends it when ours ends; SIGTERM stays with who had it."""
+    mine = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    context = ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    if mine:
+        signal.signal(signal.SIGTERM, before)  # Ray's own handler ends the process at once
+    watch = [sys.executable, "-I", "-c", _WATCH, context.address_info["session_dir"]]
+    return subprocess.Popen(watch, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def run_parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:

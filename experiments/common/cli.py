@@ -12,10 +12,11 @@ import codecs
 import errno
 import io
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from experiments.common.config import RunError, check, parse_args
 from experiments.common.run_folder import RunFolder, disk_errors
+from experiments.common.signals import EndSignals
 from segenv.types import SegenvError
 
 Config = TypeVar("Config")
@@ -65,6 +67,7 @@ def main(
     """
     use_plain_characters()
     args: Any = None
+    signals = EndSignals()
     try:
         args = parse_args(kind, argv, description)
         resumable = hasattr(args, "resume")
@@ -73,18 +76,29 @@ def main(
             args = replace(args, out=time.strftime(f"runs/{name}-%Y%m%d-%H%M%S"))
             check(args)
         text = show(args)
-    except errors as error:
+    except BaseException as error:
+        number = signals.number or (signal.SIGINT if isinstance(error, KeyboardInterrupt) else None)
+        if number is not None:  # or what broke because of it, such as a worker that the signal reached first
+            _tell_interrupted(command, args)
+            return 128 + number
+        if not isinstance(error, errors):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        again = f"--resume {args.resume or args.out}" if hasattr(args, "resume") else "the same flags"
-        print(f"\ninterrupted; go on with: python -m experiments.{command} {again}", file=sys.stderr)
-        return 130
+    finally:
+        signals.restore()
     if text is not None:
         print(text)
         if resumable:
             print(f"report: {args.resume or args.out}/report.html")
     return 0
+
+
+def _tell_interrupted(command: str, args: Any) -> None:
+    begun = hasattr(args, "resume") and (args.resume or args.out)
+    again = f"--resume {begun}" if begun and Path(begun, "config.yaml").exists() else "the same flags"
+    with suppress(OSError):  # the terminal may be gone
+        print(f"\ninterrupted; go on with: python -m experiments.{command} {again}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from transformers import get_wsd_schedule
 
 from experiments.common.cli import open_run
 from experiments.common.config import RunError
-from experiments.common.run_folder import RunFolder, disk_errors, manifest
+from experiments.common.run_folder import RunFolder, disk_errors, manifest, write_atomic
 from search.executors import start_worker
 from segenv.checkpoints import AGAIN, put_weights, read_weights
 from segenv.data.synthetic.scenes import Synthetic
@@ -48,6 +48,8 @@ class Trainer:
 
     def __init__(self, args: Any, model: nn.Module, heads: nn.Module, device: str = "cpu") -> None:
         self.args, self.step, self.device = args, 0, torch.device(device)
+        self.means: dict[str, float] = {}  # moving means of the measures, for the log
+        self.seconds = 0.0  # of the training so far
         self.model: Any = nn.Module.to(model, self.device)
         self.heads: Any = heads.to(self.device)
         self.start_average(self.model)
@@ -141,9 +143,10 @@ class Trainer:
         )
 
     def train(self, folder: RunFolder) -> None:
-        """Run the stages from the current step on, with a state and a row of the log every `save_every` steps."""
-        began = time.time()
-        smooth: dict[str, float] = {}
+        """Run the stages from the current step on, with a row of the log and a state every `save_every` steps. A kill
+        between the two leaves a row that is written again."""
+        began, smooth = time.time() - self.seconds, self.means
+        self._cut_log(folder)
         with (
             folder.appending("log.jsonl") as log,
             tqdm(total=self.total, initial=self.step, unit="step", smoothing=0.05, mininterval=5) as bar,
@@ -156,10 +159,19 @@ class Trainer:
                     bar.update()
                     bar.set_postfix({"stage": stage} | {k: f"{v:.3f}" for k, v in smooth.items()}, refresh=False)
                     if self.step % self.args.save_every == 0 or self.step == last:
-                        self.save(folder.path)
-                        row = {**self.state(), "stage": stage, "seconds": time.time() - began}
+                        self.seconds = time.time() - began
+                        row = {**self.state(), "stage": stage, "seconds": self.seconds}
                         row |= {key: round(value, 4) for key, value in smooth.items()}
                         log.add(row | self.evaluate(stage, self.step == last, folder / "model"))
+                        self.save(folder.path)
+
+    def _cut_log(self, folder: RunFolder) -> None:
+        """Drop the rows after the state from the log."""
+        rows = list(folder.records("log.jsonl"))
+        kept = [row for row in rows if row["step"] <= self.step]
+        if len(kept) < len(rows):
+            lines = (json.dumps(row, separators=(",", ":")) + "\n" for row in kept)
+            write_atomic(folder / "log.jsonl", "".join(lines))
 
     def state(self) -> dict[str, Any]:
         """The attributes named in `saved`."""
@@ -182,8 +194,10 @@ class Trainer:
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 tensors[f"optimiser.{key}.{name}"] = torch.as_tensor(value)
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        log = {"means": self.means, "seconds": self.seconds}
+        written = {"state": json.dumps(self.state()), "log": json.dumps(log)}
         with disk_errors(folder / STATE):
-            save_file(tensors, folder / "state.tmp", metadata={"state": json.dumps(self.state())})
+            save_file(tensors, folder / "state.tmp", metadata=written)
             os.replace(folder / "state.tmp", folder / STATE)
 
     def load(self, folder: Path) -> None:
@@ -201,6 +215,8 @@ class Trainer:
         try:
             state = json.loads(about["state"]) if "state" in about else {"step": int(about["step"])}
             at = {name: state[name] for name in self.saved}
+            log = {"means": {}, "seconds": 0.0, **json.loads(about.get("log", "{}"))}
+            self.means, self.seconds = dict(log["means"]), float(log["seconds"])
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{folder / STATE} does not say where its training was ({error!r}); {AGAIN}") from error
         self.restore(at)
