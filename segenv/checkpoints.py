@@ -56,13 +56,32 @@ def load_pretrained(model_class: Any, source: str | Path, what: str, **options: 
     with reading(source, what):
         if is_local(source):
             options["local_files_only"] = True
-            _check_sizes(model_class, source, _check_folder(Path(source), what), options)
+            sizes = _check_folder(Path(source), what)
+            if sizes is None and not (Path(source) / "config.json").is_file():
+                return _load_adapters(model_class, Path(source), what, options)
+            _check_sizes(model_class, source, sizes, options)
         model, report = model_class.from_pretrained(
             source, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
         _check_report(model, report, source)
     check_finite(model.state_dict().items(), source, getattr(model, "dtype", ""))
     return model
+
+
+def _load_adapters(model_class: Any, folder: Path, what: str, options: dict[str, Any]) -> Any:
+    """The model of a folder of adapters, by peft, and its base: the library would report on the adapters alone."""
+    base = _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise CheckpointError(
+            f"{folder / 'adapter_config.json'} names no base_model_name_or_path, but {base!r}; {AGAIN}"
+        )
+    named = {name: value for name, value in options.items() if name != "local_files_only"}
+    model = load_pretrained(model_class, base, what, **named)
+    with reading(folder, "adapters"):
+        report = model.load_adapter(str(folder))
+        _check_names("its adapters", getattr(report, "missing_keys", ()), (), (), folder)
+    check_finite(model.state_dict().items(), folder, model.dtype)
+    return model.eval()
 
 
 def is_local(source: str | Path) -> bool:

@@ -7,22 +7,28 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import made_models
+import numpy as np
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from agents import tiny
 from agents.backends.transformers import TransformersBackend, load
 from agents.mllm import EMBEDDED as TINY
+from agents.training.checkpoints import ADAPTERS, ResumesWhole, check_state
+from agents.training.sft import SFTExample, SFTOptions, finetune
 from experiments.annotate.annotate import _token_counter
 from experiments.annotate.detector import Detector
+from experiments.common.trainer import STATE, Trainer
 from experiments.sft.trainer import tiny_checkpoint
 from segenv import tools
-from segenv.checkpoints import put_weights, read_weights, weights_hash
+from segenv.checkpoints import CheckpointError, put_weights, read_weights, weights_hash
 from segenv.tools.sam import EMBEDDED as SAM
 from segenv.types import SegenvError
 
@@ -339,3 +345,88 @@ def test_weights_of_another_model_are_not_put_into_one(change: dict[str, Any], t
     refused(lambda file: put_weights(model, read_weights(file), file, "Linear"), tmp_path / "a.pth")
     torch.save(model.state_dict(), tmp_path / "a.pth")
     put_weights(model, read_weights(tmp_path / "a.pth"), tmp_path / "a.pth", "Linear")
+
+
+def test_adapters_and_their_base_are_whole(whole: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(whole / "small", tmp_path / "base")
+    (model, processor), folder = load(base), tmp_path / "adapters"
+    get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    names = [name for name, _ in load(folder)[0].named_parameters() if "lora_" in name]
+    assert names
+    shutil.copytree(folder, tmp_path / "broken")
+    held = load_file(folder / ADAPTERS)
+    for changed in ({name: held[name] for name in sorted(held)[1:]}, {name: held[name] / 0 for name in held}):
+        save_file(changed, tmp_path / "broken" / ADAPTERS, {"format": "pt"})
+        refused(load, tmp_path / "broken")
+    tensors(lambda held: held.pop(max(held)))(base)
+    with pytest.raises(CheckpointError, match=r"base: the checkpoint lacks 1 weights"):
+        load(folder)
+
+
+@pytest.mark.parametrize("fault", ["a weight is missing", "NaN", "cut off in the middle"])
+def test_a_training_begins_with_nothing_but_a_whole_base(fault: str, whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole / "small", tmp_path / "broken")
+    ANY[fault](folder)
+    row: SFTExample = {"image": np.zeros((32, 32, 3), np.uint8), "prompt": "mask", "reply": "Finish"}
+    refused(lambda folder: finetune(folder, [row], tmp_path / "out", SFTOptions(steps=1)), folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.mark.parametrize("fault", ["a weight is missing", "NaN", "weights of another shape", "cut off at the end"])
+def test_a_training_resumes_with_whole_weights(fault: str, whole: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(whole / "small", tmp_path / "checkpoint-7")
+    trainer: Any = SimpleNamespace(model=tiny.build(1, **SIZES)[0])
+    ResumesWhole._load_from_checkpoint(trainer, str(folder))
+    assert weights_hash(trainer.model) == weights_hash(load(folder)[0])
+    ANY[fault](folder)
+    refused(lambda folder: ResumesWhole._load_from_checkpoint(trainer, str(folder)), folder)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "rng_state.pth"])
+def test_a_training_resumes_with_a_whole_state(name: str, tmp_path: Path) -> None:
+    torch.save({"state": torch.arange(99)}, tmp_path / name)
+    check_state(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    middle = content.index(bytes(torch.arange(50, 60).numpy().tobytes()))
+    for damaged in (b"", b"state", content[:-9], content[:middle] + b"\xff" + content[middle + 1 :]):
+        (tmp_path / name).write_bytes(damaged)
+        refused(check_state, tmp_path)
+
+
+class Line(Trainer):
+    """The smallest training."""
+
+    stages = ("only",)
+
+    def __init__(self) -> None:
+        settings = {"only_steps": 2, "rate": 0.1, "cooldown": 1}
+        super().__init__(SimpleNamespace(**settings), torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+
+    def loss(self, batch: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+        return self.heads(self.model(batch)).sum(), {}
+
+
+def test_the_state_of_a_tiny_training_is_whole(tmp_path: Path) -> None:
+    begun, file = Line(), tmp_path / STATE
+    begun.train_step(torch.ones(1, 2))
+    begun.save(tmp_path)
+    content, held = file.read_bytes(), load_file(file)
+    resumed = Line()
+    resumed.load(tmp_path)
+    assert resumed.step == 1 and torch.equal(resumed.model.weight, begun.model.weight)
+    about = {"state": '{"step": 1}'}
+    wrong = {
+        "cut": lambda: file.write_bytes(content[:-9]),
+        "text": lambda: file.write_text("state"),
+        "missing": lambda: save_file({k: v for k, v in held.items() if k != "model.weight"}, file, about),
+        "shape": lambda: save_file(held | {"model.weight": torch.zeros(1)}, file, about),
+        "NaN": lambda: save_file(held | {"model.bias": torch.full((2,), torch.nan)}, file, about),
+        "no place": lambda: save_file(held | {"model.more": torch.zeros(1)}, file, about),
+        "no step": lambda: save_file(held, file),
+        "another step": lambda: save_file(held, file, {"state": "[]"}),
+    }
+    for write in wrong.values():
+        write()
+        with pytest.raises(SegenvError, match=STATE):
+            Line().load(tmp_path)
