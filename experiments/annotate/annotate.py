@@ -102,6 +102,9 @@ def _write_results(
     def records() -> Iterator[Record]:
         return (record for record in folder.records("images.jsonl", report.read_image_record) if "error" not in record)
 
+    if next(records(), None) is None:
+        skipped = [record["error"] for record in folder.records("images.jsonl", report.read_image_record)]
+        raise RunError(f"all {len(skipped)} images were skipped, the first because: {skipped[0]}")
     about = folder.manifest()
     numbers = report.summarise(folder.records("images.jsonl", report.read_image_record))
     numbers |= {"unknown_images": source.unknown, "boxes_left_out": asdict(source.left_out)}

@@ -16,18 +16,15 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from experiments.annotate.detector import Detection
 from experiments.common.config import RunError
 from segenv.data.base import folder, read_json, same_name
 from segenv.data.coco_file import CocoFile
 from segenv.data.folder import NOT_DATA
-from segenv.data.images import FORMATS
+from segenv.data.images import image_suffixes
 from segenv.files import file_size, json_hash
 from segenv.texts import one_line, shown
 from segenv.types import BadItem, Box
@@ -96,7 +93,7 @@ def read_inputs(
     root = folder(images, "the folder of the images to annotate")
     names = image_names(root)
     if not names:
-        raise RunError(f"no image in {root}; expected files that end in {', '.join(sorted(suffixes()))}")
+        raise RunError(f"no image in {root}; expected files that end in {', '.join(sorted(image_suffixes()))}")
     everywhere = [_phrase(text, "--phrases") for text in phrases]
     each: dict[str, list[str]] = {}
     if phrases_file is not None:
@@ -120,19 +117,14 @@ def read_inputs(
     return Inputs(root, names[:limit], list(dict.fromkeys(everywhere)), each, listed, unknown, left_out)
 
 
-@lru_cache(maxsize=1)
-def suffixes() -> frozenset[str]:
-    """Lower-case endings of the image files that are read."""
-    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in FORMATS)
-
-
 def image_names(root: Path) -> list[str]:
-    """The images in a folder and the folders in it, by their paths from it, sorted; nothing hidden."""
+    """The images in a folder and the folders in it, by their paths from it, sorted; nothing hidden. Files of formats
+    that are not read are among them, to be told of."""
     names = []
     for path in root.rglob("*"):
         relative = path.relative_to(root)
         hidden = any(part.startswith(".") for part in relative.parts) or path.name in NOT_DATA
-        if path.suffix.lower() in suffixes() and not hidden and not path.is_dir():
+        if path.suffix.lower() in image_suffixes() and not hidden and not path.is_dir():
             names.append(relative.as_posix())
     return sorted(names)
 
@@ -145,7 +137,9 @@ def read_phrases(path: Path) -> tuple[list[str], dict[str, list[str]]]:
             return [_phrase(line, str(path)) for line in _text(path).splitlines() if line.strip()], {}
         case ".csv":
             each: dict[str, list[str]] = {}
-            for where, row in _rows(path, ("image", "phrase")):
+            for where, row, problem in _rows(path, ("image", "phrase")):
+                if problem is not None:
+                    raise RunError(problem)
                 each.setdefault(row["image"], []).append(_phrase(row["phrase"], where))
             return [], each
         case ".json":
@@ -193,7 +187,11 @@ def _listed_boxes(path: Path, root: Path, left_out: LeftOut) -> Iterator[tuple[s
     """Image, corners, phrase and score of each box in a file, and where the box stands there."""
     match path.suffix.lower():
         case ".csv":
-            for where, row in _rows(path, ("image", *CORNERS)):
+            for where, row, problem in _rows(path, ("image", *CORNERS)):
+                if problem is not None:
+                    left_out.listed += 1
+                    left_out.bad.append(problem)
+                    continue
                 corners = [row[name] for name in CORNERS]
                 yield row["image"], corners, row.get("phrase"), row.get("score") or None, where
         case ".json":
@@ -246,7 +244,7 @@ def _detection(corners: Any, phrase: Any, score: Any, where: str) -> Detection:
             f"{where}: box is {[x0, y0, x1, y1]}, score {known}; expected finite numbers, the second corner right "
             "of the first and below"
         )
-    return Detection(_phrase(phrase, where) if phrase else UNNAMED, Box(x0, y0, x1, y1), known)
+    return Detection(UNNAMED if phrase in (None, "") else _phrase(phrase, where), Box(x0, y0, x1, y1), known)
 
 
 def _phrase(text: Any, where: str) -> str:
@@ -257,19 +255,25 @@ def _phrase(text: Any, where: str) -> str:
     return words
 
 
-def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """The rows of a CSV file, with where each stands."""
-    reader = csv.DictReader(io.StringIO(_text(path)))
+def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str], str | None]]:
+    """The rows of a CSV file, with where each stands, and what is wrong with one that lacks some of `columns`."""
+    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
     try:
-        if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-            raise RunError(f"{path} has no column {', '.join(missing)}; expected a first line {','.join(columns)}")
-        for row in reader:
-            where = f"{path}, line {reader.line_num}"
-            if any(not row[name] for name in columns):
-                raise RunError(f"{where} is incomplete; expected {', '.join(columns)}")
-            yield where, {key: one_line(value) for key, value in row.items() if key and isinstance(value, str)}
-    except csv.Error as error:  # a quote that is never closed makes one long field of what follows
-        raise RunError(f"{path}, line {reader.line_num}: {error}; is a quote not closed?") from error
+        yield from _checked_rows(reader, path, columns)
+    except csv.Error as error:
+        raise RunError(f"{path}, line {reader.line_num} is no CSV ({error}); correct the quotes there") from error
+
+
+def _checked_rows(
+    reader: csv.DictReader, path: Path, columns: tuple[str, ...]
+) -> Iterator[tuple[str, dict[str, str], str | None]]:
+    if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+        raise RunError(f"{path} has no column {', '.join(missing)}; expected a first line {','.join(columns)}")
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        missing = [name for name in columns if not row[name]]
+        problem = f"{where} is incomplete; expected {', '.join(columns)}" if missing else None
+        yield where, {key: one_line(value) for key, value in row.items() if key and isinstance(value, str)}, problem
 
 
 def _text(path: Path) -> str:

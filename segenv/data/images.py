@@ -2,17 +2,34 @@
 
 import errno
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from segenv.types import IGNORE, BadItem
 
 MAX_PIXELS = 50_000_000  # of one image; checked against the file's header, before anything is decoded
 
 # Formats that are worth the risk of decoding: Pillow would also hand EPS to Ghostscript, for one.
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+CAMERAS = "3fr arw cr2 cr3 dng erf iiq kdc mef mos mrw nef nrw orf pef raf raw rw2 sr2 srw x3f"
+UNREAD = f"{CAMERAS} ai bpg dds emf eps exr flif hdr heic heics heif heifs hif ico jls jxl jxr pcx psb psd qoi svg svgz"
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed Pillow knows."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Lower-case endings of image files, `.png`: of those that are read, and of those that are bad items."""
+    read = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    return frozenset(read | {f".{name}" for name in f"{UNREAD} tga wdp wmf xcf".split()})
 
 
 def read_pair(
@@ -128,7 +145,7 @@ def _open(path: Path, item: str, max_pixels: int) -> Image.Image:
         if not path.is_file():
             problem = "is not a file" if path.exists() else "is missing"
             raise BadItem(f"item {item!r}: {path} {problem}; put the file there")
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=_formats()) as image:
             width, height = image.size  # from the header
             if width * height > max_pixels:
                 raise BadItem(
@@ -142,6 +159,11 @@ def _open(path: Path, item: str, max_pixels: int) -> Image.Image:
             return turned
     except (BadItem, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        raise BadItem(
+            f"item {item!r}: {path} cannot be decoded (it is of none of the formats {', '.join(_formats())}); replace "
+            "the file, or save it as PNG"
+        ) from error
     except Exception as error:  # a corrupt file can make a decoder raise nearly anything
         faults = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
         if isinstance(error, OSError) and error.errno in faults:
@@ -154,7 +176,7 @@ def _open(path: Path, item: str, max_pixels: int) -> Image.Image:
 def _orientation(path: Path) -> int:
     """EXIF orientation, 1..8; those above 4 exchange width and height."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=_formats()) as image:
             return int(image.getexif().get(0x0112, 1))
     except Exception:  # only words an error that is raised anyway
         return 1
