@@ -24,7 +24,7 @@ from transformers import get_wsd_schedule
 
 from experiments.common.cli import open_run
 from experiments.common.config import RunError
-from experiments.common.run_folder import RunFolder, disk_errors, manifest, write_atomic
+from experiments.common.run_folder import RunFolder, disk_errors, manifest
 from search.executors import start_worker
 from segenv.checkpoints import AGAIN, put_weights, read_weights
 from segenv.data.synthetic.scenes import Synthetic
@@ -146,7 +146,7 @@ class Trainer:
         """Run the stages from the current step on, with a row of the log and a state every `save_every` steps. A kill
         between the two leaves a row that is written again."""
         began, smooth = time.time() - self.seconds, self.means
-        self._cut_log(folder)
+        folder.keep_records("log.jsonl", lambda row: row["step"] <= self.step)
         with (
             folder.appending("log.jsonl") as log,
             tqdm(total=self.total, initial=self.step, unit="step", smoothing=0.05, mininterval=5) as bar,
@@ -164,14 +164,6 @@ class Trainer:
                         row |= {key: round(value, 4) for key, value in smooth.items()}
                         log.add(row | self.evaluate(stage, self.step == last, folder / "model"))
                         self.save(folder.path)
-
-    def _cut_log(self, folder: RunFolder) -> None:
-        """Drop the rows after the state from the log."""
-        rows = list(folder.records("log.jsonl"))
-        kept = [row for row in rows if row["step"] <= self.step]
-        if len(kept) < len(rows):
-            lines = (json.dumps(row, separators=(",", ":")) + "\n" for row in kept)
-            write_atomic(folder / "log.jsonl", "".join(lines))
 
     def state(self) -> dict[str, Any]:
         """The attributes named in `saved`."""

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from experiments.common import trainer
+from experiments.common.config import RunError
 
 
 @dataclass
@@ -89,3 +90,18 @@ def test_a_log_has_every_row_once_with_the_means_of_a_whole_training(tmp_path, m
     assert rows(cut) == rows(whole)
     one, two = (load_file(out / trainer.STATE) for out in (whole, cut))
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_state_beyond_the_limit_on_the_size_of_files_is_told_as_a_full_disk(tmp_path):
+    resource = pytest.importorskip("resource", reason="needs POSIX limits")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    trainer.run(Line, Args(str(whole)), frozenset(), "line")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((whole / trainer.STATE).stat().st_size - 1, before[1]))
+    try:
+        with pytest.raises(RunError, match="the disk is full.*--resume"):
+            trainer.run(Line, Args(str(cut)), frozenset(), "line")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    trainer.run(Line, replace(Args(str(cut)), resume=str(cut)), frozenset(), "line")
+    assert rows(cut) == rows(whole)
