@@ -42,6 +42,8 @@ class Args:
     unit: Literal["tokens", "vertices", "characters"] = "tokens"
     """what a budget counts; tokens are those of the tiny model that writes polygons"""
     skip_bad: bool = False
+    follow_links: bool = False
+    """follow links in the data's folder to files outside it"""
     json: OutFile | None = None
     """also write the tables to this file"""
 
@@ -53,7 +55,7 @@ def upper_bounds(args: Args) -> list[dict[str, Any]]:
         raise RunError("nothing to compare: give --codecs and --budgets")
     cv2.setNumThreads(1)  # the images are too small for more
     chosen = [polygon_codec(codecs.make(spec), "annotator") for spec in args.codecs]
-    data = datasets.make(args.data, skip_bad=args.skip_bad)[: args.limit]
+    data = datasets.make(args.data, skip_bad=args.skip_bad, follow_links=args.follow_links)[: args.limit]
     pairs = [(codec, budget) for budget in args.budgets for codec in chosen]
     agents = {(codec.name, budget): OracleAgent(codec, budget, args.unit) for codec, budget in pairs}
     found: dict[tuple[str, int], list[Record]] = {key: [] for key in agents}

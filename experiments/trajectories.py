@@ -87,6 +87,8 @@ class Generate:
     """threads of the process; sums of floats may depend on it"""
     skip_bad: bool = False
     """pass over bad items, and count them"""
+    follow_links: bool = False
+    """follow links in the data's folder to files outside it"""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,8 @@ class Export:
     """use the first N trajectories only"""
     skip_bad: bool = False
     """pass over bad items, and count them"""
+    follow_links: bool = False
+    """follow links in the data's folder to files outside it"""
 
 
 def generate(args: Generate) -> dict[str, Any]:
@@ -134,7 +138,9 @@ def generate(args: Generate) -> dict[str, Any]:
     check(args)
     if args.min_gain and args.rule != "paper":
         raise RunError(f"min_gain {args.min_gain} has no effect with rule {args.rule!r}; give --rule paper with it")
-    options: dict[str, Any] = {name: getattr(args, name) for name in ("seed", "batch_size", "skip_bad", "threads")}
+    options: dict[str, Any] = {
+        name: getattr(args, name) for name in ("seed", "batch_size", "skip_bad", "follow_links", "threads")
+    }
     with cli.setting_up(f"data {args.data!r} and tool {args.tool!r}"):
         player = Player(Setup(args.data, args.tool, "annotator", max_steps=args.max_clicks, **options))
         expert = Expert(args.annotator, args.stop_iou, args.max_clicks, args.rule == "released")
@@ -268,7 +274,7 @@ def _data_of_run(file: Path) -> str:
 
 def run_export(args: Export) -> dict[str, Any]:
     """Write the conversations of a trajectories file, and return counts."""
-    data = datasets.make(args.data, skip_bad=args.skip_bad)
+    data = datasets.make(args.data, skip_bad=args.skip_bad, follow_links=args.follow_links)
     if not isinstance(data, Trajectories):
         raise RunError(f"data {args.data!r} holds no clicks; expected {datasets.SPECS['trajectories']}")
     try:

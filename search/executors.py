@@ -51,6 +51,7 @@ class Setup:
     samples: int = 1
     batch_size: int = 8
     skip_bad: bool = False
+    follow_links: bool = False
     threads: int = 1
     temperature: float | None = None  # of agents that sample; None: their own
     rules: Rules | None = None  # by which the annotator's action is tried in place of a bad one
@@ -65,7 +66,7 @@ class Player:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        dataset = data.make(setup.data, skip_bad=setup.skip_bad)
+        dataset = data.make(setup.data, skip_bad=setup.skip_bad, follow_links=setup.follow_links)
         self.tool = tools.make(setup.tool)
         sampling = {} if setup.temperature is None else {"temperature": setup.temperature}
         self.agent = agents.make(setup.agent, setup.codec, seed=setup.seed, **sampling)

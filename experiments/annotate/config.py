@@ -16,7 +16,7 @@ CAPTION = (
 OUTPUT = frozenset(  # settings that change only the outputs
     {
         *("tolerance", "max_vertices", "max_tokens", "tokenizer", "codec", "queries", "prompt", "wording"),
-        *("several", "negatives", "show", "seed", "dry_run"),
+        *("several", "negatives", "show", "seed", "dry_run", "follow_links"),
     }
 )
 
@@ -79,6 +79,8 @@ class Args:
     """layout of the conversations"""
     max_pixels: Count = MAX_PIXELS
     """images with more are skipped, before anything is decoded"""
+    follow_links: bool = False
+    """follow links in the folder to files outside it"""
     limit: Count | None = None
     """use the first N images only"""
     seed: Seed = 0

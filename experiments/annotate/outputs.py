@@ -158,7 +158,9 @@ def conversations(
     for record in records:
         if not record["objects"] and not options.negatives:
             continue
-        image = read_image(within(root, record["image"], record["image"]), record["image"], max_pixels)
+        image = read_image(
+            within(root, record["image"], record["image"], follow_links=True), record["image"], max_pixels
+        )
         for task, texts in _subjects(record, image, options, counts):
             for pair in options.pairs:
                 if ("text" in pair) == texts and (one := _ask(task, pair, options, writer, counts)):

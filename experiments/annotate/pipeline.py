@@ -66,7 +66,7 @@ class Annotator:
     def annotate(self, name: str, source: Inputs) -> Record:
         """Annotate the image `name`. Raises `BadItem`, and `ToolError` where a model fails."""
         times = [time.perf_counter()]
-        image = read_image(within(source.root, name, name), name, self.args.max_pixels)
+        image = read_image(within(source.root, name, name, self.args.follow_links), name, self.args.max_pixels)
         if self.captioner is not None:
             self.captioner.check(Task(name, image, np.ones(image.shape[:2], bool)))
         phrases, dropped = source.phrases_of(name), Counter[str]()

@@ -78,7 +78,9 @@ def write(
     tiles: list[np.ndarray] = []
     cards, pages = [], 0
     for record in chosen:
-        image = read_image(within(root, record["image"], record["image"]), record["image"], max_pixels)
+        image = read_image(
+            within(root, record["image"], record["image"], follow_links=True), record["image"], max_pixels
+        )
         tiles.append(picture(image, record, writer, SIDE))
         cards.append(_card(tiles[-1], record))
         if len(tiles) == COLUMNS * ROWS or record is chosen[-1]:

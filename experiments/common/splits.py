@@ -6,13 +6,18 @@ from segenv.data.base import Dataset
 
 
 def split(
-    data: str, eval_data: str | None, limit: int | None, eval_limit: int | None, skip_bad: bool = False
+    data: str,
+    eval_data: str | None,
+    limit: int | None,
+    eval_limit: int | None,
+    skip_bad: bool = False,
+    follow_links: bool = False,
 ) -> tuple[Dataset, Dataset, list[int], list[int]]:
     """Split training and held-out data, with their tasks' indices. No image is in both."""
-    train = datasets.make(data, skip_bad=skip_bad)
+    train = datasets.make(data, skip_bad=skip_bad, follow_links=follow_links)
     other = eval_data or ("synthetic:val" if data.startswith("synthetic") else None)
     if other is not None and other != data:
-        held_out = datasets.make(other, skip_bad=skip_bad)
+        held_out = datasets.make(other, skip_bad=skip_bad, follow_links=follow_links)
         train_indices, eval_indices = list(range(len(train))[:limit]), list(range(len(held_out))[:eval_limit])
         if shared := set(train.sources[:limit]) & set(held_out.sources[:eval_limit]):
             raise RunError(f"{len(shared)} images are in both {data!r} and {other!r}, {min(shared)!r}; hold out others")

@@ -48,7 +48,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
 def make_player(args: Args) -> Player:
     """Load data, tool and agent; RunError where one of them cannot be had."""
     options: dict[str, Any] = {
-        name: getattr(args, name) for name in ("search", "seed", "batch_size", "skip_bad", "threads")
+        name: getattr(args, name) for name in ("search", "seed", "batch_size", "skip_bad", "follow_links", "threads")
     }
     with cli.setting_up(f"data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}, search {args.search!r}"):
         return Player(Setup(args.data, args.tool, args.agent, args.codec, args.max_steps, **options))

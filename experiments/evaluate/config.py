@@ -76,6 +76,8 @@ class Args:
     """threads of each process; sums of floats may depend on it"""
     skip_bad: bool = False
     """pass over bad items, and count them"""
+    follow_links: bool = False
+    """follow links in the data's folder to files outside it"""
     report_episodes: CountOrNone = 24
     """episodes that report.html shows: worst, best and random ones"""
     filter: FilterOptions = field(default_factory=FilterOptions)

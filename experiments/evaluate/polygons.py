@@ -40,7 +40,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     if args.executor != "serial" or args.search != "none":
         raise RunError("the task polygon plays no episode: leave out --executor and --search")
     try:
-        data = datasets.make(args.data, skip_bad=args.skip_bad)[: args.limit]
+        data = datasets.make(args.data, skip_bad=args.skip_bad, follow_links=args.follow_links)[: args.limit]
     except (ValueError, OSError) as error:
         raise RunError(f"cannot read data {args.data!r}: {error}") from error
     if not len(data):

@@ -12,7 +12,7 @@ from experiments.common import config
 from experiments.common.config import InFolder, OutFolder, ProcessesOrNone, RunError, Seeds
 from segenv.ranges import Count, CountOrNone, Positive, Processes, Range
 
-RESUMABLE = frozenset({"panel", "workers"})
+RESUMABLE = frozenset({"panel", "workers", "follow_links"})
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Args:
     """of the polygons that the control learns from, at most; as in experiments.sft"""
     ratio: Annotated[float, Range(0, below=1)] = RATIO
     """by which these polygons are simplified; as in experiments.sft"""
+    follow_links: bool = False
+    """follow links in the data's folder to files outside it"""
     limit: Count = 100_000
     """training tasks"""
     eval_limit: Count = 500

@@ -73,7 +73,9 @@ def prepare(args: Args) -> Run:
                 f"agent {args.agent!r} was taught replies of up to {declared} tokens, and would be cut off at "
                 f"{args.train.max_tokens}; give --max-tokens {declared} or more"
             )
-        train_data, eval_data, *indices = split(args.data, args.eval_data, args.limit, args.eval_limit)
+        train_data, eval_data, *indices = split(
+            args.data, args.eval_data, args.limit, args.eval_limit, follow_links=args.follow_links
+        )
         data = train_data.checked(agent.check), eval_data.checked(agent.check)
     with setting_up("the training"):
         gspo.check_options(args.train) if args.method == "gspo" else sft.check_options(args.sft)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from experiments.common.config import InFolder, OutFolder, TrainerOptions
 from segenv.ranges import Count, CountOrNone, NotNegative, Positive, Processes, Seed, Share
 
-RESUMABLE = frozenset({"report_masks"})  # settings that change no result
+RESUMABLE = frozenset({"report_masks", "follow_links"})  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,7 @@ class Args:
     """sums of floats may depend on it"""
     skip_bad: bool = False
     """pass over bad items, and count them"""
+    follow_links: bool = False
+    """follow links in the data's folder to files outside it"""
     report_masks: CountOrNone = 24
     """masks of each dataset that report.html shows"""

@@ -197,12 +197,12 @@ def export(trained: Path, out: Path, base: str | Path | None) -> None:
 
 def splits(args: Args) -> tuple[Dataset, list[Dataset]]:
     """Training and held-out data. No image is in both."""
-    train = whole = datasets.make(args.data, skip_bad=args.skip_bad)
+    train = whole = datasets.make(args.data, skip_bad=args.skip_bad, follow_links=args.follow_links)
     if args.data in args.eval_data:
         train = whole.select(whole.hold_out(0.3)[0])
     train, held_out = train[: args.limit], []
     for spec in args.eval_data:
-        data = datasets.make(spec, skip_bad=args.skip_bad)
+        data = datasets.make(spec, skip_bad=args.skip_bad, follow_links=args.follow_links)
         data = data.select(data.hold_out(0.3)[1]) if spec == args.data else data
         held_out.append(data[: args.eval_limit])
         if shared := set(train.sources) & set(held_out[-1].sources):

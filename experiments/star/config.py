@@ -8,7 +8,7 @@ from experiments.common.config import InFolder, OutFolder, RunError, TrainerOpti
 from search.star import Rules
 from segenv.ranges import MOST_SEED, Count, CountOrNone, Gain, NotNegative, Positive, Processes, Seed
 
-RESUMABLE = frozenset({"executor", "workers", "report_episodes", "dry_run"})
+RESUMABLE = frozenset({"executor", "workers", "report_episodes", "dry_run", "follow_links"})
 S_0_STEPS = 600  # for an agent that has not learned from the annotator before
 
 
@@ -100,6 +100,8 @@ class Args:
     """threads of each process; sums of floats may depend on it"""
     skip_bad: bool = False
     """pass over bad items, and count these"""
+    follow_links: bool = False
+    """follow links in the data's folder to files outside it"""
     report_episodes: CountOrNone = 12
     """held-out episodes that report.html shows before and after"""
 

@@ -46,7 +46,7 @@ class Run:
             from agents.training.sft import check_options  # needs an extra, and is used only after the first stage
 
             checkpoint(args.agent)
-            data = split(args.data, args.eval_data, args.limit, args.eval_limit, args.skip_bad)
+            data = split(args.data, args.eval_data, args.limit, args.eval_limit, args.skip_bad, args.follow_links)
         this = cls(args, RunFolder(args.resume or args.out or ""), *data)
         with cli.setting_up("the training"):
             check_options(this.sft_options(1))
@@ -69,7 +69,7 @@ class Run:
     def player(self, data: Dataset, agent: str, **options: Any) -> Player:
         """Make the player of `agent` on `data`; RunError where tool or agent cannot be made."""
         args, codec = self.args, None if agent == "annotator" else self.args.codec
-        options |= {name: getattr(args, name) for name in ("seed", "batch_size", "skip_bad", "threads")}
+        options |= {name: getattr(args, name) for name in ("seed", "batch_size", "skip_bad", "follow_links", "threads")}
         setup = Setup(data.spec, args.tool, agent, codec, args.max_steps, **options)
         with cli.setting_up(f"tool {setup.tool!r} and agent {setup.agent!r}"):
             return Player(setup)

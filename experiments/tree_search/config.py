@@ -51,6 +51,8 @@ class Args:
     """threads; sums of floats may depend on it"""
     skip_bad: bool = False
     """pass over bad items, and count them"""
+    follow_links: bool = False
+    """follow links in the data's folder to files outside it"""
     report_tasks: CountOrNone = 3
     """tasks whose trees report.html shows"""
 

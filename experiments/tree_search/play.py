@@ -52,7 +52,15 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
 
 def _player(args: Args) -> Player:
     """Load data, tool and policy; RunError where one of them, or a value source, cannot be had."""
-    setup = Setup(args.data, args.tool, args.agent, args.codec, seed=args.seed, skip_bad=args.skip_bad)
+    setup = Setup(
+        args.data,
+        args.tool,
+        args.agent,
+        args.codec,
+        seed=args.seed,
+        skip_bad=args.skip_bad,
+        follow_links=args.follow_links,
+    )
     with cli.setting_up(f"{args.data!r}, {args.tool!r}, {args.agent!r}, {args.values}"):
         player = Player(replace(setup, threads=args.threads))
         if args.proposal_temperature is not None:
