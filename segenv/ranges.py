@@ -17,11 +17,11 @@ Fault = tuple[tuple[str, ...], str]  # names that lead to a field, and what is w
 
 
 class Constraint(ABC):
-    """What a value has to be, as metadata of `typing.Annotated`."""
+    """Condition on a value, as metadata of `typing.Annotated`."""
 
     @abstractmethod
     def fault(self, value: Any) -> str | None:
-        """What is wrong with a value that is not None, and what was expected; None for nothing."""
+        """Say what is wrong with a value that is not None, and what was expected; None for nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Range(Constraint):
         return " and ".join(text.format(bound) for text, bound in bounds.items() if bound is not None)
 
     def fault(self, value: Any) -> str | None:
-        """What is wrong with a number."""
+        """Say what is wrong with a number."""
         return None if value in self else f"is {_short(value)}; expected {str(self) or 'a number that can be had'}"
 
 

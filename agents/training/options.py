@@ -38,7 +38,7 @@ class TrlFields(Constraint):
     """Names and values of fields that a run does not set itself; numbers are finite, and 0 or more."""
 
     def fault(self, value: Any) -> str | None:
-        """What is wrong with the first such field that is wrong."""
+        """Say what is wrong with the first such field that is wrong."""
         for name, text in value.items() if isinstance(value, Mapping) else value:
             if name in OURS or name.startswith(("hub_", "push_to_hub_", "trackio_")):
                 return f"sets {name}, which another flag or the run itself sets; leave it out"

@@ -32,7 +32,7 @@ class Place(Constraint):
     new: bool = True
 
     def fault(self, value: Any) -> str | None:
-        """What is wrong with a path."""
+        """Say what is wrong with a path."""
         path = Path(value)
         if not str(value):
             return f"is empty; name a {self.kind}"
@@ -54,7 +54,7 @@ class Different(Constraint):
     """Values of which no two are equal."""
 
     def fault(self, value: Any) -> str | None:
-        """What is wrong with a tuple."""
+        """Say what is wrong with a tuple."""
         return None if len(set(value)) == len(value) else f"is {value}; expected different ones"
 
 

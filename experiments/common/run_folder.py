@@ -73,7 +73,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def disk_full(error: BaseException | None, path: Path) -> RunError | None:
-    """What to tell where a full disk caused the error; None where it did not. Not every library says so (torch: an
+    """Error to tell where a full disk caused another; None where it did not. Not every library says so (torch: an
     unexpected position)."""
     if isinstance(error, OSError):
         full = error.errno in FULL

@@ -55,7 +55,7 @@ class ClickTrainer(TinyTrainer):
 
     @cached_property
     def rollout(self) -> Rollout:
-        """What plays the held-out trajectories."""
+        """Player of the held-out trajectories."""
         return make_rollout(self.args)
 
     @cached_property

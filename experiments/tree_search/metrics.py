@@ -99,7 +99,7 @@ def labelled(value: str) -> str:
 
 
 class Found(TypedDict):
-    """What results.jsonl holds of each search."""
+    """Record of a search in results.jsonl."""
 
     search: str
     depth: int

@@ -38,7 +38,7 @@ class SegTool(ABC):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """What crosses to another process: all but the cached encodings, and with nothing spent yet."""
+        """State that crosses to another process: all but the cached encodings, and with nothing spent yet."""
         return self.__dict__ | {name: dict.fromkeys(getattr(self, name), 0) for name in ("seconds", "calls")}
 
     def encode(self, images: Sequence[np.ndarray], hashes: Sequence[str] | None = None) -> list[Encoding]:
