@@ -15,6 +15,7 @@ from segenv import render
 from segenv.codec.base import Codec
 from segenv.codec.polygons import PolygonCodec
 from segenv.mdp import Observation
+from segenv.ranges import Count, NotNegative, require
 from segenv.types import BadItem, Task
 
 UNTRAINED = "untrained"  # the tiny model with fresh weights
@@ -50,6 +51,8 @@ class MllmAgent(Agent):
         max_new_tokens: int | None = None,
         **options: Any,
     ) -> None:
+        require(NotNegative, temperature=temperature, proposal_temperature=proposal_temperature)
+        require(Count, max_new_tokens=max_new_tokens)
         if path is None and not (EMBEDDED / "config.json").is_file():
             warnings.warn(
                 f"no weights are embedded in {EMBEDDED}: the agent 'mllm' is an untrained tiny model", stacklevel=3

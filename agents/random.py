@@ -5,6 +5,7 @@ import numpy as np
 from agents.base import Agent
 from segenv.codec.base import Codec
 from segenv.mdp import Observation
+from segenv.ranges import Share, require
 from segenv.types import Click
 
 
@@ -13,8 +14,7 @@ class RandomAgent(Agent):
 
     def __init__(self, codec: Codec, p: float = 0.5) -> None:
         super().__init__(codec)
-        if not 0 <= p <= 1:
-            raise ValueError(f"random agent: p is {p}; expected a probability in 0..1")
+        require(Share, p=p)
         self.p = p
         self.spec = "random" if p == 0.5 else f"random:p={p:g}"
 

@@ -21,9 +21,10 @@ from search.episode import Episode
 from search.planner import to_episode
 from search.rollout import rollout
 from search.star import Rules
-from segenv import data, tools
+from segenv import data, ranges, tools
 from segenv.data.base import Dataset
 from segenv.mdp import SegMDP
+from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Seed
 from segenv.tools.base import SegTool
 from segenv.types import SegenvError
 
@@ -44,18 +45,21 @@ class Setup:
     tool: str | SegTool
     agent: str | Agent
     codec: str | None = None
-    max_steps: int = 20
+    max_steps: Count = 20
     reward: str = "iou_gain"
-    seed: int = 0
-    round_index: int = 0
-    samples: int = 1
-    batch_size: int = 8
+    seed: Seed = 0
+    round_index: CountOrNone = 0
+    samples: Count = 1
+    batch_size: Count = 8
     skip_bad: bool = False
     follow_links: bool = False
-    threads: int = 1
-    temperature: float | None = None  # of agents that sample; None: their own
+    threads: Processes = 1
+    temperature: NotNegative | None = None  # of agents that sample; None: their own
     rules: Rules | None = None  # by which the annotator's action is tried in place of a bad one
     search: str = "none"  # a spec of `search.spec`, on top of the agent
+
+    def __post_init__(self) -> None:
+        ranges.check(self)
 
 
 class Player:

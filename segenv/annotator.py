@@ -10,7 +10,6 @@ first in row-major order is taken.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +19,7 @@ import numpy as np
 
 from segenv import specs
 from segenv.metrics import distances, errors
+from segenv.ranges import Count, NotNegative, Share, require
 from segenv.types import Click
 
 Clicked = Iterable["Click | tuple[int, int]"]  # earlier clicks, or their (x, y)
@@ -172,8 +172,7 @@ def _jittered(
 
 def _jitter(sigma: float = 5.0) -> Annotator:
     """Move the published click by Gaussian noise of `sigma` pixels, within the image; keep its sign."""
-    if not 0 <= sigma < math.inf:
-        raise ValueError(f"jitter got sigma={sigma}; expected pixels, 0 or more")
+    require(NotNegative, sigma=sigma)
     return partial(_jittered, sigma=sigma)
 
 
@@ -186,8 +185,7 @@ def _flipped(
 
 def _flip(p: float = 0.1) -> Annotator:
     """The published click with the wrong sign, with a chance of `p`."""
-    if not 0 <= p <= 1:
-        raise ValueError(f"flip got p={p}; expected a chance in 0..1")
+    require(Share, p=p)
     return partial(_flipped, p=p)
 
 
@@ -200,8 +198,7 @@ def _worst_of(k: int = 3) -> Annotator:
 
 
 def _of_k(k: int, deepest: bool) -> Annotator:
-    if k < 1:
-        raise ValueError(f"best-of and worst-of got k={k}; expected a whole number, 1 or more")
+    require(Count, k=k)
     return partial(_sampled, weigh=_depths, k=k, deepest=deepest)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from segenv import rewards
 from segenv.geometry import polygons_to_mask
+from segenv.ranges import Count, require
 from segenv.types import Action, Box, Click, Invalid, Polygons, Prompt, Stop, Task, ToolError, Undo, frozen
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ class SegMDP:
     reward_name: str | Callable = "iou_gain"
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps is {self.max_steps}; expected at least 1")
+        require(Count, max_steps=self.max_steps)
         _ = self._terms  # an unknown name is an error here, and not at the first step
 
     @cached_property

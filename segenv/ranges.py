@@ -70,7 +70,7 @@ def faults(hint: Any, value: Any, path: tuple[str, ...] = ()) -> Iterator[Fault]
         hint, *constraints = typing.get_args(hint)
     if value is None:
         return
-    if is_dataclass(value):
+    if is_dataclass(hint) and is_dataclass(value):
         hints = typing.get_type_hints(type(value), include_extras=True)
         for field in fields(value):
             own = hints[field.name]
@@ -111,3 +111,10 @@ def check(config: Any) -> None:
     """Raise ValueError where a field of the dataclass `config`, or of one within it, is not as declared."""
     for path, text in faults(type(config), config):
         raise ValueError(f"{type(config).__name__}: {'.'.join(path)} {text}")
+
+
+def require(hint: Any, **values: Any) -> None:
+    """Raise ValueError where one of `values` is not as the type `hint` says."""
+    for name, value in values.items():
+        for _, text in faults(hint, value):
+            raise ValueError(f"{name} {text}")

@@ -124,9 +124,10 @@ def open_run(args: Any, resumable: frozenset[str] = frozenset()) -> Iterator[Run
             full = {getattr(one, "errno", None) for one in (error, error.__cause__)} & FULL
             made = [one for one in path.rglob("*") if one.name not in ABOUT]
             if fresh and not full and not any(one.is_file() and one.stat().st_size for one in made):
-                shutil.rmtree(path)
-                if there:
-                    path.mkdir()
+                for one in path.iterdir():
+                    shutil.rmtree(one) if one.is_dir() else one.unlink()
+                if not there:
+                    path.rmdir()
             raise
 
 

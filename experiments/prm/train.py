@@ -227,6 +227,8 @@ def prepare(args: Args) -> Run:
 
         checkpoint(args.agent)
         work = Run(args, RunFolder(out), *splits(args))
+    with setting_up(f"tool {args.tool!r}"):
+        work.mdp.tool  # noqa: B018  # made here, and kept
     with setting_up("the training"):
         check_options(work.options())
     return work

@@ -144,8 +144,8 @@ def check(args: ClickArgs) -> None:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device {args.device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    with setting_up(f"tool {args.tool!r}"):
-        tools.make(args.tool)
+    with setting_up(f"tool {args.tool!r}" + f" and policy {args.policy or args.base!r}" * (args.states == "policy")):
+        make_rollout(args)
 
 
 def run(args: ClickArgs) -> Path:

@@ -131,4 +131,6 @@ def run(args: Args) -> Path:
     check(args)
     if args.small_size > args.image_size:
         raise RunError(f"small_size {args.small_size} is larger than image_size {args.image_size}")
+    if args.width % 4 or args.prompt_width % 8:
+        raise RunError(f"--width is {args.width}, --prompt-width {args.prompt_width}; expected multiples of 4 and of 8")
     return trainer.run(SamTrainer, args, RESUMABLE, "train_tool")

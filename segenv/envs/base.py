@@ -12,6 +12,7 @@ from gymnasium.error import ResetNeeded
 from segenv import data as datasets
 from segenv import metrics, render, tools
 from segenv.mdp import Observation, SegMDP, SegState
+from segenv.ranges import Count, require
 from segenv.tools.base import SegTool
 from segenv.types import Action, BadItem, Task
 
@@ -42,8 +43,7 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode is {render_mode!r}; expected one of {self.metadata['render_modes']} or None")
         self.data = datasets.make(data) if isinstance(data, str) else data
-        if render_size < 1:
-            raise ValueError(f"render_size is {render_size}; expected pixels, 1 or more")
+        require(Count, render_size=render_size)
         if not len(self.data):
             raise ValueError(f"data {data!r} has no tasks; give a dataset with at least one")
         self.mdp = SegMDP(tools.make(tool), max_steps, reward)

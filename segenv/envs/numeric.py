@@ -11,6 +11,7 @@ from segenv import codec as codecs
 from segenv.envs import refine
 from segenv.envs.base import SegEnv, Start
 from segenv.mdp import Observation
+from segenv.ranges import Count, require
 from segenv.tools.base import SegTool
 from segenv.types import Action, Click, Stop, Task
 
@@ -50,6 +51,7 @@ class NumericEnv(SegEnv):
         begin = None if start is None else refine.make(start)
         super().__init__(tool, data, reward, max_steps, render_mode, begin, render_size)
         self.codec = codecs.make(codec) if isinstance(codec, str) else codec
+        require(Count, size=size)
         self.size = size
         self.observation_space = gym.spaces.Dict(
             {
@@ -90,8 +92,7 @@ class HLMATGridEnv(NumericEnv):
 
     def __init__(self, *args: Any, grid: int = 16, stop: bool = True, **options: Any) -> None:
         super().__init__(*args, **options)
-        if grid < 1:
-            raise ValueError(f"grid is {grid}; expected at least 1 cell a side")
+        require(Count, grid=grid)
         self.grid, self.stop = grid, stop
         self.action_space = gym.spaces.Discrete(2 * grid * grid + stop)
 

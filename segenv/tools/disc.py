@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from segenv.ranges import NotNegative, require
 from segenv.tools.base import SegTool
 from segenv.tools.cache import Encoding, EncodingCache
 from segenv.types import Box, Click, Prediction, Prompt
@@ -19,8 +20,7 @@ class DiscTool(SegTool):
 
     def __init__(self, radius: int = 24, cache: EncodingCache | None = None) -> None:
         super().__init__(cache)
-        if radius < 0:
-            raise ValueError(f"radius is {radius}; expected a number of pixels >= 0")
+        require(NotNegative, radius=radius)
         self.radius = radius
         self.spec = self.fingerprint = "disc" if radius == 24 else f"disc:radius={radius}"
         reach = np.arange(-math.floor(radius), math.floor(radius) + 1)

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from segenv.metrics import distances
+from segenv.ranges import Count, NotNegative, require
 from segenv.tools.base import SegTool
 from segenv.tools.cache import Encoding, EncodingCache
 from segenv.types import Box, Click, Prediction, Prompt
@@ -35,10 +36,8 @@ class GrabCutTool(SegTool):
         cache: EncodingCache | None = None,
     ) -> None:
         super().__init__(cache)
-        if size < 1 or iterations < 1:
-            raise ValueError(f"size is {size} and iterations is {iterations}; expected numbers >= 1")
-        if not (0 <= reach < math.inf and 0 <= seed_radius < math.inf):
-            raise ValueError(f"reach is {reach} and seed_radius is {seed_radius}; expected parts of a diagonal, >= 0")
+        require(Count, size=size, iterations=iterations)
+        require(NotNegative, reach=reach, seed_radius=seed_radius)
         self.size, self.iterations, self.reach, self.seed_radius = size, iterations, reach, seed_radius
         self.fingerprint = f"grabcut:size={size}"
         options = {"size": 320, "iterations": 1, "reach": 0.2, "seed_radius": 0.03}

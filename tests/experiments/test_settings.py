@@ -7,18 +7,32 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Union
 
 import pytest
 
+from agents.random import RandomAgent
 from agents.training.options import GSPOOptions, SFTOptions
 from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.evaluate.config import Args as EvaluateArgs
 from experiments.gspo.config import Args as GSPOArgs
 from experiments.star.config import Args as StarArgs
+from search.budget import Limits
+from search.executors import Setup
+from search.planner import SearchConfig
+from search.star import Rules
+from segenv import annotator, codec
+from segenv import data as datasets
+from segenv.data.no_target import NoTarget
+from segenv.envs.hlmat import HLMATEnv
+from segenv.envs.numeric import HLMATGridEnv
+from segenv.mdp import SegMDP
 from segenv.ranges import Range, Seed
+from segenv.tools.disc import DiscTool
+from segenv.tools.grabcut import GrabCutTool
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {  # what is typed, with the flags that have to be given, and the name of its settings
@@ -267,3 +281,36 @@ def test_options_of_trainings_are_declared() -> None:
     for kind in (SFTOptions, GSPOOptions):
         assert all(number.range is not None for number in numbers_of(kind))
         assert dict((number.name, number.range) for number in numbers_of(kind))["--seed"] == Seed.__metadata__[0]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("radius", DiscTool),
+        ("size", GrabCutTool),
+        ("iterations", GrabCutTool),
+        ("reach", GrabCutTool),
+        ("seed_radius", GrabCutTool),
+        ("max_steps", partial(SegMDP, DiscTool())),
+        ("p", partial(RandomAgent, codec.make("segagent"))),
+        ("sigma", annotator.VARIANTS["jitter"]),
+        ("k", annotator.VARIANTS["best-of"]),
+        ("p", annotator.VARIANTS["flip"]),
+        ("share", partial(NoTarget, datasets.make("synthetic:val"))),
+        ("batch_size", partial(Setup, "synthetic:val", "disc", "random")),
+        ("temperature", partial(Setup, "synthetic:val", "disc", "random")),
+        ("near", SearchConfig),
+        ("patience", SearchConfig),
+        ("tolerance", SearchConfig),
+        ("tokens", Limits),
+        ("seconds", Limits),
+        ("keep_iou", Rules),
+        ("saturation_iou", Rules),
+        ("render_size", partial(HLMATEnv, DiscTool(), "synthetic:val")),
+        ("grid", partial(HLMATGridEnv, DiscTool(), "synthetic:val")),
+    ],
+)
+def test_objects_in_python(name: str, make: Callable[..., Any], value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is {value}; expected"):
+        make(**{name: value})

@@ -254,7 +254,7 @@ def test_specs_name_tools():
         ("dsic", "expected one of sam, segment-anything, grabcut, disc"),
         ("disc:24", "'24' is no option"),
         ("disc:diameter=3", "'diameter=3' is no option of disc; expected KEY=VALUE of radius"),
-        ("disc:radius=-1", "expected a number of pixels >= 0"),
+        ("disc:radius=-1", "radius is -1; expected 0 or more"),
     ],
 )
 def test_a_wrong_spec_is_explained(spec, message):
