@@ -152,6 +152,9 @@ def generate(args: Generate) -> dict[str, Any]:
         run.keep_manifest(manifest(args.seed, settings, hashes))
         if not run.done("generate"):
             _play_all(run, args, player, expert)
+            if player.dataset.skipped and not any(True for _ in run.records("plays.jsonl")):
+                name, why = player.dataset.skipped[0]
+                raise RunError(f"all items of {args.data!r} are bad, {name!r} because: {why}")
             entries = (record["entries"] for record in run.records("plays.jsonl", reader(PlayRecord)))
             about = _write(run / FILE, entries, {"settings": hide_home(settings)})
             run.write_json("metrics.json", about | {"skipped": hide_home(dict(player.dataset.skipped))})

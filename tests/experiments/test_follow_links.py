@@ -8,6 +8,7 @@ import pytest
 from made_data import make_index, photo, save
 
 from experiments import annotate, evaluate, gspo, polygons_ceiling, prm, star, trajectories, tree_search
+from experiments.common.config import RunError
 from experiments.evaluate.__main__ import main
 from search.executors import Player as Playing
 from search.executors import Setup, Skipped, play
@@ -62,3 +63,9 @@ def test_links_among_images_to_annotate(tmp_path: Path) -> None:
         found = annotate.run(annotate.Args(**given, follow_links=follow, out=str(tmp_path / f"{follow}")), quiet=True)
         assert found["images"] == images
         assert all("--follow-links" in reason for reason in found["skipped"].values())
+
+
+def test_trajectories_of_which_all_is_skipped_are_no_success(linked: str, tmp_path: Path) -> None:
+    args = trajectories.Generate(data=linked, tool="disc", out=str(tmp_path / "out"), skip_bad=True)
+    with pytest.raises(RunError, match="all items of .* are bad, 'one/0' because: .*--follow-links"):
+        trajectories.generate(args)
