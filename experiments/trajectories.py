@@ -228,7 +228,10 @@ def _play_all(run: RunFolder, args: Generate, player: Player, expert: Expert) ->
 
 def read_moves(value: Any) -> Episode | StarExample:
     """Read a line of a run's episodes or rows. Raises ValueError where it is another thing."""
-    return Episode.from_json(value) if "steps" in reader(dict)(value) else reader(StarExample)(value)
+    try:
+        return Episode.from_json(value) if "steps" in reader(dict)(value) else reader(StarExample)(value)
+    except ValueError as error:
+        raise ValueError(f"neither a row nor an episode: {error}") from error
 
 
 def convert(args: Convert) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from made_episodes import CLICK, INVALID, MISS, SHAPE, STOP, UNDO, made_task, pa
 from made_episodes import made_episode as timeless_episode
 
 from experiments.common.config import plain
-from experiments.common.run_folder import RunFolder
+from experiments.common.run_folder import RunFolder, manifest
 from experiments.star import Args, metrics, report
 from search import star
 from search.episode import PARTS, Episode
@@ -150,7 +150,7 @@ def story(rounds: int) -> tuple[dict, list[list[Episode]], dict[str, Task]]:
 def written(folder: RunFolder, rounds: int) -> tuple[dict, dict[str, bytes]]:
     """The numbers of the story, and all files of its report."""
     numbers, played, tasks = story(rounds)
-    folder.write_json("manifest.json", {"started": "2026-01-02T03:04:05+0100"})
+    folder.write_json("manifest.json", {**manifest(0, {}, {}), "started": "2026-01-02T03:04:05+0100"})
     folder.write_json("round0/policy/sft.json", {"log": [[1, 2.5], [2, 0.5]]})
     report.write(folder, numbers, [played[0], played[-1]], tasks.__getitem__, 3)
     files = {str(path.relative_to(folder.path)): path for path in folder.path.rglob("*") if path.is_file()}

@@ -347,7 +347,7 @@ def test_a_run_that_does_not_fit_its_data_is_an_error(index: str, tmp_path: Path
     with pytest.raises(RunError, match="none.jsonl is missing or holds no record"):
         convert(Convert(tmp_path / "run" / "none.jsonl", tmp_path / "out"))
     (tmp_path / "run" / "odd.jsonl").write_text('{"task": "two", "gain": 1}\n')
-    with pytest.raises(RunError, match="odd.jsonl, line 1 is damaged"):
+    with pytest.raises(RunError, match="odd.jsonl, line 1 is damaged .neither a row nor an episode: has no"):
         convert(Convert(tmp_path / "run" / "odd.jsonl", tmp_path / "out"))
     (tmp_path / "run" / "config.yaml").unlink()
     with pytest.raises(RunError, match="its data is not known; say what was played with --data"):
