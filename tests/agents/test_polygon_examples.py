@@ -258,12 +258,12 @@ def test_arms_trained_at_once_are_as_those_trained_one_after_the_other(base, tmp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": ()}, "seeds are .*one or more"),
-        ({"seeds": (1, 1)}, "seeds are .*different"),
-        ({"seeds": (0, -1)}, "seed is -1"),
-        ({"workers": -1}, "^workers is -1"),
-        ({"lesson_workers": -1}, "^lesson_workers is -1"),
-        ({"tasks": 0}, "tasks is 0"),
+        ({"seeds": ()}, "--seeds names none; give one or more"),
+        ({"seeds": (1, 1)}, "--seeds is .*; expected different ones"),
+        ({"seeds": (0, -1)}, "--seeds holds -1; expected 0 or more"),
+        ({"workers": -1}, "^--workers is -1"),
+        ({"lesson_workers": -1}, "^--lesson-workers is -1"),
+        ({"tasks": 0}, "--tasks is 0"),
     ],
 )
 def test_an_ablation_refuses_what_it_cannot_run_with(base, tmp_path, changes, message):

@@ -160,7 +160,7 @@ def test_who_cannot_judge_is_told(judge: None, tmp_path: Path, capsys: pytest.Ca
         ("annotator", [], "reads the target, and states nothing"),
         ("random", [], "states no IoU of any mask"),
         ("judge", ["--executor", "process"], "leave out --executor"),
-        ("judge", ["--filter.masks", "0"], "masks 0 must be 1 or more"),
+        ("judge", ["--filter.masks", "0"], "--filter.masks is 0; expected 1 or more"),
     ):
         assert __main__.main([*FLAGS, "--agent", agent, *flags, "--out", str(tmp_path / agent)]) == 1
         assert message in capsys.readouterr().err
