@@ -26,7 +26,6 @@ from experiments.common.config import (
     InFolder,
     OutFolder,
     ProcessesOrNone,
-    RunError,
     Seeds,
     create_or_resume,
 )
@@ -112,8 +111,6 @@ def check(args: Args) -> None:
     from experiments.sft import polygons
 
     config.check(args)
-    if not args.seeds:
-        raise RunError("--seeds names none; give one or more")
     for seed in args.seeds:
         for arm in ARMS[args.vary]:
             polygons.check(settings(args, seed, arm))

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from experiments.common import cli
-from experiments.common.config import OutFile, RunError
+from experiments.common.config import Counts, Names, OutFile, RunError
 from experiments.common.run_folder import write_json
 from experiments.common.tables import Table, number
 from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec
@@ -36,9 +36,9 @@ class Args:
     data: str = "synthetic:val"
     limit: Count | None = None
     """use the first N tasks only"""
-    codecs: tuple[str, ...] = ("rings", "simpleseg", "simpleseg:contour=edges")
+    codecs: Names = ("rings", "simpleseg", "simpleseg:contour=edges")
     """the first is compared with each other one"""
-    budgets: tuple[Count, ...] = (64, 128, 256, 512)
+    budgets: Counts = (64, 128, 256, 512)
     unit: Literal["tokens", "vertices", "characters"] = "tokens"
     """what a budget counts; tokens are those of the tiny model that writes polygons"""
     skip_bad: bool = False

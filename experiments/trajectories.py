@@ -19,13 +19,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 import tyro
 
 from experiments.common import cli
-from experiments.common.config import InFolder, OutFolder, OutPath, RunError, check, plain, read_yaml
+from experiments.common.config import Different, InFolder, OutFolder, OutPath, RunError, check, plain, read_yaml
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from search.episode import Episode
 from search.executors import Player, Setup
@@ -58,7 +58,7 @@ class Generate:
     """what makes masks of clicks"""
     annotator: str = "ritm"
     """which annotator clicks: ritm, depth, middle, uniform, jitter:sigma=…, …"""
-    starts: tuple[Opening, ...] = ("empty",)
+    starts: Annotated[tuple[Opening, ...], Different()] = ("empty",)
     """what the first mask comes from; each task is played from each: nothing, its box, random points in the box"""
     points: Count = 3
     """of the start points: their number is sampled from 1 to this"""

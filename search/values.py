@@ -111,6 +111,8 @@ def make(spec: str, mdp: SegMDP, agent: Agent) -> ValueFunction:
         return PredictedIouValue(mdp, model, name == "prm-mean", spec)
     if path:
         raise ValueError(f"value {spec!r}: {name} takes nothing after a colon; expected {name}")
+    if name == "tool" and not mdp.tool.predicts_iou:
+        raise ValueError(f"value 'tool': {mdp.tool.spec} predicts no IoU of its masks; take value=prm, or oracle")
     return ToolValue() if name == "tool" else OracleValue()
 
 

@@ -43,7 +43,9 @@ def options_of(what: str, spec: str, defaults: Mapping[str, Any], argument: str 
     parts = rest.split(",") if argument else [part for part in rest.split(",") if part.strip()]
     options: dict[str, Any] = {}
     while parts and (pair := _PAIR.fullmatch(parts[-1])) and pair[1] in defaults:
-        options.setdefault(pair[1], _value(f"{what} {spec!r}: {pair[1]}", pair[2], type(defaults[pair[1]])))
+        if pair[1] in options:
+            raise ValueError(f"{what} {spec!r}: {pair[1]} is given twice; give it once")
+        options[pair[1]] = _value(f"{what} {spec!r}: {pair[1]}", pair[2], type(defaults[pair[1]]))
         parts.pop()
     if parts and (pair or not argument):
         raise unknown_option(what, spec, parts[-1].strip(), defaults)

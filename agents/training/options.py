@@ -1,7 +1,7 @@
 """Options of trainings with TRL, which need neither torch nor TRL to be read and checked."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated, Any, Literal
@@ -43,13 +43,22 @@ class TrlFields(Constraint):
             if name in OURS or name.startswith(("hub_", "push_to_hub_", "trackio_")):
                 return f"sets {name}, which another flag or the run itself sets; leave it out"
             try:
-                number = field_value(text)
-            except yaml.YAMLError:
-                return f"has {text!r} for {name}; expected a value as YAML writes it"
+                numbers = list(_numbers(field_value(text)))
+            except (yaml.YAMLError, ValueError, RecursionError):  # a date that is none, brackets without end
+                return f"has {text[:60]!r} for {name}; expected a value as YAML writes it"
             allowed = Range() if name in SIGNED else Range(0)
-            if isinstance(number, Real) and number not in allowed:
-                return f"has {text} for {name}; expected {allowed or 'a finite number'}"
+            if not all(number in allowed for number in numbers):
+                return f"has {text[:60]} for {name}; expected {str(allowed) or 'a finite number'}"
         return None
+
+
+def _numbers(value: Any) -> Iterator[Real]:
+    """Numbers in a value, within lists and by name, too."""
+    if isinstance(value, Real):
+        yield value
+    elif isinstance(value, (list, Mapping)):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(one)
 
 
 @dataclass(frozen=True)

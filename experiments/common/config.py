@@ -17,7 +17,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 
 from agents.training.options import TrlFields
-from segenv.ranges import Constraint, CountOrNone, NotNegative, Range, Seed, Share, faults
+from segenv.ranges import Constraint, Count, CountOrNone, NotNegative, Range, Seed, Share, faults
 from segenv.records import reader, shown
 from segenv.types import RunError as RunError  # for all commands
 
@@ -34,8 +34,10 @@ class Place(Constraint):
     def fault(self, value: Any) -> str | None:
         """Say what is wrong with a path."""
         path = Path(value)
-        if not str(value):
+        if not str(value).strip():
             return f"is empty; name a {self.kind}"
+        if not str(value).isprintable():
+            return f"is {str(value)!r}; expected a name without line breaks and control characters"
         try:
             if not self.new:
                 return None
@@ -51,10 +53,12 @@ class Place(Constraint):
 
 
 class Different(Constraint):
-    """Values of which no two are equal."""
+    """One or more values, of which no two are equal."""
 
     def fault(self, value: Any) -> str | None:
         """Say what is wrong with a tuple."""
+        if not value:
+            return "names none; give one or more"
         return None if len(set(value)) == len(value) else f"is {value}; expected different ones"
 
 
@@ -63,6 +67,8 @@ OutPath = Annotated[Path, Place("folder")]
 OutFile = Annotated[Path, Place("file")]
 InFolder = Annotated[str, Place("folder", new=False)]
 Seeds = Annotated[tuple[Seed, ...], Different()]
+Names = Annotated[tuple[str, ...], Different()]
+Counts = Annotated[tuple[Count, ...], Different()]
 ProcessesOrNone = Annotated[int, Range(0, 4096)]  # 0 is none, or stands for a default
 
 

@@ -221,6 +221,8 @@ class RunFolder:
         path = self / name
         if not path.exists():
             return
+        if not path.is_file():
+            raise RunError(f"{path} is no file; expected records, one a line; {COPY}")
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):

@@ -90,8 +90,6 @@ class Args:
 def check(args: Args) -> None:
     """Raise RunError where the settings, or the processes that were launched, cannot be run with."""
     config.check(args)
-    if args.ablation != "none" and not args.seeds:
-        raise RunError("--seeds names none; give one or more")
     if args.method == "sft" and processes() > 1:
         raise RunError("--method sft trains in one process; start it without accelerate launch")
     if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:

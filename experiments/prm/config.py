@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from experiments.common.config import InFolder, OutFolder, TrainerOptions
+from experiments.common.config import InFolder, Names, OutFolder, TrainerOptions
 from segenv.ranges import Count, CountOrNone, NotNegative, Positive, Processes, Seed, Share
 
 RESUMABLE = frozenset({"report_masks", "follow_links"})  # settings that change no result
@@ -14,7 +14,7 @@ class Args:
 
     data: str = "synthetic:train"
     """tasks whose masks are learned from"""
-    eval_data: tuple[str, ...] = ("synthetic:val",)
+    eval_data: Names = ("synthetic:val",)
     """held-out tasks, of one dataset or more; where it is the same as --data, a hash of the images' names sets 30 % of
     them apart"""
     tool: str = "sam"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from experiments.common.config import InFolder, OutFolder, RunError
+from experiments.common.config import Counts, InFolder, Names, OutFolder, RunError
 from experiments.tree_search.metrics import Condition
 from search import spec
 from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Seed
@@ -23,15 +23,15 @@ class Args:
     """the policy whose replies are searched"""
     codec: str | None = None
     """how the policy writes actions; by default its own"""
-    search: tuple[str, ...] = ("greedy", "best-of-n", "beam", "dvts", "lookahead", "best-first", "mcts")
+    search: Names = ("greedy", "best-of-n", "beam", "dvts", "lookahead", "best-first", "mcts")
     """algorithms, with options where they are not the defaults: mcts:c=0.3"""
-    k: tuple[Count, ...] = (1, 3)
+    k: Counts = (1, 3)
     """replies at each node (episodes, for best-of-n); at K = 1 all searches are greedy search, which is run"""
-    depths: tuple[Count, ...] = (7,)
+    depths: Counts = (7,)
     """actions that lie between the first mask and the deepest"""
-    values: tuple[str, ...] = ("prm", "tool", "oracle")
+    values: Names = ("prm", "tool", "oracle")
     """value sources: prm, prm:NAME_OR_PATH, tool, oracle"""
-    budgets: tuple[str, ...] = ("policy_calls=21",)
+    budgets: Names = ("policy_calls=21",)
     """what each task may cost: policy_calls=N, tokens=N, tool_calls=N, value_calls=N, seconds=S; none"""
     steps: tuple[Count, ...] = (1, 3, 5, 7, 11)
     """greedy search by number of steps, with values and without (the paper's Table 2); --steps alone leaves it out"""

@@ -22,8 +22,6 @@ from segenv.seeds import seed_of
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     """Search as `args` say, into their folder, and return the content of metrics.json."""
     check(args)
-    if not (args.k and args.depths and args.budgets):
-        raise RunError("expected at least one of k, depths and budgets each")
     grid = conditions(args)
     player = _player(args)
     indices = {name: index for index, name in enumerate(player.dataset.ids[: args.limit])}

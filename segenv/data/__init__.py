@@ -68,8 +68,8 @@ def _make(spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dat
 
             share, colon, whole = rest.partition(":")
             if colon and re.fullmatch(r"0?\.[0-9]+|1(\.0*)?", share):
-                return NoTarget(_make(whole, skip_bad, max_pixels, follow_links), float(share))
-            return NoTarget(_make(rest, skip_bad, max_pixels, follow_links))
+                return NoTarget(make(whole, skip_bad, max_pixels, follow_links), float(share))
+            return NoTarget(make(rest, skip_bad, max_pixels, follow_links))
         case "trajectories":
             from segenv.data.trajectories.dataset import Trajectories
 

@@ -96,7 +96,7 @@ class Index(Pairs):
             known = {str(item["subset"]) for item in listed if isinstance(item, dict) and "subset" in item}
             if subset not in known:
                 raise DataError(f"{root} has no subset {subset!r}; it has {', '.join(sorted(known)) or 'none'}")
-            listed = [item for item in listed if isinstance(item, dict) and str(item.get("subset")) == subset]
+            listed = [item for item in listed if not isinstance(item, dict) or str(item.get("subset")) == subset]
         spec = f"index:{directory}" + (f"#{subset}" if subset is not None else "")
         pairs = [_listed(root, i, item, follow_links) for i, item in enumerate(listed)]
         super().__init__(spec, pairs, skip_bad, max_pixels)

@@ -27,6 +27,7 @@ class SegTool(ABC):
 
     spec: str
     fingerprint: str
+    predicts_iou: bool = True  # whether predictions have a score
 
     def __init__(self, cache: EncodingCache | None = None) -> None:
         self.cache = EncodingCache() if cache is None else cache

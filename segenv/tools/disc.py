@@ -18,6 +18,8 @@ class DiscTool(SegTool):
     are no logits and no score.
     """
 
+    predicts_iou = False
+
     def __init__(self, radius: int = 24, cache: EncodingCache | None = None) -> None:
         super().__init__(cache)
         require(NotNegative, radius=radius)

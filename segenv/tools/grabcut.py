@@ -27,6 +27,8 @@ class GrabCutTool(SegTool):
     seeded before each cut, so that the same input gives the same mask.
     """
 
+    predicts_iou = False
+
     def __init__(
         self,
         size: int = 320,

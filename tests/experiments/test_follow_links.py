@@ -12,6 +12,7 @@ from experiments.common.config import RunError
 from experiments.evaluate.__main__ import main
 from search.executors import Player as Playing
 from search.executors import Setup, Skipped, play
+from segenv import data
 
 
 @pytest.fixture
@@ -42,6 +43,11 @@ def test_the_error_names_the_flag_that_helps(linked: str, tmp_path: Path, capsys
     assert "--follow-links" in capsys.readouterr().err
     assert main([*argv, str(tmp_path / "followed"), "--follow-links"]) == 0
     assert json.loads((tmp_path / "followed/metrics.json").read_text())["skipped"] == {}
+
+
+def test_data_of_what_is_absent_follows_links_as_well(linked: str) -> None:
+    followed = data.make(f"absent:0.001:{linked}", follow_links=True)
+    assert [task.id for task in followed] == list(data.make(linked).ids)
 
 
 @pytest.mark.parametrize("executor", ["serial", pytest.param("process", marks=pytest.mark.slow)])

@@ -122,3 +122,10 @@ def test_the_manifest_names_neither_machine_nor_home(monkeypatch):
     assert made["command"] == ["evaluate.py", "--data", "~/photos"] and made["seed"] == 3
     assert os.path.expanduser("~") not in text and socket.gethostname() not in text
     assert made["versions"]["numpy"] and made["hashes"] == {"data": "abc"} and made["protocol"] == {"tool": "disc"}
+
+
+def test_a_folder_in_the_place_of_records_is_named(tmp_path):
+    folder = RunFolder(tmp_path)
+    (tmp_path / "episodes.jsonl").mkdir()
+    with pytest.raises(RunError, match="episodes.jsonl is no file; expected records"):
+        list(folder.records("episodes.jsonl"))

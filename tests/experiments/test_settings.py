@@ -150,6 +150,8 @@ def test_a_run_is_named(
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert "--out is empty" in refused(command, ["--out", ""], capsys)
+    assert "--out is empty" in refused(command, ["--out", "  "], capsys)
+    assert "expected a name without line breaks" in refused(command, ["--out", "two\nlines"], capsys)
     assert "--resume is empty" in refused(command, ["--resume", ""], capsys)
     assert refused(command, ["--out", f"{file}/run"], capsys) == (
         f"error: --out {file}/run cannot be written; name another --out\n"
@@ -170,6 +172,30 @@ def test_a_place_for_files_is_one(
     assert refused(command, [flag, place], capsys) == f"error: {flag} {place} cannot be written; name another {flag}\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "flag", "one"),
+    [
+        *(("tree_search", f"--{name}", one) for name, one in (("search", "beam"), ("k", "1"), ("depths", "3"))),
+        *(("tree_search", f"--{name}", one) for name, one in (("values", "oracle"), ("budgets", "tokens=9"))),
+        *(("polygons_ceiling", f"--{name}", one) for name, one in (("codecs", "rings"), ("budgets", "64"))),
+        ("prm", "--eval-data", "synthetic:val"),
+        ("polygon_ablation", "--seeds", "1"),
+        ("gspo", "--seeds", "1"),
+    ],
+)
+def test_values_of_a_list_are_there_and_different(
+    command: str,
+    flag: str,
+    one: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(command, [flag], capsys) == f"error: {flag} names none; give one or more\n"
+    assert f"{flag} is " in (said := refused(command, [flag, one, one], capsys)) and "expected different" in said
+
+
 EXTRA = {"gspo": "--extra", "prm": "--trainer.extra", "star": "--trainer.extra"}
 
 
@@ -187,6 +213,9 @@ EXTRA = {"gspo": "--extra", "prm": "--trainer.extra", "star": "--trainer.extra"}
         ("max_grad_norm", "-1"),
         ("adam_epsilon", "-1e-8"),
         ("optim", "{"),
+        ("optim", "2020-13-45"),
+        ("optim_args", "[1, .nan]"),
+        ("optim_args", "[" * 5000),
     ],
 )
 def test_fields_of_trl_that_cannot_be(

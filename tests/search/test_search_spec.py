@@ -80,7 +80,7 @@ def test_the_tool_values_what_it_made(task) -> None:
 def test_values_that_are_not_to_be_had_are_refused(task, no_weights) -> None:
     mdp, agent = SegMDP(tools.make("disc")), agents.make("random")
     states = mdp.transition([mdp.initial(task)], [Click(40, 20)])
-    with pytest.raises(ValueError, match="this tool predicts no IoU of its masks; take value=prm, or oracle"):
+    with pytest.raises(ValueError, match="disc predicts no IoU of its masks; take value=prm, or oracle"):
         values.make("tool", mdp, agent).values(states)
     with pytest.raises(ValueError, match="agent 'random' is none; take agent mllm"):
         values.make("prm", mdp, agent)
@@ -197,3 +197,9 @@ def test_samples_of_a_task_are_searches_of_their_own() -> None:
     assert [episode.sample for episode in episodes] == [0, 1, 2] * 2
     assert len({tuple(step.text for step in episode.steps) for episode in episodes}) == 6
     assert all(np.isfinite(episode.final_iou) for episode in episodes)
+
+
+def test_the_estimate_of_a_tool_that_has_none_is_refused_before_a_search():
+    mdp, agent = SegMDP(tools.make("disc")), agents.make("random")
+    with pytest.raises(ValueError, match="value 'tool': disc predicts no IoU of its masks; take value=prm"):
+        values.make("tool", mdp, agent)

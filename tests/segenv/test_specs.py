@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segenv import specs
+from segenv import specs, tools
 
 DEFAULTS = {"k": 3, "share": 0.5, "value": "prm", "device": None}
 
@@ -41,3 +41,8 @@ def test_a_name_that_is_nearly_right_is_offered() -> None:
     assert specs.name_of("tool", "sam:facebook/sam:x", ["sam", "disc"]) == ("sam", "facebook/sam:x")
     with pytest.raises(ValueError, match=r"unknown tool 'dsic:1'; expected one of sam, disc \(did you mean 'disc'\?\)"):
         specs.name_of("tool", "dsic:1", ["sam", "disc"])
+
+
+def test_an_option_that_is_given_twice_is_refused():
+    with pytest.raises(ValueError, match="tool 'disc:radius=4,radius=5': radius is given twice"):
+        tools.make("disc:radius=4,radius=5")
