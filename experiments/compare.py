@@ -19,7 +19,7 @@ import tyro
 
 from experiments.common import cli
 from experiments.common.config import OutFile, RunError
-from experiments.common.run_folder import RunFolder, as_expected, write_json
+from experiments.common.run_folder import COPY, RunFolder, as_expected, write_json
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate import polygon_answers
 from experiments.evaluate.metrics import Outcome, curves, read_outcome
@@ -118,11 +118,15 @@ def _numbers(path: Path) -> dict[str, Any]:
     numbers = RunFolder(path).read_json("metrics.json")
     if numbers is None:
         raise RunError(f"{path} holds no metrics.json; give a finished run of experiments.evaluate")
+    if not isinstance(numbers.get("protocol"), dict):
+        raise RunError(f"{path / 'metrics.json'} has no protocol of experiments.evaluate; {COPY}")
     return numbers
 
 
 def _outcomes(path: Path) -> dict[tuple[str, int], Outcome]:
     found = [((one.task, one.sample), one) for one in RunFolder(path).records("episodes.jsonl", read_outcome)]
+    if not found:
+        raise RunError(f"{path / 'episodes.jsonl'} is missing or empty; {COPY}")
     unique((key for key, _ in found), "episodes with task and sample", path / "episodes.jsonl")
     return dict(found)
 

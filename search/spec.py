@@ -87,8 +87,8 @@ def parse(spec: str) -> SearchSpec | None:
     given = specs.options_of("search", spec, {**own, **CONFIG_DEFAULTS, **axes, "value": "prm"})
     options = {key: given[key] for key in own if key in given}
     for key, number in options.items():
-        if number < (0 if isinstance(number, float) else 1):
-            raise ValueError(f"search {spec!r}: {key} is {number}; expected more")
+        if number < (least := 0 if isinstance(number, float) else 1):
+            raise ValueError(f"search {spec!r}: {key} is {number}; expected {least} or more")
     value = given.get("value", "prm")
     _check_value(spec, name, {**own, **options}, value)
     limits = Limits(**{axis: given[axis] for axis in AXES if axis in given})

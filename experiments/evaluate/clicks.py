@@ -9,6 +9,7 @@ from experiments.evaluate import metrics, records, report
 from experiments.evaluate.config import RESUMABLE, Args
 from experiments.evaluate.metrics import Outcome
 from search.executors import Player, Setup, Skipped, play
+from segenv.data.base import unique
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
@@ -72,5 +73,6 @@ def _manifest(args: Args, player: Player) -> dict[str, Any]:
 
 def _finished(folder: RunFolder, indices: dict[str, int]) -> dict[int, Outcome]:
     """Outcomes of the episodes that the run has already, by the index of their task."""
-    read = of_tasks(metrics.read_outcome, indices)
-    return {indices[item.task]: item for item in folder.records("episodes.jsonl", read)}
+    found = list(folder.records("episodes.jsonl", of_tasks(metrics.read_outcome, indices)))
+    unique((item.task for item in found), "episodes of task", folder / "episodes.jsonl")
+    return {indices[item.task]: item for item in found}

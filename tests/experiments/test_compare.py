@@ -11,6 +11,7 @@ import pytest
 from experiments import compare
 from experiments.common.config import RunError
 from experiments.evaluate import config, evaluate
+from experiments.evaluate.__main__ import main
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,21 @@ def test_an_episode_that_is_there_twice_is_named(runs, tmp_path, capsys):
     (glued / "episodes.jsonl").write_text("".join([*lines, lines[2]]))
     assert compare.main([str(runs / "24"), str(glued)]) == 1
     assert f"two episodes with task and sample ('{json.loads(lines[2])['task']}', 0)" in capsys.readouterr().err
+
+
+def test_the_run_that_lacks_something_is_named(runs, tmp_path):
+    shutil.copytree(runs / "24", tmp_path / "run")
+    (tmp_path / "run" / "episodes.jsonl").unlink()
+    with pytest.raises(RunError, match="run/episodes.jsonl is missing or empty"):
+        compare.compare(tmp_path / "run", runs / "12")
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    with pytest.raises(RunError, match="run/metrics.json has no protocol"):
+        compare.compare(runs / "12", tmp_path / "run")
+
+
+def test_a_run_with_an_episode_twice_is_not_resumed(runs, tmp_path, capsys):
+    shutil.copytree(runs / "24", tmp_path / "run")
+    episodes = tmp_path / "run" / "episodes.jsonl"
+    episodes.write_bytes(episodes.read_bytes() + episodes.read_bytes().splitlines(keepends=True)[0])
+    assert main(["--resume", str(tmp_path / "run")]) == 1
+    assert "episodes.jsonl lists two episodes of task" in capsys.readouterr().err
