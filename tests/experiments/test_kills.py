@@ -31,8 +31,9 @@ COMMANDS = {
     "--eval-limit 3 --max-steps 2 --sft-steps 4 --round-steps 4 --batch-rows 4 --trainer.no-bf16",
     "gspo": f"gspo {EASY} --agent mllm:tiny-polygon --limit 8 --eval-limit 2 --probe 2 --probe-steps 4 --panel 1 "
     "--steps 8 --prompts 2 --group 2 --updates 2 --save-steps 2",
-    "sft": "sft --tool disc --look-steps 5 --easy-steps 5 --click-steps 5 --state-steps 5 --cooldown 5 --lessons 2 "
-    "--probe 2 --measure-every 10 --save-every 2 --image-size 64 --width 32 --text-layers 1 --vision-layers 1",
+    "sft": "sft --tool disc --look-steps 12 --easy-steps 0 --click-steps 0 --state-steps 6 --cooldown 5 --lessons 1 "
+    "--probe 1 --measure-every 100 --save-every 2 --workers 0 --image-size 64 --width 32 --text-layers 1 "
+    "--vision-layers 1",
     "prm": f"prm {EASY} --tool disc --limit 4 --eval-limit 2 --rows 16 --steps 4 --batch-rows 4 --replies 2 "
     "--max-steps 2 --batch-size 1",
     "annotate": "annotate --images IMAGES --boxes IMAGES.csv --tool disc --show 4",
@@ -67,6 +68,8 @@ def steady(value):
         if "trace" in value:  # of a search, whose costs hold seconds
             place = AXES.index("seconds")
             value = {**value, "trace": [row[:place] + row[place + 1 :] for row in value["trace"]]}
+        if "plan" in value:  # of a training, whose base is hashed with the seconds of its own training
+            value = {**value, "plan": {**value["plan"], "base": None}}
         away = ("second", "time", "started", "command", "resume", "file", "out", "_at")
         return {key: steady(one) for key, one in value.items() if not any(word in key for word in away)}
     return [steady(one) for one in value] if isinstance(value, list) else value
