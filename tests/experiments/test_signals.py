@@ -19,6 +19,16 @@ ENDS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """Python's own handlers, also where the tests run in the background of a shell, which ignores Ctrl-C there."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @dataclass(frozen=True)
 class Args:
     out: str | None = None
