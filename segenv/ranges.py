@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Annotated, Any, Union
 
+from segenv.texts import shown
+
 LARGEST = 2**63 - 1  # the largest whole number that array libraries hold
 Fault = tuple[tuple[str, ...], str]  # names that lead to a field, and what is wrong: "is nan; expected 0 or more"
 
@@ -103,8 +105,7 @@ def _short(value: Any) -> str:
     """A value as text that fits a line."""
     if isinstance(value, Integral) and abs(int(value)) > LARGEST:
         return f"{'-' if int(value) < 0 else ''}a number beyond 2**63"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shown(value)
 
 
 def check(config: Any) -> None:

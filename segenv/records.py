@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from segenv.texts import shown
 from segenv.types import RunError
 
 T = TypeVar("T")
@@ -119,12 +120,6 @@ def _name(kind: Any) -> str:
     if typing.get_origin(kind) in (Union, types.UnionType):
         return " or ".join(map(_name, typing.get_args(kind)))
     return NAMES.get(typing.get_origin(kind) or kind) or str(getattr(kind, "__name__", kind))
-
-
-def shown(value: Any) -> str:
-    """A value for a message, cut to one short line."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _union(kind: Any, options: Sequence[Any]) -> Read:

@@ -18,7 +18,8 @@ import yaml
 
 from agents.training.options import TrlFields
 from segenv.ranges import Constraint, Count, CountOrNone, NotNegative, Range, Seed, Share, faults
-from segenv.records import reader, shown
+from segenv.records import reader
+from segenv.texts import shown
 from segenv.types import RunError as RunError  # for all commands
 
 Config = TypeVar("Config")
