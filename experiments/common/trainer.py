@@ -250,6 +250,16 @@ def run(kind: Callable[[Any], Trainer], args: Any, resumable: frozenset[str], na
     return folder / "model"
 
 
+def has_bfloat16(device: torch.device | str) -> bool:
+    """Whether a device computes in bfloat16; CPUs without instructions for it are ten times slower than in float32."""
+    return torch.device(device).type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def autocast(device: torch.device | str) -> torch.autocast:
+    """A context that computes in bfloat16, where `device` does."""
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=has_bfloat16(device))
+
+
 def _average(means: PARAM_LIST, values: PARAM_LIST, number: torch.Tensor | int) -> None:
     """Update the moving average of `number` models; the first of them are forgotten faster."""
     decay = min(DECAY, (1 + int(number)) / (10 + int(number)))

@@ -17,7 +17,7 @@ from agents.training.auxiliary_heads import Collator, Heads, encode_images, forw
 from agents.training.checkpoints import identity
 from agents.training.click_examples import ClickExample
 from experiments.common.config import RunError
-from experiments.common.trainer import Trainer
+from experiments.common.trainer import Trainer, autocast, has_bfloat16
 from experiments.sft.config import VISION_STAGE
 from segenv.checkpoints import CheckpointError
 from segenv.types import Action, Task
@@ -61,8 +61,8 @@ class TinyTrainer(Trainer):
         torch.manual_seed(args.seed)
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, self.processor = self.fresh()
-        if device == "cpu":
-            model.set_attn_implementation("eager")  # backwards, several times faster than fused attention
+        if device == "cpu" and has_bfloat16(device):
+            model.set_attn_implementation("eager")  # backwards, several times faster than fused attention in bfloat16
         self.collate = Collator(self.processor)
         super().__init__(args, model, Heads(model.config.text_config.hidden_size, self.fine), device)
 
@@ -103,7 +103,7 @@ class TinyTrainer(Trainer):
     def loss(self, batch: Sequence[ClickExample]) -> tuple[torch.Tensor, dict[str, float]]:
         """The loss of the heads on what patches show, and after the vision stage of the replies too."""
         tensors = {name: values.to(self.device) for name, values in self.collate(batch).items()}
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast(self.device):
             features = encode_images(self.model, tensors["pictures"])
             loss, measures = self.heads.vision_loss(features, tensors)
             if self.stage(self.step)[0] != VISION_STAGE:

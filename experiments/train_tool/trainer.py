@@ -76,7 +76,7 @@ class SamTrainer(trainer.Trainer):
         truth = torch.cat([rows[:, ids.int()] for rows, ids in zip(chosen, instances, strict=True)])[:, None].float()
         for i in np.flatnonzero(rng.random(len(truth)) < self.args.parts):
             truth[i, 0] *= half_plane(truth[i, 0].numpy() > 0, rng)
-        with torch.autocast("cpu", torch.bfloat16):
+        with trainer.autocast("cpu"):
             embedding = self.model.vision_encoder(pixels).last_hidden_state
             affinity = self.heads(embedding)
         loss, measures = self._passes(embedding.float().repeat_interleave(chosen.shape[1], 0), truth, rng)
@@ -105,7 +105,7 @@ class SamTrainer(trainer.Trainer):
                 inputs["input_labels"] = torch.from_numpy(points[:, None, :, 2]).long()
             if boxes is not None:
                 inputs["input_boxes"] = torch.from_numpy(boxes[:, None]).float()
-            with torch.set_grad_enabled(learn), torch.autocast("cpu", torch.bfloat16):
+            with torch.set_grad_enabled(learn), trainer.autocast("cpu"):
                 out = self.model(image_embeddings=embedding, **inputs)
             logits, scores = out.pred_masks[:, 0].float(), out.iou_scores[:, 0].float()
             found = tiny_sam.ious(logits, soft)
