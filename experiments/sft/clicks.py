@@ -41,14 +41,12 @@ class ClickTrainer(TinyTrainer):
     def fresh(self) -> tuple[Any, Any]:
         """The model to start from, and its processor."""
         if self.args.base is not None:
-            model, processor, side = tiny_checkpoint(self.args.base)
+            model, processor, side = tiny_checkpoint(self.args.base, self.args.tokens)
             if side != self.args.image_size:
                 raise RunError(
                     f"base {self.args.base!r} sees images of {side} pixels, and image_size is {self.args.image_size}; "
                     "give the size of the base"
                 )
-            while side // processor.patch_size < self.args.tokens:
-                model, processor = tiny.refine(model, processor)
             model.config.segenv = {"codec": CODEC, "prompt": "instruction", "image_size": [side, side]}
             return model, processor
         return tiny.build(self.args.seed, **{name: getattr(self.args, name) for name in SIZES})

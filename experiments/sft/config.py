@@ -28,6 +28,8 @@ class CommonArgs:
     cooldown: CountOrNone = 2_400
     """The last of all these steps, in which the learning rate falls to zero."""
     rate: Positive = 1e-3
+    tokens: CountOrNone = 0
+    """Image tokens along a side; a base with fewer is refined. 0: those of the base."""
     seed: Seed = 0
     device: str | None = None
     """cuda where there is a GPU, otherwise cpu."""
@@ -72,8 +74,6 @@ class ClickArgs(CommonArgs):
     lessons: Count = 10
     """Scenes a step; 1.6 times as many in the stage `look`, and half as many in the last, which asks more of each."""
     image_size: Count = 128
-    tokens: CountOrNone = 0
-    """Image tokens along a side; a base with fewer is refined. 0: those of the base."""
     width: Count = 128
     vision_layers: CountOrNone = 2
     text_layers: Count = 4

@@ -28,6 +28,7 @@ from segenv.codec import polygons
 from segenv.data.synthetic.scenes import Synthetic
 
 VERTEX_TOKENS = 8  # of a vertex in `rings`
+PROMPT_TOKENS = 64  # beside the image's, at most
 
 
 class PolygonTrainer(TinyTrainer):
@@ -38,15 +39,19 @@ class PolygonTrainer(TinyTrainer):
 
     def fresh(self) -> tuple[Any, Any]:
         """The checkpoint's model, with tokens for polygons, and its processor."""
-        model, processor, side = tiny_checkpoint(self.args.base)
+        model, processor, side = tiny_checkpoint(self.args.base, self.args.tokens)
         new = [token for token in TOKENS if token not in processor.tokenizer.get_vocab()]
         tiny.extend(model, processor, new)
+        longest = VERTEX_TOKENS * (self.args.vertices + 8)  # some more than it was taught
         model.config.segenv = {
             "codec": self.args.codec,
             "prompt": "instruction",
             "image_size": [side, side],
-            "max_new_tokens": VERTEX_TOKENS * (self.args.vertices + 8),  # some more than it was taught
+            "max_new_tokens": longest,
         }
+        text = model.config.text_config
+        whole = model.config.image_seq_length + PROMPT_TOKENS + longest
+        text.max_position_embeddings = max(text.max_position_embeddings, whole)
         return model, processor
 
     @cached_property

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from agents import tiny
 from agents.backends.transformers import TransformersBackend, load
 from agents.mllm import EMBEDDED, parse
 from agents.tiny.vision_tower import VisionTowerConfig, fold
@@ -129,8 +130,9 @@ class TinyTrainer(Trainer):
         self.processor.save_pretrained(folder)
 
 
-def tiny_checkpoint(base: str) -> tuple[Any, Any, int]:
-    """The model in float32 and the processor of a tiny checkpoint by folder or name, and the side of its images."""
+def tiny_checkpoint(base: str, tokens: int = 0) -> tuple[Any, Any, int]:
+    """The model in float32 and the processor of a tiny checkpoint by folder or name, refined until images have at least
+    `tokens` along a side, and that side in pixels."""
     try:
         model, processor = load(parse(base)[0] or EMBEDDED, "float32")
     except (ValueError, CheckpointError) as error:
@@ -143,4 +145,9 @@ def tiny_checkpoint(base: str) -> tuple[Any, Any, int]:
         raise RunError(
             f"base {base!r} declares images of {side!r}; expected segenv.image_size [SIDE, SIDE] in config.json"
         )
+    while side[0] // processor.patch_size < tokens:
+        try:
+            model, processor = tiny.refine(model, processor)
+        except ValueError as error:
+            raise RunError(f"base {base!r} cannot be refined to {tokens} tokens a side: {error}; give fewer") from error
     return model, processor, side[0]

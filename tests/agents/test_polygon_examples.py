@@ -157,6 +157,23 @@ def test_a_training_that_was_cut_ends_as_one_that_was_not(base, tmp_path):
     assert agent.codec.name == "rings" and agent.backend.max_new_tokens == 8 * 13
 
 
+def test_a_base_is_refined_for_long_polygons_or_is_taken_as_it_is(base, tmp_path):
+    args = _args(base, tmp_path / "finer", tokens=8, vertices=100, probe=1)
+    finer = sft_polygon.run(args)
+    agent = make(f"mllm:{finer}")
+    settings = agent.backend.model.config
+    assert (settings.image_seq_length, agent.backend.max_new_tokens) == (64, 8 * 108)
+    assert settings.text_config.max_position_embeddings >= 1024 > 64 + 8 * 108
+    again = sft_polygon.PolygonTrainer(_args(str(finer), tmp_path / "again", tokens=8, vertices=130))
+    assert again.model.config.image_seq_length == 64 and again.processor.patch_size == 8, "it has them"
+    assert again.model.config.text_config.max_position_embeddings >= 64 + 8 * 138 > 1024
+    [question, *_] = again.open_stage("draw")[0].questions
+    assert question.shares.shape == (3, 64) and question.fine.shape == (64, 16)
+    with pytest.raises(RunError, match="cannot be refined to 65 tokens a side: .* give fewer"):
+        sft_polygon.run(_args(base, tmp_path / "x", tokens=65))
+    assert not (tmp_path / "x").exists()
+
+
 def test_the_command_knows_its_modes_and_refuses_what_cannot_be(base, tmp_path, capsys):
     assert __main__.mode(["--mode", "polygon"]) == __main__.mode(["--mode=polygon"]) == "polygon"
     assert __main__.mode(["--out", "x"]) == "clicks"
