@@ -190,7 +190,10 @@ class ClickExamples:
     def _states(self, tasks: Sequence[Task], instances: np.ndarray, rng: np.random.Generator):
         """Tasks with a mask to improve and, where it was played, the action to take."""
         if self.mixture.trajectory and self.rollout is not None:
-            states = [state for task in tasks[:2] for state in self.rollout.states(task, rng)]
+            states: list[tuple[Task, np.ndarray, Action]] = []
+            for task in tasks[:2]:
+                if len(states) < self.mixture.trajectory:
+                    states += self.rollout.states(task, rng)
             for k in sorted(rng.permutation(len(states))[: self.mixture.trajectory]):
                 yield states[k]
         for k in range(self.mixture.cheap):
