@@ -13,7 +13,7 @@ from segenv import metrics
 from segenv.geometry.rle import check_counts, decode_mask, encode_mask
 from segenv.mdp import SegMDP, SegState
 from segenv.records import reader
-from segenv.types import Action, Box, Click, Invalid, Polygons, Stop, Undo
+from segenv.types import Absent, Action, Box, Click, Invalid, Polygons, Stop, Undo
 
 PARTS = ("encode", "decode", "agent", "annotator", "other")  # where an episode's seconds went
 
@@ -113,8 +113,8 @@ def step_of(
 
 
 def action_to_json(action: Action) -> dict[str, Any]:
-    """An action as `{"type": "click" | "box" | "polygons" | "stop" | "undo" | "invalid", …}` with its fields, rings as
-    lists of [x, y]; an invalid one keeps its reason."""
+    """An action as `{"type": "click" | "box" | "polygons" | "stop" | "absent" | "undo" | "invalid", …}` with its
+    fields, rings as lists of [x, y]; an invalid one keeps its reason."""
     values: dict[str, Any] = {"reason": action.reason} if isinstance(action, Invalid) else dict(vars(action))
     if isinstance(action, Polygons):
         values["rings"] = [ring.tolist() for ring in action.rings]
@@ -122,7 +122,7 @@ def action_to_json(action: Action) -> dict[str, Any]:
 
 
 def action_from_json(record: dict[str, Any]) -> Action:
-    """The click, box, polygons, stop or undo that `action_to_json` wrote; KeyError for an invalid reply."""
+    """The click, box, polygons, stop, absent or undo that `action_to_json` wrote; KeyError for an invalid reply."""
     values = {key: value for key, value in record.items() if key != "type"}
     return _ACTIONS[record["type"]](**values)
 
@@ -143,7 +143,7 @@ def check_action(record: dict[str, Any]) -> None:
         raise ValueError(f"polygons cannot be read: {error}") from error
 
 
-_ACTIONS: dict[str, type] = {kind.__name__.lower(): kind for kind in (Click, Box, Polygons, Stop, Undo)}
+_ACTIONS: dict[str, type] = {kind.__name__.lower(): kind for kind in (Click, Box, Polygons, Stop, Absent, Undo)}
 
 
 def clicks_of(steps: Iterable[Step]) -> list[Click]:

@@ -25,10 +25,10 @@ from search.budget import Budget, Cost, Limits
 from search.episode import PARTS
 from segenv.mdp import SegState
 from segenv.seeds import Part
-from segenv.types import Action, Box, Click, Invalid, Stop, Task, Undo
+from segenv.types import Absent, Action, Box, Click, Invalid, Stop, Task, Undo
 
 NAN = float("nan")
-KINDS = (Click, Box, Stop, Undo, Invalid)  # the order in which equals are taken
+KINDS = (Click, Box, Stop, Absent, Undo, Invalid)  # the order in which equals are taken
 
 
 @dataclass(slots=True, eq=False)
@@ -138,7 +138,7 @@ class Tree:
 
 
 def order_of(action: Action) -> tuple[Any, ...]:
-    """A key that sorts actions: clicks, boxes, stop, undo, invalid ones."""
+    """A key that sorts actions: clicks, boxes, stop, absent, undo, invalid ones."""
     kind = KINDS.index(type(action))
     match action:
         case Click(x, y, positive):

@@ -19,7 +19,7 @@ import numpy as np
 from segenv import rewards
 from segenv.geometry import polygons_to_mask
 from segenv.ranges import Count, require
-from segenv.types import Action, Box, Click, Invalid, Polygons, Prompt, Stop, Task, ToolError, Undo, frozen
+from segenv.types import Absent, Action, Box, Click, Invalid, Polygons, Prompt, Stop, Task, ToolError, Undo, frozen
 
 if TYPE_CHECKING:
     from segenv.tools.base import SegTool
@@ -129,6 +129,8 @@ class SegMDP:
                     prompted.append((i, replace(moved, box=action, undone=state)))
                 case Stop():
                     following[i] = replace(moved, stopped=True)
+                case Absent():  # nothing is there, whatever the mask was
+                    following[i] = replace(moved, packed=None, logits=None, score=float("nan"), stopped=True)
                 case Undo() if (earlier := state.undone) is not None:
                     following[i] = replace(earlier, step=state.step + 1, error=None)
                 case Undo():
@@ -141,7 +143,8 @@ class SegMDP:
                     following[i] = replace(moved, error=action.reason)
                 case _:
                     raise TypeError(
-                        f"action is {type(action).__name__}; expected Click, Box, Polygons, Stop, Undo or Invalid"
+                        f"action is {type(action).__name__}; expected Click, Box, Polygons, Stop, Absent, "
+                        "Undo or Invalid"
                     )
         if prompted:
             for i, state in self._answer(prompted):

@@ -156,6 +156,11 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Absent:
+    """The agent says that the object is not in the image: the end of the episode, with an empty mask."""
+
+
+@dataclass(frozen=True)
 class Undo:
     """Take back the last click or box."""
 
@@ -194,7 +199,7 @@ class Polygons:
         return all(np.array_equal(first, second) for first, second in zip(self.rings, other.rings, strict=True))
 
 
-Action = Click | Box | Polygons | Stop | Undo | Invalid
+Action = Click | Box | Polygons | Stop | Absent | Undo | Invalid
 
 
 @dataclass(frozen=True, eq=False)

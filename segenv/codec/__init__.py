@@ -18,6 +18,7 @@ from segenv.codec import polygons
 from segenv.codec.base import PROMPTS, Codec
 from segenv.codec.frames import Frame, image_size, qwen_size
 from segenv.codec.grammars import INTERN_TAGS, LISTS, MOLMO, QWEN_TAGS, WORDS, Grammar, json_objects
+from segenv.codec.reading import Reading as Reading
 
 CODECS: dict[str, tuple[Frame, Frame, Grammar]] = {
     # The released SegAgent checkpoint: points are (row, column)/1000, and boxes (x, y)/999, in one reply.

@@ -7,8 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from segenv.codec import reading
 from segenv.codec.frames import Frame, Scene
 from segenv.codec.grammars import FINISH, IOU, UNDO, Grammar, lowered, sign_of
+from segenv.codec.reading import Reading
 from segenv.types import Action, Box, Click, Invalid, Stop, Undo
 
 ANNOTATOR = """You are a highly skilled segmentation annotator. The semi-transparent green layer on the image is the \
@@ -105,6 +107,30 @@ class Codec:
     def parse(self, text: str, task: Scene) -> Action:
         """The action that a reply states. Total: any text gives an action, and one that states none gives `Invalid`
         with the reason."""
+        return self.read(text, task).action
+
+    def read(
+        self, text: str, task: Scene, finish_reason: str | None = None, tokens: int | None = None, thinking: str = ""
+    ) -> Reading:
+        """Read a reply: its action, and how it was written. `finish_reason` and `tokens` are what the backend says of
+        its end: a reply that was cut by its length is invalid. `thinking` is a thought that came apart from the text.
+        Total, as `parse` is."""
+        thought, answer, whole = reading.split(text)
+        thinking = "\n".join(filter(None, (thinking, thought)))
+        reason = reading.cut(finish_reason, tokens)
+        if reason is None and not whole:
+            reason = "the reply ends inside its thought; expected an action behind it, so allow more tokens"
+        if reason is not None:
+            return Reading(Invalid(text, reason), thinking=thinking, answer=answer)
+        found = self._read(answer, task)
+        action = Invalid(text, found.action.reason) if isinstance(found.action, Invalid) else found.action
+        return replace(found, action=action, thinking=thinking, answer=answer, stated_iou=self._stated_iou(answer))
+
+    def _read(self, text: str, task: Scene) -> Reading:
+        return Reading(self._parse(text, task))
+
+    def _parse(self, text: str, task: Scene) -> Action:
+        text = text[-reading.TAIL :]
         lower, kinds = lowered(text), {self.grammar.point: self._point, self.grammar.box: self._box}
         found = [(match, kind) for kind in (*kinds, FINISH, UNDO) if (match := kind.last(lower))]
         if not found:
@@ -145,8 +171,12 @@ class Codec:
         return f"`{point}`, the same with {self.grammar.negative}, a box, `Undo` or `Finish`"
 
     def stated_iou(self, text: str) -> float | None:
-        """IoU in 0..1 that a reply states last (`Current IOU: 74`, in percent); None without one in 0..100."""
-        stated = IOU.last(lowered(text))
+        """IoU in 0..1 that a reply states last (`Current IOU: 74`, in percent), outside its thought and in the last
+        `reading.TAIL` characters; None without one in 0..100."""
+        return self._stated_iou(reading.split(text)[1])
+
+    def _stated_iou(self, answer: str) -> float | None:
+        stated = IOU.last(lowered(answer[-reading.TAIL :]))
         value = float(stated["percent"]) / 100 if stated else None
         return value if value is not None and value <= 1 else None
 

@@ -182,7 +182,7 @@ class PolygonCodec(Codec):
         """Nested lists as text."""
         return items if isinstance(items, str) else f"[{self.dialect.comma.join(map(self._list, items))}]"
 
-    def parse(self, text: str, task: Scene) -> Action:
+    def _parse(self, text: str, task: Scene) -> Action:
         """The mask, point or box that a reply states; `Invalid` with the reason where it states none."""
         lower = lowered(text)
         for found in deque(_MASK.finditer(lower), maxlen=1):

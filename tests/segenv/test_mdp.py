@@ -14,7 +14,7 @@ from segenv.mdp import SegMDP, SegState
 from segenv.metrics import iou
 from segenv.tools.cache import Encoding
 from segenv.tools.disc import DiscTool
-from segenv.types import Action, BadItem, Box, Click, Invalid, Prediction, Prompt, Stop, Task, ToolError, Undo
+from segenv.types import Absent, Action, BadItem, Box, Click, Invalid, Prediction, Prompt, Stop, Task, ToolError, Undo
 
 SIDE = st.integers(3, 24)
 
@@ -182,6 +182,14 @@ def test_a_refinement_starts_from_the_given_mask(task: Task) -> None:
     assert mdp.reward(start, Click(35, 20), after) > 0
 
 
+def test_absent_ends_the_episode_with_an_empty_mask_which_is_right_where_nothing_is(task: Task) -> None:
+    mdp, nothing = mdp_of(reward="iou"), replace(task, target=np.zeros_like(task.target))
+    for given_, reward in ((task, 0.0), (nothing, 1.0)):
+        _, clicked, ended = states = path(mdp, given_, [Click(40, 20), Absent()])
+        assert clicked.mask.any() and not ended.mask.any() and mdp.terminal(ended) and ended.step == 2
+        assert mdp.reward(clicked, Absent(), ended) == reward and states[0].packed is None
+
+
 def test_final_reward_comes_at_the_end_only(task: Task) -> None:
     mdp = mdp_of(reward="final")
     actions = [Click(40, 20), Click(36, 20), Stop()]
@@ -207,7 +215,7 @@ def test_labels_that_mean_nothing_are_refused_and_not_taken_for_background(task:
 
 def test_a_wrong_kind_of_action_is_refused_by_name(task: Task) -> None:
     mdp = mdp_of()
-    with pytest.raises(TypeError, match="action is tuple; expected Click, Box, Polygons, Stop, Undo or Invalid"):
+    with pytest.raises(TypeError, match="action is tuple; expected Click, Box, Polygons, Stop, Absent, Undo or"):
         mdp.transition([mdp.initial(task)], [(3, 4)])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="1 states and 2 actions"):
         mdp.transition([mdp.initial(task)], [Stop(), Stop()])
