@@ -21,6 +21,7 @@ from agents.backends.transformers import chat
 from agents.training.click_examples import COLOUR_NAMES, FINE, KINDS, SHAPE_NAMES, ClickExample, Question
 
 IGNORED = -100
+ROWS = 8  # that a CPU takes at a time
 UNITS_WEIGHT = 0.1  # of a coordinate's last digit, which is noise to a model of this size
 
 
@@ -110,13 +111,6 @@ class Collator:
         return ids, weights
 
     def __call__(self, examples: Sequence[ClickExample]) -> dict[str, torch.Tensor]:
-        questions: list[Question] = []
-        pictures: list[int] = []  # the picture of each question, as an index into the batch's
-        start = 0
-        for example in examples:
-            questions += example.questions
-            pictures += [start + question.picture for question in example.questions]
-            start += len(example.pictures)
         batch = {
             "pictures": torch.from_numpy(np.concatenate([example.pictures for example in examples])),
             "masks": torch.from_numpy(np.concatenate([example.masks for example in examples])),
@@ -124,30 +118,32 @@ class Collator:
             "patches": torch.from_numpy(np.stack([example.patches for example in examples])),
             "objects": torch.from_numpy(np.stack([example.objects for example in examples])),
         }
-        if not questions:
+        asked: list[tuple[Question, int]] = []  # with its picture, as an index into the batch's
+        start = 0
+        for example in examples:
+            asked += [(question, start + question.picture) for question in example.questions]
+            start += len(example.pictures)
+        if not asked:
             return batch
-        batch["which"] = torch.tensor(pictures)
+        texts = [self._text(question) for question, _ in asked]
+        order = sorted(range(len(asked)), key=lambda k: len(texts[k][0]))
+        questions = [asked[k][0] for k in order]
+        batch["which"] = torch.tensor([asked[k][1] for k in order])
         batch["shares"] = torch.from_numpy(np.stack([question.shares for question in questions]))
         batch["clicks"] = torch.tensor([question.click for question in questions])
         if fine := [question.fine for question in questions if question.fine is not None]:
             batch["fine"] = torch.from_numpy(np.stack(fine))
-        return batch | self._texts([(question.instruction, question.reply) for question in questions])
+        columns = zip(*(texts[k] for k in order), strict=True)
+        ids, labels, weights, attention = (nn.utils.rnn.pad_sequence(column, batch_first=True) for column in columns)
+        labels = labels.masked_fill(weights == 0, IGNORED)
+        return batch | {"ids": ids, "labels": labels, "weights": weights, "attention": attention}
 
-    def _texts(self, pairs: Sequence[tuple[str, str]]) -> dict[str, torch.Tensor]:
-        """Pad prompts and replies on the left, so that replies end the rows."""
-        rows = [(self.prompt_ids(instruction), *self._reply_ids(reply)) for instruction, reply in pairs]
-        longest = max(len(prompt) + len(reply) for prompt, reply, _ in rows)
-        ids = torch.full((len(rows), longest), self.processor.tokenizer.pad_token_id)
-        labels = torch.full_like(ids, IGNORED)
-        weights = torch.zeros(ids.shape)
-        attention = torch.zeros_like(ids)
-        for k, (prompt, reply, weight) in enumerate(rows):
-            start = longest - len(prompt) - len(reply)
-            ids[k, start:] = torch.tensor(prompt + reply)
-            attention[k, start:] = 1
-            labels[k, -len(reply) :] = torch.tensor(reply)
-            weights[k, -len(reply) :] = torch.tensor(weight)
-        return {"ids": ids, "labels": labels, "weights": weights, "attention": attention}
+    def _text(self, question: Question) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens of the prompt and the reply, labels and weights (of the prompt 0), and ones."""
+        prompt = self.prompt_ids(question.instruction)
+        reply, weights = self._reply_ids(question.reply)
+        ids, nothing = torch.tensor(prompt + reply), [0] * len(prompt)
+        return ids, torch.tensor(nothing + reply), torch.tensor(nothing + weights), torch.ones_like(ids)
 
 
 def pixels(pictures: torch.Tensor) -> torch.Tensor:
@@ -163,24 +159,27 @@ def encode_images(model: Any, pictures: torch.Tensor) -> torch.Tensor:
 def forward_text(
     model: Any, features: torch.Tensor, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reply logits [Q, longest reply, vocabulary], and the image tokens [Q, N, width] before the last layer."""
-    ids = batch["ids"]
-    image = ids == model.config.image_token_index
-    projected = model.model.multi_modal_projector(features)[batch["which"]]
-    embedded = model.get_input_embeddings()(ids)
-    embedded = embedded.masked_scatter(image[..., None], projected.to(embedded.dtype))
-    out = model.model.language_model(
-        inputs_embeds=embedded, attention_mask=batch["attention"], output_hidden_states=True, use_cache=False
-    )
-    longest = int((batch["labels"] != IGNORED).sum(1).max())
-    logits = model.lm_head(out.last_hidden_state[:, -longest - 1 : -1])
-    tokens = out.hidden_states[-2][image].view(len(ids), -1, embedded.shape[-1])
-    return logits, tokens
+    """Logits [T, vocabulary] of all T tokens of the replies, row by row, and the image tokens [Q, N, width] before the
+    last layer. Rows are of rising length, and a CPU takes them a few at a time, with little padding."""
+    projected = model.model.multi_modal_projector(features)
+    lengths, logits, tokens = batch["attention"].sum(1), [], []
+    size = ROWS if projected.device.type == "cpu" else len(lengths)
+    for rows in torch.arange(len(lengths), device=lengths.device).split(size):
+        longest = int(lengths[rows].max())
+        ids, labels = batch["ids"][rows, :longest], batch["labels"][rows, :longest]
+        image = ids == model.config.image_token_index
+        embedded = model.get_input_embeddings()(ids)
+        embedded = embedded.masked_scatter(image[..., None], projected[batch["which"][rows]].to(embedded.dtype))
+        # no attention mask: the padding comes last, where no token before it sees it
+        out = model.model.language_model(inputs_embeds=embedded, output_hidden_states=True, use_cache=False)
+        logits.append(model.lm_head(out.last_hidden_state[:, :-1][labels[:, 1:] != IGNORED]))
+        tokens.append(out.hidden_states[-2][image].view(len(ids), -1, embedded.shape[-1]))
+    return torch.cat(logits), torch.cat(tokens)
 
 
 def reply_loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Weighted mean cross-entropy over the tokens of the replies."""
-    longest = logits.shape[1]
-    labels, weights = batch["labels"][:, -longest:], batch["weights"][:, -longest:]
-    losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none")
-    return (losses * weights.flatten()).sum() / weights.sum()
+    """Weighted mean cross-entropy over the tokens of the replies, whose `logits` are those of `forward_text`."""
+    written = batch["labels"] != IGNORED
+    weights = batch["weights"][written]
+    losses = F.cross_entropy(logits.float(), batch["labels"][written], reduction="none")
+    return (losses * weights).sum() / weights.sum()

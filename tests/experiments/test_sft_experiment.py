@@ -18,6 +18,7 @@ from agents import tiny
 from agents.backends.transformers import TransformersBackend, chat, encode
 from agents.mllm import MllmAgent
 from agents.tiny.vision_tower import fold
+from agents.training import auxiliary_heads
 from agents.training.auxiliary_heads import IGNORED, Collator, encode_images, forward_text, pixels, reply_loss
 from agents.training.checkpoints import identity
 from agents.training.click_examples import (
@@ -187,35 +188,43 @@ def test_labels_cover_the_reply_and_nothing_else(examples, pair):
     collate = Collator(pair[1])
     some = [examples[0], examples[1]]
     batch = collate(some)
-    questions = [question for example in some for question in example.questions]
-    for ids, labels, weights, question in zip(batch["ids"], batch["labels"], batch["weights"], questions, strict=True):
+    asked = [(question, example) for example in some for question in example.questions]
+    lengths = batch["attention"].sum(1).tolist()
+    assert len(lengths) == len(asked) and lengths == sorted(lengths)
+    for row, (ids, labels, weights) in enumerate(zip(batch["ids"], batch["labels"], batch["weights"], strict=True)):
         covered = labels != IGNORED
-        assert pair[1].tokenizer.decode(labels[covered]) == question.reply + tiny.END
         assert torch.equal(ids[covered], labels[covered])
         assert torch.equal(covered, weights > 0)
-    picture = some[1].pictures[some[1].questions[0].picture]
-    asked, written = chat(pair[1], some[1].questions[0].instruction, some[1].questions[0].reply)
-    inputs = encode(pair[1], [asked + written], [picture])
-    row = len(some[0].questions)
-    assert batch["ids"][row][batch["attention"][row] > 0].tolist() == inputs["input_ids"][0].tolist()
-    assert pixels(torch.from_numpy(picture)[None]).numpy() == pytest.approx(inputs["pixel_values"].numpy(), abs=1e-5)
+        picture = batch["pictures"][batch["which"][row]]
+        [question] = [
+            question
+            for question, example in asked
+            if pair[1].tokenizer.decode(labels[covered]) == question.reply + tiny.END
+            and np.array_equal(batch["shares"][row], question.shares)
+            and np.array_equal(picture, example.pictures[question.picture])
+        ]
+        prompt, written = chat(pair[1], question.instruction, question.reply)
+        inputs = encode(pair[1], [prompt + written], [picture.numpy()])
+        assert ids[batch["attention"][row] > 0].tolist() == inputs["input_ids"][0].tolist()
+        assert pixels(picture[None]).numpy() == pytest.approx(inputs["pixel_values"].numpy(), abs=1e-5)
 
 
 @torch.no_grad()
 def test_reading_gives_the_logits_of_the_whole_model(examples, pair):
     model, processor = pair
-    batch = Collator(processor)([examples[2]])
+    batch = Collator(processor)([examples[2], examples[3]])
     logits, tokens = forward_text(model, encode_images(model, batch["pictures"]), batch)
     whole = model(
         input_ids=batch["ids"],
         attention_mask=batch["attention"],
         pixel_values=pixels(batch["pictures"])[batch["which"]],
-    ).logits
-    assert torch.allclose(logits, whole[:, -logits.shape[1] - 1 : -1], atol=1e-4)
+    ).logits[:, :-1]
+    assert len(batch["ids"]) > auxiliary_heads.ROWS, "it is read in parts"
+    assert torch.allclose(logits, whole[batch["labels"][:, 1:] != IGNORED], atol=1e-4)
     assert tokens.shape == (len(batch["ids"]), 16, SMALL["width"])
     only = {**batch, "weights": (batch["labels"] != IGNORED).float()}
     assert reply_loss(logits, only) == pytest.approx(
-        torch.nn.functional.cross_entropy(whole[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()).item(),
+        torch.nn.functional.cross_entropy(whole.flatten(0, 1), batch["labels"][:, 1:].flatten()).item(),
         rel=1e-4,
     )
 
