@@ -15,6 +15,8 @@ SPECS = {
     "folder": "folder:DIR (images/ and masks/ with equal stems)",
     "coco": "coco:ANNOTATIONS.json@IMAGES",
     "lvis": "lvis:ANNOTATIONS.json@IMAGES (IMAGES may hold train2017/ and val2017/)",
+    "refcoco": "refcoco:ROOT/DATASET/SPLITBY/SPLIT, such as refcoco:ROOT/refcoco+/unc/val, or with @IMAGES behind it",
+    "grefcoco": "grefcoco:ROOT/SPLIT, such as grefcoco:ROOT/val, or with @IMAGES behind it",
     "grabcut": "grabcut:DIR (data_GT/ and boundary_GT/)",
     "berkeley": "berkeley:DIR (images/ and masks/)",
     "davis": "davis:DIR (img/ and gt/)",
@@ -63,6 +65,10 @@ def _make(spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dat
             from segenv.data.coco import Coco
 
             return Coco(*_split_images(rest, spec), skip_bad, max_pixels, kind)
+        case "refcoco" | "grefcoco":
+            from segenv.data import refer
+
+            return getattr(refer, kind)(rest, skip_bad, max_pixels)
         case "absent":
             from segenv.data.no_target import NoTarget
 

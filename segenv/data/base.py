@@ -79,7 +79,7 @@ class Dataset(Sequence[Task], ABC):
         the image's tasks are known, and share no word with it but articles. Datasets that know more say more."""
         sources = self.sources
         own = [self.load(k).instruction for k, source in enumerate(sources) if source == sources[i]]
-        return all(own) and not any(_content(words) & _content(instruction) for words in own)
+        return all(own) and not any(content_words(words) & content_words(instruction) for words in own)
 
     @property
     @abstractmethod
@@ -177,7 +177,8 @@ class _Selection(Dataset):
         return json_hash([self._whole.fingerprint, *self.ids])
 
 
-def _content(words: str) -> set[str]:
+def content_words(words: str) -> set[str]:
+    """The words of an instruction, in small letters, without articles."""
     return set(words.casefold().split()) - {"the", "a", "an"}
 
 
@@ -278,6 +279,18 @@ def unique(ids: Iterable[Hashable], what: str, where: object) -> None:
                 "own, or remove one"
             )
         seen.add(name)
+
+
+def numbered(names: Iterable[str]) -> Iterator[str]:
+    """Yield the names, with "~2", "~3", … behind those that came before."""
+    seen: dict[str, int] = {}
+    for name in names:
+        own = name
+        while own in seen:
+            seen[name] += 1
+            own = f"{name}~{seen[name]}"
+        seen[own] = 1
+        yield own
 
 
 def read_json(path: Path, what: str) -> Any:

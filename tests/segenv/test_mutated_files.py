@@ -23,6 +23,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 from made_data import make_coco, make_index, save  # noqa: E402
+from made_fields import make_grefcoco  # noqa: E402
 from mutations import mutated  # noqa: E402
 
 from segenv import data  # noqa: E402
@@ -72,11 +73,21 @@ def index(root: Path) -> tuple[str, Path]:
     return make_index(root), root / "index.json"
 
 
+def grefcoco(root: Path) -> tuple[str, Path]:
+    return make_grefcoco(root), root / "grefcoco/grefs(unc).json"
+
+
+def instances(root: Path) -> tuple[str, Path]:
+    return make_grefcoco(root), root / "grefcoco/instances.json"
+
+
 KINDS: dict[str, Callable[[Path], tuple[str, Path]]] = {
     "coco": coco,
     "lvis": lvis,
     "trajectories": trajectories,
     "index": index,
+    "grefcoco": grefcoco,
+    "instances": instances,
 }
 
 
@@ -88,7 +99,7 @@ def outcome(spec: str, skip_bad: bool) -> str:
         tasks = list(found)
         assert len(tasks) + len(found.skipped) == len(found)
         for task in tasks:
-            assert (task.target == 255).any() and task.target.shape == task.image.shape[:2]
+            assert (task.target == 255).any() != task.meta.get("absent", False) and task.target.shape == task.image.shape[:2]
             found.lacks(0, task.instruction)
         told = [reason for _, reason in found.skipped]
     except (SegenvError, ValueError) as error:
