@@ -10,7 +10,7 @@ from segenv.data.images import MAX_PIXELS
 __all__ = ["SPECS", "DataError", "Dataset", "make"]
 
 SPECS = {
-    "synthetic": "synthetic, synthetic:train|val|test, or synthetic:val#easy|medium|hard",
+    "synthetic": "synthetic[:train|val|test][#easy|medium|hard|single|charts|interfaces]",
     "index": "index:DIR or index:DIR#SUBSET (a folder with index.json)",
     "folder": "folder:DIR (images/ and masks/ with equal stems)",
     "coco": "coco:ANNOTATIONS.json@IMAGES",
@@ -46,7 +46,8 @@ def make(
 
 
 def _make(spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dataset:
-    kind, rest = specs.name_of("data", spec, SPECS, "one of: " + "; ".join(SPECS.values()), DataError)
+    whole = spec.replace("#", ":#", 1) if spec.startswith("synthetic#") else spec
+    kind, rest = specs.name_of("data", whole, SPECS, "one of: " + "; ".join(SPECS.values()), DataError)
     if kind != "synthetic" and not rest:
         raise DataError(f"data {spec!r} names no files; expected {SPECS[kind]}")
     match kind:
