@@ -115,5 +115,66 @@ def masks_of(file: Path) -> dict[int, np.ndarray]:
     return found
 
 
-FIELDS = [make_refcoco, make_grefcoco]
+SHAPES = {  # label and corners (x0, y0), (x1, y1) of a rectangle
+    "a": [("target", 4, 3, 12, 9), ("ignore_region", 10, 7, 16, 12), ("flag", 20, 2, 25, 6)],
+    "b": [("target", 20, 10, 22, 12), ("ignore", 18, 8, 26, 16), ("target", 2, 2, 5.9, 4.9)],
+}
+
+
+def make_reasonseg(root: Path) -> str:
+    for number, (stem, shapes) in enumerate(SHAPES.items()):
+        save(root / "val" / f"{stem}.jpg", photo(number))
+        drawn = [
+            {
+                "label": label,
+                "labels": [label],
+                "shape_type": "polygon",
+                "image_name": f"{stem}.jpg",
+                "points": [[x0, y0], [x1, y0], [x1, y1], [x0, y1]],
+                "group_id": None,
+                "group_ids": [None],
+                "flags": {},
+            }
+            for label, x0, y0, x1, y1 in shapes
+        ]
+        texts = [f"What holds {stem}?", f"the thing that holds {stem}"]
+        content = {"text": texts, "is_sentence": stem == "a", "shapes": drawn}
+        (root / "val" / f"{stem}.json").write_text(json.dumps(content))
+    return f"reasonseg:{root}/val"
+
+
+SOFT = np.array([0, 1, 100, 127, 128, 129, 200, 255], np.uint8)  # an edge, from the background to the object
+
+
+def soft_mask() -> np.ndarray:
+    mask = np.zeros((20, 30), np.uint8)
+    mask[5:15, 4:12] = SOFT
+    mask[5:15, 12:20] = 255
+    return mask
+
+
+def make_dis(root: Path) -> str:
+    for number, name in enumerate(["1#Accessories#1#Bag#23395_83cf9_o", "3#Aircraft#5#Helicopter#48783_o"]):
+        save(root / "im" / f"{name}.jpg", photo(number))
+        save(root / "gt" / f"{name}.png", soft_mask())
+    return f"dis:{root}"
+
+
+def make_sa1b(root: Path) -> str:
+    for number in (2, 10):
+        save(root / f"sa_{number}.jpg", photo(number))
+        masks = [square() >= level for level in (128, 255)]  # a whole, and a part of it
+        listed = []
+        for k, mask in enumerate(masks):
+            runs = rle.encode(np.asfortranarray(mask, np.uint8))
+            told = {"size": [20, 30], "counts": runs["counts"].decode()}
+            more = {"bbox": rle.toBbox(runs).tolist(), "area": int(mask.sum()), "crop_box": [0, 0, 30, 20]}
+            scores = {"predicted_iou": 0.9 + k / 100, "stability_score": 0.97, "point_coords": [[7.5, 8.5]]}
+            listed.append({"id": 500 * number + k, "segmentation": told} | more | scores)
+        image = {"image_id": number, "width": 30, "height": 20, "file_name": f"sa_{number}.jpg"}
+        (root / f"sa_{number}.json").write_text(json.dumps({"image": image, "annotations": listed}))
+    return f"sa1b:{root}"
+
+
+FIELDS = [make_refcoco, make_grefcoco, make_reasonseg, make_dis, make_sa1b]
 assert pickle.loads(python2_pickle(REFERENCES), encoding="utf-8") == REFERENCES

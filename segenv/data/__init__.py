@@ -17,10 +17,14 @@ SPECS = {
     "lvis": "lvis:ANNOTATIONS.json@IMAGES (IMAGES may hold train2017/ and val2017/)",
     "refcoco": "refcoco:ROOT/DATASET/SPLITBY/SPLIT, such as refcoco:ROOT/refcoco+/unc/val, or with @IMAGES behind it",
     "grefcoco": "grefcoco:ROOT/SPLIT, such as grefcoco:ROOT/val, or with @IMAGES behind it",
+    "reasonseg": "reasonseg:DIR/SPLIT, or reasonseg:DIR/SPLIT#all for every text of each image",
+    "dis": "dis:DIR or dis:DIR,threshold=128 (im/ and gt/ with soft edges: DIS5K, ThinObject5K, HRSOD)",
+    "sa1b": "sa1b:DIR (sa_*.jpg and sa_*.json)",
     "grabcut": "grabcut:DIR (data_GT/ and boundary_GT/)",
     "berkeley": "berkeley:DIR (images/ and masks/)",
     "davis": "davis:DIR (img/ and gt/)",
-    "absent": "absent:DATA or absent:SHARE:DATA (any of these; a share of its tasks ask for what is not there)",
+    "no-target": "no-target:DATA or no-target:SHARE:DATA (any of these; a share of its tasks, whose object is absent)",
+    "absent": "absent:DATA, the older name of no-target:DATA",
     "trajectories": "trajectories:FILE.json or trajectories:FILE.json@IMAGES (SegAgent's recorded clicks)",
 }
 
@@ -70,7 +74,20 @@ def _make(spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dat
             from segenv.data import refer
 
             return getattr(refer, kind)(rest, skip_bad, max_pixels)
-        case "absent":
+        case "reasonseg":
+            from segenv.data.reasonseg import ReasonSeg
+
+            directory, texts = _split_subset(rest)
+            return ReasonSeg(directory, texts, skip_bad, max_pixels)
+        case "dis":
+            from segenv.data.soft_masks import SoftMasks
+
+            return SoftMasks(spec, skip_bad, max_pixels)
+        case "sa1b":
+            from segenv.data.sa1b import Sa1b
+
+            return Sa1b(rest, skip_bad, max_pixels)
+        case "no-target" | "absent":
             from segenv.data.no_target import NoTarget
 
             share, colon, whole = rest.partition(":")

@@ -232,7 +232,7 @@ def _spelled(root: Path, relative: str) -> Path:
     found = root
     for part in PurePosixPath(slashes).parts:
         if not part.isascii() and not os.path.lexists(found / part):
-            part = _listing(str(found), _changed(found)).get(unicodedata.normalize("NFC", part), part)
+            part = _listing(str(found), changed(found)).get(unicodedata.normalize("NFC", part), part)
         found /= part
     return found if os.path.lexists(found) else root / slashes
 
@@ -246,9 +246,10 @@ def _listing(directory: str, changed: int) -> dict[str, str]:
         return {}
 
 
-def _changed(directory: Path) -> int:
+def changed(path: Path) -> int:
+    """When a file or a folder was changed, in ns, for the keys of caches; 0 where it cannot be told."""
     try:
-        return directory.stat().st_mtime_ns
+        return path.stat().st_mtime_ns
     except (OSError, ValueError):
         return 0
 
@@ -293,8 +294,9 @@ def numbered(names: Iterable[str]) -> Iterator[str]:
         yield own
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file. Raises `DataError`; `what` says what was expected of it."""
+def read_json(path: Path, what: str, else_in: str | None = None) -> Any:
+    """Read a JSON file in UTF-8, or where that cannot be, in the encoding `else_in`. Raises `DataError`; `what` says
+    what was expected of the file."""
 
     def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -303,7 +305,13 @@ def read_json(path: Path, what: str) -> Any:
         return found
 
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=record)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            if else_in is None:
+                raise
+            text = path.read_text(encoding=else_in)
+        return json.loads(text, object_pairs_hook=record)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); expected {what}") from error
     except DataError:
