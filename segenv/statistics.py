@@ -1,7 +1,8 @@
 """Bootstrap intervals, correlations, and calibration of predicted IoUs: as a regression, as probabilities, as a ranking
 of one task's masks, and as a filter.
 
-Masks of one task are alike, so every 95 % interval of `calibration` is of a bootstrap over tasks.
+Values of one image are alike, so every 95 % interval is of a bootstrap over images; of models trained in several
+seeds, seeds are a random effect too (`random_effects`).
 """
 
 from collections.abc import Hashable, Sequence
@@ -13,6 +14,7 @@ from segenv.metrics import Numbers
 
 BINS = 10
 RESAMPLES = 2000
+DRAWS = 100_000
 APART = 0.05  # masks whose IoUs are nearer than this need not be ranked
 
 METRIC_DEFINITIONS = {
@@ -24,21 +26,29 @@ METRIC_DEFINITIONS = {
     "ece": f"|mean stated − mean true IoU| in {BINS} equal bins of the stated IoU, weighted by their masks",
     "ranking": f"share of pairs of masks of one task, their true IoUs at least {APART} apart, that the statements put "
     "in the right order; equal statements count half",
-    "intervals": f"95 % percentile bootstrap over tasks, {RESAMPLES} resamples, seed 0",
+    "intervals": f"95 % percentile bootstrap over images, {RESAMPLES} resamples, seed 0",
 }
 
 
-def bootstrap(values: Numbers, seed: int = 0, n: int = RESAMPLES) -> tuple[float, float]:
+def bootstrap(
+    values: Numbers, seed: int = 0, n: int = RESAMPLES, images: Sequence[Hashable] | None = None
+) -> tuple[float, float]:
     """95 % percentile interval of the mean from `n` resamples; (NaN, NaN) without values. The same values and seed give
-    the same interval."""
-    return bootstrap_ratio(values, np.ones(len(values)), seed, n)
+    the same interval. `images` names the image of each value: values of one image are alike, so images are resampled,
+    with all of their values. Without it each value is of an image of its own."""
+    return bootstrap_ratio(values, np.ones(len(values)), seed, n, images)
 
 
 def bootstrap_ratio(
-    numerators: Numbers, denominators: Numbers, seed: int = 0, n: int = RESAMPLES
+    numerators: Numbers,
+    denominators: Numbers,
+    seed: int = 0,
+    n: int = RESAMPLES,
+    images: Sequence[Hashable] | None = None,
 ) -> tuple[float, float]:
-    """95 % percentile interval of Σ numerators / Σ denominators over resampled pairs: of cIoU, from its `areas`."""
-    above, below = _paired(numerators, denominators)
+    """95 % percentile interval of Σ numerators / Σ denominators over resampled pairs, or `images` of pairs: of cIoU,
+    from its `areas`."""
+    above, below = _by_image(np.stack(_paired(numerators, denominators)), images)
     rng, ratios = np.random.default_rng(seed), []
     chunk = max(1, 2_000_000 // max(1, len(above)))  # resamples at a time, to bound the memory
     for start in range(0, n if len(above) else 0, chunk):
@@ -49,11 +59,71 @@ def bootstrap_ratio(
 
 
 def bootstrap_difference(
-    first: Numbers, second: Numbers, seed: int = 0, n: int = RESAMPLES
+    first: Numbers,
+    second: Numbers,
+    seed: int = 0,
+    n: int = RESAMPLES,
+    images: Sequence[Hashable] | None = None,
 ) -> tuple[float, float, float]:
     """Mean of first − second on the same items, and its paired 95 % interval: (mean, low, high)."""
     a, b = _paired(first, second)
-    return (_mean(a - b), *bootstrap(a - b, seed, n))
+    return (_mean(a - b), *bootstrap(a - b, seed, n, images))
+
+
+def random_effects(
+    values: Sequence[Numbers] | np.ndarray, images: Sequence[Hashable] | None = None
+) -> tuple[float, float, float]:
+    """Mean and 95 % interval, (mean, low, high), of `values` [seeds, items] for other seeds and other images: both are
+    random effects, crossed, as every seed has the same items.
+
+    A percentile bootstrap over three seeds covers far less than 95 %. So the interval is the generalised one of a
+    two-way analysis of variance (Weerahandi 1995): each mean square over its χ², and the mean's variance from them. It
+    goes from Student's t with seeds − 1 degrees of freedom, where seeds differ most, to that of the images' means,
+    where seeds differ no more than chance, and is a little wide there. Of one seed, `bootstrap` over images."""
+    table = np.asarray(values, np.float64)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"got values of shape {list(table.shape)}; expected [seeds, items], one or more of each")
+    mean, count = float(table.mean()), table.shape[1]
+    if len(table) == 1:
+        return (mean, *bootstrap(table[0], images=images))
+    parts = _by_image(table - mean, images)  # [seeds, images]: of images with several items, the ratio's linear terms
+    parts = parts * (parts.shape[1] / count)
+    seeds, clusters = parts.shape
+    by_seed, by_image = parts.mean(1), parts.mean(0)
+    rest = parts - by_seed[:, None] - by_image
+    rng = np.random.default_rng(0)
+
+    def variances(squares: np.ndarray, times: int, freedom: int) -> np.ndarray:
+        chance = rng.chisquare(freedom, DRAWS) if freedom else np.full(DRAWS, np.inf)
+        return times * float((squares**2).sum()) / chance
+
+    of_rest = variances(rest, 1, (seeds - 1) * (clusters - 1))
+    of_seeds = np.maximum(variances(by_seed, clusters, seeds - 1) - of_rest, 0)
+    of_images = variances(by_image, seeds, clusters - 1)
+    errors = np.abs(rng.standard_normal(DRAWS)) * np.sqrt((of_seeds + of_images) / parts.size)
+    margin = float(np.percentile(errors, 95))
+    return mean, mean - margin, mean + margin
+
+
+def ratio_terms(numerators: Numbers, denominators: Numbers) -> np.ndarray:
+    """Values of items, float64 [N], whose mean is Σ numerators / Σ denominators and whose spread gives the ratio's (its
+    first-order terms), so that ratios can be paired and pooled as means are. NaN where all denominators are 0."""
+    above, below = _paired(numerators, denominators)
+    if not below.sum():
+        return np.full(len(above), np.nan)
+    ratio = above.sum() / below.sum()
+    return ratio + (above - ratio * below) * (len(below) / below.sum())
+
+
+def _by_image(rows: np.ndarray, images: Sequence[Hashable] | None) -> np.ndarray:
+    """Sum the columns of each image, [rows, items] to [rows, images], images in the order in which they come first."""
+    if images is None:
+        return rows
+    if len(images) != rows.shape[1]:
+        raise ValueError(f"got {len(images)} images of {rows.shape[1]} values; give the image of each value")
+    index: dict[Hashable, int] = {}
+    which = [index.setdefault(image, len(index)) for image in images]
+    return np.stack([np.bincount(which, row, len(index)) for row in rows])
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
@@ -118,20 +188,27 @@ def _bin_of(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def calibration(
-    stated: Sequence[float] | np.ndarray, true: Sequence[float] | np.ndarray, tasks: Sequence[Hashable]
+    stated: Sequence[float] | np.ndarray,
+    true: Sequence[float] | np.ndarray,
+    tasks: Sequence[Hashable],
+    images: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
-    """Measures of stated against true IoUs (in 0..1), [N] each, of masks of `tasks` [N]: those of `METRIC_DEFINITIONS`,
-    with `intervals` under the same keys where there is one, and `reliability`, a list of bins of the stated IoU."""
+    """Measures of stated against true IoUs (in 0..1), [N] each, of masks of `tasks` [N] on `images` [N] (by default one
+    for each task): those of `METRIC_DEFINITIONS`, with `intervals` under the same keys where there is one, and
+    `reliability`, a list of bins of the stated IoU."""
     said, real = np.asarray(stated, np.float64), np.asarray(true, np.float64)
     _, which = np.unique([str(task) for task in tasks], return_inverse=True)
     rows = [np.ones(len(said)), said, real, said**2, real**2, said * real, np.abs(said - real), (said - real) ** 2]
     sums = np.stack([np.bincount(which, row) for row in rows])  # [8, tasks]
-    pairs = np.array([_pairs(said[which == k], real[which == k]) for k in range(sums.shape[1])]).reshape(-1, 2)
+    count = sums.shape[1]
+    pairs = np.array([_pairs(said[which == k], real[which == k]) for k in range(count)]).reshape(-1, 2)
+    of_tasks = None if images is None else [images[int(np.argmax(which == k))] for k in range(count)]
+    sums = _by_image(sums, of_tasks)  # [8, images]
     sampled = np.random.default_rng(0).multinomial(sums.shape[1], np.full(sums.shape[1], 1 / sums.shape[1]), RESAMPLES)
     again = sampled @ sums.T  # [resamples, 8]
     return {
         "masks": len(said),
-        "tasks": sums.shape[1],
+        "tasks": count,
         "mae": mae(said, real),
         "mse": float(((said - real) ** 2).mean()),
         "bias": float((said - real).mean()),
@@ -144,7 +221,7 @@ def calibration(
             "mse": list(_interval(again[:, 7] / again[:, 0])),
             "bias": list(_interval((again[:, 1] - again[:, 2]) / again[:, 0])),
             "pearson": list(_interval(_correlations(again))),
-            "ranking": list(bootstrap_ratio(pairs[:, 0], pairs[:, 1])),
+            "ranking": list(bootstrap_ratio(*pairs.T, images=of_tasks)),
         },
         "reliability": reliability(said, real),
     }
