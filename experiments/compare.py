@@ -3,12 +3,12 @@
     python -m experiments.compare runs/sam runs/grabcut
 
 prints, for each number of clicks, the mean IoU of both, the mean of the differences with its 95 % bootstrap interval
-over episodes, and the seconds per click of both. Of two runs with `--task polygon` it prints the measures of their
+over images, and the seconds per click of both. Of two runs with `--task polygon` it prints the measures of their
 replies so, also by size and topology of the object. Runs of unlike protocols (other data, other budget) are refused.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,9 @@ from experiments.common.config import OutFile, RunError
 from experiments.common.run_folder import COPY, RunFolder, as_expected, write_json
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate import polygon_answers
-from experiments.evaluate.metrics import Outcome, curves, read_outcome
-from experiments.evaluate.polygon_metrics import MEANS, SIZES, TOPOLOGIES, VALUES, Record, by_task, having
+from experiments.evaluate.metrics import Outcome, curves, outcome_of, read_episode
+from experiments.evaluate.polygon_metrics import MEANS, SIZES, TOPOLOGIES, VALUES, Record, by_task, having, images_of
+from experiments.evaluate.records import read_images
 from segenv import statistics
 from segenv.data.base import unique
 
@@ -69,7 +70,8 @@ def _compare(first: Path, second: Path, numbers: Sequence[dict[str, Any]]) -> di
         raise RunError("the runs share no episode")
     steps = numbers[0]["protocol"]["max_steps"]
     a, b = (curves([episodes[key] for key in shared], steps) for episodes in played)
-    at = {str(k): _paired(a[:, k - 1], b[:, k - 1]) for k in sorted({k for k in SHOWN if k < steps} | {steps})}
+    images = read_images(RunFolder(first), [task for task, _ in shared])
+    at = {str(k): _paired(a[:, k - 1], b[:, k - 1], images) for k in sorted({k for k in SHOWN if k < steps} | {steps})}
     per_click = [sum(item["seconds"]["per_click"][part] or 0.0 for part in ("encode", "decode")) for item in numbers]
     names = [_name(item["protocol"]) for item in numbers]
     return {"names": names, "episodes": len(shared), "iou_at": at, "seconds_per_click": per_click}
@@ -85,26 +87,29 @@ def _answers(paths: Sequence[Path], numbers: Sequence[dict[str, Any]]) -> dict[s
         [[one for one in records if one.task in shared and bool(one.sample) is some] for records in runs]
         for some in (False, True)
     )
-    rows = {name: _row(greedy, name) for name in MEANS}
+    images = read_images(RunFolder(paths[0]), tasks := sorted(shared))
+    of_task = dict(zip(tasks, images or tasks, strict=True))
+    rows = {name: _row(greedy, name, of_task) for name in MEANS}
     if all(sampled):
-        rows["sampled giou"] = _row(sampled, "giou")
+        rows["sampled giou"] = _row(sampled, "giou", of_task)
     for field in ("size", "topology"):
         for name in (*SIZES, *TOPOLOGIES):
             parts = [[one for one in records if getattr(one, field) == name] for records in greedy]
             if all(parts):
-                rows[f"giou, {name}"] = _row(parts, "giou")
+                rows[f"giou, {name}"] = _row(parts, "giou", of_task)
     names = [_name(item["protocol"]) for item in numbers]
     return {"names": names, "episodes": len(shared), "measures": rows}
 
 
-def _row(runs: Sequence[Sequence[Record]], name: str) -> dict[str, Any]:
-    """Compare a measure of two runs' replies to the same tasks."""
-    a, b = (by_task(sorted(having(records, name), key=lambda one: one.task), VALUES[name]) for records in runs)
-    return {"tasks": len(a), **_paired(a, b)}
+def _row(runs: Sequence[Sequence[Record]], name: str, images: Mapping[str, str]) -> dict[str, Any]:
+    """Compare a measure of two runs' replies to the same tasks; `images` holds the image of each task."""
+    chosen = [sorted(having(records, name), key=lambda one: one.task) for records in runs]
+    a, b = (by_task(records, VALUES[name]) for records in chosen)
+    return {"tasks": len(a), **_paired(a, b, images_of(chosen[0], images))}
 
 
-def _paired(a: np.ndarray, b: np.ndarray) -> dict[str, Any]:
-    difference, *ends = statistics.bootstrap_difference(a, b)
+def _paired(a: np.ndarray, b: np.ndarray, images: Sequence[str] | None = None) -> dict[str, Any]:
+    difference, *ends = statistics.bootstrap_difference(a, b, images=images)
     means = [float(values.mean()) if len(values) else float("nan") for values in (a, b)]
     return {"first": means[0], "second": means[1], "difference": difference, "interval": ends}
 
@@ -124,7 +129,8 @@ def _numbers(path: Path) -> dict[str, Any]:
 
 
 def _outcomes(path: Path) -> dict[tuple[str, int], Outcome]:
-    found = [((one.task, one.sample), one) for one in RunFolder(path).records("episodes.jsonl", read_outcome)]
+    episodes = RunFolder(path).records("episodes.jsonl", read_episode)
+    found = [((one.task, one.sample), outcome_of(one)) for one in episodes]
     if not found:
         raise RunError(f"{path / 'episodes.jsonl'} is missing or empty; {COPY}")
     unique((key for key, _ in found), "episodes with task and sample", path / "episodes.jsonl")

@@ -3,7 +3,7 @@
     python -m experiments.polygons_ceiling --data synthetic:val --limit 300
 
 prints mean IoU by codec, by budget and by topology of the object, and the paired differences of the first codec from
-each other one with 95 % bootstrap intervals over tasks: no model that learns from such replies can be expected to do
+each other one with 95 % bootstrap intervals over images: no model that learns from such replies can be expected to do
 better.
 """
 
@@ -25,6 +25,7 @@ from experiments.evaluate.polygon_metrics import NONE, TOPOLOGIES, Record
 from segenv import codec as codecs
 from segenv import data as datasets
 from segenv import statistics
+from segenv.data import Dataset
 from segenv.ranges import Count
 from segenv.types import SegenvError
 
@@ -68,19 +69,23 @@ def upper_bounds(args: Args) -> list[dict[str, Any]]:
         print("interrupted: these are the tables of the tasks so far", file=sys.stderr)
     if not found[args.codecs[0], args.budgets[0]]:
         raise RunError(f"data {args.data!r} holds no task that could be read")
-    return [row for budget in args.budgets for row in _rows(args, budget, found)]
+    return [row for budget in args.budgets for row in _rows(args, budget, found, data)]
 
 
-def _rows(args: Args, budget: int, found: dict[tuple[str, int], list[Record]]) -> Iterator[dict[str, Any]]:
+def _rows(
+    args: Args, budget: int, found: dict[tuple[str, int], list[Record]], data: Dataset
+) -> Iterator[dict[str, Any]]:
     for topology in ("all", *TOPOLOGIES):
         parts = {
             spec: [one for one in found[spec, budget] if topology in ("all", one.topology) and one.topology != NONE]
             for spec in args.codecs
         }
         first = [one.iou for one in parts[args.codecs[0]]]
+        images = data.images_of(one.task for one in parts[args.codecs[0]])
         for spec, records in parts.items() if first else ():
             ious = [one.iou for one in records]
-            difference = None if spec == args.codecs[0] else statistics.bootstrap_difference(first, ious)
+            other = None if spec == args.codecs[0] else ious
+            difference = None if other is None else statistics.bootstrap_difference(first, other, images=images)
             yield {
                 **{"budget": budget, "topology": topology, "codec": spec, "tasks": len(records)},
                 "iou": float(np.mean(ious)),

@@ -36,7 +36,8 @@ TABLES: dict[str, dict[str, str]] = {  # kind of row: columns, each with the pat
     "segment": {
         **{name: f"protocol/{name}" for name in ("tool", "agent", "search")},
         **{"episodes": "episodes", **{f"IoU@{k}": f"iou_at/{k}" for k in (1, 3, 5, 7, 10, 20)}, "final mIoU": "miou"},
-        **{"NoC@85": "noc/85", "NoC@90": "noc/90", "stopped": "stop_rate", "ms a click": "ms"},
+        **{"NoC@85": "noc/85", "NoC@90": "noc/90", "first click in object": "first_click_in_object"},
+        **{"clicks on an error": "clicks_on_error/all", "stopped": "stop_rate", "ms a click": "ms"},
     },
     "polygon": {"agent": "protocol/agent", "codec": "protocol/codec", "replies": "mode", "tasks": "tasks", **REPLIES},
     "estimates": {"data": "data", "masks of": "part", "prediction": "name", "masks": "masks", **ESTIMATES},
@@ -46,7 +47,9 @@ TABLES: dict[str, dict[str, str]] = {  # kind of row: columns, each with the pat
     },
     "star": {
         **{"policy": "name", "episodes": "episodes", "mIoU": "miou", "gain over S_0": "gain"},
-        **{"best mIoU": "best_iou", "stopped": "stop_rate"},
+        **{"best mIoU": "best_iou", "first click in object": "first_click_in_object"},
+        **{f"on an error, step {k}": f"clicks_on_error/{k}" for k in (1, 2, 3)},
+        **{"clicks on an error": "clicks_on_error/all", "stopped": "stop_rate"},
     },
     "gspo": {"policy": "name", "replies": "mode", "tasks": "tasks", "gain": "difference", **REPLIES},
     "inputs": {"measure": "name", "value": "value", "episodes": "episodes"},

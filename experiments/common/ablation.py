@@ -3,14 +3,15 @@
     OUT/seed0/ARM/, OUT/seed1/ARM/, …                          the runs, each with a report of its own
     OUT/ablation.json, .md, .csv, plots/, report.html          their comparison
 
-Gains are paired over tasks, with 95 % bootstrap intervals; those of all seeds average each task over the seeds first.
+Differences are paired over tasks. Those of a seed have bootstrap intervals over images; those of all seeds have
+intervals for other seeds and other images, both random effects (`segenv.statistics.random_effects`).
 """
 
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,6 +51,14 @@ class Report:
     """what each arm is"""
     csv: Table | None = None
     """ablation.csv, where it is not the table"""
+    contrasts: Table | None = None
+    """the claim against each of its controls, in a table of its own"""
+
+
+INTERVALS = (
+    "95 %, paired over tasks: of one seed a bootstrap over images, each with all of its tasks; of all seeds for other "
+    "seeds and other images, both random effects (generalised interval of a crossed analysis of variance)"
+)
 
 
 def arm_folder(out: str | Path, seed: int, arm: str) -> Path:
@@ -95,10 +104,17 @@ def share(
         beside.rename(target)
 
 
-def paired_gains(values: Sequence[Any], reference: Sequence[Any], name: str = "gain") -> dict[str, Any]:
-    """Paired difference of two [seeds, tasks], (mean, low, high): `name` of all, and `name`_by_seed."""
-    pooled = statistics.bootstrap_difference(np.mean(values, axis=0), np.mean(reference, axis=0))
-    each = [list(statistics.bootstrap_difference(*pair)) for pair in zip(values, reference, strict=True)]
+def paired_gains(
+    values: Sequence[Any],
+    reference: Sequence[Any],
+    name: str = "gain",
+    images: Sequence[Hashable] | None = None,
+) -> dict[str, Any]:
+    """Paired difference of two [seeds, tasks], (mean, low, high): `name` of all, and `name`_by_seed. `images` names the
+    image of each task."""
+    pooled = statistics.random_effects(np.subtract(values, reference), images)
+    pairs = zip(values, reference, strict=True)
+    each = [list(statistics.bootstrap_difference(*pair, images=images)) for pair in pairs]
     return {name: list(pooled), f"{name}_by_seed": each}
 
 
@@ -128,9 +144,10 @@ def write(folder: RunFolder, numbers: dict[str, Any], report: Report) -> dict[st
     """Write ablation.json, ablation.md, ablation.csv, the plots and report.html, and finish the stage `ablation`.
     Returns what ablation.json holds. `numbers` have a `protocol` with the `seeds`."""
     folder.write_json("ablation.json", numbers)
-    write_atomic(folder / "ablation.md", report.table.markdown())
+    tables = [report.table, *([report.contrasts] if report.contrasts else [])]
+    write_atomic(folder / "ablation.md", "\n".join(table.markdown() for table in tables))
     write_atomic(folder / "ablation.csv", (report.csv or report.table).csv())
     words = {"title": report.title, "about": report.about, "arms": report.arms, "protocol": numbers["protocol"]}
-    write_report(folder, "ablation.html", report.plots, table=report.table, **words)
+    write_report(folder, "ablation.html", report.plots, tables=tables, **words)
     folder.finish("ablation")
     return folder.load_json("ablation.json")

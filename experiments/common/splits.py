@@ -4,6 +4,8 @@ from experiments.common.config import RunError
 from segenv import data as datasets
 from segenv.data.base import Dataset
 
+HEADLINE = "from:6000:synthetic:test"  # tasks on which nothing is chosen: no rule, rate, constant or checkpoint
+
 
 def split(
     data: str,

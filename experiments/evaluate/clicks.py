@@ -9,7 +9,7 @@ from experiments.evaluate import metrics, records, report
 from experiments.evaluate.config import RESUMABLE, Args
 from experiments.evaluate.metrics import Outcome
 from search.executors import Player, Setup, Skipped, play
-from segenv.data.base import unique
+from segenv.data.base import Dataset, unique
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     indices, skipped = records.indices(data), Skipped()
     with cli.open_run(args, RESUMABLE) as folder:
         about = folder.keep_manifest(_manifest(args, player), metrics.METRIC_DEFINITIONS)
-        outcomes = _finished(folder, indices)
+        outcomes = _finished(folder, indices, data)
         missing = set(range(len(data))) - outcomes.keys()
         with (
             folder.appending("episodes.jsonl") as file,
@@ -33,13 +33,14 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
                 if index in outcomes:
                     continue  # in a group that a kill cut
                 file.add(episode.to_json())
-                outcomes[index] = metrics.outcome_of(episode)
+                outcomes[index] = metrics.outcome_of(episode, data[index])
                 total += outcomes[index].final_iou
                 bar.set_postfix(mIoU=f"{total / len(outcomes):.4f}", refresh=False)
                 bar.update()
         ordered = [outcomes[index] for index in sorted(outcomes)]
         records.check_any(ordered, args.data, skipped)
-        numbers = metrics.summarise(ordered, args.max_steps, about["protocol"])
+        images = records.keep_images(folder, data, [item.task for item in ordered])
+        numbers = metrics.summarise(ordered, args.max_steps, about["protocol"], images)
         numbers = records.write_metrics(folder, numbers, skipped)
         report.write(folder, numbers, about, ordered, data.by_id, args.report_episodes)
         folder.finish("evaluate")
@@ -71,8 +72,14 @@ def _manifest(args: Args, player: Player) -> dict[str, Any]:
     return manifest(args.seed, protocol, hashes)
 
 
-def _finished(folder: RunFolder, indices: dict[str, int]) -> dict[int, Outcome]:
+def _finished(folder: RunFolder, indices: dict[str, int], data: Dataset) -> dict[int, Outcome]:
     """Outcomes of the episodes that the run has already, by the index of their task."""
-    found = list(folder.records("episodes.jsonl", of_tasks(metrics.read_outcome, indices)))
+    check = of_tasks(metrics.read_episode, indices)
+
+    def read(record: Any) -> Outcome:
+        episode = check(record)
+        return metrics.outcome_of(episode, data[indices[episode.task]])
+
+    found = list(folder.records("episodes.jsonl", read))
     unique((item.task for item in found), "episodes of task", folder / "episodes.jsonl")
     return {indices[item.task]: item for item in found}

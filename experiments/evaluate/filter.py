@@ -136,7 +136,7 @@ def _write_results(folder: RunFolder, args: Args, about: dict[str, Any], data: D
     if silent == len(masks):
         raise RunError(f"agent {args.agent!r} states no IoU of any mask; take one that judges, such as mllm")
     predicted = {name: [0.0 if value is None else value for value in values] for name, values in replies.items()}
-    calibrated = iou_estimate_metrics(masks, predicted, args.seed)
+    calibrated = iou_estimate_metrics(masks, predicted, args.seed, data.images_of)
     true, scores = [one.iou for one in masks], [one.score for one in masks if one.score is not None]
     rivals = {**predicted, **({TOOL: scores} if len(scores) == len(masks) else {})}
     numbers: dict[str, Any] = {

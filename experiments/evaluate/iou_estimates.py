@@ -17,11 +17,14 @@ TOOL = "tool"  # the reading that is the tool's own estimate
 
 
 def iou_estimate_metrics(
-    masks: Sequence[LabelledMask], predicted: Mapping[str, Sequence[float]], seed: int = 0
+    masks: Sequence[LabelledMask],
+    predicted: Mapping[str, Sequence[float]],
+    seed: int = 0,
+    images_of: Callable[[Sequence[str]], Sequence[str]] = tuple,
 ) -> dict[str, Any]:
     """`calibration` of each reading (one number a mask) and of the tool, by part: "all" masks, "balanced" (as many of
     each tenth of IoU as there are, about), and each source's. Empty masks have no part in it, since any model knows
-    that their IoU is 0. `iou` counts the masks in each tenth."""
+    that their IoU is 0. `iou` counts the masks in each tenth. `images_of` gives the images of task ids."""
     predicted = {**predicted, TOOL: [float("nan") if one.score is None else one.score for one in masks]}
     filled = [k for k, one in enumerate(masks) if one.pixels.any()]
     even = {(one.task, one.number) for one in balanced([masks[k] for k in filled], len(filled) // 2, seed)}
@@ -36,7 +39,7 @@ def iou_estimate_metrics(
         for name, values in predicted.items():
             estimates = np.array([values[k] for k in chosen])
             if len(estimates) and not np.isnan(estimates).any():
-                readings.setdefault(part, {})[name] = calibration(estimates, true, tasks)
+                readings.setdefault(part, {})[name] = calibration(estimates, true, tasks, images_of(tasks))
     return {"iou": histogram([masks[k].iou for k in filled]), "readings": readings}
 
 

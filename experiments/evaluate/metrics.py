@@ -1,19 +1,21 @@
 """Metrics of episodes of clicks: each mean with its interval, and their definitions."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
+from experiments.evaluate import click_quality
 from search.episode import PARTS, Episode
 from segenv import metrics, statistics
-from segenv.types import Task, object_of
+from segenv.types import Task
 
 THRESHOLDS = (0.50, 0.70, 0.80, 0.85, 0.90, 0.95)  # of NoC and NoF; the field's tables print 85, 90 and 95
 MEASURES = (
     *("miou", "ciou", "iou_at", "noc", "nof", "nof_never", "boundary_iou"),
     *("acc_at_50", "best_iou", "regret", "parse_rate", "stop_rate"),
+    *("first_click_in_object", "clicks_on_error", "click_counts"),
 )
 
 METRIC_DEFINITIONS = {
@@ -34,8 +36,9 @@ METRIC_DEFINITIONS = {
     "regret": "mean of best IoU minus final IoU",
     "parse_rate": "share of replies that the codec could read as an action",
     "stop_rate": "share of episodes that the agent ended itself",
-    "intervals": "95 % percentile bootstrap over episodes, 2000 resamples, seed 0; nothing of the spread over training "
-    "seeds",
+    "intervals": "95 % percentile bootstrap over images, each with all of its episodes, 2000 resamples, seed 0; "
+    "nothing of the spread over training seeds",
+    **click_quality.METRIC_DEFINITIONS,
     "seconds": "wall-clock time summed over episodes (and so over workers), an equal share of a batch for each; "
     "per_click divides it by the clicks and boxes that the tool answered. Timings vary between runs, the rest does not",
 }
@@ -57,6 +60,8 @@ class Outcome:
     stopped: bool
     invalid: int  # replies that were no action
     clicks: int  # clicks and boxes that the tool answered
+    right: np.ndarray  # [steps] float64, `click_quality.right_clicks`; NaN where the task was not given
+    first_inside: float  # whether the first action is a positive click on the object; NaN as above
     seconds: dict[str, float]
 
     @property
@@ -65,20 +70,22 @@ class Outcome:
         return float(self.ious[-1])
 
 
-def outcome_of(episode: Episode) -> Outcome:
-    """Reduce an episode to its numbers."""
+def outcome_of(episode: Episode, task: Task | None = None) -> Outcome:
+    """Reduce an episode to its numbers; those of its clicks need its task."""
     actions = [step.action["type"] for step in episode.steps]
     answered = [step.error is None and step.action["type"] in ("click", "box") for step in episode.steps]
     own: dict[str, Any] = {"ious": np.array(episode.ious), "invalid": actions.count("invalid"), "clicks": sum(answered)}
+    own["right"] = click_quality.right_clicks(episode, task) if task else np.full(len(actions), np.nan)
+    own["first_inside"] = click_quality.first_click_inside(episode, task) if task else float("nan")
     return Outcome(**own, **{one.name: getattr(episode, one.name) for one in fields(Outcome) if one.name not in own})
 
 
-def read_outcome(record: Any) -> Outcome:
-    """Read the numbers of a record of episodes.jsonl. Raises ValueError where it is another thing."""
-    outcome = outcome_of(Episode.from_json(record))
-    if not len(outcome.ious):
+def read_episode(record: Any) -> Episode:
+    """Read a record of episodes.jsonl. Raises ValueError where it is another thing."""
+    episode = Episode.from_json(record)
+    if not episode.steps:
         raise ValueError("it holds no step")
-    return outcome
+    return episode
 
 
 def curves(outcomes: Sequence[Outcome], max_steps: int) -> np.ndarray:
@@ -86,9 +93,12 @@ def curves(outcomes: Sequence[Outcome], max_steps: int) -> np.ndarray:
     return np.array([np.pad(item.ious, (0, max_steps - len(item.ious)), mode="edge") for item in outcomes])
 
 
-def summarise(outcomes: Sequence[Outcome], max_steps: int, protocol: dict[str, Any]) -> dict[str, Any]:
+def summarise(
+    outcomes: Sequence[Outcome], max_steps: int, protocol: dict[str, Any], images: Sequence[Hashable] | None = None
+) -> dict[str, Any]:
     """Summarise outcomes for `metrics.json`: plain numbers, `intervals` with [low, high] under the same keys, and
-    `protocol`. The order of `outcomes` matters to the last digits of the intervals: give the data's."""
+    `protocol`. `images` names the image of each outcome. The order of `outcomes` matters to the last digits of the
+    intervals: give the data's."""
     if not outcomes:
         raise ValueError("no episode to summarise")
     ious, iou_curves = [item.ious for item in outcomes], curves(outcomes, max_steps)
@@ -106,15 +116,22 @@ def summarise(outcomes: Sequence[Outcome], max_steps: int, protocol: dict[str, A
     areas = [item.intersection for item in outcomes], [item.union for item in outcomes]
     read = [len(item.ious) - item.invalid for item in outcomes], [len(item.ious) for item in outcomes]
     means = _map(samples, lambda values: float(values.mean()))
-    intervals = _map(samples, lambda values: list(statistics.bootstrap(values)))
-    intervals["ciou"] = list(statistics.bootstrap_ratio(*areas))
-    intervals["parse_rate"] = list(statistics.bootstrap_ratio(*read))
-    numbers = means | {
-        "ciou": metrics.ciou(*areas),
-        "nof": {_percent(t): metrics.nof(ious, t, max_steps, published=True) for t in THRESHOLDS},
-        "nof_never": {_percent(t): metrics.nof(ious, t, max_steps) for t in THRESHOLDS},
-        "parse_rate": sum(read[0]) / sum(read[1]),
-    }
+    intervals = _map(samples, lambda values: list(statistics.bootstrap(values, images=images)))
+    intervals["ciou"] = list(statistics.bootstrap_ratio(*areas, images=images))
+    intervals["parse_rate"] = list(statistics.bootstrap_ratio(*read, images=images))
+    right, inside = [item.right for item in outcomes], [item.first_inside for item in outcomes]
+    of_clicks, of_clicks_intervals = click_quality.summarise(click_quality.by_step(right, max_steps), inside, images)
+    intervals |= of_clicks_intervals
+    numbers = (
+        means
+        | of_clicks
+        | {
+            "ciou": metrics.ciou(*areas),
+            "nof": {_percent(t): metrics.nof(ious, t, max_steps, published=True) for t in THRESHOLDS},
+            "nof_never": {_percent(t): metrics.nof(ious, t, max_steps) for t in THRESHOLDS},
+            "parse_rate": sum(read[0]) / sum(read[1]),
+        }
+    )
     return {
         "episodes": len(outcomes),
         **{key: numbers[key] for key in MEASURES},
@@ -138,9 +155,3 @@ def _percent(threshold: float) -> str:
 
 def _map(tree: dict[str, Any], function: Any) -> dict[str, Any]:
     return {key: _map(item, function) if isinstance(item, dict) else function(item) for key, item in tree.items()}
-
-
-def first_click_inside(episode: Episode, task: Task) -> float:
-    """Return 1 if the first action is a positive click on the object, else 0."""
-    action = episode.steps[0].action
-    return float(action["type"] == "click" and action["positive"] and object_of(task.target)[action["y"], action["x"]])

@@ -1,6 +1,6 @@
 """Metrics of replies with polygons: a record for each reply, and the numbers of metrics.json."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -47,8 +47,8 @@ METRIC_DEFINITIONS = {
     f"side is under {TINY} pixels are measured as if it were {PHOTO}",
     "topology": f"of the target, parts (which touch along an edge) and holes of at least {SPECK:.0%} of its area: "
     "holes where there is one, else several parts, else one part",
-    "intervals": "95 % percentile bootstrap over tasks, 2000 resamples, seed 0; nothing of the spread over training "
-    "seeds",
+    "intervals": "95 % percentile bootstrap over images, each with all of its tasks, 2000 resamples, seed 0; nothing "
+    "of the spread over training seeds",
 }
 
 
@@ -83,7 +83,13 @@ def record(
     task: Task, codec: PolygonCodec, text: str, tokens: int, sample: int = 0, output_type: str = "mask"
 ) -> Record:
     """Read a reply and score it."""
-    answer = queries.read(text, task, codec, output_type)
+    return score(task, codec, queries.read(text, task, codec, output_type), text, tokens, sample, output_type)
+
+
+def score(
+    task: Task, codec: PolygonCodec, answer: Any, text: str, tokens: int, sample: int = 0, output_type: str = "mask"
+) -> Record:
+    """Score an answer of `queries.read`, which stands for the reply `text`."""
     right = rewards.polygon("iou+boundary_f", codec).of(answer, task, output_type)
     mask = rasterize(answer, task)
     if output_type in ("mask", "box"):
@@ -157,45 +163,55 @@ def topology_of(target: np.ndarray) -> str:
     return "several parts" if pieces(mask, 4) > 1 else "one part"
 
 
-def measures(records: Sequence[Record]) -> dict[str, Any]:
-    """Measures of replies, each mean over tasks with its interval; see `METRIC_DEFINITIONS`. A measure of no task is
-    None. The order of `records` matters to the last digits of the intervals: give the data's."""
+def measures(records: Sequence[Record], images: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Measures of replies, each mean over tasks with its interval over `images`, the image of each task where several
+    have one; see `METRIC_DEFINITIONS`. A measure of no task is None. The order of `records` matters to the last digits
+    of the intervals: give the data's."""
     if not records:
         raise ValueError("no reply to measure")
     absent = [one for one in records if not one.has_object]
     silent = [by_task(absent, lambda one: float(one.error is None and not one.drawn))]
     tokens = [one.tokens for one in records]
     quantiles = dict(zip(map(str, QUANTILES), np.percentile(tokens, QUANTILES).tolist(), strict=True))
+    accuracy = {"accuracy": (silent[0], images_of(absent, images))}
     return {
-        **_table(records, MEANS),
-        "no_target": {"tasks": len(silent[0]), **_means({"accuracy": silent[0]})} if absent else None,
+        **_table(records, MEANS, images),
+        "no_target": {"tasks": len(silent[0]), **_means(accuracy)} if absent else None,
         "token_quantiles": {**quantiles, "100": float(max(tokens))},
-        "by_size": _groups(records, "size", tuple(SIZES)),
-        "by_topology": _groups(records, "topology", TOPOLOGIES),
+        "by_size": _groups(records, "size", tuple(SIZES), images),
+        "by_topology": _groups(records, "topology", TOPOLOGIES, images),
     }
 
 
-def _groups(records: Sequence[Record], field: str, names: Sequence[str]) -> dict[str, Any]:
+def _groups(
+    records: Sequence[Record], field: str, names: Sequence[str], images: Mapping[str, str] | None
+) -> dict[str, Any]:
     """Measures of the records by their value of `field`."""
     parts = {name: [one for one in records if getattr(one, field) == name] for name in names}
-    return {name: _table(part, PARTS) for name, part in parts.items() if part}
+    return {name: _table(part, PARTS, images) for name, part in parts.items() if part}
 
 
-def _table(records: Sequence[Record], names: Sequence[str]) -> dict[str, Any]:
+def _table(records: Sequence[Record], names: Sequence[str], images: Mapping[str, str] | None) -> dict[str, Any]:
     """Count replies and tasks, and average `names` and cIoU, with `intervals` under the same keys."""
-    columns = {name: by_task(having(records, name), VALUES[name]) for name in names}
+    chosen = {name: having(records, name) for name in names}
+    columns = {name: (by_task(some, VALUES[name]), images_of(some, images)) for name, some in chosen.items()}
     areas = by_task(records, lambda one: one.intersection), by_task(records, lambda one: one.union)
     numbers = _means(columns)
     numbers["ciou"] = metrics.ciou(*areas)
-    numbers["intervals"]["ciou"] = list(statistics.bootstrap_ratio(*areas))
+    numbers["intervals"]["ciou"] = list(statistics.bootstrap_ratio(*areas, images=images_of(records, images)))
     return {"replies": len(records), "tasks": len(areas[0]), **numbers}
 
 
-def _means(columns: dict[str, np.ndarray]) -> dict[str, Any]:
-    return {
-        **{name: float(values.mean()) if len(values) else None for name, values in columns.items()},
-        "intervals": {name: list(statistics.bootstrap(values)) for name, values in columns.items()},
-    }
+def _means(columns: Mapping[str, tuple[np.ndarray, list[str] | None]]) -> dict[str, Any]:
+    """Means of values, and intervals over their images."""
+    ends = {name: list(statistics.bootstrap(values, images=images)) for name, (values, images) in columns.items()}
+    means = {name: float(values.mean()) if len(values) else None for name, (values, _) in columns.items()}
+    return {**means, "intervals": ends}
+
+
+def images_of(records: Sequence[Record], images: Mapping[str, str] | None) -> list[str] | None:
+    """The image of each task of `by_task`, from the image of each task by its id."""
+    return None if images is None else [images[task] for task in dict.fromkeys(one.task for one in records)]
 
 
 VALUES: dict[str, Callable[[Record], float]] = {

@@ -61,7 +61,11 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         scored = sorted(read(folder), key=lambda one: (indices[one.task], one.sample))
         records.check_any(scored, args.data, dict(data.skipped))
         greedy, sampled = ([one for one in scored if bool(one.sample) is some] for some in (False, True))
-        numbers = {**measures(greedy), "sampled": measures(sampled) if sampled else None, "protocol": about["protocol"]}
+        tasks = list(dict.fromkeys(one.task for one in scored))
+        images = dict(zip(tasks, records.keep_images(folder, data, tasks), strict=True))
+        numbers: dict[str, Any] = {**measures(greedy, images), "sampled": None, "protocol": about["protocol"]}
+        if sampled:
+            numbers["sampled"] = measures(sampled, images)
         numbers = records.write_metrics(folder, numbers, dict(data.skipped))
         limit = args.report_episodes
         polygon_report.write(folder, numbers, about, greedy, codec, data.by_id, limit)

@@ -9,8 +9,10 @@ from experiments.common.config import RunError
 from experiments.common.run_folder import OBJECT, RunFolder, hide_home
 from experiments.evaluate.config import Args
 from segenv.data import Dataset
-from segenv.records import checked
+from segenv.records import checked, reader
 from segenv.types import Task
+
+IMAGES = "images.json"  # the image of each task, where several tasks have one
 
 
 def settings(args: Args) -> dict[str, Any]:
@@ -21,6 +23,20 @@ def settings(args: Args) -> dict[str, Any]:
 def indices(data: Dataset) -> dict[str, int]:
     """Index of each task in the data, by its id."""
     return {name: index for index, name in enumerate(data.ids)}
+
+
+def keep_images(folder: RunFolder, data: Dataset, tasks: Sequence[str]) -> list[str]:
+    """The image behind each of `tasks`; where some share one, images.json says so, for those who read the folder."""
+    images = data.images_of(tasks)
+    if len(set(images)) < len(set(tasks)):
+        folder.write_json(IMAGES, dict(zip(tasks, images, strict=True)))
+    return images
+
+
+def read_images(folder: RunFolder, tasks: Sequence[str]) -> list[str] | None:
+    """The image behind each of `tasks` in a run's folder, or None where each has one of its own."""
+    images = folder.read_json(IMAGES, reader(dict[str, str]))
+    return None if images is None else [images[name] for name in tasks]
 
 
 def append_groups(

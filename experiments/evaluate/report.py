@@ -10,6 +10,7 @@ from experiments.common.html import write_report
 from experiments.common.plots import new_axes, plot_iou_over_actions, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
+from experiments.evaluate import click_quality
 from experiments.evaluate.metrics import Outcome, curves
 from search.episode import Episode
 from segenv.types import Task
@@ -24,6 +25,7 @@ ROWS = (  # key in metrics.json, name, what is better
     ("stop_rate", "Stop rate", ""),
 )
 SHOWN_CLICKS = (1, 3, 5, 7, 10, 20)
+SHOWN_CLICKS_ON_ERROR = (1, 2, 3, 5, 7)
 SHOWN_THRESHOLDS = ("80", "85", "90", "95")
 
 
@@ -64,6 +66,7 @@ def table(numbers: dict[str, Any]) -> Table:
     for t in SHOWN_THRESHOLDS:
         rows.append([f"NoF@{t}", number(numbers["nof"][t], 0), f"{numbers['nof_never'][t]} never", "lower"])
     rows += [_row(name, numbers[key], intervals[key], better) for key, name, better in ROWS]
+    rows += [_row(*row, "higher") for row in click_quality.rows(numbers, SHOWN_CLICKS_ON_ERROR)]
     return Table(("measure", "value", "95 % interval", "better"), rows, "<>><")
 
 

@@ -149,7 +149,8 @@ class Run:
             written = {model: self.folder.load_json(f"{model}{k}.json") for model in self.models}
             read = {f"{model}, {way}": written[model][way] for model in self.models for way in READINGS}
             acts = {model: action_metrics(masks, written[model], codec, data.by_id) for model in self.models}
-            found[self.args.eval_data[k]] = {**iou_estimate_metrics(masks, read, self.args.seed), "replies": acts}
+            estimates = iou_estimate_metrics(masks, read, self.args.seed, data.images_of)
+            found[self.args.eval_data[k]] = {**estimates, "replies": acts}
         training = None
         if self.args.steps:
             masks, summary = self.training_masks(), self.folder.load_json("model/sft.json")

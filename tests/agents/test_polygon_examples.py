@@ -244,11 +244,12 @@ def test_an_ablation_averages_each_task_over_seeds_and_tells_objects_of_several_
     assert rows[-1][1] == "0.5250" and rows[-1][3].startswith("+0.2000 [") and {len(row) for row in rows} == {9}
 
 
-def test_what_seeds_gain_and_lose_on_a_task_leaves_no_interval():
+def test_seeds_that_contradict_each_other_leave_a_wide_interval():
     even, better, worse = (_records(ious) for ious in ((0.5, 0.5, 0.5), (0.7, 0.75, 0.5), (0.3, 0.25, 0.5)))
     args = polygon_ablation.Args("codec", tasks=3, seeds=(0, 1))
     rings = polygon_ablation.results(args, {"simpleseg": [even, even], "rings": [better, worse]})["arms"]["rings"]
-    assert rings["gain"]["all"] == pytest.approx([0, 0, 0])
+    mean, low, high = rings["gain"]["all"]
+    assert mean == pytest.approx(0) and low < -0.15 < 0.15 < high
     assert [gain[0] for gain in rings["gain_by_seed"]["all"]] == pytest.approx([0.15, -0.15])
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from experiments.annotate.report import read_image_record
 from experiments.common import run_folder
 from experiments.common.run_folder import RunFolder, manifest
-from experiments.evaluate.metrics import read_outcome
+from experiments.evaluate.metrics import read_episode
 from experiments.tree_search.report import read_tree
 
 ENTIRE = {"empty": b"", "binary": bytes(range(256)) + b"\n", "a list": b"[1]\n", "null": b"null\n", "text": b'"no"\n'}
@@ -115,7 +115,7 @@ def _flags(name, folder, runs, tmp_path):
     return [folder, "--name", "page", "--out", tmp_path / "pages"] if name == "results" else ["--resume", folder]
 
 
-READERS = {"evaluate/episodes.jsonl": read_outcome, "annotate/images.jsonl": read_image_record}
+READERS = {"evaluate/episodes.jsonl": read_episode, "annotate/images.jsonl": read_image_record}
 READERS |= {"tree_search/trees.jsonl": read_tree}
 
 
@@ -141,10 +141,10 @@ def test_whatever_value_of_a_record_is_another_thing_its_reader_says_so(runs, fi
 @pytest.mark.parametrize("mask", ["", "!", "zz", "é", "00", "0" * 40, "PPPPPPPPPP"])
 def test_a_mask_that_cannot_be_decoded_is_noticed(mask):
     record = json.loads(json.dumps(made_episode(made_task(), [(CLICK, part(9))]).to_json()))
-    read_outcome(json.loads(json.dumps(record)))
+    read_episode(json.loads(json.dumps(record)))
     record["steps"][0]["mask"] = mask
     with pytest.raises(ValueError, match="mask"):
-        read_outcome(record)
+        read_episode(record)
 
 
 def test_another_version_is_said_on_resume_and_kept(tmp_path, monkeypatch, capsys):
