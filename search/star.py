@@ -158,6 +158,11 @@ def _visited(episode: Episode, provenance: str) -> Iterator[tuple[Step, StarExam
         mask, iou, error = step.mask, step.iou, step.error
 
 
+def annotator_queries(episodes: Iterable[Episode]) -> int:
+    """Count the annotator's actions that were asked for in rollouts, where the policy's own was bad."""
+    return sum(step.other is not None for episode in episodes for step in episode.steps)
+
+
 def unique_examples(rows: Iterable[StarExample]) -> list[StarExample]:
     """Drop examples with the action and the state of an earlier one."""
     kept: dict[tuple, StarExample] = {}

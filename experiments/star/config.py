@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from experiments.common import config
 from experiments.common.config import InFolder, OutFolder, RunError, TrainerOptions
+from experiments.common.splits import HEADLINE
 from search.star import Rules
 from segenv.ranges import MOST_SEED, Count, CountOrNone, Gain, NotNegative, Positive, Processes, Seed
 
@@ -28,16 +29,17 @@ class Args:
     data: str = "synthetic:train"
     """training tasks; without --eval-data, a hash of the images' names sets 30 % of them apart for evaluation"""
     eval_data: str | None = None
-    """held-out tasks; for synthetic data synthetic:val, and in an ablation synthetic:test, as the rules of a round were
-    chosen on synthetic:val"""
+    """held-out tasks; for synthetic data synthetic:val, and in an ablation from:6000:synthetic:test, as the rules of a
+    round were chosen on synthetic:val"""
     tool: str = "sam"
     """segmentation tool that turns clicks into masks"""
     agent: str = "mllm"
     """the policy to improve: mllm, mllm:NAME_OR_PATH"""
     codec: str | None = None
     """text format of actions; by default the agent's own"""
-    variant: Literal["star+", "star", "control"] = "star+"
-    """filter each action and correct it; whole trajectories; or D_0 alone, the control for what more training does"""
+    variant: Literal["star+", "star", "control", "demonstrations"] = "star+"
+    """filter each action and correct it; whole trajectories; D_0 alone, the control for what more training does; or D_0
+    and demonstrations on new tasks, of as many of the annotator's actions as star+ asks for"""
     rounds: Count = 1
     """rounds of rollout, filter and training"""
     start_from: Literal["base", "previous"] = "base"
@@ -87,7 +89,7 @@ class Args:
     dry_run: bool = False
     """load everything, print what would be done, and write nothing"""
     ablation: bool = False
-    """one table of S_0, control, judged control, star, star+ and continue, for --ablation-seeds seeds from --seed on"""
+    """one table of S_0, its controls, star, star+ and continue, for --ablation-seeds seeds from --seed on"""
     ablation_seeds: Count = 3
     executor: Literal["serial", "process", "ray"] | None = None
     """runs episodes, serial by default, or the runs of an ablation, process by default where there is no GPU; no
@@ -131,7 +133,7 @@ def with_defaults(args: Args) -> Args:
     defaults: dict[str, Any] = {"executor": "serial" if alone else "process"}
     defaults["eval_limit"] = 800 if args.ablation else 400
     if args.data.startswith("synthetic"):
-        defaults["eval_data"] = "synthetic:test" if args.ablation else "synthetic:val"
+        defaults["eval_data"] = HEADLINE if args.ablation else "synthetic:val"
     return replace(args, **{name: value for name, value in defaults.items() if getattr(args, name) is None})
 
 
@@ -141,11 +143,15 @@ def check(args: Args) -> None:
     last = args.seed + args.ablation_seeds - 1 if args.ablation else args.seed
     if last > MOST_SEED:
         raise RunError(f"--seed is {args.seed}, and --ablation-seeds lead to {last}; expected {MOST_SEED} at most")
+    if args.variant == "demonstrations" and args.rounds > 1:
+        raise RunError(f"--variant demonstrations has one round; got --rounds {args.rounds}")
     if args.resume is None and args.out is None:
         raise RunError("a run needs a folder: give out, or resume")
 
 
 def stages(variant: str, n: int) -> list[str]:
     """Name the stages of round n in order."""
-    first = ["expert"] if n == 0 else [] if variant == "control" else ["rollout", "filter"]
+    first = {"control": [], "demonstrations": ["rollout", "expert"]}.get(variant, ["rollout", "filter"])
+    if n == 0:
+        first = ["expert"]
     return [*first, "train", "evaluate"]

@@ -1,13 +1,12 @@
 """Metrics of a StaR run: of each policy from its held-out episodes, of each round from its filtered rollouts."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.common.run_folder import finite
 from experiments.evaluate import metrics as summary
-from experiments.evaluate.metrics import first_click_inside
 from search.episode import Episode
 from search.star import Rules, StarExample, star_plus_examples
 from segenv import metrics, statistics
@@ -19,9 +18,8 @@ FAULTS = ("no_gain", "stopped_too_early", "went_on_too_long", "invalid_reply", "
 
 METRIC_DEFINITIONS = {
     "evaluation": "every policy plays the same held-out tasks, greedily, from an empty mask or the task's initial one",
-    "gain": "paired difference of the final IoU to S_0; 95 % bootstrap over tasks, nothing of the spread over seeds",
+    "gain": "paired difference of the final IoU to S_0; 95 % bootstrap over images, nothing of the spread over seeds",
     "gains": "paired differences to S_0 of the other measures that are means over episodes, with intervals as of gain",
-    "first_click_in_object": "share of episodes whose first action is a positive click on a pixel of the object",
     # the text stays, as runs are resumed only with equal texts; `no_gain stop` was an option, and is what all runs do
     "stop_accuracy": "each reply of a held-out episode that is an action is a decision in the state before it, to stop "
     "or to go on (any other action); the share of decisions that are right. What is right is what the lesson would be "
@@ -35,11 +33,11 @@ METRIC_DEFINITIONS = {
     "stop_accuracy_at_iou": "the same by the IoU alone: to stop is right at IoU >= stop_iou, and to go on is right "
     "below it, even where no click would have helped",
     "tries": "the annotator's clicks that are tried to judge stops are not gone on from; seconds hold their time",
-    "stop_intervals": "95 % bootstrap over episodes of the ratio of sums, as the decisions of an episode depend on "
+    "stop_intervals": "95 % bootstrap over images of the ratio of sums, as the decisions of an episode depend on "
     "each other; resamples without a denominator are left out",
     "invalid_rate": "share of replies that the codec could not read as an action: 1 - parse_rate",
     "acceptance": "shares of all actions in the judged rollouts of a round: accepted (a lesson as it was played), "
-    "corrected (the annotator's action in that state is the lesson) and dropped; 95 % bootstrap over tasks; before "
+    "corrected (the annotator's action in that state is the lesson) and dropped; 95 % bootstrap over images; before "
     "repetitions are left out. faults: what was wrong with the corrected ones, as shares of all actions",
     **summary.METRIC_DEFINITIONS,
 }
@@ -50,46 +48,46 @@ def policies(
     max_steps: int,
     load: Callable[[str], Task],
     rules: Rules = Rules(),  # noqa: B008  # frozen
+    images: Sequence[Hashable] | None = None,
 ) -> list[dict[str, Any]]:
     """Measure each policy S_0, S_1, … by its held-out episodes, of the same tasks in the same order (else ValueError);
-    `load` gives the task of an id, and is called once for each."""
+    `load` gives the task of an id, and is called once for each; `images` names the image of each episode."""
     orders = [[(episode.task, episode.sample) for episode in episodes] for episodes in played]
     if any(order != orders[0] for order in orders):
         raise ValueError(
             f"the policies played {[len(order) for order in orders]} episodes, not the same tasks in the same order; "
             "differences are paired, so give the same episodes of each"
         )
-    inside, decided = [], []  # [episodes, policies]
+    outcomes, decided = [], []  # [episodes, policies]
     for group in zip(*played, strict=True):
         task = load(group[0].task)
-        inside.append([first_click_inside(episode, task) for episode in group])
+        outcomes.append([summary.outcome_of(episode, task) for episode in group])
         decided.append([decisions(episode, task, rules) for episode in group])
     measured: list[dict[str, Any]] = []
     base: dict[str, np.ndarray] = {}
-    columns = zip(played, np.array(inside).T, zip(*decided, strict=True), strict=True)
-    for n, (episodes, first, choices) in enumerate(columns):
-        numbers = summary.summarise([summary.outcome_of(episode) for episode in episodes], max_steps, {})
+    columns = zip(played, zip(*outcomes, strict=True), zip(*decided, strict=True), strict=True)
+    for n, (episodes, own, choices) in enumerate(columns):
+        numbers = summary.summarise(own, max_steps, {}, images)
         del numbers["protocol"]
+        first = np.array([outcome.first_inside for outcome in own])
         each = {**_each(episodes, max_steps), "first_click_in_object": first}
         base = base or each
-        gains = {key: statistics.bootstrap_difference(each[key], base[key]) for key in each}
+        gains = {key: statistics.bootstrap_difference(each[key], base[key], images=images) for key in each}
         change = each["miou"] - base["miou"]
         low, high = numbers["intervals"]["parse_rate"]
         numbers["intervals"] |= {
             "gain": list(gains["miou"][1:]),
             "gains": {key: list(gains[key][1:]) for key in PAIRED},
-            "first_click_in_object": list(statistics.bootstrap(first)),
             "invalid_rate": [1 - high, 1 - low],
         }
         numbers |= {
             "gain": gains["miou"][0],
             "gains": {key: gains[key][0] for key in PAIRED},
             "against_S_0": {"better": int((change > 0).sum()), "worse": int((change < 0).sum())},
-            "first_click_in_object": float(first.mean()),
             "invalid_rate": 1 - numbers["parse_rate"],
         }
-        stops, intervals = stopping(choices)
-        alone, between = stopping([decisions_at(episode, rules.stop_iou) for episode in episodes])
+        stops, intervals = stopping(choices, images)
+        alone, between = stopping([decisions_at(episode, rules.stop_iou) for episode in episodes], images)
         stops["stop_accuracy_at_iou"] = alone["stop_accuracy"]
         numbers["intervals"] |= {**intervals, "stop_accuracy_at_iou": between["stop_accuracy"]}
         measured.append(finite({"round": n, **numbers, **stops}))
@@ -121,7 +119,9 @@ def decisions_at(episode: Episode, stop_iou: float) -> list[Decision]:
     return [(kind == "stop", iou >= stop_iou) for kind, iou in zip(kinds, shown, strict=True) if kind != "invalid"]
 
 
-def stopping(decided: Sequence[Sequence[Decision]]) -> tuple[dict[str, Any], dict[str, list[float]]]:
+def stopping(
+    decided: Sequence[Sequence[Decision]], images: Sequence[Hashable] | None = None
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
     """Accuracy, precision and recall of stops from the decisions of each episode, and their intervals, as in
     METRIC_DEFINITIONS; `stop_counts` are what they are shares of. A share of nothing is NaN."""
     counts = np.zeros((len(decided), 4))
@@ -134,13 +134,18 @@ def stopping(decided: Sequence[Sequence[Decision]]) -> tuple[dict[str, Any], dic
     values = {key: over.sum() / under.sum() if under.any() else np.nan for key, (over, under) in shares.items()}
     names = ("decisions", "stops", "due", "right_stops")
     totals = dict(zip(names, counts.sum(0).astype(int).tolist(), strict=True))
-    intervals = {key: list(statistics.bootstrap_ratio(*pair)) for key, pair in shares.items()}
+    intervals = {key: list(statistics.bootstrap_ratio(*pair, images=images)) for key, pair in shares.items()}
     return values | {"stop_counts": totals}, intervals
 
 
-def acceptance(rows: Sequence[StarExample], episodes: Iterable[Episode]) -> dict[str, Any]:
+def acceptance(
+    rows: Sequence[StarExample],
+    episodes: Iterable[Episode],
+    images_of: Callable[[Sequence[str]], Sequence[Hashable]] = tuple,
+) -> dict[str, Any]:
     """Count the actions in the rollouts `episodes`, of which a filter made `rows` (repetitions included): "actions" and
-    the shares "accepted", "corrected" and "dropped", "faults" of the corrected, and "intervals"."""
+    the shares "accepted", "corrected" and "dropped", "faults" of the corrected, and "intervals"; `images_of` gives the
+    images of task ids."""
     played = {(episode.task, episode.sample): episode for episode in episodes}
     tasks = {name: index for index, name in enumerate(sorted({name for name, _ in played}))}
     actions, accepted, corrected = np.zeros((3, len(tasks)))
@@ -153,14 +158,15 @@ def acceptance(rows: Sequence[StarExample], episodes: Iterable[Episode]) -> dict
             faults[_fault(row, played[row.task, row.sample])] += 1
         else:
             accepted[tasks[row.task]] += 1
-    total = max(1, int(actions.sum()))
+    total, images = max(1, int(actions.sum())), images_of(list(tasks))
     shares = {"accepted": accepted, "corrected": corrected, "dropped": actions - accepted - corrected}
+    intervals = {name: statistics.bootstrap_ratio(counts, actions, images=images) for name, counts in shares.items()}
     return finite(
         {
             "actions": int(actions.sum()),
             **{name: float(counts.sum()) / total for name, counts in shares.items()},
             "faults": {name: count / total for name, count in faults.items()},
-            "intervals": {name: list(statistics.bootstrap_ratio(counts, actions)) for name, counts in shares.items()},
+            "intervals": {name: list(ends) for name, ends in intervals.items()},
         }
     )
 

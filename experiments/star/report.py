@@ -27,6 +27,10 @@ MEASURES = (  # (key in metrics.json, name, digits, what is better)
     ("noc/85", "clicks to 0.85 IoU (NoC@85)", 2, "lower"),
     ("nof_never/85", "episodes never at 0.85 IoU", 0, "lower"),
     ("first_click_in_object", "first click in the object", 3, "higher"),
+    ("clicks_on_error/1", "clicks on a true error, step 1", 3, "higher"),
+    ("clicks_on_error/2", "clicks on a true error, step 2", 3, "higher"),
+    ("clicks_on_error/3", "clicks on a true error, step 3", 3, "higher"),
+    ("clicks_on_error/all", "clicks on a true error", 3, "higher"),
     ("stop_rate", "stopped by itself", 3, ""),
     ("stop_accuracy", "stop accuracy", 3, "higher"),
     ("stop_precision", "stops that were due (precision)", 3, "higher"),
@@ -77,7 +81,7 @@ def table(numbers: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
     def cell(n: int, key: str, digits: int, better: str) -> dict[str, str]:
-        value, bounds = policies[n][f"/{key}"]
+        value, bounds = policies[n].get(f"/{key}", (None, (None, None)))  # an episode may have fewer steps
         gain, ends = policies[n].get("/gain" if key == "miou" else f"/gains/{key}", (None, (None, None)))
         return {
             "value": "" if value is None else f"{value:.{digits}f}",

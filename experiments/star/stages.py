@@ -62,6 +62,13 @@ class Run:
             this.folder.keep_manifest(about, metrics.METRIC_DEFINITIONS)
             yield this
 
+    def new_indices(self, count: int) -> list[int]:
+        """Indices of at most `count` training tasks that come after the run's own."""
+        args = self.args
+        rules = args.skip_bad, args.follow_links
+        more = split(args.data, args.eval_data, args.limit + count, args.eval_limit, *rules)[2]
+        return list(more[args.limit :])
+
     def stage(self, n: int, name: str, work: Callable[[int], None]) -> None:
         """Do a stage of round n, unless it was done before the run was resumed."""
         cli.run_stage(self.folder, f"round{n}/{name}", lambda: work(n))
@@ -87,6 +94,22 @@ class Run:
                     file.add(episode.to_json())
                     bar.update()
         self.folder.write_json(f"{name}.skipped.json", skipped)
+
+    def play_actions(self, name: str, player: Player, indices: Sequence[int], actions: int) -> list[Episode]:
+        """Play tasks in their order, until the episodes have so many actions in all or no task is left; they are
+        returned, and those in NAME.jsonl are not played again."""
+        order = {player.dataset.ids[index]: place for place, index in enumerate(indices)}
+        portion, kept = 4 * self.args.batch_size, []
+        for end in range(portion, len(indices) + portion, portion):
+            self.play(name, player, indices[:end])
+            kept, total = [], 0
+            for episode in sorted(self.episodes(name), key=lambda episode: order[episode.task]):
+                if total < actions:
+                    kept.append(episode)
+                    total += len(episode.steps)
+            if total >= actions:
+                break
+        return kept
 
     def episodes(self, name: str) -> Iterator[Episode]:
         """Read the episodes in NAME.jsonl, in the order of task and sample."""
@@ -181,8 +204,9 @@ class Run:
         skipped: Skipped = {}
         for path in sorted(folder.path.glob("round*/*.skipped.json")):
             skipped |= folder.load_json(str(path.relative_to(folder.path)), reader(dict[str, str]))
+        images = self.eval_data.images_of(episode.task for episode in played[0])
         numbers = {
-            "policies": metrics.policies(played, args.max_steps, self.eval_data.by_id, args.rules),
+            "policies": metrics.policies(played, args.max_steps, self.eval_data.by_id, args.rules, images),
             "lessons": rounds,
             "skipped": hide_home(skipped),
             "protocol": self.protocol(),
@@ -206,7 +230,10 @@ class Run:
         rolled = min(args.rollout_tasks, tasks)
         for n in range(1, args.rounds + 1):
             if args.variant != "control":
-                lines.append(f"  D_{n}: {rolled} tasks x {args.samples} rollouts, filtered by {args.variant}")
+                rollouts = f"{rolled} tasks x {args.samples} rollouts"
+                new = f"the annotator plays new tasks, with as many actions as it is asked for in {rollouts}"
+                filtered = f"{rollouts}, filtered by {args.variant}"
+                lines.append(f"  D_{n}: {new if args.variant == 'demonstrations' else filtered}")
             data = {"star": f"D_{n}", "control": "D_0"}.get(args.variant, f"D_0 + D_{n}")
             start = f"S_{n - 1 if args.start_from == 'previous' else 0}"
             lines.append(f"  S_{n}: {args.round_steps} steps of {args.batch_rows} rows from {start} on {data}")

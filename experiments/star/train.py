@@ -5,8 +5,9 @@
         D_n = filter(rollouts of S_{n-1} on training tasks)     S_n = finetune(S_0, D_0 ∪ D_n)
         evaluate(S_n) on held-out tasks
 
-StaR+ corrects each bad action; StaR keeps whole trajectories, and learns from D_n alone; the control learns from D_0
-alone. `search.star.Rules` has the thresholds, which the paper does not publish. `Run` has folders, tasks and stages.
+StaR+ corrects each bad action; StaR keeps whole trajectories, and learns from D_n alone. Two controls learn from D_0
+alone, and from D_0 and as many of the annotator's actions on new tasks as StaR+ asks for. `search.star.Rules` has the
+thresholds, which the paper does not publish. `Run` has folders, tasks and stages.
 """
 
 from typing import Any
@@ -36,13 +37,26 @@ class Star(Run):
             self.stage(n, name, work[name])
 
     def demonstrate(self, n: int) -> None:
-        """D_0: the annotator plays the training tasks through the tool."""
-        args = self.args
-        self.play("round0/expert", self.player(self.train_data, "annotator"), self.train_indices)
+        """D_0: the annotator plays the training tasks through the tool. D_1 of demonstrations: it plays new tasks,
+        until it has acted as often as the rollouts asked it to."""
+        args, name = self.args, f"round{n}/expert"
+        counts: dict[str, Any] = {}
+        player = self.player(self.train_data, "annotator")
+        if n == 0:
+            self.play(name, player, self.train_indices)
+            played = list(self.episodes(name))
+        else:
+            wanted = star.annotator_queries(self.episodes(f"round{n}/rollout"))
+            played = self.play_actions(name, player, self.new_indices(wanted), wanted)
+            counts = {"queries": sum(len(each.steps) for each in played), "queries_wanted": wanted}
         filtered = args.expert == "judged"
-        played = self.episodes("round0/expert")
         examples = [row for each in played for row in star.demonstration_examples(each, args.rules, filtered)]
-        self.write_examples(n, examples)
+        self.write_examples(n, examples, counts)
+
+    def play_greedily(self, n: int) -> None:
+        """Play training tasks greedily with S_n, to choose on them what is not to be chosen on held-out ones."""
+        player = self.player(self.train_data, self.policy(n))
+        self.play(f"round{n}/greedy", player, self.train_indices[: self.args.rollout_tasks])
 
     def rollout(self, n: int) -> None:
         """Sample episodes of S_{n-1} on training tasks. Where an action is bad, the annotator's is tried in the same
@@ -60,7 +74,9 @@ class Star(Run):
             examples = [row for each in episodes for row in star.star_examples(each, rules)]
         else:
             examples = [row for each in episodes for row in star.star_plus_examples(each, load(each.task), rules)]
-        self.write_examples(n, examples, metrics.acceptance(examples, episodes))
+        counts = metrics.acceptance(examples, episodes, self.train_data.images_of)
+        counts["queries"] = 0 if self.args.variant == "star" else star.annotator_queries(episodes)
+        self.write_examples(n, examples, counts)
 
     def finetune(self, n: int) -> None:
         """S_0 from the agent and D_0; S_n from S_0, or from S_{n-1} if `args.start_from` says so."""
@@ -95,6 +111,7 @@ def run(args: Args) -> dict[str, Any]:
 
 
 def begin(args: Args) -> None:
-    """Run round 0 alone: D_0, S_0 and its evaluation. `run` resumes after them."""
+    """Run round 0 alone: D_0, S_0, its evaluation, and its greedy play of training tasks. `run` resumes after them."""
     with Star.open(args) as this:
         this.train_round(0)
+        this.stage(0, "greedy", this.play_greedily)

@@ -136,6 +136,7 @@ def test_the_ablation_plays_every_arm_on_the_same_tasks_and_goes_on_after_a_kill
     pytest.importorskip("trl")
     from agents.mllm import EMBEDDED
     from agents.training.checkpoints import identity
+    from experiments.star.ablation import ARMS
 
     trained = ["mllm" if flag == "mllm:untrained" else flag for flag in FLAGS]  # star keeps nothing of invalid replies
     trained[trained.index("--sft-steps") + 1] = "0"
@@ -150,10 +151,19 @@ def test_the_ablation_plays_every_arm_on_the_same_tasks_and_goes_on_after_a_kill
     subprocess.run(star_command("--resume", str(out)), check=True, capture_output=True)
     numbers = json.loads((out / "ablation.json").read_text())
     lines = {line["policy"]: line for line in numbers["policies"]}
-    assert list(lines) == ["S_0", "control", "judged control", "star", "star+", "star+, round 2", "continue, round 2"]
+    controls = ["S_0", "S_0, cut", "control", "judged control", "demonstrations"]
+    assert list(lines) == [*controls, "star", "star+", "star+, round 2", "continue, round 2"]
+    assert [line["control"] for line in numbers["contrasts"]] == controls
+    assert numbers["contrasts"][0]["final_iou"] == pytest.approx(lines["star+"]["gain"])
+    assert lines["star+"]["queries"] > 0 == lines["control"]["queries"]
+    asked = zip(lines["demonstrations"]["queries_by_seed"], lines["star+"]["queries_by_seed"], strict=True)
+    assert all(0 <= one - other < 3 for one, other in asked)
+    assert (
+        set(numbers["protocol"]["cut"]) == {"0", "1"} and "(primary: final mIoU)" in (out / "ablation.md").read_text()
+    )
     assert lines["continue, round 2"]["steps"] == 8 and lines["star+, round 2"]["steps"] == 4
     for seed in (0, 1):
-        arms = {arm: out / f"seed{seed}" / arm for arm in ("star+", "continue", "star", "control", "judged")}
+        arms = {arm: out / f"seed{seed}" / arm for arm in ARMS}
         runs = {arm: json.loads((path / "metrics.json").read_text()) for arm, path in arms.items()}
         assert lines["star+"]["miou_by_seed"][seed] == pytest.approx(runs["star+"]["policies"][1]["miou"])
         assert lines["control"]["miou_by_seed"][seed] == pytest.approx(runs["control"]["policies"][1]["miou"])
@@ -169,7 +179,7 @@ def test_the_ablation_plays_every_arm_on_the_same_tasks_and_goes_on_after_a_kill
         for arm, base in (("star+", EMBEDDED), ("continue", arms["continue"] / "round1" / "policy")):
             assert learned_from(arms[arm], 2)["base"] == identity(base)
     table = list(csv.DictReader((out / "ablation.csv").open()))
-    assert [row["seed"] for row in table] == ["all", "0", "1"] * 7
+    assert [row["seed"] for row in table] == ["all", "0", "1"] * 9
     for row, line in zip(table[::3], numbers["policies"], strict=True):
         assert float(row["best_iou"]) == line["best_iou"] == pytest.approx(np.mean(line["best_iou_by_seed"]))
     links = [out / f"seed{seed}" / arm / "round0" / "evaluate.jsonl" for seed in (0, 1) for arm in arms]
@@ -211,12 +221,13 @@ def test_a_dry_run_of_the_ablation_counts_all_of_it(tmp_path, capsys):
     flags += ["--rollout-tasks", "4", "--samples", "2", "--eval-limit", "5", "--round-steps", "7", "--sft-steps", "3"]
     assert main([*flags, "--ablation-seeds", "2", "--out", str(tmp_path / "run")]) == 0
     plan = capsys.readouterr().out
-    assert "5 arms x 2 seeds (0, 1)" in plan
-    assert "round 0, for each seed: expert (10), train (3 steps), evaluate (5)\n" in plan
+    assert "6 arms x 2 seeds (0, 1)" in plan
+    assert "round 0, for each seed: expert (10), train (3 steps), evaluate (5), greedy (4)\n" in plan
+    assert "demonstrations, for each seed: round 1: expert (new tasks), train (7 steps), evaluate (5)\n" in plan
     assert "continue, for each seed: round 2: rollout (8), filter, train (7 steps), evaluate (5)\n" in plan
     assert "  star, for each seed: round 1: filter, train (7 steps), evaluate (5)\n" in plan
-    each = (10 + 5) + (2 * 8 + 2 * 5) + (8 + 5) + 5 + 5 + 5  # round 0; star+; continue; star; control, judged
-    assert f"in all {2 * each} episodes and {2 * (3 + (2 + 1 + 1 + 1 + 1) * 7)} optimiser steps" in plan
+    each = (10 + 5 + 4) + (2 * 8 + 2 * 5) + (8 + 5) + 4 * 5  # round 0; star+; continue; star and three controls
+    assert f"in all {2 * each} episodes and {2 * (3 + (2 + 1 + 1 + 1 + 1 + 1) * 7)} optimiser steps" in plan
     assert list(tmp_path.iterdir()) == []
     assert main([*flags, "--rollout-tasks", "0", "--out", str(tmp_path / "run")]) == 1
     assert "--rollout-tasks is 0; expected 1 or more" in capsys.readouterr().err
@@ -239,7 +250,7 @@ def test_an_ablation_measures_on_tasks_that_no_rule_was_chosen_on():
 
     alone, many = with_defaults(Args()), with_defaults(Args(ablation=True))
     assert (alone.eval_data, alone.eval_limit, alone.executor) == ("synthetic:val", 400, "serial")
-    assert (many.eval_data, many.eval_limit, many.executor) == ("synthetic:test", 800, "process")
+    assert (many.eval_data, many.eval_limit, many.executor) == ("from:6000:synthetic:test", 800, "process")
     given = Args(ablation=True, data="index:DIR", eval_limit=3, executor="serial")
     assert with_defaults(given) == given
     assert with_defaults(many) == many
