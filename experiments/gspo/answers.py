@@ -9,7 +9,7 @@ import numpy as np
 from experiments.common.config import choices
 from experiments.common.run_folder import RunFolder, hide_home
 from experiments.evaluate.polygon_answers import answers
-from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record, by_task
+from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, VALUES, Record, by_task
 from experiments.evaluate.records import append_groups
 from experiments.gspo.config import RESUMABLE, Args
 from segenv.data.base import Dataset
@@ -41,7 +41,7 @@ class Run:
 
     def protocol(self) -> dict[str, Any]:
         """Every choice that changes a number."""
-        chosen = choices(self.args, RESUMABLE | {"ablation", "seeds", "checkpoints"})
+        chosen = choices(self.args, RESUMABLE | {"ablation", "seeds", "checkpoints", "control_tasks"})
         chosen |= {"codec": self.agent.codec.name, "prompt": self.agent.prompt_style}
         chosen |= {"training_tasks": len(self.train_indices), "held_out_tasks": len(self.eval_indices)}
         return hide_home({**chosen, **METRIC_DEFINITIONS})
@@ -83,6 +83,11 @@ def of_mode(records: Sequence[Record], sampled: bool) -> list[Record]:
     return sorted((one for one in records if bool(one.sample) is sampled), key=lambda one: (one.task, one.sample))
 
 
-def ious(records: Sequence[Record], sampled: bool) -> np.ndarray:
-    """IoU of each task, [tasks], the mean of its replies in a mode."""
-    return by_task(of_mode(records, sampled), lambda one: one.iou)
+def values(records: Sequence[Record], sampled: bool, name: str = "giou") -> np.ndarray:
+    """A measure of `VALUES` for each task, [tasks], the mean of its replies in a mode; tasks are sorted by id."""
+    return by_task(of_mode(records, sampled), VALUES[name])
+
+
+def tasks_of(records: Sequence[Record]) -> list[str]:
+    """The tasks of `values`, in their order."""
+    return sorted({one.task for one in records})

@@ -24,7 +24,8 @@ class Args:
     data: str = "synthetic:train"
     """training tasks; without --eval-data, a hash of the images' names sets 30 % of them apart for evaluation"""
     eval_data: str | None = None
-    """held-out tasks; synthetic:val for synthetic data"""
+    """held-out tasks; for synthetic data synthetic:val, and in an ablation from:6000:synthetic:test, as rates and sizes
+    of rounds were chosen on synthetic:val"""
     codec: str | None = None
     """how polygons are written; by default as the checkpoint declares"""
     reward: str = "iou+0.1*centroid+0.1*format"
@@ -61,6 +62,8 @@ class Args:
     GRPO; or the length of replies, from several starts"""
     seeds: Seeds = (0, 1, 2)
     """of an ablation"""
+    control_tasks: Count = 200
+    """training tasks on which --ablation sft chooses the constants of its controls"""
     checkpoints: tuple[str, ...] = ()
     """agents that --ablation length starts from; without any, from three that the embedded click policy becomes when it
     is taught sparse, middle and dense polygons in rings"""

@@ -13,7 +13,7 @@ from experiments.common.run_folder import write_atomic
 from experiments.common.tables import Table
 from experiments.evaluate.polygon_metrics import Record, measures
 from experiments.evaluate.polygon_report import picture
-from experiments.gspo.answers import MODES, Replies, Run, ious, of_mode, read_replies
+from experiments.gspo.answers import MODES, Replies, Run, of_mode, read_replies, tasks_of, values
 from segenv import statistics
 
 ROWS = (("giou", "gIoU", 4), ("boundary_f", "boundary F", 4), ("valid", "valid", 4), ("tokens", "tokens", 1))
@@ -40,7 +40,9 @@ def write(run: Run) -> dict[str, Any]:
     folder, replies, last = run.folder, read_replies(run.folder), run.args.train.steps
     log = [one for one in folder.load_json(f"policy/{run.args.method}.json")["log"] if isinstance(one, dict)]
     points = curve(replies, run.args.probe)  # the supervised control logs no measures
-    measured = {**results(replies[0], replies[last]), "curve": points, "protocol": run.protocol()}
+    tasks = tasks_of(replies[0])
+    images = dict(zip(tasks, run.held_out.images_of(tasks), strict=True))
+    measured = {**results(replies[0], replies[last], images), "curve": points, "protocol": run.protocol()}
     folder.write_json("metrics.json", measured)
     numbers = folder.load_json("metrics.json")
     write_atomic(folder / "metrics.csv", measured_steps(log, numbers["curve"]).csv())
@@ -61,14 +63,18 @@ def write(run: Run) -> dict[str, Any]:
     return numbers
 
 
-def results(before: Sequence[Record], after: Sequence[Record]) -> dict[str, Any]:
+def results(
+    before: Sequence[Record], after: Sequence[Record], images: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Measures of the policies before and after, of greedy replies and of sampled ones, and the paired gains in gIoU
-    with their intervals over tasks."""
+    with their intervals over `images`, the image of each task."""
+    of_tasks = None if images is None else [images[task] for task in tasks_of(before)]
     numbers: dict[str, Any] = {"before": {}, "after": {}, "gain": {}}
     for mode, sampled in MODES:
         for when, records in (("before", before), ("after", after)):
-            numbers[when][mode] = measures(of_mode(records, sampled))
-        numbers["gain"][mode] = list(statistics.bootstrap_difference(ious(after, sampled), ious(before, sampled)))
+            numbers[when][mode] = measures(of_mode(records, sampled), images)
+        pair = values(after, sampled), values(before, sampled)
+        numbers["gain"][mode] = list(statistics.bootstrap_difference(*pair, images=of_tasks))
     return numbers
 
 

@@ -26,8 +26,10 @@ from agents.training.sft import SFTOptions, finetune
 from experiments.common.ablation import arm_folder
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
+from experiments.evaluate.polygon_metrics import record
 from experiments.gspo import ablation, answers, config
 from experiments.gspo import train as run
+from experiments.gspo.controls import SCALES, TEMPERATURES, best_scale, rescore, scale
 from segenv import codec, rewards
 
 torch.set_num_threads(1)
@@ -240,15 +242,53 @@ def test_the_control_learns_outlines_of_as_many_vertices_as_it_is_told(taught, t
     assert np.mean(counts[2]) < np.mean(counts[1]) < np.mean(counts[0]) - 1
 
 
+class Discs:
+    """A dataset of one task."""
+
+    def __init__(self, task) -> None:
+        self.task = task
+
+    def by_id(self, name: str):
+        assert name == self.task.id
+        return self.task
+
+
+def test_an_outline_that_is_too_small_is_scaled_about_its_centroid():
+    task, small = disc_task(64, 64, 40, 20, 12), disc_task(64, 64, 40, 20, 10).target
+    reply = RINGS.reply(small, task, 400)
+    one = record(task, RINGS, reply, 9)
+    factor, means = best_scale([one], Discs(task), RINGS)
+    assert factor == 1.2 and means["1.0"] == pytest.approx(one.iou) and means["1.2"] > one.iou + 0.2
+    scaled = rescore(one, task, RINGS, factor)
+    assert scaled.iou == pytest.approx(means["1.2"]) and scaled.boundary_f > one.boundary_f and scaled.text == reply
+    [ring] = RINGS.parse(reply, task).rings
+    [grown] = scale(RINGS.parse(reply, task), 1.2, task).rings
+    np.testing.assert_allclose(grown - 0, (ring - ring.mean(0)) * 1.2 + ring.mean(0), atol=0.5)
+    assert scale(RINGS.parse(reply, task), 9.0, task).rings[0].max() <= 64, "it stays in the image"
+    silent = record(task, RINGS, "I see a disc", 4)
+    assert rescore(silent, task, RINGS, 1.2) == silent
+    nothing = RINGS.parse("[]", task)
+    assert scale(nothing, 1.2, task) is nothing
+
+
 @pytest.mark.slow
 def test_the_ablation_compares_with_as_much_more_supervision(taught, tmp_path, monkeypatch):
-    args = arguments(taught, tmp_path / "ablation", ablation="sft", seeds=(0, 1))
+    args = arguments(taught, tmp_path / "ablation", ablation="sft", seeds=(0, 1), control_tasks=5)
     numbers = ablation.run(args)
     assert [line["arm"] for line in numbers["arms"]] == ["+ GSPO", "+ SFT"]
     first = numbers["arms"][0]["greedy"]
     assert first["after"] == pytest.approx(np.mean(first["after_by_seed"]))
     assert numbers["arms"][0]["greedy"]["before"] == numbers["arms"][1]["greedy"]["before"]
-    assert "+ SFT" in ablation.text(numbers)
+    assert "+ SFT" in ablation.text(numbers) and "(primary: greedy gIoU)" in ablation.text(numbers)
+    found = {line["control"]: line for line in numbers["contrasts"]}
+    assert list(found) == ["start", "scaled", "cooler", "+ SFT"] and "greedy" not in found["cooler"]
+    assert found["start"]["greedy"]["giou"] == first["gain"] and len(found["scaled"]["sampled"]["boundary_f"]) == 3
+    chosen = numbers["protocol"]["controls"]
+    assert chosen["tasks"] == 5 and chosen["scale"] in SCALES and chosen["temperature"] in TEMPERATURES
+    assert chosen["giou"]["scale"][str(chosen["scale"])] == max(chosen["giou"]["scale"].values())
+    start = tmp_path / "ablation" / "start"
+    assert len((start / "training.jsonl").read_text().splitlines()) == 5 * (1 + len(TEMPERATURES))
+    assert len((start / "scaled.jsonl").read_text().splitlines()) == 12
     plans = [
         json.loads((tmp_path / "ablation" / "seed1" / name).read_text())["plan"]
         for name in ("GSPO/policy/gspo.json", "SFT/policy/sft.json")
