@@ -10,8 +10,8 @@
 | `best-first` | `k`, `expansions`, `width` |
 | `mcts` | `simulations`, `k`, `c`, `batch` |
 
-All take `value` (`prm`, `tool`, `oracle`, or `none` where there is nothing to choose from), a budget for each task
-(`policy_calls`, `tokens`, `tool_calls`, `value_calls`, `seconds`), `near`, `patience` and `tolerance` (see
+All take `value` (`prm`, `self`, `tool`, `oracle`, or `none` where there is nothing to choose from), a budget for each
+task (`policy_calls`, `tokens`, `tool_calls`, `value_calls`, `seconds`), `near`, `patience` and `tolerance` (see
 `search.planner.SearchConfig`).
 """
 

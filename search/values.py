@@ -5,6 +5,7 @@
 | `prm` | the IoU that a language model would state (`search.prm`): a process reward model, see `default_prm` |
 | `prm-mean` | the expectation of that IoU over the probabilities of its digits |
 | `prm:NAME_OR_PATH`, `prm-mean:…` | `prm` and `prm-mean` of the checkpoint that is named |
+| `self` | the IoU that the policy itself would state, whatever reward model is embedded, as in SegAgent |
 | `tool` | the IoU that the tool predicts for its own mask |
 | `oracle` | the true IoU: it reads the target, so it is an upper bound and no result |
 
@@ -22,7 +23,7 @@ from agents.base import Agent
 from segenv import metrics, specs
 from segenv.mdp import SegMDP, SegState
 
-NAMES = ("prm", "prm-mean", "tool", "oracle")
+NAMES = ("prm", "prm-mean", "self", "tool", "oracle")
 EMBEDDED = "tiny-prm"  # the folder of the embedded process reward model, among the weights of the agents
 
 
@@ -83,7 +84,7 @@ class PredictedIouValue(ValueFunction):
         if not isinstance(agent, MllmAgent):
             raise ValueError(
                 f"value {name!r} is what a language model states, and agent {agent.spec!r} is none; take agent "
-                f"mllm[:…], or name the model: value={name}:NAME_OR_PATH"
+                f"mllm[:…], or name the model: value={'prm' if name == 'self' else name}:NAME_OR_PATH"
             )
         self.name, self.mdp, self.agent, self.mean = name, mdp, agent, mean
         self.reader = IouReader(agent)
@@ -111,6 +112,8 @@ def make(spec: str, mdp: SegMDP, agent: Agent) -> ValueFunction:
         return PredictedIouValue(mdp, model, name == "prm-mean", spec)
     if path:
         raise ValueError(f"value {spec!r}: {name} takes nothing after a colon; expected {name}")
+    if name == "self":
+        return PredictedIouValue(mdp, agent, name=name)
     if name == "tool" and not mdp.tool.predicts_iou:
         raise ValueError(f"value 'tool': {mdp.tool.spec} predicts no IoU of its masks; take value=prm, or oracle")
     return ToolValue() if name == "tool" else OracleValue()

@@ -1,6 +1,7 @@
 """Settings of a comparison of tree searches, and its conditions."""
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from experiments.common.config import Counts, InFolder, Names, OutFolder, RunError
@@ -30,7 +31,7 @@ class Args:
     depths: Counts = (7,)
     """actions that lie between the first mask and the deepest"""
     values: Names = ("prm", "tool", "oracle")
-    """value sources: prm, prm:NAME_OR_PATH, tool, oracle"""
+    """value sources: prm, prm:NAME_OR_PATH, self (what the policy states), tool, oracle"""
     budgets: Names = ("policy_calls=21",)
     """what each task may cost: policy_calls=N, tokens=N, tool_calls=N, value_calls=N, seconds=S; none"""
     steps: tuple[Count, ...] = (1, 3, 5, 7, 11)
@@ -58,7 +59,8 @@ class Args:
 
 
 def conditions(args: Args) -> list[Condition]:
-    """Conditions to run: the steps table's searches without a budget, and the grid. Raises RunError for a bad spec."""
+    """Conditions to run: the steps table's searches without a budget, the grid, and for each K its controls of equal
+    cost (`metrics.equal_cost`). Raises RunError for a bad spec."""
     found: dict[Condition, None] = {}
 
     def add(name: str, depth: int, budget: str, **options: Any) -> None:
@@ -83,4 +85,8 @@ def conditions(args: Args) -> list[Condition]:
                     add("greedy", depth, budget, k=1 if value == "none" else k, value=value)
                     for name in args.search if k > 1 else ():
                         add(name, depth, budget, **{"n" if name.startswith("best-of-n") else "k": k}, value=value)
+    for value, k, depth, budget in product(args.values, args.k, args.depths, args.budgets):
+        if k > 1 and budget != "none":
+            add("greedy", depth * k, budget, k=1, value=value)
+            add("best-of-n", depth, budget, n=k, value=value)
     return list(found)

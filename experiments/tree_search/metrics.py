@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any, TypedDict
 
 import numpy as np
 
+from experiments.evaluate import click_quality
 from search import spec
 from search.budget import AXES
 from search.spec import SearchSpec
-from search.tree import Tree
+from search.tree import Node, Tree
 from segenv import metrics, statistics
+from segenv.types import Action
 
 Record = dict[str, Any]
 COSTS = {
@@ -38,9 +41,13 @@ METRIC_DEFINITIONS = {
     "equal share of each batch, and vary between runs",
     "budget": "hard limits for each task; a search that is cut returns the best-valued mask so far",
     "curves": "mean IoU of the best-valued mask so far, once so much has been spent",
+    "equal_cost": "paired difference, at K > 1 and within a budget, to greedy search at K = 1 of K times as many "
+    "steps, and to best-of-n of K episodes, of the same value and budget: what as many replies give without branching",
+    "on_path": "mean of the highest IoU on the way to the mask that is returned, both ends included",
     "steps": "greedy search without a budget cut after t steps: its last mask, and the best-valued of its masks up to "
     "there; their paired difference, and that of the best-valued mask to K = 1's",
-    "intervals": "95 % percentile bootstrap over tasks, 2000 resamples, seed 0; nothing of the spread over seeds",
+    "intervals": "95 % percentile bootstrap over images, 2000 resamples, seed 0; nothing of the spread over seeds",
+    **{name: f"on the way to the returned mask: {text}" for name, text in click_quality.METRIC_DEFINITIONS.items()},
 }
 
 
@@ -86,7 +93,9 @@ class Condition:
     def like(self, algorithm: str | None = None, k: int | None = None, value: str | None = None) -> Condition:
         """This condition with another algorithm (greedy), K or value."""
         old = self.parsed
-        options: dict[str, int | float] = dict(old.options) if algorithm is None else {"k": self.k}
+        options: dict[str, int | float] = dict(old.options)
+        if algorithm is not None:
+            options = {"n" if algorithm == "best-of-n" else "k": self.k}
         if k is not None:
             options = {key: k if key in ("k", "n") else option for key, option in options.items()}
         new = SearchSpec(algorithm or old.algorithm, options, value or old.value, old.config)
@@ -98,7 +107,15 @@ def labelled(value: str) -> str:
     return f"{value} (reads the target)" if value == "oracle" else value
 
 
-class Found(TypedDict):
+class Path(TypedDict, total=False):
+    """The way from the first mask to the one that a search returns; records of earlier versions have none."""
+
+    on_path: float
+    right: list[float | None]
+    first_inside: float
+
+
+class Found(Path):
     """Record of a search in results.jsonl."""
 
     search: str
@@ -120,7 +137,8 @@ def record(condition: Condition, tree: Tree) -> Record:
     """Measure a finished search against the target, with its costs and the way that it took."""
     target = tree.task.target
     ious = [float(metrics.iou(target, node.state.mask)) for node in tree.nodes]
-    last = tree.last or tree.root
+    last, path = tree.last or tree.root, tree.best.path()
+    right = [click_quality.is_right(tree.task, *step) for step in _steps_of(path)]
     return {
         "search": condition.search,
         "depth": condition.depth,
@@ -128,6 +146,10 @@ def record(condition: Condition, tree: Tree) -> Record:
         "iou": ious[tree.best.index],
         "last_iou": ious[last.index],
         "in_tree": max(ious),
+        "on_path": max(ious[node.index] for node in path),
+        # of each action on the way to the returned mask, whether it is a click on a true error
+        "right": [None if np.isnan(one) else one for one in right],
+        "first_inside": click_quality.is_inside(tree.task, path[1].action if len(path) > 1 else None),
         "value": tree.best.value,
         "steps": tree.best.state.step,
         "deepest": max(node.state.step for node in tree.nodes),
@@ -140,18 +162,32 @@ def record(condition: Condition, tree: Tree) -> Record:
     }
 
 
-def summarise(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int], protocol: Mapping) -> dict[str, Any]:
-    """Content of metrics.json; `results` hold each condition's records of the same tasks, in one order."""
+def _steps_of(path: Sequence[Node]) -> Iterator[tuple[np.ndarray, Action]]:
+    """The mask before each action of a path, and the action."""
+    for node, following in pairwise(path):
+        assert following.action is not None
+        yield node.state.mask, following.action
+
+
+def summarise(
+    results: Mapping[Condition, Sequence[Record]],
+    steps: Sequence[int],
+    protocol: Mapping,
+    images: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Content of metrics.json; `results` hold each condition's records of the same tasks, in one order, and `images`
+    names the image of each task."""
     tasks = {tuple(record["task"] for record in records) for records in results.values()}
     if len(tasks) != 1:
         raise ValueError("the conditions were run on unlike tasks; differences are paired, so finish the run first")
     ious = {condition: column(records, "iou") for condition, records in results.items()}
-    rows = [_row(condition, records, ious) for condition, records in results.items()]
+    rows = [_row(condition, records, ious, images) for condition, records in results.items()]
     _rank(rows)
     return {
         "tasks": len(next(iter(tasks))),
         "conditions": rows,
-        "steps": _steps(results, steps),
+        "equal_cost": equal_cost(ious, images),
+        "steps": _steps(results, steps, images),
         "protocol": dict(protocol),
     }
 
@@ -161,7 +197,31 @@ def column(records: Sequence[Record], key: str) -> np.ndarray:
     return np.array([record[key] for record in records], np.float64)
 
 
-def _row(condition: Condition, records: Sequence[Record], ious: Mapping[Condition, np.ndarray]) -> dict[str, Any]:
+def equal_cost(ious: Mapping[Condition, np.ndarray], images: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Compare each search of K > 1 within a budget with its controls that spend as many replies without branching: the
+    paired difference of the IoU, as mean and interval. `ious` hold those of the same tasks for each condition."""
+    found = []
+    for condition in ious:
+        if condition.k == 1 or condition.parsed.value == "none" or not condition.parsed.config.limits.finite():
+            continue
+        longer = Condition(condition.like("greedy", 1).search, condition.depth * condition.k)
+        episodes = condition.like("best-of-n", condition.k)
+        controls = {f"greedy, K = 1, {longer.depth} steps": longer, f"best-of-n, n = {condition.k}": episodes}
+        for name, control in controls.items():
+            if control in ious and control != condition:
+                difference = statistics.bootstrap_difference(ious[condition], ious[control], images=images)
+                row = {"search": condition.search, "depth": condition.depth, "control": name}
+                row |= {"control_search": control.search, "control_depth": control.depth}
+                found.append({**row, "difference": list(difference)})
+    return found
+
+
+def _row(
+    condition: Condition,
+    records: Sequence[Record],
+    ious: Mapping[Condition, np.ndarray],
+    images: Sequence[str] | None,
+) -> dict[str, Any]:
     values = ious[condition]
     valued = condition.parsed.value != "none"
 
@@ -170,7 +230,7 @@ def _row(condition: Condition, records: Sequence[Record], ious: Mapping[Conditio
         if other == condition or other not in ious:
             return None
         pair = (values, ious[other]) if sign > 0 else (ious[other], values)
-        return list(statistics.bootstrap_difference(*pair))
+        return list(statistics.bootstrap_difference(*pair, images=images))
 
     return {
         "search": condition.search,
@@ -181,11 +241,12 @@ def _row(condition: Condition, records: Sequence[Record], ious: Mapping[Conditio
         "budget": condition.budget,
         "privileged": condition.privileged,
         "miou": float(values.mean()),
-        "interval": list(statistics.bootstrap(values)),
+        "interval": list(statistics.bootstrap(values, images=images)),
         "gain": against(condition.like("greedy", 1)) if valued else None,
         "over_greedy": against(condition.like("greedy")),
         "over_last": against(condition.like("greedy", 1, "none")),
         "in_tree": float(column(records, "in_tree").mean()),
+        **_path(condition, records, images),
         "regret": against(condition.like(value="oracle"), -1) if valued and not condition.privileged else None,
         "place": None,
         "steps": float(column(records, "steps").mean()),
@@ -195,6 +256,16 @@ def _row(condition: Condition, records: Sequence[Record], ious: Mapping[Conditio
     }
 
 
+def _path(condition: Condition, records: Sequence[Record], images: Sequence[str] | None) -> dict[str, Any]:
+    """Measure the ways to the returned masks, and their clicks; None where a record has none."""
+    if not all("right" in record for record in records):
+        return {"on_path": None, "first_click_in_object": None, "clicks_on_error": None, "click_intervals": None}
+    right = [np.array(record["right"], np.float64) for record in records]  # None becomes NaN
+    inside = column(records, "first_inside")
+    numbers, intervals = click_quality.summarise(click_quality.by_step(right, condition.depth), inside, images)
+    return {"on_path": float(column(records, "on_path").mean()), **numbers, "click_intervals": intervals}
+
+
 def _rank(rows: Sequence[dict[str, Any]]) -> None:
     """Rank the rows of each depth, budget and value source by mIoU, but for oracle rows and those without a budget."""
     groups: dict[tuple, list[dict[str, Any]]] = {}
@@ -202,11 +273,13 @@ def _rank(rows: Sequence[dict[str, Any]]) -> None:
         if not row["privileged"] and row["value"] != "none" and row["budget"] != "none":
             groups.setdefault((row["depth"], row["budget"], row["value"]), []).append(row)
     for group in groups.values():
-        for row in group:
+        for row in group if len(group) > 1 else ():
             row["place"] = [1 + sum(other["miou"] > row["miou"] for other in group), len(group)]
 
 
-def _steps(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int]) -> list[dict[str, Any]]:
+def _steps(
+    results: Mapping[Condition, Sequence[Record]], steps: Sequence[int], images: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
     """Greedy searches without a budget, cut after each number of steps (the paper's Table 2)."""
     rows = []
     for condition, step in ((one, step) for one in results if _stepwise(one) for step in sorted(steps)):
@@ -214,14 +287,15 @@ def _steps(results: Mapping[Condition, Sequence[Record]], steps: Sequence[int]) 
             continue
         last = after(results[condition], step)
         row: dict[str, Any] = {"k": condition.k, "value": condition.parsed.value, "step": step}
-        row |= {"last": float(last.mean()), "last_interval": list(statistics.bootstrap(last))}
+        row |= {"last": float(last.mean()), "last_interval": list(statistics.bootstrap(last, images=images))}
         if condition.parsed.value != "none":
             chosen, single = after(results[condition], step, chosen=True), condition.like(k=1)
-            row |= {"chosen": float(chosen.mean()), "chosen_interval": list(statistics.bootstrap(chosen))}
-            row["gain"] = list(statistics.bootstrap_difference(chosen, last))
+            row |= {"chosen": float(chosen.mean())}
+            row["chosen_interval"] = list(statistics.bootstrap(chosen, images=images))
+            row["gain"] = list(statistics.bootstrap_difference(chosen, last, images=images))
             if condition.k > 1 and single in results:
                 other = after(results[single], step, chosen=True)
-                row["over_one"] = list(statistics.bootstrap_difference(chosen, other))
+                row["over_one"] = list(statistics.bootstrap_difference(chosen, other, images=images))
         rows.append(row)
     return rows
 

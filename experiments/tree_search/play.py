@@ -40,7 +40,8 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
             records.sort(key=lambda record: indices[record["task"]])
         if not results[grid[0]]:
             raise RunError(f"all items of {args.data!r} are bad, the first because: {player.dataset.skipped[:1]}")
-        numbers = metrics.summarise(results, args.steps, about["protocol"])
+        images = player.dataset.images_of(record["task"] for record in results[grid[0]])
+        numbers = metrics.summarise(results, args.steps, about["protocol"], images)
         numbers["skipped"] = hide_home(dict(player.dataset.skipped))
         folder.write_json("metrics.json", numbers)
         report.write(folder, results, numbers, about, player.dataset.by_id)

@@ -22,6 +22,7 @@ from segenv.geometry.rle import decode_mask, encode_mask
 from segenv.records import reader
 from segenv.types import Task, object_of
 
+SHOWN_STEPS = ("1", "2", "3")  # of the shares of clicks on a true error
 SIDE = 320  # pixels of a thumbnail's longer side; the page shows it smaller, and larger where it is chosen
 Results = Mapping[Condition, Sequence[Record]]
 
@@ -30,16 +31,17 @@ def write(
     folder: RunFolder, results: Results, numbers: dict[str, Any], about: dict[str, Any], load: Callable[[str], Task]
 ) -> None:
     """Write tables, plots and report.html. `load` gives the task of an id."""
-    compared, steps = comparison(numbers), steps_table(numbers)
+    compared, equal, steps = comparison(numbers), equal_cost_table(numbers), steps_table(numbers)
     write_atomic(folder / "table.txt", text(numbers) + "\n")
-    write_atomic(folder / "table.md", "\n".join(table.markdown() for table in (compared, steps) if table.rows))
+    write_atomic(folder / "table.md", "\n".join(table.markdown() for table in (compared, equal, steps) if table.rows))
     write_atomic(folder / "table.csv", all_digits(numbers).csv())
     protocol, column = numbers["protocol"], compared.header.index("budget")
     bounded, free = (
         Table(compared.header, [row for row in compared.rows if (row[column] == "none") is unbounded], "<")
         for unbounded in (False, True)
     )
-    named = {"At equal budgets": bounded, "Greedy search by steps": steps, "Without a budget": free}
+    named = {"At equal budgets": bounded, "K > 1 and as many replies without branching": equal}
+    named |= {"Greedy search by steps": steps, "Without a budget": free}
     title = f"Tree search over {protocol['agent']} with {protocol['tool']} on {protocol['data']}"
     trees = forest(folder.records("trees.jsonl", read_tree), load, list(results))
     context = {"title": title, "numbers": numbers, "tables": named, "manifest": about, "forest": trees}
@@ -50,6 +52,7 @@ def comparison(numbers: Mapping) -> Table:
     """Compare all conditions, the oracle's last, as they compete with none."""
     header = ["search", "value", "K", "depth", "budget", "mIoU", "interval", "to K = 1", "interval", "to greedy"]
     header += ["interval", "to last mask", "interval", "best in tree", "regret to oracle", "interval", "place"]
+    header += ["best on path", "first click", *(f"on error @{k}" for k in SHOWN_STEPS)]
     rows = sorted(numbers["conditions"], key=lambda row: (row["privileged"], row["depth"], row["budget"], row["value"]))
     cells = [
         [
@@ -66,11 +69,31 @@ def comparison(numbers: Mapping) -> Table:
             f"{row['in_tree']:.4f}",
             *_signed(row["regret"]),
             "" if row["place"] is None else f"{row['place'][0]} of {row['place'][1]}",
+            number(row["on_path"]),
+            number(row["first_click_in_object"], 3),
+            *(number((row["clicks_on_error"] or {}).get(k), 3) for k in SHOWN_STEPS),
             *(f"{row['spent'][axis]:.{2 if axis == 'seconds' else 1}f}" for axis in AXES),
         ]
         for row in rows
     ]
     return Table([*header, *COSTS.values()], cells, "<")
+
+
+def equal_cost_table(numbers: Mapping) -> Table:
+    """Compare searches of K > 1 with their controls that spend as many replies without branching, costs beside."""
+    header = ["search", "value", "K", "mIoU", "replies", "tool calls", "control", "mIoU", "replies", "tool calls"]
+    header += ["difference", "interval"]
+    rows = {(row["search"], row["depth"]): row for row in numbers["conditions"]}
+    cells = []
+    for line in numbers["equal_cost"]:
+        row, control = rows[line["search"], line["depth"]], rows[line["control_search"], line["control_depth"]]
+        own, others = (
+            [f"{one['miou']:.4f}", *(f"{one['spent'][axis]:.1f}" for axis in ("policy_calls", "tool_calls"))]
+            for one in (row, control)
+        )
+        names = [row["algorithm"], labelled(row["value"]), str(row["k"])]
+        cells.append([*names, *own, line["control"], *others, *_signed(line["difference"])])
+    return Table(header, cells, "<")
 
 
 def steps_table(numbers: Mapping) -> Table:
@@ -98,6 +121,8 @@ def text(numbers: Mapping) -> str:
     """Format the tables for a terminal."""
     parts = [f"{numbers['tasks']} tasks, each searched under {len(numbers['conditions'])} conditions"]
     parts.append(comparison(numbers).text())
+    if numbers["equal_cost"]:
+        parts.append("K > 1 and as many replies without branching\n" + equal_cost_table(numbers).text())
     if numbers["steps"]:
         parts.append("greedy search by steps\n" + steps_table(numbers).text())
     return "\n\n".join(parts)
@@ -129,6 +154,8 @@ def plot_all(results: Results, numbers: Mapping) -> dict[str, bytes]:
         if not condition.privileged and parsed.value != "none" and parsed.config.limits.finite():
             groups.setdefault((condition.depth, condition.budget, parsed.value), []).append(condition)
     for (depth, budget, value), group in groups.items():
+        if len(group) == 1:  # the control of another depth
+            continue
         name = "".join(sign if sign.isalnum() else "_" for sign in f"{value}_{depth}_{budget}")
         title = f"value {value}, {depth} steps, budget {budget}"
         plots[f"places_{name}"] = plot_ranks(results, group, title)

@@ -68,6 +68,14 @@ def test_the_grid_is_what_was_asked_for() -> None:
                 (f"beam:width=2,k=2,value={value},policy_calls=6", 3),
             ]
         ),
+        *(
+            row
+            for value in ("tool", "oracle")
+            for row in [
+                (f"greedy:k=1,value={value},policy_calls=6", 6),
+                (f"best-of-n:n=2,value={value},policy_calls=6", 3),
+            ]
+        ),
     ]
     with pytest.raises(RunError, match="unknown search 'astar:k=2"):
         config.conditions(play.replace(SMALL, search=("astar",)))
@@ -77,17 +85,17 @@ def test_the_grid_is_what_was_asked_for() -> None:
 
 def test_a_run_writes_tables_plots_and_trees(finished) -> None:
     out, numbers = finished
-    assert numbers["tasks"] == 5 and len(numbers["conditions"]) == 8
+    assert numbers["tasks"] == 5 and len(numbers["conditions"]) == 9
     for name in ("table.txt", "table.md", "table.csv", "plots/steps.png", "report.html", "tree_search.DONE"):
         assert (out / name).stat().st_size > 0
     with open(out / "table.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["miou"]) for row in rows] == [row["miou"] for row in numbers["conditions"]]
     lines = (out / "table.md").read_text().splitlines()
-    assert sum(line.startswith("| ") for line in lines) == (2 + 8) + (2 + 9)  # with two lines of head each
+    assert sum(line.startswith("| ") for line in lines) == (2 + 9) + (2 + 5) + (2 + 9)  # with two lines of head each
     page = (out / "report.html").read_text()
     forest = json.loads(page.split('<script type="application/json" id="forest">')[1].split("</script>")[0])
-    assert len(forest["tasks"]) == 2 and len(forest["trees"]) == 2 * 8
+    assert len(forest["tasks"]) == 2 and len(forest["trees"]) == 2 * 9
     for tree in forest["trees"]:
         assert all(node["parent"] < i for i, node in enumerate(tree["nodes"])) and tree["nodes"][0]["action"] == "start"
         assert (
@@ -99,7 +107,7 @@ def test_a_run_writes_tables_plots_and_trees(finished) -> None:
 def test_the_oracle_has_no_place_and_is_the_ceiling(finished) -> None:
     _, numbers = finished
     oracle = [row for row in numbers["conditions"] if row["value"] == "oracle"]
-    assert len(oracle) == 6 and all(row["privileged"] and row["place"] is None for row in oracle)
+    assert len(oracle) == 7 and all(row["privileged"] and row["place"] is None for row in oracle)
     assert all(row["miou"] == pytest.approx(row["in_tree"]) for row in oracle)
     for line in [*report.comparison(numbers).rows, *report.steps_table(numbers).rows]:
         assert "oracle" not in line and ("oracle" in " ".join(line)) == ("oracle (reads the target)" in line)
@@ -116,7 +124,7 @@ def test_a_run_that_was_cut_goes_on_with_the_same_numbers(finished, tmp_path) ->
     resumed = play.run(play.replace(SMALL, out=str(again), resume=str(again)), quiet=True)
     assert told(resumed) == told(numbers)
     keys = [(row["search"], row["depth"], row["task"]) for row in RunFolder(again).records("results.jsonl")]
-    assert len(keys) == len(set(keys)) == 40
+    assert len(keys) == len(set(keys)) == 45
     with pytest.raises(RunError, match="k: was"):
         play.run(play.replace(SMALL, resume=str(again), k=(1, 3)), quiet=True)
 
@@ -255,3 +263,37 @@ def test_what_cannot_be_run_is_refused_before_it_begins(tmp_path, capsys, monkey
     assert "no proposal_temperature" in capsys.readouterr().err
     assert __main__.main([*flags, "--values", "oracle", "--k", "0"]) == 1
     assert "--k holds 0; expected 1 or more" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_branching_is_compared_with_as_many_replies_without_it(finished) -> None:
+    out, numbers = finished
+    rows = {(row["search"], row["depth"]): row for row in numbers["conditions"]}
+    lines = {(line["search"], line["control"]): line for line in numbers["equal_cost"]}
+    names = {name for _, name in lines}
+    assert names == {"greedy, K = 1, 6 steps", "best-of-n, n = 2"}
+    found = {(one["search"], one["depth"], one["task"]): one["iou"] for one in RunFolder(out).records("results.jsonl")}
+    tasks = sorted({task for *_, task in found})
+    for line in lines.values():
+        search, control = (line["search"], line["depth"]), (line["control_search"], line["control_depth"])
+        change = [found[(*search, task)] - found[(*control, task)] for task in tasks]
+        mean, low, high = line["difference"]
+        assert mean == pytest.approx(np.mean(change)) and low <= mean <= high
+        assert search != control and rows[control]["spent"]["policy_calls"] <= 6
+    assert ("best-of-n:n=2,value=oracle,policy_calls=6", "best-of-n, n = 2") not in lines
+    longer = rows["greedy:k=1,value=oracle,policy_calls=6", 6]
+    assert longer["spent"]["policy_calls"] > rows["greedy:k=1,value=oracle,policy_calls=6", 3]["spent"]["policy_calls"]
+    assert "K > 1 and as many replies without branching" in (out / "table.txt").read_text()
+
+
+def test_the_way_to_the_returned_mask_and_its_clicks_are_measured(finished) -> None:
+    """The annotator clicks on errors, always."""
+    out, numbers = finished
+    for row in numbers["conditions"]:
+        assert row["clicks_on_error"]["all"] == 1 and row["first_click_in_object"] == 1
+        assert row["on_path"] <= row["in_tree"] and row["click_counts"]["1"] == 5
+    record = next(RunFolder(out).records("results.jsonl"))
+    assert record["on_path"] >= record["iou"] and len(record["right"]) == record["steps"]
+    older = {name: value for name, value in record.items() if name not in ("on_path", "right", "first_inside")}
+    condition = Condition(record["search"], record["depth"])
+    row = metrics.summarise({condition: [older]}, (), {})["conditions"][0]
+    assert row["on_path"] is None and "clicks_on_error" in row

@@ -50,7 +50,7 @@ def test_a_spec_says_algorithm_value_budget_and_config() -> None:
         ("mcts:c=low", "c is 'low'; expected a number"),
         ("greedy:k=0", "k is 0; expected 1 or more"),
         ("mcts:c=-1", "c is -1.0; expected 0 or more"),
-        ("greedy:k=3,value=sam", "value is 'sam'; expected one of prm, prm-mean, tool, oracle or none"),
+        ("greedy:k=3,value=sam", "value is 'sam'; expected one of prm, prm-mean, self, tool, oracle or none"),
         ("greedy:k=3,value=none", "it chooses by value; take value=prm, tool or oracle, or greedy:k=1"),
         ("mcts:k=1,value=none", "it chooses by value"),
         ("greedy:tokens=-1", "tokens is -1; expected 0 or more"),
@@ -136,6 +136,12 @@ def test_prm_is_the_embedded_model_or_else_the_policy_itself(writer, monkeypatch
     assert reads("prm", policy) == reads("prm-mean", policy) == reads("prm", agents.make("random")) == embedded
     assert reads("prm:tiny-mllm", policy) == ("mllm:tiny-mllm", policy.backend.fingerprint)
     assert reads("prm", own) == (own.spec, own.backend.fingerprint) and reads("prm", writer)[0] == "mllm:untrained"
+    assert reads("self", policy) == ("mllm", policy.backend.fingerprint), "whatever is embedded"
+    assert reads("self", own) == (own.spec, own.backend.fingerprint)
+    with pytest.raises(ValueError, match="agent 'random' is none.*value=prm:NAME_OR_PATH"):
+        values.make("self", mdp, agents.make("random"))
+    with pytest.raises(ValueError, match="self takes nothing after a colon"):
+        values.make("self:tiny-prm", mdp, policy)
     folders["tiny-prm"].rename(tmp_path / "gone")
     assert reads("prm", policy) == ("mllm", policy.backend.fingerprint)
 
