@@ -33,13 +33,13 @@ class NumberTokens:
 
     def __init__(self, processor: Any) -> None:
         tokenize = partial(processor.tokenizer, add_special_tokens=False)
-        texts = [IOU.template.format(number) for number in range(101)]
+        texts = [IOU.format(number) for number in range(101)]
         prompt, reply = chat(processor, "mask", texts[0])
         lead = reply[: reply.index(texts[0])]  # what a chat template puts before every reply
         rows = tokenize([prompt + lead + text for text in texts])["input_ids"]
         shared = len(os.path.commonprefix(rows))
         self.value: dict[Tokens, int] = {tuple(row[shared:]): number for number, row in enumerate(rows)}
-        begun = lead + IOU.template.partition("{")[0]
+        begun = lead + IOU.partition("{")[0]
         same = [text for text in (begun, begun.rstrip()) if tokenize(prompt + text)["input_ids"] == rows[0][:shared]]
         if len(self.value) < len(rows) or not same:
             raise ValueError(

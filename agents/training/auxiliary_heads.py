@@ -134,7 +134,8 @@ class Collator:
         if fine := [question.fine for question in questions if question.fine is not None]:
             batch["fine"] = torch.from_numpy(np.stack(fine))
         columns = zip(*(texts[k] for k in order), strict=True)
-        ids, labels, weights, attention = (nn.utils.rnn.pad_sequence(column, batch_first=True) for column in columns)
+        padded = (nn.utils.rnn.pad_sequence(list(column), batch_first=True) for column in columns)
+        ids, labels, weights, attention = padded
         labels = labels.masked_fill(weights == 0, IGNORED)
         return batch | {"ids": ids, "labels": labels, "weights": weights, "attention": attention}
 

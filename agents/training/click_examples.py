@@ -6,7 +6,7 @@ clicks through a segmentation tool, and from masks that are cheap to make: parts
 objects, nearly perfect ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -127,9 +127,9 @@ class Rollout:
 class ClickExamples:
     """Makes example i from i, the seed and the mixture alone.
 
-    `reuse` examples are made of each scene, in other orientations; the scenes of the last `window` examples are kept
-    for that. `image_size` is the side of pictures and `grid` the number of patches along it; a mask of `stop_iou` is
-    good enough.
+    `reuse` examples are made of each scene and of the states that were played in it, in other orientations; those of
+    the last `window` examples are kept for that. `image_size` is the side of pictures and `grid` the number of patches
+    along it; a mask of `stop_iou` is good enough.
     """
 
     def __init__(
@@ -149,19 +149,20 @@ class ClickExamples:
         self.codec = codec.make("segagent")
         self.levels = [scenes.Synthetic("train", level.name) for level in scenes.DIFFICULTIES]
         self.scene = lru_cache(maxsize=window)(self._scene)
+        self.played = lru_cache(maxsize=window)(self._played)
 
     def __getitem__(self, i: int) -> ClickExample:
-        scene, named, rng = self._named_scene(i)
-        tasks = [self._task(scene, k, str(rng.choice(sentences))) for k, sentences in named]
+        scene, named, rng, origin = self._named_scene(i)
+        tasks = {k: self._task(scene, k, str(rng.choice(sentences))) for k, sentences in named}
         empty = np.zeros(scene.instances.shape, bool)
         masks = [empty]
-        questions = [self._question(0, task, empty) for task in tasks[: self.mixture.first]]
-        states = list(self._states(tasks, scene.instances, rng))
+        questions = [self._question(0, task, empty) for task in list(tasks.values())[: self.mixture.first]]
+        states = list(self._states(tasks, scene.instances, origin, rng))
         masks += [mask for _, mask, *_ in states]
         questions += [self._question(1 + k, *state) for k, state in enumerate(states)]
         for k in rng.permutation(len(states))[: self.mixture.crossed]:
             task, mask, *_ = states[k]
-            others = [other for other in tasks if other is not task]
+            others = [other for other in tasks.values() if other is not task]
             if others:
                 questions.append(self._question(1 + int(k), others[rng.integers(len(others))], mask))
         pictures = [render.resized(render.overlay(scene.image, mask), (self.image_size,) * 2) for mask in masks]
@@ -169,15 +170,19 @@ class ClickExamples:
         shares = np.stack([self._shares(mask) for mask in masks])
         return ClickExample(np.stack(pictures), shares, patches, objects, tuple(questions))
 
-    def _named_scene(self, i: int) -> tuple[scenes.Scene, list[tuple[int, list[str]]], np.random.Generator]:
-        """Scene of example i, turned, its named objects (index and sentences) in random order, and the generator."""
+    def _named_scene(
+        self, i: int
+    ) -> tuple[scenes.Scene, list[tuple[int, list[str]]], np.random.Generator, tuple[int, int]]:
+        """Scene of example i, turned, its named objects (index and sentences) in random order, the generator, and the
+        scene's number and turn."""
         rng = np.random.default_rng([self.seed, i])
         number = i // (self.window * self.reuse) * self.window + i % self.window
-        scene = rotated(self.scene(number), int(rng.integers(8)))
-        named = [(k, sentences) for k in range(len(scene.objects)) if (sentences := scenes.expressions(scene, k))]
+        turn = int(rng.integers(8))
+        scene = rotated(self.scene(number), turn)
+        named = _named(scene)
         if not named:  # turning moves no object past another, but rounding of centres may
             return self._named_scene(i + self.window * self.reuse)
-        return scene, [named[k] for k in rng.permutation(len(named))], rng
+        return scene, [named[k] for k in rng.permutation(len(named))], rng, (number, turn)
 
     def _scene(self, number: int) -> scenes.Scene:
         rng = np.random.default_rng([self.seed, 1, number])
@@ -187,18 +192,33 @@ class ClickExamples:
     def _task(self, scene: scenes.Scene, k: int, instruction: str) -> Task:
         return Task("example", scene.image, scene.instances == k + 1, instruction)
 
-    def _states(self, tasks: Sequence[Task], instances: np.ndarray, rng: np.random.Generator):
+    def _played(self, number: int) -> list[tuple[int, np.ndarray, Action]]:
+        """States of objects of a scene, as the rollout runs into them: object, mask and correct action; at least as
+        many as an example shows, if there are."""
+        assert self.rollout is not None
+        scene, rng = self.scene(number), np.random.default_rng([self.seed, 2, number])
+        named, states = _named(scene), []
+        for i in rng.permutation(len(named)):
+            if len(states) < self.mixture.trajectory:
+                k, sentences = named[i]
+                task = self._task(scene, k, str(rng.choice(sentences)))
+                states += [(k, mask, action) for _, mask, action in self.rollout.states(task, rng)]
+        return states
+
+    def _states(
+        self, tasks: dict[int, Task], instances: np.ndarray, origin: tuple[int, int], rng: np.random.Generator
+    ) -> Iterator[tuple[Task, np.ndarray, Action | None]]:
         """Tasks with a mask to improve and, where it was played, the action to take."""
         if self.mixture.trajectory and self.rollout is not None:
-            states: list[tuple[Task, np.ndarray, Action]] = []
-            for task in tasks[:2]:
-                if len(states) < self.mixture.trajectory:
-                    states += self.rollout.states(task, rng)
-            for k in sorted(rng.permutation(len(states))[: self.mixture.trajectory]):
-                yield states[k]
+            number, turn = origin
+            states = [state for state in self.played(number) if state[0] in tasks]  # turned, some lose their name
+            for i in sorted(rng.permutation(len(states))[: self.mixture.trajectory]):
+                k, mask, action = states[i]
+                yield tasks[k], turned(mask, turn), turned_action(action, mask.shape, turn)
+        known = list(tasks.values())
         for k in range(self.mixture.cheap):
-            task = tasks[k % len(tasks)]
-            yield task, distorted_mask(task.target.view(bool), instances, rng)
+            task = known[k % len(known)]
+            yield task, distorted_mask(task.target.view(bool), instances, rng), None
 
     def _question(self, picture: int, task: Task, mask: np.ndarray, action: Action | None = None) -> Question:
         iou = float(metrics.iou(task.target, mask))
@@ -249,14 +269,30 @@ def correct_action(task: Task, mask: np.ndarray, clicks: Sequence[Click], stop_i
     return Stop() if click is None else click
 
 
-def rotated(scene: scenes.Scene, turn: int) -> scenes.Scene:
-    """The scene in one of its 8 orientations (bits of `turn`: mirrored left to right, upside down, transposed)."""
-    height, width = scene.instances.shape
+def _named(scene: scenes.Scene) -> list[tuple[int, list[str]]]:
+    """Objects of a scene that sentences pick out: index and sentences."""
+    return [(k, sentences) for k in range(len(scene.objects)) if (sentences := scenes.expressions(scene, k))]
 
-    def move(array: np.ndarray) -> np.ndarray:
-        array = array[:, ::-1] if turn & 1 else array
-        array = array[::-1] if turn & 2 else array
-        return np.ascontiguousarray(array.swapaxes(0, 1) if turn & 4 else array)
+
+def turned(array: np.ndarray, turn: int) -> np.ndarray:
+    """An array [H, W, …] in one of 8 orientations (bits of `turn`: mirrored left to right, upside down, transposed)."""
+    array = array[:, ::-1] if turn & 1 else array
+    array = array[::-1] if turn & 2 else array
+    return np.ascontiguousarray(array.swapaxes(0, 1) if turn & 4 else array)
+
+
+def turned_action(action: Action, shape: tuple[int, ...], turn: int) -> Action:
+    """An action on an image of `shape` (height, width) as it is on the turned image."""
+    if not isinstance(action, Click):
+        return action
+    x = shape[1] - 1 - action.x if turn & 1 else action.x
+    y = shape[0] - 1 - action.y if turn & 2 else action.y
+    return replace(action, x=y, y=x) if turn & 4 else replace(action, x=x, y=y)
+
+
+def rotated(scene: scenes.Scene, turn: int) -> scenes.Scene:
+    """The scene in one of its 8 orientations, see `turned`."""
+    height, width = scene.instances.shape
 
     def place(x: float, y: float) -> tuple[float, float]:
         x, y = (width - x if turn & 1 else x), (height - y if turn & 2 else y)
@@ -265,7 +301,7 @@ def rotated(scene: scenes.Scene, turn: int) -> scenes.Scene:
     def moved(things: Sequence[scenes.SceneObject]) -> tuple[scenes.SceneObject, ...]:
         return tuple(replace(thing, centre=place(*thing.centre)) for thing in things)
 
-    arrays: dict[str, Any] = {"image": move(scene.image), "instances": move(scene.instances)}
+    arrays: dict[str, Any] = {"image": turned(scene.image, turn), "instances": turned(scene.instances, turn)}
     return replace(scene, objects=moved(scene.objects), clutter=moved(scene.clutter), **arrays)
 
 

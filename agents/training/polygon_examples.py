@@ -57,7 +57,7 @@ class PolygonExamples(ClickExamples):
         self.polygon_codec, self.vertices, self.ratio, self.order = polygons.make(codec), vertices, ratio, order
 
     def __getitem__(self, i: int) -> ClickExample:
-        scene, named, rng = self._named_scene(i)
+        scene, named, rng, _ = self._named_scene(i)
         questions = []
         for k in range(self.mixture.first):
             index, sentences = named[k % len(named)]

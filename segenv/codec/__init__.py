@@ -6,32 +6,74 @@ statements look) and a prompt. A new model family is one line in `CODECS`, with 
 codec belongs to a checkpoint and is named before the run; nothing about it is ever guessed from a reply. This is the
 only module that knows normalised numbers.
 
-**Which statement counts.** A reply may hold a line `Current IOU: 74` and any reasoning. Of all statements in it
-(points, boxes, Finish, Undo) the last one counts, because reasoning comes before its conclusion. (SegAgent's published
-code takes the first match of its pattern.) A point or box is read anywhere; Finish and Undo count only at the end of a
-line and at its start, or after a colon, a number or a tag, so that "I will finish soon" is no stop. A last statement
-that breaks off, as in `Positive point: (12,`, makes the reply invalid: it never falls back to an earlier one.
+**Reading** is the same for every codec (see `segenv.codec.statements`), and lenient where a reply has one reading: of
+the last block of statements the first is played, and `Reading.extra` counts the others; a point without a sign is a
+positive click, and `Reading.unsigned` says so. Words, tags, JSON objects and tool calls are read in any codec. A number
+outside the frame makes the reply invalid, and so does a last statement that breaks off, as in `Positive point: (12,`:
+nothing is clipped, and nothing falls back to an earlier statement.
 """
 
 from segenv import specs
 from segenv.codec import polygons
 from segenv.codec.base import PROMPTS, Codec
-from segenv.codec.frames import Frame, image_size, qwen_size
-from segenv.codec.grammars import INTERN_TAGS, LISTS, MOLMO, QWEN_TAGS, WORDS, Grammar, json_objects
+from segenv.codec.frames import Frame, claude_size, image_size, padded_square, qwen_size, sent_size
+from segenv.codec.grammars import (
+    DEEPSEEK,
+    FLORENCE,
+    GEMINI,
+    GLM,
+    IBISAGENT,
+    INTERN_TAGS,
+    LISTS,
+    MEDSAM,
+    MINICPM,
+    MOLMO,
+    MOLMO2,
+    PALIGEMMA,
+    QWEN2_TAGS,
+    QWEN_JSON,
+    QWEN_TAGS,
+    SEG_ZERO,
+    SEGAGENT,
+    WORDS,
+    Grammar,
+)
 from segenv.codec.reading import Reading as Reading
 
 CODECS: dict[str, tuple[Frame, Frame, Grammar]] = {
     # The released SegAgent checkpoint: points are (row, column)/1000, and boxes (x, y)/999, in one reply.
-    "segagent": (Frame(1000, "yx"), Frame(999), QWEN_TAGS),
+    "segagent": (Frame(1000, "yx"), Frame(999), SEGAGENT),
     "unit-xy": (Frame(1, decimals=3), Frame(1, decimals=3), LISTS),
     "grid1000-xy": (Frame(1000), Frame(1000), WORDS),
     "grid1000-yx": (Frame(1000, "yx"), Frame(1000, "yx"), WORDS),
     "pixels": (Frame(image_size), Frame(image_size, decimals=3), WORDS),
-    "qwen2.5-vl": (Frame(qwen_size), Frame(qwen_size), json_objects("point_2d", "bbox_2d")),
-    "qwen3-vl": (Frame(1000), Frame(1000), json_objects("point_2d", "bbox_2d")),
-    "internvl": (Frame(1000), Frame(1000), INTERN_TAGS),
-    "molmo": (Frame(100, decimals=1), Frame(100, decimals=1), MOLMO),
-    "gemini": (Frame(1000, "yx"), Frame(1000, "yx"), json_objects("point", "box_2d")),
+    **{
+        name: (frame, frame, grammar)
+        for name, frame, grammar in (
+            ("qwen-vl", Frame(1000), QWEN_TAGS),
+            ("qwen2-vl", Frame(1000), QWEN2_TAGS),
+            ("qwen2.5-vl", Frame(qwen_size), QWEN_JSON),
+            ("qwen3-vl", Frame(1000), QWEN_JSON),
+            ("internvl", Frame(1000), INTERN_TAGS),
+            ("molmo", Frame(100, decimals=1), MOLMO),
+            ("molmo2", Frame(1000), MOLMO2),
+            ("gemini", Frame(1000, "yx"), GEMINI),
+            ("gemini-computer-use", Frame(999), WORDS),
+            ("claude", Frame(claude_size), WORDS),
+            ("gpt", Frame(sent_size), WORDS),
+            ("glm", Frame(1000), GLM),
+            ("kimi-vl", Frame(1, decimals=3), QWEN_JSON),
+            ("minicpm-v", Frame(1000), MINICPM),
+            ("seg-zero", Frame(840), SEG_ZERO),
+            ("ibisagent", Frame(1, decimals=4), IBISAGENT),
+            ("medsam-agent", Frame(qwen_size), MEDSAM),
+            ("swim", Frame(1000), QWEN_JSON),
+            ("deepseek-vl2", Frame(999), DEEPSEEK),
+            ("paligemma", Frame(1023, "yx"), PALIGEMMA),
+            ("florence-2", Frame(999), FLORENCE),
+            ("llava-1.5", Frame(padded_square, decimals=3), LISTS),
+        )
+    },
 }
 
 

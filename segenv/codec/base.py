@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
-from segenv.codec import reading
+from segenv.codec import reading, statements, values
 from segenv.codec.frames import Frame, Scene
-from segenv.codec.grammars import FINISH, IOU, UNDO, Grammar, lowered, sign_of
+from segenv.codec.grammars import IOU, STATED_IOU, UNDO, Forms, Grammar
 from segenv.codec.reading import Reading
-from segenv.types import Action, Box, Click, Invalid, Stop, Undo
+from segenv.codec.values import Statement
+from segenv.types import Absent, Action, Box, Click, Invalid, Stop, Undo
 
 ANNOTATOR = """You are a highly skilled segmentation annotator. The semi-transparent green layer on the image is the \
 current mask. Work on it, one action at a time, until it covers exactly this object and nothing else: {instruction}
@@ -21,7 +22,8 @@ Your actions:
 - `{negative}` removes: place it on green that lies outside the object.
 - `{box}` marks out the whole object.
 - `Undo` takes back the last action.
-- `Finish` ends the work when the mask is right.
+- `{finish}` ends the work when the mask is right.
+- `{absent}` ends the work when the object is not in the image.
 {numbers}
 
 First state how good the mask is now in a line `Current IOU: n`: n, from 0 to 100, is the intersection of mask and \
@@ -55,14 +57,21 @@ class Codec:
         )
         return seen
 
+    @cached_property
+    def forms(self) -> Forms:
+        """The texts that are exactly as asked."""
+        return Forms(self.grammar, self.points, self.boxes)
+
     def prompt(self, task: Scene) -> str:
         """Build the text beside the picture: object, actions, and why the last one was not carried out."""
         grammar, names = self.grammar, self.points.names(point=True)
         text = self.template.format(
             instruction=task.instruction or "the main object",
-            positive=grammar.point.template.format(*names, sign=grammar.positive),
-            negative=grammar.point.template.format(*names, sign=grammar.negative),
-            box=grammar.box.template.format(*self.boxes.names(point=False)),
+            positive=grammar.point.format(*names, sign=grammar.positive),
+            negative=grammar.point.format(*names, sign=grammar.negative),
+            finish=grammar.finish,
+            absent=grammar.absent,
+            box=grammar.box.format(*self.boxes.names(point=False)),
             numbers=self._numbers(task),
         )
         error = getattr(task, "error", None)
@@ -71,7 +80,7 @@ class Codec:
     def _numbers(self, task: Scene) -> str:
         """Say in a sentence what the numbers mean."""
         point, box = self.points.range(task, point=True), self.boxes.range(task, point=False)
-        kind = "pixels" if callable(self.points.extent) else "numbers"
+        kind = "pixels" if self.points.pixels else "numbers"
         return f"Point {kind} run over {point} and box {kind} over {box}, from the upper left corner of the image."
 
     def format(self, action: Action, task: Scene, iou: float | None = None) -> str:
@@ -81,28 +90,30 @@ class Codec:
         Raises ValueError for a click or box that is not on the image, and for an IoU outside 0..1."""
         if iou is not None and not 0 <= iou <= 1:
             raise ValueError(f"iou is {iou}; expected a fraction in 0..1")
-        return (IOU.template.format(round(100 * iou)) + "\n" if iou is not None else "") + self._statement(action, task)
+        return (IOU.format(round(100 * iou)) + "\n" if iou is not None else "") + self._statement(action, task)
 
     def _statement(self, action: Action, task: Scene) -> str:
         match action:
             case Click(x, y, positive):
                 if not (0 <= x < task.width and 0 <= y < task.height):
                     raise ValueError(f"click ({x}, {y}) lies outside the image of {task.width} x {task.height} pixels")
-                sign = self.grammar.positive if positive else self.grammar.negative
-                return self.grammar.point.template.format(*self.points.write_point(action, task), sign=sign)
+                sign = self.grammar.sign(positive)
+                return self.grammar.point.format(*self.points.write_point(action, task), sign=sign)
             case Box(x0, y0, x1, y1):
                 if not (0 <= x0 < x1 <= task.width and 0 <= y0 < y1 <= task.height):
                     raise ValueError(
                         f"box ({x0}, {y0}, {x1}, {y1}) is empty or leaves the image of {task.width} x {task.height}"
                     )
-                return self.grammar.box.template.format(*self.boxes.write_box(action, task))
+                return self.grammar.box.format(*self.boxes.write_box(action, task))
             case Stop():
-                return FINISH.template
+                return self.grammar.finish
+            case Absent():
+                return self.grammar.absent
             case Undo():
-                return UNDO.template
+                return UNDO
             case Invalid(text):
                 return text
-        raise TypeError(f"action is {type(action).__name__}; expected Click, Box, Stop, Undo or Invalid")
+        raise TypeError(f"action is {type(action).__name__}; expected Click, Box, Stop, Absent, Undo or Invalid")
 
     def parse(self, text: str, task: Scene) -> Action:
         """The action that a reply states. Total: any text gives an action, and one that states none gives `Invalid`
@@ -126,58 +137,77 @@ class Codec:
         action = Invalid(text, found.action.reason) if isinstance(found.action, Invalid) else found.action
         return replace(found, action=action, thinking=thinking, answer=answer, stated_iou=self._stated_iou(answer))
 
-    def _read(self, text: str, task: Scene) -> Reading:
-        return Reading(self._parse(text, task))
+    def _read(self, answer: str, task: Scene, asked: str = "") -> Reading:
+        """Read an answer without its thought. `asked` is `point` or `box` where only such a statement answers."""
+        text = statements.tail(values.lowered(answer[-statements.TAIL :]))
+        place = len(answer) - len(text)
+        found = statements.find(text)
+        block = statements.last_block(text, found)
+        if asked:
+            block = [one for one in block if one.kind in (asked, "broken", "absent")]
+        if not block:
+            return Reading(Invalid(answer, f"no action in `{_clip(answer)}`; expected {self._expected()}"))
+        if place and block[0] is found[0] and len(block) > 1:
+            return Reading(Invalid(answer, f"the last {len(text)} characters are one list of actions; expected one"))
+        leads = 0
+        while self.grammar.lead and not asked and block[leads].kind == "box" and leads + 1 < len(block):
+            leads += 1
+        one = block[leads if block[leads].kind == "point" else 0]
+        if block[-1].kind == "broken" and block[-1].why == "breaks off":
+            one = block[-1]
+        shown = _clip(answer[place:][one.start : one.end])
+        action, extra = self._action(one, shown, task), sum(1 + other.more for other in block) - 1
+        if isinstance(action, Invalid):
+            return Reading(replace(action, text=answer))
+        extra -= leads if one is block[leads] else 0
+        unsigned = one.kind == "point" and not one.sign
+        exact = not extra and (asked == "point" or not unsigned) and self.forms.exact(answer, asked)
+        return Reading(action, exact, extra, unsigned)
 
-    def _parse(self, text: str, task: Scene) -> Action:
-        text = text[-reading.TAIL :]
-        lower, kinds = lowered(text), {self.grammar.point: self._point, self.grammar.box: self._box}
-        found = [(match, kind) for kind in (*kinds, FINISH, UNDO) if (match := kind.last(lower))]
-        if not found:
-            return Invalid(text, f"no action in `{_clip(text)}`; expected {self._expected()}")
-        last, kind = max(found, key=lambda pair: pair[0].start())
-        if kind in (FINISH, UNDO):
-            return Stop() if kind is FINISH else Undo()
-        if last["rest"] is None:
-            return Invalid(text, f"`{_clip(text[last.start() :])}` breaks off; expected {self._expected()}")
-        return kinds[kind](text, last, task)
-
-    def _point(self, text: str, found: re.Match[str], task: Scene) -> Action:
-        numbers, sign = [found["p0"], found["p1"]], sign_of(found)
-        if sign is None:
-            reason = f"point {_shown(numbers)} is neither {self.grammar.positive} nor {self.grammar.negative}"
-            return Invalid(text, f"{reason}; expected {self._expected()}")
-        pixels = self.points.read(numbers, task)
-        if pixels is None:
-            return Invalid(text, f"point {_shown(numbers)} lies outside {self.points.range(task, point=True)}")
-        x, y = pixels
-        return Click(min(int(x), task.width - 1), min(int(y), task.height - 1), sign == "positive")
-
-    def _box(self, text: str, found: re.Match[str], task: Scene) -> Action:
-        numbers = [found[name] for name in ("b0", "b1", "b2", "b3")]
-        pixels = self.boxes.read(numbers, task)
-        if pixels is None:
-            return Invalid(text, f"box {_shown(numbers)} lies outside {self.boxes.range(task, point=False)}")
+    def _action(self, one: Statement, shown: str, task: Scene) -> Action:
+        """The action of a statement that is `shown` in errors."""
+        match one.kind:
+            case "stop":
+                return Stop()
+            case "undo":
+                return Undo()
+            case "absent":
+                return Absent()
+            case "broken":
+                return Invalid("", f"`{shown}` {one.why}; expected {self._expected()}")
+        assert one.values is not None
+        point = one.kind == "point"
+        numbers = one.values.numbers[: 2 if point else 4]
+        texts = [number.text if len(number.text) <= 12 else number.text[:12] + "…" for number in numbers]
+        what = f"{one.kind} ({', '.join(texts)})"
+        if one.sign == "both":
+            return Invalid("", f"{what} is both positive and negative; expected one of them")
+        try:
+            pixels = (self.points if point else self.boxes).read(numbers, task)
+        except ValueError as error:
+            return Invalid("", f"{what} {error}")
+        if point:
+            x, y = pixels
+            return Click(min(int(x), task.width - 1), min(int(y), task.height - 1), one.sign != "negative")
         x0, y0, x1, y1 = map(float, pixels)
         if x0 >= x1 or y0 >= y1:
-            return Invalid(
-                text, f"box {_shown(numbers)} is empty; expected its second corner right of the first and below"
-            )
+            return Invalid("", f"{what} is empty; expected its second corner right of the first and below")
         return Box(x0, y0, x1, y1)
 
     def _expected(self) -> str:
         """The statements that would have been understood."""
-        point = self.grammar.point.template.format(*self.points.names(point=True), sign=self.grammar.positive)
-        return f"`{point}`, the same with {self.grammar.negative}, a box, `Undo` or `Finish`"
+        point = self.grammar.point.format(*self.points.names(point=True), sign=self.grammar.positive)
+        return f"`{_clip(point)}`, the same with {self.grammar.negative}, a box, `Undo` or `Finish`"
 
     def stated_iou(self, text: str) -> float | None:
         """IoU in 0..1 that a reply states last (`Current IOU: 74`, in percent), outside its thought and in the last
-        `reading.TAIL` characters; None without one in 0..100."""
+        `TAIL` characters; None without one in 0..100."""
         return self._stated_iou(reading.split(text)[1])
 
     def _stated_iou(self, answer: str) -> float | None:
-        stated = IOU.last(lowered(answer[-reading.TAIL :]))
-        value = float(stated["percent"]) / 100 if stated else None
+        lower, value = values.lowered(answer[-statements.TAIL :]), None
+        for stated in STATED_IOU.finditer(lower):
+            value = float(stated[1][:12]) / 100
         return value if value is not None and value <= 1 else None
 
 
@@ -185,7 +215,3 @@ def _clip(text: str) -> str:
     """The first 60 characters, on one line and printable."""
     shown = "".join(character if character.isprintable() else " " for character in text[:60])
     return " ".join(shown.split()) + ("…" if len(text) > 60 else "")
-
-
-def _shown(numbers: Sequence[str]) -> str:
-    return f"({', '.join(number if len(number) <= 12 else number[:12] + '…' for number in numbers)})"

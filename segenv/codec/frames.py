@@ -12,6 +12,7 @@ from fractions import Fraction
 from math import ceil, floor, sqrt
 from typing import Protocol
 
+from segenv.codec.values import Number
 from segenv.types import Box, Click
 
 
@@ -44,25 +45,66 @@ def qwen_size(width: int, height: int) -> tuple[int, int]:
     return w, h
 
 
+def padded_square(width: int, height: int) -> tuple[Fraction, Fraction]:
+    """The extent of the image in fractions of the square that it is padded to, equally on both sides."""
+    side = max(width, height)
+    return Fraction(width, side), Fraction(height, side)
+
+
+def claude_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height at which Claude sees an image: a longest side of at most 1,568 pixels. A client that sends
+    images at a size of its own puts that in the place of this one."""
+    longest = max(width, height)
+    if longest <= 1568:
+        return width, height
+    return max(1, round(width * 1568 / longest)), max(1, round(height * 1568 / longest))
+
+
+def sent_size(width: int, height: int) -> tuple[int, int]:
+    """The size of an image that is sent as it is, until the client says another."""
+    return width, height
+
+
+Extent = int | Fraction | tuple[Fraction, Fraction] | Callable[[int, int], tuple[int, int] | tuple[Fraction, Fraction]]
+
+
 @dataclass(frozen=True)
 class Frame:
-    """Meaning of numbers: they run from 0 to `extent` across the image, with `decimals` digits, x first (`xy`) or y
-    first (`yx`). Where `extent` is a function of the image's width and height, numbers are pixels of that size."""
+    """Meaning of numbers: they run from `start` to `start` + `extent` across the image, with `decimals` digits, x first
+    (`xy`) or y first (`yx`). A tuple is x and y. Where `extent` is a function of the image's width and height, numbers
+    are pixels of that size; without a `start`, `padded_square` begins where the padding ends."""
 
-    extent: int | Callable[[int, int], tuple[int, int]]
+    extent: Extent
     order: str = "xy"
     decimals: int = 0
+    start: tuple[Fraction, Fraction] | None = None
+
+    @property
+    def pixels(self) -> bool:
+        """Whether the numbers are pixels."""
+        return callable(self.extent) and self.extent is not padded_square
 
     @property
     def resized(self) -> bool:
         """Whether the numbers are pixels of a resized image, whose size follows from the model that sees it."""
-        return callable(self.extent) and self.extent is not image_size
+        return self.pixels and self.extent is not image_size
 
-    def extents(self, scene: Scene) -> tuple[int, int]:
-        """Numbers of the right and the lower edge of the image."""
+    def extents(self, scene: Scene) -> tuple[Fraction, Fraction]:
+        """How far numbers run across and down the image."""
         if callable(self.extent):
-            return self.extent(scene.width, scene.height)
-        return self.extent, self.extent
+            across, down = self.extent(scene.width, scene.height)
+        else:
+            across, down = self.extent if isinstance(self.extent, tuple) else (self.extent, self.extent)
+        return Fraction(across), Fraction(down)
+
+    def starts(self, scene: Scene) -> tuple[Fraction, Fraction]:
+        """The numbers of the left and the upper edge of the image."""
+        if self.start is not None:
+            return self.start
+        if self.extent is padded_square:
+            across, down = self.extents(scene)
+            return (1 - across) / 2, (1 - down) / 2
+        return Fraction(0), Fraction(0)
 
     def ordered(self, values: Sequence) -> list:
         """x, y, x, y … as this frame orders them, and back again."""
@@ -70,47 +112,65 @@ class Frame:
             return list(values)
         return [value for i in range(0, len(values), 2) for value in (values[i + 1], values[i])]
 
+    def _axes(self, scene: Scene) -> list[tuple[int, Fraction, Fraction]]:
+        """Size in pixels, extent and start, of the x axis and the y axis."""
+        return list(zip((scene.width, scene.height), self.extents(scene), self.starts(scene), strict=True))
+
     def write_point(self, click: Click, scene: Scene) -> list[str]:
         """The two numbers of a click's pixel."""
-        steps = []
-        for i, size, extent in zip((click.x, click.y), (scene.width, scene.height), self.extents(scene), strict=True):
-            grid = extent * 10**self.decimals
-            steps.append(-((size - (2 * i + 1) * grid) // (2 * size)))  # ⌈(i + ½)·grid/size - ½⌉
-        return self.ordered([self._text(step) for step in steps])
+        steps, unit = [], 10**self.decimals
+        for i, (size, extent, start) in zip((click.x, click.y), self._axes(scene), strict=True):
+            steps.append(ceil((Fraction(2 * i + 1, 2 * size) * extent + start) * unit - Fraction(1, 2)))
+        return self.ordered([self.text(step) for step in steps])
 
     def write_box(self, box: Box, scene: Scene) -> list[str]:
         """The four numbers of a box, at least one grid step wide and high."""
         sides = []
-        for low, high, size, extent in zip(
-            (box.x0, box.y0), (box.x1, box.y1), (scene.width, scene.height), self.extents(scene), strict=True
-        ):
-            ends = [Fraction(end) * extent * 10**self.decimals / size for end in (low, high)]
+        for low, high, (size, extent, start) in zip((box.x0, box.y0), (box.x1, box.y1), self._axes(scene), strict=True):
+            ends = [(Fraction(end) * extent / size + start) * 10**self.decimals for end in (low, high)]
             first, last = (floor(end + Fraction(1, 2)) for end in ends)
             sides.append((first, last) if first < last else (floor(ends[0]), ceil(ends[1])))
         (x0, x1), (y0, y1) = sides
-        return self.ordered([self._text(step) for step in (x0, y0, x1, y1)])
+        return self.ordered([self.text(step) for step in (x0, y0, x1, y1)])
 
-    def _text(self, step: int) -> str:
-        return (
-            f"{step // 10**self.decimals}.{step % 10**self.decimals:0{self.decimals}}" if self.decimals else str(step)
-        )
+    def text(self, step: int) -> str:
+        """A number of so many steps of the grid."""
+        sign, step = "-" if step < 0 else "", abs(step)
+        if not self.decimals:
+            return f"{sign}{step}"
+        return f"{sign}{step // 10**self.decimals}.{step % 10**self.decimals:0{self.decimals}}"
 
-    def read(self, texts: Sequence[str], scene: Scene) -> list[Fraction] | None:
-        """The numbers x, y, x, y … in pixels of the image, or None where one lies outside the frame. A point in
-        pixels of the image itself is an index, which ends before the extent; all else may lie on it."""
-        pixels: list[Fraction] = []
-        for i, text in enumerate(self.ordered(texts)):
-            value, extent = _number(text), self.extents(scene)[i % 2]
-            if value < 0 or value > extent or (value == extent and self.extent is image_size and len(texts) == 2):
-                return None
-            pixels.append(value * (scene.width, scene.height)[i % 2] / extent)
+    def read(self, numbers: Sequence[Number], scene: Scene) -> list[Fraction]:
+        """The numbers x, y, x, y … in pixels of the image; axes that a reply names count as named, and percents as
+        parts of the image. Raises ValueError for numbers that are none, lie outside the frame, or are pixels of a frame
+        that has none. A point in pixels of the image itself is an index, which ends before the extent; all else may lie
+        on it."""
+        point, pixels = len(numbers) == 2, []
+        for i, number in enumerate(_by_name(numbers) or self.ordered(numbers)):
+            size, extent, start = self._axes(scene)[i % 2]
+            if number.unit == "px" and not self.pixels:
+                raise ValueError("is in pixels; expected numbers over " + self.range(scene, point))
+            value = _number(number.text)
+            if value is None:
+                raise ValueError(f"holds {number.text[:12]}, which is no number")
+            part = value / 100 if number.unit == "%" else (value - start) / extent
+            step = Fraction(1, 10**self.decimals) / extent if start.denominator > 1 else 0
+            if step and -step < part < 1 + step:  # the edge of the image lies between two steps of the grid
+                part = min(max(part, Fraction(0)), Fraction(1))
+            inside = 0 <= part <= 1 and not (part == 1 and point and self.extent is image_size)
+            if not inside:
+                raise ValueError("lies outside " + self.range(scene, point))
+            pixels.append(part * size)
         return pixels
 
     def range(self, scene: Scene, point: bool) -> str:
         """The numbers allowed, in words: `0..1000`, or `0..639, 0..479` where the sides differ."""
-        lasts = [extent - 1 if point and self.extent is image_size else extent for extent in self.extents(scene)]
-        ranges = [f"0..{last}" for last in self.ordered(lasts)]
-        return ranges[0] if not callable(self.extent) else ", ".join(ranges)
+        ranges = []
+        for _, extent, start in self._axes(scene):
+            last = start + extent - (1 if point and self.extent is image_size else 0)
+            ranges.append(f"{_shown(start)}..{_shown(last)}")
+        ranges = self.ordered(ranges)
+        return ranges[0] if not callable(self.extent) and ranges[0] == ranges[1] else ", ".join(ranges)
 
     def names(self, point: bool) -> list[str]:
         """Names of the numbers for a prompt."""
@@ -119,9 +179,40 @@ class Frame:
         return self.ordered(["x0", "y0", "x1", "y1"])
 
 
-def _number(text: str) -> Fraction:
-    """Value of [-]digits[.digits], exact to 30 decimals; more than 12 digits before the point are 10¹²."""
-    whole, _, decimals = text.lstrip("-").partition(".")
-    whole = whole.lstrip("0") or "0"
-    value = Fraction(f"{whole}.{decimals[:30] or 0}") if len(whole) <= 12 else Fraction(10**12)
+def _shown(value: Fraction) -> str:
+    return f"{float(value):.4g}" if value.denominator > 1 else str(value)
+
+
+_LOWS = ({"x", "x0", "xmin", "left", "col", "column"}, {"y", "y0", "ymin", "top", "row"})
+_HIGHS = ({"x2", "xmax", "right"}, {"y2", "ymax", "bottom"})
+
+
+def _by_name(numbers: Sequence[Number]) -> list[Number] | None:
+    """Numbers as x, y, x, y … by the names of their axes; None where not all have one. Raises ValueError for names that
+    do not belong together."""
+    if not all(number.name for number in numbers):
+        return None
+    named = {number.name.replace("_", ""): number for number in numbers}
+    places = [_LOWS[0], _LOWS[1], _HIGHS[0], _HIGHS[1]][: len(numbers)]
+    first = bool(named.keys() & {"x2", "y2"})  # x1 is the first of x1 and x2, and the second of x0 and x1
+    for axis, name in enumerate(("x1", "y1")):
+        if name in named and len(numbers) == 4:
+            places[axis if first else axis + 2] = places[axis if first else axis + 2] | {name}
+    found = [[number for name, number in named.items() if name in place] for place in places]
+    if len(named) != len(numbers) or any(len(one) != 1 for one in found):
+        raise ValueError(f"names its axes {', '.join(number.name for number in numbers)}; expected each of them once")
+    return [one for (one,) in found]
+
+
+def _number(text: str) -> Fraction | None:
+    """Value of a number, exact to 30 decimals; far beyond any frame, 10¹². None for one that is no finite number."""
+    mantissa, _, exponent = text.replace(",", "").lstrip("+-").partition("e")
+    if not mantissa[:1].isdigit() and mantissa[:1] != ".":
+        return None
+    whole, _, decimals = mantissa.partition(".")
+    whole, shift = whole.lstrip("0") or "0", int(exponent or 0)
+    if len(whole) > 12 or shift > 12:
+        value = Fraction(10**12)
+    else:
+        value = Fraction(f"{whole}.{decimals[:30] or 0}") * Fraction(10) ** max(shift, -30)
     return -value if text.startswith("-") else value

@@ -1,150 +1,196 @@
-"""Grammars: how the statements of a codec look, to write them and to find the last one in a reply.
+"""Grammars: how the statements of a codec are written, and how a family is asked in its own words.
 
-Statements are searched from the end of a reply, by `str.rfind` of the literal that they start with and a pattern at
-that place. Patterns see lower-case ASCII and stay flat: neighbouring repeats share no character. So any text is
-searched in linear time, and a reply that ends with its action at once.
+They are for writing alone: a reply is read by `segenv.codec.statements`, whatever its grammar.
 """
 
+from __future__ import annotations
+
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-_GAP = r"[\s*`_]*"  # what may stand between tokens: white space and emphasis
-_COLON = rf"{_GAP}(?::{_GAP})?"
-_COMMA = rf"{_GAP},{_GAP}"
-_NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
-_BACK = 64  # how many characters before a statement may be looked at
+from segenv.codec.frames import Frame
 
-
-def _numbers(*names: str) -> str:
-    """A pattern of numbers between commas, as named groups."""
-    return _COMMA.join(f"(?P<{name}>{_NUMBER})" for name in names)
-
-
-_POINT, _BOX = _numbers("p0", "p1"), _numbers("b0", "b1", "b2", "b3")
-
-
-def lowered(text: str) -> str:
-    """`text` in lower-case ASCII, each other character as `?`: of the same length, so that places are the same."""
-    return text.encode("ascii", "replace").lower().decode("ascii")
-
-
-@dataclass(frozen=True)
-class Statement:
-    """One kind of statement. `template` has the places {0}, {1} … and, for a point, {sign}.
-
-    It starts with one of the literals `starts` and is the pattern `head`, then `rest`; without its `rest` it breaks
-    off. With `alone` it must open its line, or follow a colon, a number or a tag.
-    """
-
-    template: str
-    starts: tuple[str, ...]
-    head: str
-    rest: str
-    alone: bool = False
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        return re.compile(f"(?:{self.head})(?P<rest>{self.rest})?", re.ASCII)
-
-    def last(self, lower: str) -> re.Match[str] | None:
-        """The last one in a `lowered` text; its group `rest` is None where it breaks off."""
-        found: re.Match[str] | None = None
-        match_at, find_before = self._pattern.match, lower.rfind
-        for start in self.starts:
-            first, place = (found.start() if found else 0), len(lower)
-            while (place := find_before(start, first, place)) >= 0:
-                if (match := match_at(lower, place)) and (
-                    not self.alone or _opens(lower[max(0, place - _BACK) : place])
-                ):
-                    found = match
-                    break
-        return found
-
-
-def _opens(before: str) -> bool:
-    """Whether a word after `before` opens its line, or follows a colon, a number or a tag."""
-    before = before.rstrip(" \t*`_\"'")
-    return not before or before[-1] in "\r\n:>0123456789"
+FINISH, UNDO, ABSENT, IOU = "Finish", "Undo", "No object found", "Current IOU: {0}"
+STATED_IOU = re.compile(r"current[\s*`_]+iou[\s*`_]*(?::[\s*`_]*)?([0-9]+(?:\.[0-9]+)?)", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Grammar:
-    """The statements of a codec, and its words for the two signs."""
+    """Templates of a point and a box, with the places {0}, {1} … and, for a point, {sign}; words for the two signs.
 
-    point: Statement
-    box: Statement
+    `lead`: a box before a point is only what the point is about (SegAgent). `questions` ask for a `point`, `box` or
+    `mask` in the family's own words, with the object at {0}; `answers` are the templates of what then is answered
+    where they are others than `point` and `box`.
+    """
+
+    point: str
+    box: str
     positive: str = "positive"
     negative: str = "negative"
+    finish: str = FINISH
+    absent: str = ABSENT
+    lead: bool = False
+    questions: dict[str, str] = field(default_factory=dict)
+    answers: dict[str, str] = field(default_factory=dict)
+
+    def sign(self, positive: bool) -> str:
+        """The word for a sign."""
+        return self.positive if positive else self.negative
 
 
-FINISH = Statement("Finish", ("finish",), r"finish[ \t*`_\"'.!]*(?=[\r\n<]|\Z)", "", alone=True)
-UNDO = Statement("Undo", ("undo",), r"undo[ \t*`_\"'.!]*(?=[\r\n<]|\Z)", "", alone=True)
-IOU = Statement("Current IOU: {0}", ("current",), rf"current[\s*`_]+iou{_COLON}(?P<percent>[0-9]+(?:\.[0-9]+)?)", "")
+@dataclass(frozen=True)
+class Forms:
+    """The texts that are exactly as a codec asks for them."""
 
-_POINT_WORDS = Statement(
-    "{sign} point: ({0}, {1})",
-    ("positive", "negative"),
-    rf"(?P<sign>positive|negative)[\s*`_]+point{_COLON}[(\[]",
-    rf"{_GAP}{_POINT}{_GAP}[)\]]",
-)
-_BOX_WORDS = Statement("Box: ({0}, {1}, {2}, {3})", ("box:",), rf"\bbox:{_GAP}[(\[]", rf"{_GAP}{_BOX}{_GAP}[)\]]")
-WORDS = Grammar(_POINT_WORDS, _BOX_WORDS, "Positive", "Negative")
-LISTS = replace(
-    WORDS,
-    point=replace(_POINT_WORDS, template="{sign} point: [{0}, {1}]"),
-    box=replace(_BOX_WORDS, template="Box: [{0}, {1}, {2}, {3}]"),
-)
+    grammar: Grammar
+    points: Frame
+    boxes: Frame
+
+    @cached_property
+    def _patterns(self) -> dict[str, re.Pattern[str]]:
+        grammar = self.grammar
+        signs = f"(?:{re.escape(grammar.positive)}|{re.escape(grammar.negative)})"
+        templates = {
+            "click": [_pattern(grammar.point, self.points, signs)],
+            "box": [_pattern(grammar.box, self.boxes, signs)],
+            "words": [re.escape(word) for word in (grammar.finish, UNDO, grammar.absent)],
+        }
+        whole = "|".join(text for texts in templates.values() for text in texts)
+        iou = re.escape(IOU).replace(r"\{0\}", "(?:100|[0-9]{1,2})") + "\n"
+        asked = {kind: _pattern(grammar.answers[kind], self._frame(kind), signs) for kind in grammar.answers}
+        listed = {kind: rf"(?:```json\s+)?(?:\[\s*)?{form}(?:\s*\])?(?:\s+```)?" for kind, form in asked.items()}
+        return {
+            "": re.compile(f"(?:{iou})?(?:{whole})"),
+            **{kind: re.compile(form) for kind, form in listed.items()},
+        }
+
+    def _frame(self, kind: str) -> Frame:
+        return self.boxes if kind == "box" else self.points
+
+    def exact(self, answer: str, asked: str = "") -> bool:
+        """Whether an answer, but for white space around it, is a statement as asked, alone or after an IoU."""
+        answer = answer.strip()
+        pattern = self._patterns.get(asked)
+        return bool(self._patterns[""].fullmatch(answer) or (pattern and pattern.fullmatch(answer)))
+
+
+def _pattern(template: str, frame: Frame, signs: str) -> str:
+    """The pattern of a template that is filled with numbers of the frame."""
+    number = "-?[0-9]{1,12}" + (rf"\.[0-9]{{{frame.decimals}}}" if frame.decimals else "")
+    text = re.escape(re.sub(r"\{([0-9]|sign|label)(?::[^}]*)?\}", lambda match: f"\0{match[1][0]}\0", template))
+    text = text.replace(r"\{\{", r"\{").replace(r"\}\}", r"\}").replace("\\\0", "\0").replace("\\\n", "\n")
+    text = re.sub("\0[0-9]\0", lambda _: number, text)
+    return text.replace("\0s\0", signs).replace("\0l\0", '[^"<>\n]{0,100}').replace("\n", r"\s+")
+
+
+WORDS = Grammar("{sign} point: ({0}, {1})", "Box: ({0}, {1}, {2}, {3})", "Positive", "Negative")
+LISTS = replace(WORDS, point="{sign} point: [{0}, {1}]", box="Box: [{0}, {1}, {2}, {3}]")
+SEGAGENT = replace(WORDS, box="<box>({0},{1}),({2},{3})</box>", absent="No Object Found", lead=True)
 QWEN_TAGS = replace(
     WORDS,
-    box=Statement(
-        "<box>({0},{1}),({2},{3})</box>",
-        ("<box>",),
-        "<box>",
-        rf"{_GAP}\({_GAP}{_numbers('b0', 'b1')}{_GAP}\){_COMMA}\({_GAP}{_numbers('b2', 'b3')}{_GAP}\){_GAP}</box>",
-    ),
+    box="<box>({0},{1}),({2},{3})</box>",
+    questions={"box": "Give the bounding box of <ref>{0}</ref>."},
+)
+QWEN2_TAGS = replace(
+    WORDS,
+    box="<|box_start|>({0},{1}),({2},{3})<|box_end|>",
+    questions={"box": "Give the bounding box of <|object_ref_start|>{0}<|object_ref_end|>."},
 )
 INTERN_TAGS = replace(
     WORDS,
-    box=Statement(
-        "<box>[[{0}, {1}, {2}, {3}]]</box>", ("<box>",), "<box>", rf"{_GAP}\[\[{_GAP}{_BOX}{_GAP}\]\]{_GAP}</box>"
-    ),
+    box="<box>[[{0}, {1}, {2}, {3}]]</box>",
+    questions={"box": "Please provide the bounding box coordinates of what this sentence describes: <ref>{0}</ref>"},
 )
 MOLMO = Grammar(
-    Statement(
-        '<point x="{0}" y="{1}" alt="{sign}">{sign}</point>',
-        ("<point",),
-        r"<point(?=\s)",
-        rf'\s+x="(?P<p0>{_NUMBER})"\s+y="(?P<p1>{_NUMBER})"\s+alt="(?P<sign>positive|negative)"',
-    ),
-    _BOX_WORDS,
+    '<point x="{0}" y="{1}" alt="{sign}">{sign}</point>',
+    "Box: ({0}, {1}, {2}, {3})",
+    questions={"point": "Point to {0}."},
+    answers={"point": '<point x="{0}" y="{1}" alt="{label}">{label}</point>'},
+)
+MOLMO2 = Grammar(
+    '<points coords="1 1 {0} {1}">{sign}</points>',
+    "Box: ({0}, {1}, {2}, {3})",
+    questions={"point": "Point to {0}."},
+    answers={"point": '<points coords="1 1 {0} {1}">{label}</points>'},
+)
+MINICPM = replace(
+    WORDS,
+    point="{sign} <point>{0} {1}</point>",
+    box="<box>{0} {1} {2} {3}</box>",
+    questions={
+        "box": "Please give the bounding box of <ref>{0}</ref>.",
+        "point": "Please give the point of <ref>{0}</ref>.",
+    },
+    answers={"point": "<point>{0} {1}</point>"},
+)
+GLM = replace(
+    WORDS,
+    point="<|begin_of_box|>{sign} point: [{0}, {1}]<|end_of_box|>",
+    box="<|begin_of_box|>[{0}, {1}, {2}, {3}]<|end_of_box|>",
+    finish="<|begin_of_box|>Finish<|end_of_box|>",
+    questions={
+        "box": "Please locate {0} and give its bounding box as [x1, y1, x2, y2] within <|begin_of_box|> and "
+        "<|end_of_box|>.",
+        "point": "Please point at {0} and give the point as [x, y] within <|begin_of_box|> and <|end_of_box|>.",
+    },
+    answers={"point": "<|begin_of_box|>[{0}, {1}]<|end_of_box|>"},
+)
+IBISAGENT = Grammar(
+    "<action>{sign} Point ({0}, {1})</action>",
+    "<action>Box ({0}, {1}, {2}, {3})</action>",
+    "Positive",
+    "Negative",
+    finish="<action>Terminate</action>",
+)
+DEEPSEEK = replace(
+    LISTS,
+    box="<|det|>[[{0}, {1}, {2}, {3}]]<|/det|>",
+    questions={"box": "<|ref|>{0}<|/ref|>."},
+)
+PALIGEMMA = replace(
+    WORDS,
+    box="<loc{0:0>4}><loc{1:0>4}><loc{2:0>4}><loc{3:0>4}>",
+    questions={"box": "detect {0}"},
+)
+FLORENCE = replace(
+    WORDS,
+    box="<loc_{0}><loc_{1}><loc_{2}><loc_{3}>",
+    questions={"box": "Locate the phrases in the caption: {0}."},
 )
 
 
-def json_objects(point: str, box: str) -> Grammar:
-    """JSON objects of the Qwen and Gemini families; a point's label may stand before or behind it."""
-    label = rf'(?:{_COMMA}"label"{_GAP}:{_GAP}"(?P<sign>positive|negative)")?'
+def json_objects(point: str, box: str, questions: dict[str, str] | None = None, order: str = "") -> Grammar:
+    """JSON objects of the Qwen and Gemini families, with these keys."""
+    asked = "Locate {0} and report its {1} in JSON format{2}."
+    own = {
+        "box": asked.format("{0}", f"bounding box as `{box}`", order),
+        "point": asked.format("{0}", f"point as `{point}`", order),
+    }
     return Grammar(
-        Statement(
-            f'{{{{"{point}": [{{0}}, {{1}}], "label": "{{sign}}"}}}}',
-            (f'"{point}"',),
-            rf'"{point}"{_GAP}:{_GAP}\[',
-            rf"{_GAP}{_POINT}{_GAP}\]{label}",
-        ),
-        Statement(
-            f'{{{{"{box}": [{{0}}, {{1}}, {{2}}, {{3}}]}}}}',
-            (f'"{box}"',),
-            rf'"{box}"{_GAP}:{_GAP}\[',
-            rf"{_GAP}{_BOX}{_GAP}\]",
-        ),
+        f'{{{{"{point}": [{{0}}, {{1}}], "label": "{{sign}}"}}}}',
+        f'{{{{"{box}": [{{0}}, {{1}}, {{2}}, {{3}}]}}}}',
+        questions=questions or own,
+        answers={
+            "point": f'{{{{"{point}": [{{0}}, {{1}}], "label": "{{label}}"}}}}',
+            "box": f'{{{{"{box}": [{{0}}, {{1}}, {{2}}, {{3}}], "label": "{{label}}"}}}}',
+        },
     )
 
 
-_EARLY = re.compile(rf'"label"{_GAP}:{_GAP}"(positive|negative)"{_COMMA}\Z', re.ASCII)
-
-
-def sign_of(point: re.Match[str]) -> str | None:
-    """`positive` or `negative`, from a whole point or from a label just before it; None where neither tells."""
-    before = point.string[max(0, point.start() - _BACK) : point.start()]
-    early = None if point["sign"] else _EARLY.search(before)
-    return point["sign"] or (early[1] if early else None)
+QWEN_JSON = json_objects("point_2d", "bbox_2d")
+GEMINI = json_objects("point", "box_2d", order=", with y before x")
+SEG_ZERO = replace(
+    QWEN_JSON,
+    questions={
+        kind: "Find {0} with its box and a point in it. Think within <think> </think>, and give the answer within "
+        '<answer> </answer> as [{{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}}].'
+        for kind in ("box", "point")
+    },
+)
+MEDSAM = Grammar(
+    '<tool_call>\n{{"name": "add_point", "arguments": {{"point_2d": [{0}, {1}], "point_type": "{sign}"}}}}\n'
+    "</tool_call>",
+    '<tool_call>\n{{"name": "add_bbox", "arguments": {{"bbox_2d": [{0}, {1}, {2}, {3}]}}}}\n</tool_call>',
+    finish='<tool_call>\n{"name": "stop_action", "arguments": {}}\n</tool_call>',
+)

@@ -32,11 +32,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from segenv.codec.base import Codec, _clip, _shown
+from segenv.codec.base import Codec, _clip
 from segenv.codec.frames import Frame, Scene
-from segenv.codec.grammars import LISTS, lowered
+from segenv.codec.grammars import LISTS
+from segenv.codec.reading import Reading
+from segenv.codec.values import lowered, numbered, values
 from segenv.geometry import canonical, fit, mask_to_polygons, polygons_to_mask, simplify
-from segenv.types import Action, Box, Click, Invalid, Polygons
+from segenv.types import Absent, Action, Box, Click, Invalid, Polygons
 
 QUESTION = "Outline exactly this object and nothing else: {}"
 FORMS: dict[str, Sequence] = {"point": ["x", "y"], "box": ["x0", "y0", "x1", "y1"], "mask": [[["x", "y"], "…"], "…"]}
@@ -164,14 +166,13 @@ class PolygonCodec(Codec):
             raise ValueError(f"vertex ({x:g}, {y:g}) lies outside the image of {task.width} x {task.height} pixels")
         frame = self.dialect.frame
         unit = 10**frame.decimals
-        grid = np.floor(ring / size * frame.extents(task) * unit + 0.5).astype(int)
+        start, extent = (np.array(one, np.float64) for one in (frame.starts(task), frame.extents(task)))
+        grid = np.floor((ring / size * extent + start) * unit + 0.5).astype(int)
         moved = np.append(True, (grid[1:] != grid[:-1]).any(axis=1))[: len(grid)]
-        if frame.decimals:
-            return [
-                [f"{step // unit}.{step % unit:0{frame.decimals}}" for step in vertex]
-                for vertex in grid[moved].tolist()
-            ]
-        return [[f"{step:0{self._width}}" for step in vertex] for vertex in grid[moved].tolist()]
+        return [
+            [text.zfill(self._width) for text in frame.ordered(list(map(frame.text, vertex)))]
+            for vertex in grid[moved].tolist()
+        ]
 
     @property
     def _width(self) -> int:
@@ -182,15 +183,26 @@ class PolygonCodec(Codec):
         """Nested lists as text."""
         return items if isinstance(items, str) else f"[{self.dialect.comma.join(map(self._list, items))}]"
 
+    def _read(self, answer: str, task: Scene, asked: str = "") -> Reading:
+        action = self._parse(answer, task)
+        if isinstance(action, Invalid):
+            return Reading(action)
+        return Reading(action, exact=answer.strip() == self.format(action, task))
+
     def _parse(self, text: str, task: Scene) -> Action:
         """The mask, point or box that a reply states; `Invalid` with the reason where it states none."""
         lower = lowered(text)
         for found in deque(_MASK.finditer(lower), maxlen=1):
             return self._polygons(text, found, task)
         for found in deque(_FLAT.finditer(lower), maxlen=1):
-            if found["b0"]:
-                return self._box(text, found, task)
-            return self._vertex(text, found, task) if found["x"] else Polygons((), self.union, self._lacks(text, 0))
+            kind, want = ("box", 4) if found["b0"] else ("point", 2)
+            if not found["b0"] and not found["x"]:
+                return Polygons((), self.union, self._lacks(text, 0))
+            stated = numbered(kind, found.start(), values(lower, found.start(), want), want)
+            action = self._action(stated, _clip(found[0]), task)
+            return Invalid(text, action.reason) if isinstance(action, Invalid) else action
+        if isinstance(super()._read(text, task).action, Absent):
+            return Polygons((), self.union)
         return Invalid(text, f"no list in `{_clip(text)}`; expected {self._expected()}")
 
     def planned(self, text: str) -> int | None:
@@ -207,26 +219,19 @@ class PolygonCodec(Codec):
         numbers = found[0].translate(_BLANKS).split()
         if not numbers:
             return Invalid(text, f"`{_clip(text[found.start() :])}` has no whole vertex; expected {self._expected()}")
-        values = np.array(numbers, np.float64).reshape(-1, 2)
-        extents = self.dialect.frame.extents(task)
-        outside = ~((values >= 0) & (values <= extents)).all(axis=1)
+        frame = self.dialect.frame
+        written = np.array(numbers, np.float64).reshape(-1, 2)[:, :: 1 if frame.order == "xy" else -1]
+        start, extent = (np.array(one, np.float64) for one in (frame.starts(task), frame.extents(task)))
+        outside = ~((written >= start) & (written <= start + extent)).all(axis=1)
         if outside.any():
             first = 2 * int(outside.argmax())
-            shown = _shown(numbers[first : first + 2])
-            return Invalid(text, f"vertex {shown} lies outside {self.points.range(task, point=False)}")
+            shown = ", ".join(one if len(one) <= 12 else one[:12] + "…" for one in numbers[first : first + 2])
+            return Invalid(text, f"vertex ({shown}) lies outside {self.points.range(task, point=False)}")
         sizes, closed = _structure(found)
-        vertices = values * (task.width, task.height) / extents
+        vertices = (written - start) * (task.width, task.height) / extent
         ends = np.cumsum(sizes).tolist()
         rings = tuple(vertices[first:last] for first, last in zip([0, *ends], ends, strict=False))
         return Polygons(rings, self.union, not closed or self._lacks(text, len(vertices)))
-
-    def _vertex(self, text: str, found: re.Match[str], task: Scene) -> Action:
-        numbers = [found["x"], found["y"]]
-        pixels = self.points.read(numbers, task)
-        if pixels is None:
-            return Invalid(text, f"point {_shown(numbers)} lies outside {self.points.range(task, point=True)}")
-        x, y = pixels
-        return Click(min(int(x), task.width - 1), min(int(y), task.height - 1))
 
     def _expected(self) -> str:
         """Name the answers that would have been understood."""

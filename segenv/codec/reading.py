@@ -15,7 +15,6 @@ from segenv.types import Action
 _OPEN, _CLOSE = r"(?:<(?:think|thinking|thought)>|◁think▷)", r"(?:</(?:think|thinking|thought)>|◁/think▷)"
 _THOUGHT = re.compile(rf"{_OPEN}(.*?)({_CLOSE}|\Z)", re.DOTALL | re.IGNORECASE)
 _TAG = re.compile(f"{_OPEN}|({_CLOSE})", re.IGNORECASE)
-TAIL = 10_000  # characters at the end of an answer that are searched for actions: no action ends earlier
 CUT = ("length", "max_tokens", "max_output_tokens", "max_new_tokens", "model_length")  # finish reasons of a cut reply
 
 
@@ -40,7 +39,8 @@ class Reading:
 
 def split(text: str) -> tuple[str, str, bool]:
     """Split a reply into its thought and its answer, and say whether the thought is whole."""
-    first = _TAG.search(text)
+    lower = text.lower()
+    first = _TAG.search(text) if "think" in lower or "thought" in lower else None
     if first is None:
         return "", text, True
     before = text[: first.end()] if first[1] else ""

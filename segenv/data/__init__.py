@@ -10,16 +10,22 @@ from segenv.data.images import MAX_PIXELS
 __all__ = ["SPECS", "DataError", "Dataset", "make"]
 
 SPECS = {
-    "synthetic": "synthetic, synthetic:train|val|test, or synthetic:val#easy|medium|hard",
+    "synthetic": "synthetic[:train|val|test][#easy|medium|hard|single|charts|interfaces]",
     "index": "index:DIR or index:DIR#SUBSET (a folder with index.json)",
     "folder": "folder:DIR (images/ and masks/ with equal stems)",
     "coco": "coco:ANNOTATIONS.json@IMAGES",
     "lvis": "lvis:ANNOTATIONS.json@IMAGES (IMAGES may hold train2017/ and val2017/)",
+    "refcoco": "refcoco:ROOT/DATASET/SPLITBY/SPLIT, such as refcoco:ROOT/refcoco+/unc/val, or with @IMAGES behind it",
+    "grefcoco": "grefcoco:ROOT/SPLIT, such as grefcoco:ROOT/val, or with @IMAGES behind it",
+    "reasonseg": "reasonseg:DIR/SPLIT, or reasonseg:DIR/SPLIT#all for every text of each image",
+    "dis": "dis:DIR or dis:DIR,threshold=128 (im/ and gt/ with soft edges: DIS5K, ThinObject5K, HRSOD)",
+    "sa1b": "sa1b:DIR (sa_*.jpg and sa_*.json)",
     "grabcut": "grabcut:DIR (data_GT/ and boundary_GT/)",
     "berkeley": "berkeley:DIR (images/ and masks/)",
     "davis": "davis:DIR (img/ and gt/)",
-    "absent": "absent:DATA or absent:SHARE:DATA (any of these; a share of its tasks ask for what is not there)",
     "from": "from:N:DATA (any of these, from its task of index N on: from:6000:synthetic:test)",
+    "no-target": "no-target:DATA or no-target:SHARE:DATA (any of these; a share of its tasks, whose object is absent)",
+    "absent": "absent:DATA, the older name of no-target:DATA",
     "trajectories": "trajectories:FILE.json or trajectories:FILE.json@IMAGES (SegAgent's recorded clicks)",
 }
 
@@ -45,7 +51,8 @@ def make(
 
 
 def _make(spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dataset:
-    kind, rest = specs.name_of("data", spec, SPECS, "one of: " + "; ".join(SPECS.values()), DataError)
+    whole = spec.replace("#", ":#", 1) if spec.startswith("synthetic#") else spec
+    kind, rest = specs.name_of("data", whole, SPECS, "one of: " + "; ".join(SPECS.values()), DataError)
     if kind != "synthetic" and not rest:
         raise DataError(f"data {spec!r} names no files; expected {SPECS[kind]}")
     match kind:
@@ -64,7 +71,24 @@ def _make(spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dat
             from segenv.data.coco import Coco
 
             return Coco(*_split_images(rest, spec), skip_bad, max_pixels, kind)
-        case "absent":
+        case "refcoco" | "grefcoco":
+            from segenv.data import refer
+
+            return getattr(refer, kind)(rest, skip_bad, max_pixels)
+        case "reasonseg":
+            from segenv.data.reasonseg import ReasonSeg
+
+            directory, texts = _split_subset(rest)
+            return ReasonSeg(directory, texts, skip_bad, max_pixels)
+        case "dis":
+            from segenv.data.soft_masks import SoftMasks
+
+            return SoftMasks(spec, skip_bad, max_pixels)
+        case "sa1b":
+            from segenv.data.sa1b import Sa1b
+
+            return Sa1b(rest, skip_bad, max_pixels)
+        case "no-target" | "absent":
             from segenv.data.no_target import NoTarget
 
             share, colon, whole = rest.partition(":")

@@ -84,7 +84,7 @@ class Dataset(Sequence[Task], ABC):
         the image's tasks are known, and share no word with it but articles. Datasets that know more say more."""
         sources = self.sources
         own = [self.load(k).instruction for k, source in enumerate(sources) if source == sources[i]]
-        return all(own) and not any(_content(words) & _content(instruction) for words in own)
+        return all(own) and not any(content_words(words) & content_words(instruction) for words in own)
 
     @property
     @abstractmethod
@@ -194,7 +194,8 @@ def later(whole: Dataset, start: int, spec: str) -> Dataset:
     return data
 
 
-def _content(words: str) -> set[str]:
+def content_words(words: str) -> set[str]:
+    """The words of an instruction, in small letters, without articles."""
     return set(words.casefold().split()) - {"the", "a", "an"}
 
 
@@ -248,7 +249,7 @@ def _spelled(root: Path, relative: str) -> Path:
     found = root
     for part in PurePosixPath(slashes).parts:
         if not part.isascii() and not os.path.lexists(found / part):
-            part = _listing(str(found), _changed(found)).get(unicodedata.normalize("NFC", part), part)
+            part = _listing(str(found), changed(found)).get(unicodedata.normalize("NFC", part), part)
         found /= part
     return found if os.path.lexists(found) else root / slashes
 
@@ -262,9 +263,10 @@ def _listing(directory: str, changed: int) -> dict[str, str]:
         return {}
 
 
-def _changed(directory: Path) -> int:
+def changed(path: Path) -> int:
+    """When a file or a folder was changed, in ns, for the keys of caches; 0 where it cannot be told."""
     try:
-        return directory.stat().st_mtime_ns
+        return path.stat().st_mtime_ns
     except (OSError, ValueError):
         return 0
 
@@ -297,8 +299,21 @@ def unique(ids: Iterable[Hashable], what: str, where: object) -> None:
         seen.add(name)
 
 
-def read_json(path: Path, what: str) -> Any:
-    """Read a JSON file. Raises `DataError`; `what` says what was expected of it."""
+def numbered(names: Iterable[str]) -> Iterator[str]:
+    """Yield the names, with "~2", "~3", … behind those that came before."""
+    seen: dict[str, int] = {}
+    for name in names:
+        own = name
+        while own in seen:
+            seen[name] += 1
+            own = f"{name}~{seen[name]}"
+        seen[own] = 1
+        yield own
+
+
+def read_json(path: Path, what: str, else_in: str | None = None) -> Any:
+    """Read a JSON file in UTF-8, or where that cannot be, in the encoding `else_in`. Raises `DataError`; `what` says
+    what was expected of the file."""
 
     def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -307,7 +322,13 @@ def read_json(path: Path, what: str) -> Any:
         return found
 
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=record)
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError:
+            if else_in is None:
+                raise
+            text = path.read_text(encoding=else_in)
+        return json.loads(text, object_pairs_hook=record)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error}); expected {what}") from error
     except DataError:

@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from segenv.data.base import DataError, Dataset, folder, id_of, read_json, unique, within
+from segenv.data.base import DataError, Dataset, folder, id_of, read_json, unique
 from segenv.data.coco_file import WHAT, Annotation, CocoFile
-from segenv.data.images import MAX_PIXELS, check_target, read_image
+from segenv.data.images import MAX_PIXELS, check_target
 from segenv.files import file_hash, file_size, json_hash
-from segenv.geometry.rle import MaskError, segmentation_mask
-from segenv.texts import shown
-from segenv.types import BadItem, Task
+from segenv.types import Task
 
 NAMED_FROM = 0.01  # least part of the image that an object must cover for "the <class>" to name it
 
@@ -66,19 +64,9 @@ class Coco(Dataset):
     def load(self, i: int) -> Task:
         found, file = self._file.read(i), self._file.path
         item, record = found.item, found.record
-        path = within(self._root, found.file, item, self.follow_links)
-        image = read_image(path, item, self.max_pixels)
+        path, image = self._file.picture(found.image, found.file, item, self.max_pixels, self.follow_links)
         height, width = image.shape[:2]
-        told = {name: found.image.get(name) for name in ("height", "width")}
-        if any(told[name] not in (None, side) for name, side in (("height", height), ("width", width))):
-            raise BadItem(
-                f"item {item!r}: {path} is {width} x {height} pixels (width x height, turned as its EXIF says), but "
-                f"{file} says {shown(told['width'])} x {shown(told['height'])}; use the images that were annotated"
-            )
-        try:
-            mask = segmentation_mask(record.get("segmentation"), height, width)
-        except MaskError as error:
-            raise BadItem(f"item {item!r}: segmentation in {file} {error}; correct the annotation") from error
+        mask = self._file.mask(record, item, height, width)
         target = np.where(mask, 255, 0).astype(np.uint8)
         check_target(target, (height, width), item, path, file)
         named = found.category is not None and self._alone(i, found) and mask.mean() >= NAMED_FROM

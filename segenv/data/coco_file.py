@@ -6,8 +6,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from segenv.data.base import DataError, id_of, unique
-from segenv.geometry.rle import MaskError, segmentation_box
+import numpy as np
+
+from segenv.data.base import DataError, id_of, unique, within
+from segenv.data.images import read_image
+from segenv.geometry.rle import MaskError, segmentation_box, segmentation_mask
 from segenv.texts import one_line, shown
 from segenv.types import BadItem, Box
 
@@ -89,6 +92,29 @@ class CocoFile:
             )
         name = None if category is None else self.classes.get(category)
         return Annotation(item, number, image, file, name, bool(entry.get("iscrowd")), entry)
+
+    def picture(
+        self, image: dict[str, Any], name: str, item: str, max_pixels: int, follow_links: bool
+    ) -> tuple[Path, np.ndarray]:
+        """The file `name` of an `image`'s record, and its pixels, uint8 [H, W, 3]. Raises `BadItem`, also where the
+        record tells another size."""
+        path = within(self.root, name, item, follow_links)
+        pixels = read_image(path, item, max_pixels)
+        told = image.get("height"), image.get("width")
+        if any(side not in (None, found) for side, found in zip(told, pixels.shape[:2], strict=True)):
+            raise BadItem(
+                f"item {item!r}: {path} is {pixels.shape[1]} x {pixels.shape[0]} pixels (width x height, turned as its "
+                f"EXIF says), but {self.path} says {shown(told[1])} x {shown(told[0])}; use the images that were "
+                "annotated"
+            )
+        return path, pixels
+
+    def mask(self, record: dict[str, Any], item: str, height: int, width: int) -> np.ndarray:
+        """The mask of an annotation's `record`, bool [height, width], its polygons joined. Raises `BadItem`."""
+        try:
+            return segmentation_mask(record.get("segmentation"), height, width)
+        except MaskError as error:
+            raise BadItem(f"item {item!r}: segmentation in {self.path} {error}; correct the annotation") from error
 
     def box(self, i: int) -> Box:
         """The box of annotation number `i`: its own or, where that is missing or has no area, its segmentation's.

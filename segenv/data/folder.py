@@ -144,7 +144,7 @@ def pair_up(images: Path, masks: Path, image_of: Callable[[str], str] = str, **m
     """The files of two folders, paired by stem, in the order of the stems. `image_of` gives an image's stem for a
     mask's stem, where no image has the mask's own. Files without a partner, and stems that several files share, become
     pairs with a `problem`."""
-    image_files, mask_files = _by_stem(images), _by_stem(masks)
+    image_files, mask_files = by_stem(images), by_stem(masks)
     wanted = {stem: stem if stem in image_files else image_of(stem) for stem in mask_files}
     pairs = []
     for stem in sorted(wanted.keys() | (image_files.keys() - set(wanted.values()))):
@@ -162,7 +162,7 @@ def pair_up(images: Path, masks: Path, image_of: Callable[[str], str] = str, **m
     return pairs
 
 
-def _by_stem(directory: Path) -> dict[str, list[Path]]:
+def by_stem(directory: Path) -> dict[str, list[Path]]:
     """A folder's files by stem, in Unicode's composed form, whatever their suffix: one that is no image is a bad item,
     not an absent one."""
     files: dict[str, list[Path]] = {}

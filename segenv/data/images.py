@@ -82,7 +82,7 @@ def strict_labels(mask: Image.Image) -> np.ndarray:
     Gray values are the labels, also where they are stored as RGB or through a gray palette. A coloured palette (PASCAL
     VOC, DAVIS 2017) is read only where its indices are 0 and 1; further ones would be other objects, or void.
     """
-    values = _gray(mask)
+    values = gray_values(mask)
     found = np.unique(values)
     if np.isin(found, (0, 1)).all():
         return (values * np.uint8(255)).astype(np.uint8)
@@ -93,8 +93,8 @@ def strict_labels(mask: Image.Image) -> np.ndarray:
     raise ValueError(f"labels are {shown}{blurred}; expected 0 and 1, or 0, 128 (ignored) and 255 (object)")
 
 
-def _gray(mask: Image.Image) -> np.ndarray:
-    """A mask's values, uint8 [H, W]."""
+def gray_values(mask: Image.Image) -> np.ndarray:
+    """The gray values of a decoded mask, uint8 [H, W]. Raises `ValueError` for colours and transparent pixels."""
     advice = "; save the mask as 8-bit gray"
     if mask.mode in ("L", "1"):
         return np.array(mask.convert("L"))

@@ -25,7 +25,7 @@ class NoTarget(Dataset):
         if not 0 < share <= 1:
             raise ValueError(f"share is {share}; expected a part of the tasks, above 0 and at most 1")
         super().__init__(whole.skip_bad, whole.follow_links)
-        self.spec = f"absent:{'' if share == 1 else f'{share:g}:'}{whole.spec}"
+        self.spec = f"no-target:{'' if share == 1 else f'{share:g}:'}{whole.spec}"
         self._skipped = whole._skipped
         self._whole, self._share = whole, share
 

@@ -32,6 +32,8 @@ from agents.training.click_examples import (
     distorted_mask,
     leading_digits,
     rotated,
+    turned,
+    turned_action,
 )
 from experiments.common.config import RunError
 from experiments.sft import __main__, config
@@ -145,6 +147,22 @@ def test_played_states_are_what_the_tool_makes_of_the_correct_actions():
         (state,) = mdp.transition([state], [action])
         action = correct_action(task, state.mask, state.clicks, 0.9)
         assert np.array_equal(state.mask, mask) and best == action
+
+
+@pytest.mark.parametrize("turn", range(8))
+def test_played_states_are_turned_with_their_scene(turn):
+    examples = ClickExamples(Mixture(first=1, trajectory=5), Rollout(tools.make("disc"), steps=6), seed=5)
+    states = examples.played(3)
+    assert len(states) >= 5 and examples.played(3) is states, "played once for all orientations"
+    scene = examples.scene(3)
+    moved = rotated(scene, turn)
+    for k, mask, action in states:
+        target, after = scene.instances == k + 1, moved.instances == k + 1
+        iou = metrics.iou(target, mask)
+        mask, action = turned(mask, turn), turned_action(action, mask.shape, turn)
+        assert metrics.iou(after, mask) == iou
+        if isinstance(action, Click):
+            assert after[action.y, action.x] == action.positive != mask[action.y, action.x]
 
 
 def test_a_policy_is_corrected_where_it_went():

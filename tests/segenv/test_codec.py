@@ -1,5 +1,6 @@
 """Codecs: the contract that each one keeps, the traps of single ones, and replies as models write them."""
 
+import re
 import time
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from segenv import codec
 from segenv.codec.frames import Frame, qwen_size
-from segenv.types import Box, Click, Invalid, Stop, Undo
+from segenv.types import Absent, Box, Click, Invalid, Stop, Undo
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Scene:
 
 
 SCENE = Scene()
-sides = st.integers(1, 1000) | st.integers(1001, 5000)
+sides = st.integers(1, 1000) | st.integers(1001, 5000) | st.sampled_from([1, 3, 2160, 3840, 5000])
 scenes = st.builds(Scene, height=sides, width=sides)
 clicks = scenes.flatmap(
     lambda scene: st.tuples(
@@ -88,36 +89,41 @@ HOSTILE = {
 class TestCodecContract:
     """What every codec keeps, whatever its frame and grammar."""
 
-    @settings(max_examples=60)
+    @settings(max_examples=30)
     @given(pair=clicks, iou=st.none() | st.floats(0, 1))
     def test_a_click_comes_back(self, spec, pair, iou):
         """Exactly, where the grid is as fine as the pixels; within one grid step elsewhere."""
         scene, click = pair
         spoken = codec.make(spec)
-        back = spoken.parse(spoken.format(click, scene, iou), scene)
+        read = spoken.read(spoken.format(click, scene, iou), scene)
+        back = read.action
         assert isinstance(back, Click) and back.positive == click.positive
+        assert (read.exact, read.extra, read.unsigned) == (True, 0, False)
         for got, given_, step in zip((back.x, back.y), (click.x, click.y), grid(spoken.points, scene), strict=True):
             assert abs(got - given_) <= (step if step > 1 else 0)
 
-    @settings(max_examples=60)
+    @settings(max_examples=30)
     @given(pair=boxes)
     def test_a_box_comes_back_within_a_grid_step(self, spec, pair):
         scene, box = pair
         spoken = codec.make(spec)
-        back = spoken.parse(spoken.format(box, scene), scene)
+        read = spoken.read(spoken.format(box, scene), scene)
+        back = read.action
+        assert (read.exact, read.extra, read.unsigned) == (True, 0, False)
         across, down = grid(spoken.boxes, scene)
         assert isinstance(back, Box)
         assert 0 <= back.x0 < back.x1 <= scene.width and 0 <= back.y0 < back.y1 <= scene.height
         assert max(abs(back.x0 - box.x0), abs(back.x1 - box.x1)) <= across * (1 + 1e-9)
         assert max(abs(back.y0 - box.y0), abs(back.y1 - box.y1)) <= down * (1 + 1e-9)
 
-    @pytest.mark.parametrize("action", [Stop(), Undo()])
+    @pytest.mark.parametrize("action", [Stop(), Undo(), Absent()])
     @pytest.mark.parametrize("iou", [None, 0.0, 0.92])
-    def test_stop_and_undo_come_back(self, spec, action, iou):
+    def test_stop_absent_and_undo_come_back(self, spec, action, iou):
         spoken = codec.make(spec)
-        assert spoken.parse(spoken.format(action, SCENE, iou), SCENE) == action
+        read = spoken.read(spoken.format(action, SCENE, iou), SCENE)
+        assert (read.action, read.exact, read.extra, read.stated_iou) == (action, True, 0, iou)
 
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     @given(text=st.text(max_size=200) | replies, scene=scenes)
     def test_any_text_is_an_action_on_the_image_or_says_why_not(self, spec, text, scene):
         spoken = codec.make(spec)
@@ -132,7 +138,7 @@ class TestCodecContract:
             case Box():
                 assert 0 <= action.x0 < action.x1 <= scene.width and 0 <= action.y0 < action.y1 <= scene.height
             case _:
-                assert action in (Stop(), Undo())
+                assert action in (Stop(), Undo(), Absent())
         stated = spoken.stated_iou(text)
         assert stated is None or 0 <= stated <= 1
 
@@ -148,12 +154,13 @@ class TestCodecContract:
                     break
             assert best < 0.02, f"{name} took {1000 * best:.0f} ms"
 
-    @settings(max_examples=25)
+    @settings(max_examples=15)
     @given(pair=clicks, thought=replies, iou=st.floats(0, 1))
-    def test_the_last_statement_counts_after_any_thought(self, spec, pair, thought, iou):
+    def test_the_last_block_counts_after_any_thought(self, spec, pair, thought, iou):
         scene, click = pair
         spoken = codec.make(spec)
         reply = spoken.format(click, scene, iou)
+        thought += "\nso this is my answer:"
         assert spoken.parse(f"{thought}\n{reply}", scene) == spoken.parse(reply, scene)
         assert spoken.stated_iou(f"{thought}\n{reply}") == round(100 * iou) / 100
         assert spoken.parse(f"{'A long thought. ' * 10_000}{reply}", scene) == spoken.parse(reply, scene)
@@ -180,17 +187,17 @@ class TestCodecContract:
 
     def test_the_prompt_names_the_object_and_the_last_error(self, spec):
         spoken = codec.make(spec)
-        assert "the left cat" in spoken.prompt(SCENE) and "{" not in spoken.prompt(SCENE).replace('{"', "")
+        assert "the left cat" in spoken.prompt(SCENE) and not re.search(r"\{[a-z0-9_]+\}", spoken.prompt(SCENE))
         assert "the {0} main {braces}" in spoken.prompt(replace(SCENE, instruction="the {0} main {braces}"))
         assert "point (9999, 1) lies outside" in spoken.prompt(replace(SCENE, error="point (9999, 1) lies outside"))
         assert spoken.name == spec
 
     def test_the_prompt_shows_both_points_in_the_codec_s_own_grammar(self, spec):
         spoken = codec.make(spec)
-        template, names = spoken.grammar.point.template, spoken.points.names(point=True)
+        template, names = spoken.grammar.point, spoken.points.names(point=True)
         for sign, positive in ((spoken.grammar.positive, True), (spoken.grammar.negative, False)):
             assert template.format(*names, sign=sign) in codec.make(spec.split(":")[0]).prompt(SCENE)
-            assert spoken.parse(template.format("0", "0", sign=sign), SCENE) == Click(0, 0, positive)
+            assert spoken.parse(spoken.format(Click(0, 0, positive), SCENE), SCENE) == Click(0, 0, positive)
 
 
 # ------------------------------------------------------------------------------------------------------------- segagent
@@ -229,12 +236,11 @@ def test_finish_is_a_stop_and_a_bad_reply_is_invalid():
         "unfinish",
         "Stop it",
         "Positive point",
-        "(175, 483)",
-        "Positive point: 175, 483",
+        "The cup is at (175, 483), I think",
     ):
         assert isinstance(segagent(text), Invalid), text
     assert segagent("Undo") == Undo()
-    assert segagent("Undo\nPositive point: (0, 0)\nFinish\n") == Stop()
+    assert segagent("Undo\nPositive point: (0, 0)\nFinish\n") == Undo(), "the first of the last block"
     assert segagent("Finish?\nNo: Positive point: (0, 0). I will finish after it.") == Click(0, 0)
 
 
@@ -248,7 +254,7 @@ def test_finish_is_a_stop_and_a_bad_reply_is_invalid():
         ("<box>(0,0),(1000,5)</box>", "box (0, 0, 1000, 5) lies outside 0..999"),
         ("<box>(9,9),(9,12)</box>", "box (9, 9, 9, 12) is empty; expected its second corner right of"),
         ("Negative point: (12,", "`Negative point: (12,` breaks off; expected `Positive point: (row, column)`"),
-        ("Negative point: (nan, 3)", "`Negative point: (nan, 3)` breaks off; expected `Positive point: (row, column)`"),
+        ("Negative point: (nan, 3)", "point (nan, 3) holds nan, which is no number"),
         ("Hello\nthere", "no action in `Hello there`; expected `Positive point: (row, column)`"),
     ],
 )
@@ -307,8 +313,8 @@ def test_what_each_family_writes_on_an_image_of_1000_pixels(spec, click, box):
 def test_a_label_may_stand_before_its_point_and_is_never_guessed():
     spoken = codec.make("qwen3-vl")
     assert spoken.parse('[{"label": "negative", "point_2d": [0, 0]}]', SCENE) == Click(0, 0, False)
-    action = spoken.parse('{"point_2d": [0, 0], "label": "cat"}', SCENE)
-    assert isinstance(action, Invalid) and action.reason.startswith("point (0, 0) is neither positive nor negative")
+    read = spoken.read('{"point_2d": [0, 0], "label": "cat"}', SCENE)
+    assert read.action == Click(0, 0) and read.unsigned and not read.exact
 
 
 def test_pixels_are_exact_and_end_before_the_image_does():

@@ -23,6 +23,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
 from made_data import make_coco, make_index, save  # noqa: E402
+from made_fields import make_grefcoco, make_reasonseg, make_sa1b  # noqa: E402
 from mutations import mutated  # noqa: E402
 
 from segenv import data  # noqa: E402
@@ -72,11 +73,31 @@ def index(root: Path) -> tuple[str, Path]:
     return make_index(root), root / "index.json"
 
 
+def grefcoco(root: Path) -> tuple[str, Path]:
+    return make_grefcoco(root), root / "grefcoco/grefs(unc).json"
+
+
+def instances(root: Path) -> tuple[str, Path]:
+    return make_grefcoco(root), root / "grefcoco/instances.json"
+
+
+def reasonseg(root: Path) -> tuple[str, Path]:
+    return f"{make_reasonseg(root)}#all", root / "val/b.json"
+
+
+def sa1b(root: Path) -> tuple[str, Path]:
+    return make_sa1b(root), root / "sa_10.json"
+
+
 KINDS: dict[str, Callable[[Path], tuple[str, Path]]] = {
     "coco": coco,
     "lvis": lvis,
     "trajectories": trajectories,
     "index": index,
+    "grefcoco": grefcoco,
+    "instances": instances,
+    "reasonseg": reasonseg,
+    "sa1b": sa1b,
 }
 
 
@@ -88,7 +109,8 @@ def outcome(spec: str, skip_bad: bool) -> str:
         tasks = list(found)
         assert len(tasks) + len(found.skipped) == len(found)
         for task in tasks:
-            assert (task.target == 255).any() and task.target.shape == task.image.shape[:2]
+            assert (task.target == 255).any() != task.meta.get("absent", False)
+            assert task.target.shape == task.image.shape[:2]
             found.lacks(0, task.instruction)
         told = [reason for _, reason in found.skipped]
     except (SegenvError, ValueError) as error:

@@ -68,8 +68,9 @@ def test_a_share_leaves_the_other_tasks_as_they_are() -> None:
     assert 40 <= sum(gone) <= 80
     for out, task, original in zip(gone, found, whole, strict=True):
         assert (task.instruction != original.instruction) == out == (not task.target.any())
-    mixed = data.make("absent:0.3:synthetic:val#easy")
-    assert mixed.spec == "absent:0.3:synthetic:val#easy" == data.make(mixed.spec).spec
+    mixed, old = (data.make(f"{name}:0.3:synthetic:val#easy") for name in ("no-target", "absent"))
+    assert mixed.spec == "no-target:0.3:synthetic:val#easy" == data.make(mixed.spec).spec == old.spec
+    assert mixed.fingerprint == old.fingerprint
     fingerprints = {data.make(spec).fingerprint for spec in (mixed.spec, mixed.spec.replace("0.3", "0.4"))}
     assert len(fingerprints) == 2 and len(mixed) == len(data.make("synthetic:val#easy"))
 

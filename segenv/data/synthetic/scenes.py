@@ -2,7 +2,7 @@
 
 A scene is a function of (split, difficulty, index) alone. `synthetic:val` runs through the difficulties in turn,
 `synthetic:val#hard` holds the hard ones only: item k of the latter is item 3k + 2 of the former. Splits are different
-random streams.
+random streams. `single`, `charts` and `interfaces` are classes of their own, and no part of the mix.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,9 @@ import cv2
 import numpy as np
 
 from segenv.data.base import Dataset
+from segenv.data.synthetic import charts, interfaces
 from segenv.data.synthetic import shapes as scene_shapes
+from segenv.data.synthetic.drawing import Scene, SceneObject, Thing
 from segenv.data.synthetic.shapes import COLOURS, background, paint, texture
 from segenv.files import content_hash
 from segenv.types import Task
@@ -42,43 +44,27 @@ class Difficulty:
 
 BASIC = ("circle", "square", "triangle", "star", "cross", "ring")
 THIN = ("frame", "bar", "crescent", "sun", "comb")
+SHAPES = (*BASIC, "blob", *THIN)
 DIFFICULTIES = (
     Difficulty("easy", (2, 3), (0.14, 0.26), BASIC, 0.35, 0.35, 0.0, (0, 0), 0.0, 4.0),
     Difficulty("medium", (3, 5), (0.10, 0.24), (*BASIC, "blob", "bar", "frame"), 0.7, 0.6, 0.35, (0, 6), 0.15, 8.0),
-    Difficulty("hard", (4, 7), (0.08, 0.26), (*BASIC, "blob", *THIN), 0.9, 0.9, 0.6, (4, 16), 0.4, 12.0),
+    Difficulty("hard", (4, 7), (0.08, 0.26), SHAPES, 0.9, 0.9, 0.6, (4, 16), 0.4, 12.0),
 )
 
 
-@dataclass(frozen=True)
-class SceneObject:
-    """One object: its words, its visible area in pixels and the centre (x, y) of its visible part, in pixels."""
-
-    colour: str
-    shape: str
-    area: int
-    centre: tuple[float, float]
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """`image` uint8 [H, W, 3]; `instances` uint8 [H, W], where k + 1 is `objects[k]` and 0 is background or clutter."""
-
-    image: np.ndarray
-    instances: np.ndarray
-    objects: tuple[SceneObject, ...]
-    difficulty: str
-    clutter: tuple[SceneObject, ...] = ()  # small things that nobody asks for, but that words can be true of
+SINGLE = Difficulty("single", (1, 1), (0.10, 0.30), SHAPES, 0.7, 0.6, 0.0, (0, 8), 0.15, 8.0)
+OTHERS: dict[str, Any] = {"single": SINGLE, "charts": charts.VERSION, "interfaces": interfaces.VERSION}
+CLASSES = (*(level.name for level in DIFFICULTIES), *OTHERS)  # in the order of their seeds; the mix has the first three
 
 
 class Synthetic(Dataset):
     """Procedural scenes as tasks. `scene(i)` gives all objects of a scene, `load(i)` one of them as a task."""
 
     def __init__(self, split: str = "train", difficulty: str | None = None) -> None:
-        names = [level.name for level in DIFFICULTIES]
         if split not in LENGTHS:
             raise ValueError(f"synthetic has no split {split!r}; it has {', '.join(LENGTHS)}")
-        if difficulty is not None and difficulty not in names:
-            raise ValueError(f"synthetic has no difficulty {difficulty!r}; it has {', '.join(names)}")
+        if difficulty is not None and difficulty not in CLASSES:
+            raise ValueError(f"synthetic has no difficulty {difficulty!r}; it has {', '.join(CLASSES)}")
         self.split, self.difficulty = split, difficulty
         self.spec = f"synthetic:{split}" + (f"#{difficulty}" if difficulty else "")
         super().__init__()
@@ -93,29 +79,28 @@ class Synthetic(Dataset):
     @property
     def fingerprint(self) -> str:
         """Identifies the scenes: the generator's version and its classes."""
-        return content_hash(repr((VERSION, self.spec, DIFFICULTIES)).encode(), size=8)
+        classes = OTHERS.get(self.difficulty or "", DIFFICULTIES)
+        return content_hash(repr((VERSION, self.spec, classes)).encode(), size=8)
 
-    def place(self, i: int) -> tuple[Difficulty, int]:
+    def place(self, i: int) -> tuple[str, int]:
         """The difficulty of item i, and its number within that class."""
         if self.difficulty is None:
-            return DIFFICULTIES[i % 3], i // 3
-        return next(level for level in DIFFICULTIES if level.name == self.difficulty), i
+            return DIFFICULTIES[i % 3].name, i // 3
+        return self.difficulty, i
 
     def id(self, i: int) -> str:
-        level, number = self.place(i)
-        return f"synthetic/{self.split}/{level.name}/{number}"
+        name, number = self.place(i)
+        return f"synthetic/{self.split}/{name}/{number}"
 
     def _rng(self, i: int, purpose: int) -> np.random.Generator:
-        level, number = self.place(i)
-        return np.random.default_rng(
-            [VERSION, list(LENGTHS).index(self.split), DIFFICULTIES.index(level), number, purpose]
-        )
+        name, number = self.place(i)
+        return np.random.default_rng([VERSION, list(LENGTHS).index(self.split), CLASSES.index(name), number, purpose])
 
     def scene(self, i: int) -> Scene:
         """Scene i with at least one object that a sentence can pick out."""
         rng = self._rng(i, 0)
         while True:
-            scene = draw_scene(self.place(i)[0], rng)
+            scene = draw(self.place(i)[0], rng)
             if any(expressions(scene, k) for k in range(len(scene.objects))):
                 return scene
 
@@ -139,7 +124,8 @@ class Synthetic(Dataset):
         """Whether no object of scene `i`, clutter included, has the colour and the shape that an instruction names;
         False for one that names neither."""
         scene, words = self.scene(i), set(instruction.split())
-        colours, shapes = words & set(COLOURS), words & {shape for level in DIFFICULTIES for shape in level.shapes}
+        nouns = {"charts": charts.NOUNS, "interfaces": interfaces.NOUNS}.get(scene.difficulty, SHAPES)
+        colours, shapes = words & set(COLOURS), words & set(nouns)
         return bool(colours or shapes) and not any(
             {thing.colour} >= colours and {thing.shape} >= shapes for thing in (*scene.objects, *scene.clutter)
         )
@@ -160,6 +146,16 @@ class _Ids(Sequence):
         if not -len(self) <= i < len(self):
             raise IndexError(f"{self.data.spec} has {len(self)} items, so there is no item {i}")
         return self.data.id(i % len(self))
+
+
+def draw(name: str, rng: np.random.Generator) -> Scene:
+    """One scene of the class `name`, from the random stream `rng`."""
+    match name:
+        case "charts":
+            return charts.draw(rng)
+        case "interfaces":
+            return interfaces.draw(rng)
+    return draw_scene(next(level for level in (*DIFFICULTIES, SINGLE) if level.name == name), rng)
 
 
 def draw_scene(level: Difficulty, rng: np.random.Generator) -> Scene:
@@ -273,6 +269,8 @@ def expressions(scene: Scene, k: int) -> list[str]:
     Sentences with more words than needed are left out: "the largest red star" appears only where "the red star" is
     ambiguous.
     """
+    if isinstance(thing := scene.objects[k], Thing):
+        return list(thing.sentences)
     found: list[tuple[set[str], str]] = []
     superlatives = [("size", word) for word in SIZE_WORDS] + [("place", word) for word in PLACE_WORDS[1:]]
     options = product(superlatives, ("", scene.objects[k].colour), ("", scene.objects[k].shape))

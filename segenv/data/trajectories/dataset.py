@@ -14,12 +14,12 @@ pixels that count in no metric. Where the outcome of an entry's last click is no
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from segenv.data.base import DataError, Dataset, folder, id_of, read_json, within
+from segenv.data.base import DataError, Dataset, folder, id_of, numbered, read_json, within
 from segenv.data.images import MAX_PIXELS, check_size, check_target, read_image
 from segenv.data.trajectories.record import Trajectory
 from segenv.files import file_hash, file_size, json_hash, replacing
@@ -69,7 +69,7 @@ class Trajectories(Dataset):
             self.file.parent if images is None else images, "the folder of the images that the entries name"
         )
         self._entries: list[Any] = listed
-        self._ids = tuple(_numbered(_name(i, entry) for i, entry in enumerate(listed)))
+        self._ids = tuple(numbered(_name(i, entry) for i, entry in enumerate(listed)))
 
     @property
     def ids(self) -> Sequence[str]:
@@ -129,15 +129,3 @@ def _name(i: int, entry: Any) -> str:
 
 def _names_image(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("image_name"), str)
-
-
-def _numbered(names: Iterable[str]) -> Iterator[str]:
-    """The names, with "~2", "~3", … behind those that came before."""
-    seen: dict[str, int] = {}
-    for name in names:
-        unique = name
-        while unique in seen:
-            seen[name] += 1
-            unique = f"{name}~{seen[name]}"
-        seen[unique] = 1
-        yield unique

@@ -1,0 +1,267 @@
+"""Statements of a reply: points, boxes, and the words that end an episode, however a model writes them.
+
+One reader serves every codec, because models fall back on other families' ways of writing: words (`Positive point: (1,
+2)`), tags (`<box>…`, `<point …>`, `<loc0001>…`), keys of JSON objects and arguments of tool calls. What the numbers
+mean is the codec's to say, never the syntax's; a sign is taken from where it is written and never guessed.
+
+Three kinds count only where nothing better is stated: a word within a sentence (I choose `Finish`), a sentence that
+denies the object, and numbers that stand alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from segenv.codec.objects import statements_of_objects
+from segenv.codec.values import Statement, numbered, values
+
+_FILL = r"[\s*`_\"'$\\]*"  # white space, emphasis, quotes and the like
+_SIGNED = re.compile(
+    rf"(?<![a-z])(?P<sign>positive|negative|foreground|background)[\s*`_-]*"
+    rf"(?P<point>(?:points?|clicks?|prompts?|coordinates?)(?![a-z]))?{_FILL}(?:(?:at|is)\b{_FILL})?(?P<colon>[:=]|->)?"
+)
+_POINT = re.compile(rf"(?<![a-z])(?:point|click|coordinate|coord|location)s?(?![a-z]){_FILL}(?:(?:at|is|on)\b{_FILL})?"
+                    r"(?P<colon>[:=]|->)?")  # fmt: skip
+_BOX = re.compile(
+    rf"(?<![a-z])(?:b|bounding[\s_-]*)?box(?:es)?(?![a-z]){_FILL}(?:(?:at|is)\b{_FILL})?(?P<colon>[:=]|->)?"
+)
+_TAG = re.compile(
+    r"<(?P<box>box|bbox|\|box_start\||\|det\||\|begin_of_box\|)>|<(?P<point>point|\|point_start\|)>"
+    r"|<points?(?P<open>\s)(?P<attributes>[^<>]*)(?P<closed>>)?|(?P<bins>(?:<loc_?[0-9]{1,5}>\s*)+)(?P<more><)?"
+)
+_ATTRIBUTE = re.compile(r"([a-z_]+?)([0-9]*)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'<>]+))")
+_LABEL = re.compile(r"[^<>\n;]{0,60};")  # behind the box that it names
+
+_STOPS, _UNDOES = r"(?:finish(?:ed)?|terminate[d]?|stop|done|submit)", r"undo"
+_END = r"(?:\(\s*\))?[ \t*`_\"'.!)\]}$]*(?=[\r\n<]|\Z)"
+_WHY = r"[*`_\"']*(?:\s*[(;,]|\s+-+\s|\s+(?:because|since|as)\b)"  # finish, because …
+_CHOICE = r"(?:choose|select|pick|action|answer|reply|respond)(?:\s+(?:is|with|to|now|would\s+be))?\s+"
+_WORD = re.compile(
+    rf"(?<![a-z_])(?=[dfnstu])(?:(?P<stop>{_STOPS}{_END}|(?:finish|terminate){_WHY})|(?P<undo>{_UNDOES}{_END})"
+    r"|(?P<absent>(?:the\s|there\s(?:is|are)\s)?no\s(?:such\s|matching\s|target\s)?(?:object|target|match|instance)(?:e?s)?"
+    rf"(?:\s(?:was|were|is|are))?(?:\s(?:found|detected|present|visible|there))?(?:\sin\s(?:the|this)\s[a-z]{{3,7}})?{_END}))"
+)
+_MENTION = re.compile(
+    rf"(?=[`*\"'acprs])(?:[`*\"']+|{_CHOICE}[`*\"']*)(?:(?P<stop>finish(?:ed)?|terminate)|(?P<undo>undo))(?![a-z])(?P<quote>[`*\"'.!]*)"
+)
+_DENIAL = re.compile(
+    r"(?<![a-z])(?=[tiawdc])(?:there(?:\s(?:is|are|was|were)|'s)\s(?:no\b|not\s(?:any|an?)\b|none\b)(?P<what>[^.!?\n]{0,120})"
+    r"|\b(?:is|are|was|were)(?:\snot|n't)\s(?:in\s(?:the|this)\s(?:image|picture|photo|scene)\b"
+    r"|(?:present|visible|shown|depicted|there)(?=\s(?:in|on|within|anywhere)\b|\s*[.!\n]|\s*\Z))"
+    r"|\bdo(?:es)?(?:\snot|n't)\s(?:appear|exist)\b(?!\sto)|\b(?:can(?:\snot|not|'t)|could(?:\snot|n't))\s(?:find|see|locate|detect)\b"
+    r"(?!\s(?:(?:the|any|an|your)\s)?(?:image|picture)))"
+)
+_IN_VIEW = re.compile(r"\b(?:image|picture|photo|scene|frame)\b|^\s*$|^none\b")
+_OURS = re.compile(r"\b(?:mask|layer|green|overlay|click|point|action|need|reason)")
+_NEGATED = re.compile(r"(?:\bnot|n't|\bnever|\bbefore|\bcannot)\b[^.!?\n]*\Z")
+_OPENS = re.compile(r"(?:\A|[\r\n:>0-9])[ \t*`_\"'$\\-]*\Z|[\r\n](?:[ \t*`_\"'#>-]|[0-9]{1,3}[.)])*\Z")
+_BEFORE = re.compile(r"(?<![a-z])(positive|negative)[\s*`_-]*(?:point|click)?[\s*`_:([{]*\Z")
+_HEAD = re.compile(
+    r"box|point|positive|negative|click|coord|<loc|finish|terminate|stop|undo|done|[\"'](?:[xy]|row|col)"
+)
+TAIL, HEADS = 10_240, 200
+_BACK = 64  # characters before a statement that are looked at
+
+
+def find(text: str) -> list[Statement]:
+    """The statements of a `lowered` text in their order, without those that stand within others."""
+    found = sorted(
+        (*_tags(text), *statements_of_objects(text), *_signed(text), *_plain(text), *_words(text)),
+        key=lambda one: (one.start, -one.end),
+    )
+    kept: list[Statement] = []
+    for one in found:
+        if not kept or one.start >= kept[-1].end:
+            kept.append(one)
+        elif kept[-1].weak and not one.weak:
+            kept[-1] = one
+    kept = [_with_sign(text, one) for one in kept]
+    strong = [one for one in kept if not one.weak]
+    return strong or kept or list(_alone(text))
+
+
+def _with_sign(text: str, one: Statement) -> Statement:
+    """A point with the sign that stands right before it, as in `Negative <point>1 2</point>`."""
+    if one.kind != "point" or one.sign:
+        return one
+    before = _BEFORE.search(text[max(0, one.start - _BACK) : one.start])
+    return replace(one, sign=before[1], start=one.start - len(before[0])) if before else one
+
+
+def tail(text: str) -> str:
+    """The end of a text that is searched for statements: at most so many characters, and so many words that may begin
+    one, that any text is read within milliseconds."""
+    text = text[-TAIL:]
+    heads = [head.start() for head in _HEAD.finditer(text)]
+    return text[heads[-HEADS] :] if len(heads) > HEADS else text
+
+
+def opens(text: str, place: int) -> bool:
+    """Whether a word at `place` opens its line, or follows a colon, a number or a tag."""
+    before = text[max(0, place - _BACK) : place]
+    return bool(_OPENS.search("\n" + before if place <= _BACK else before))
+
+
+def _signed(text: str) -> Iterator[Statement]:
+    """`Positive point: (1, 2)`, also without `point` where brackets follow."""
+    for head in _SIGNED.finditer(text):
+        if not head["point"] and head["sign"] not in ("positive", "negative"):
+            continue
+        found = values(text, head.end(), 2)
+        sign = "positive" if head["sign"] in ("positive", "foreground") else "negative"
+        plain = not found.bracketed and not (found.numbers and (found.named or (head["point"] and head["colon"])))
+        if plain and not (head["point"] and head["colon"]):
+            continue
+        if not head["point"] and not found.fits(2):
+            continue
+        if not found.fits(2) and found.state != "cut" and not head["colon"]:
+            continue  # a positive point (on the handle)
+        yield numbered("point", head.start(), found, 2, sign)
+
+
+def _plain(text: str) -> Iterator[Statement]:
+    """`Point: (1, 2)` and `Box: (1, 2, 3, 4)`; within a sentence they count where nothing else does."""
+    for pattern, kind, want in ((_BOX, "box", 4), (_POINT, "point", 2)):
+        for head in pattern.finditer(text):
+            found = values(text, head.end(), want)
+            if found.bracketed or (found.numbers and (found.named or head["colon"])):
+                one = numbered(kind, head.start(), found, want)
+                weak = not head["colon"] if kind == "box" else not opens(text, head.start())
+                if one.kind != "broken" or (head["colon"] and not weak):
+                    yield replace(one, weak=weak)
+
+
+def _tags(text: str) -> Iterator[Statement]:
+    for tag in _TAG.finditer(text):
+        if tag["attributes"] is not None:
+            yield _attributes(text, tag)
+        elif tag["bins"]:
+            yield _bins(text, tag)
+        else:
+            want = 4 if tag["box"] else 2
+            found = values(text, tag.end(), want)
+            if tag["box"] == "|begin_of_box|":  # around any answer
+                if not found.numbers:
+                    continue
+                want = 2 if found.fits(2) and found.groups == (2,) else 4
+            elif found.state == "whole" and not found.bracketed and not text[found.end :].lstrip().startswith("<"):
+                found = replace(found, state="bad" if text[found.end :].strip() else "cut")
+            yield numbered("point" if want == 2 else "box", tag.start(), found, want)
+
+
+def _bins(text: str, tag: re.Match[str]) -> Statement:
+    """`<loc0001><loc0002><loc0003><loc0004>`, a box."""
+    bins = re.findall(r"[0-9]+", tag["bins"])
+    state = "cut" if tag["more"] and ">" not in text[tag.end() :] else "whole"
+    found = values(f"({', '.join(bins)})", 0, 4)
+    label = _LABEL.match(text, tag.end("bins"))
+    found = replace(
+        found,
+        end=label.end() if label else tag.end("bins"),
+        state=state if len(bins) != 4 or state == "cut" else found.state,
+    )
+    return numbered("box", tag.start(), replace(found, groups=(4,) * (len(bins) // 4) if not len(bins) % 4 else ()), 4)
+
+
+def _attributes(text: str, tag: re.Match[str]) -> Statement:
+    """`<point x="1" y="2" alt="…">`, `<points x1="1" y1="2" x2=…>` and `<points coords="1 1 615 404 2 …">`."""
+    if not tag["closed"]:
+        return Statement("broken", tag.start(), tag.end(), why="breaks off")
+    given: dict[str, dict[str, str]] = {}
+    for name, number, *texts in _ATTRIBUTE.findall(tag["attributes"]):
+        given.setdefault(name, {})[number] = "".join(texts)
+    end = text.find("</point", tag.end(), tag.end() + 500)
+    label = text[tag.end() : end] if end >= 0 else ""
+    end = text.find(">", end) + 1 if end >= 0 else tag.end()
+    words = f"{next(iter(given.get('alt', {}).values()), '')} {label}"
+    signs = {sign for sign in ("positive", "negative") if re.search(rf"\b{sign}\b", words)}
+    sign = "both" if len(signs) == 2 else "".join(signs)
+    pairs: list[tuple[str, str]] = [
+        (x, given["y"][number]) for number, x in given.get("x", {}).items() if number in given.get("y", {})
+    ]
+    for group in re.split(r"[;\t]", next(iter(given.get("coords", {}).values()), "")):
+        parts = group.replace(",", " ").split()  # number of the image, then id, x, y of each point
+        pairs += list(zip(parts[2::3], parts[3::3], strict=False)) if len(parts) % 3 == 1 else []
+    if not pairs:
+        return Statement("broken", tag.start(), max(end, tag.end()), why="holds no point")
+    named = "x={}, y={}"
+    found = values(f"({named.format(*pairs[0])})", 0, 2)
+    one = numbered("point", tag.start(), replace(found, end=max(end, tag.end())), 2, sign)
+    return replace(one, more=len(pairs) - 1)
+
+
+def _words(text: str) -> Iterator[Statement]:
+    """Stop, undo and absent: alone in a line as statements; within a sentence as weak ones."""
+    for word in _WORD.finditer(text):
+        if opens(text, word.start()):
+            yield Statement(str(word.lastgroup), word.start(), word.end())
+    for word in _MENTION.finditer(text):
+        kind = "stop" if word["stop"] else "undo"
+        if not _NEGATED.search(text[max(0, word.start() - _BACK) : word.start()]):
+            yield Statement(kind, word.start(), word.end(), weak=True)
+    for word in _DENIAL.finditer(text):
+        what = word["what"]
+        seen = what is None or (_IN_VIEW.search(what) or word[0].rstrip().endswith("none"))
+        before = re.split(r"[.!?\n]", text[max(0, word.start() - _BACK) : word.start()])[-1]
+        if seen and not _OURS.search(before + word[0]):
+            yield Statement("absent", word.start(), word.end(), weak=True)
+
+
+_CORE = re.compile(r"<[^<>\n]{0,40}>|```[a-z]*|current[\s*`_]+iou[\s*`_:]*[0-9.]+%?|^\s*(?:answer|output|action)\s*:")
+
+
+def _alone(text: str) -> Iterator[Statement]:
+    """Numbers that are the whole reply, or its last line: a point or a box; an empty list, which is no object."""
+    core = _CORE.sub(lambda match: " " * len(match[0]), text)
+    lines = core.rstrip().rsplit("\n", 1)
+    for line in dict.fromkeys((core, lines[-1])):
+        start = len(text) - len(line) if line is core else core.rstrip().rfind("\n") + 1
+        bare = line.strip(" \t\r\n*`_\"'$.")
+        if re.fullmatch(r"\[\s*(?:\[\s*\])?\s*\]", bare):
+            yield Statement("absent", start, len(text))
+            return
+        found = values(bare, 0, 2)
+        if not (found.bracketed or (found.numbers and found.named)):
+            continue
+        found = found if found.groups[:1] == (2,) else values(bare, 0, 4)
+        if bare[found.end :].strip(" \n)]}.,;*`") or len(set(found.groups)) > 1 or found.groups == (2, 2):
+            continue
+        for kind, want in (("point", 2), ("box", 4)):
+            if found.fits(want):
+                yield numbered(kind, start, found, want)
+                return
+
+
+def last_block(text: str, found: Iterable[Statement]) -> list[Statement]:
+    """The statements that end a text: those with nothing of their own between them, and items of one list of lines."""
+    block: list[Statement] = []
+    for one in found:
+        if block and not _joined(text, block[-1], one):
+            block = []
+        block.append(one)
+    return block
+
+
+_NOTHING = re.compile(
+    r"\"[^\"\n]{0,120}\"|'[^'\n]{0,60}'|<(\|?)(?:ref|object_ref_start)\1>[^<]{0,120}<|<[^<>\n]{0,40}>"
+    r"|\b(?:json|and|then|next|true|false|null|none|current\s+iou|step|action)\b"
+)
+_REMARK = re.compile(r"\s*(?:[-(#,;:]|/{2}|(?:on|at|to|for|in|inside|of|near)\b)[^\n]*\Z")
+
+
+def _joined(text: str, first: Statement, second: Statement) -> bool:
+    """Whether two neighbouring statements stand in one block."""
+    between = text[first.end : second.start]
+    if len(between) > 600:
+        return False
+    if _neutral(between):
+        return True
+    line, newline, rest = between.partition("\n")
+    return bool(newline and _REMARK.match(line) and _neutral(rest) and opens(text, first.start))
+
+
+def _neutral(between: str) -> bool:
+    """Whether a text says nothing: signs, numbers, quoted words and tags."""
+    return not re.search(r"[a-z?]", _NOTHING.sub(" ", between))

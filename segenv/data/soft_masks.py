@@ -1,0 +1,96 @@
+"""Masks with soft edges: DIS5K, ThinObject5K, HRSOD and COIFT, as they and HQ-SAM's HQSeg-44K lay them out.
+
+Layouts: xuebinqin.github.io/dis, github.com/liewjunhao/thin-object-selection, github.com/yi94code/HRSOD and
+github.com/SysCV/sam-hq.
+"""
+
+import unicodedata
+from dataclasses import replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from segenv import specs
+from segenv.data.base import DataError, folder
+from segenv.data.folder import Pair, Pairs, pair_up
+from segenv.data.images import MAX_PIXELS, gray_values
+from segenv.files import json_hash
+
+LAYOUTS = (("im", "gt"), ("images", "masks"), ("images", "masks_max255"))  # folders of images and masks
+WHAT = (
+    "im/ and gt/ (DIS5K: xuebinqin.github.io/dis), images/ and masks/ (ThinObject5K: "
+    "github.com/liewjunhao/thin-object-selection), or images/ and masks_max255/ (HRSOD in HQ-SAM's HQSeg-44K: "
+    "github.com/SysCV/sam-hq)"
+)
+
+
+def soft_labels(mask: Image.Image, threshold: int) -> np.ndarray:
+    """The target of a mask with gray values, uint8 [H, W]: 255 where they are above `threshold`, else 0."""
+    return np.where(gray_values(mask) > threshold, 255, 0).astype(np.uint8)
+
+
+class SoftMasks(Pairs):
+    """A folder of images and masks with soft edges; the object is where a mask is above `threshold`, which is 128 where
+    HQ-SAM and others evaluate.
+
+    `dis:DIR#NAME` takes the part of DIR that list/NAME.txt lists (ThinObject5K as published), or the folders whose
+    names end with _NAME (images_test and masks_test, in HQSeg-44K). The names of DIS5K's files tell the class of an
+    object, `meta["category"]`: it is no instruction, since several objects of a class may be there.
+    """
+
+    def __init__(self, spec: str, skip_bad: bool = False, max_pixels: int = MAX_PIXELS) -> None:
+        try:
+            options = specs.options_of("data", spec, {"threshold": 128}, argument="directory")
+        except ValueError as error:
+            raise DataError(str(error)) from error
+        given, self.threshold = str(options.get("directory", "")), int(options.get("threshold", 128))
+        if not 0 <= self.threshold <= 254:
+            raise DataError(f"data {spec!r}: threshold is {self.threshold}; expected a gray value from 0 to 254")
+        self.labels = partial(soft_labels, threshold=self.threshold)
+        directory, _, part = given.rpartition("#")
+        if not directory or Path(given).expanduser().is_dir():
+            directory, part = given, ""
+        own = f"dis:{given}" + (f",threshold={self.threshold}" if self.threshold != 128 else "")
+        super().__init__(own, _pairs(folder(directory, WHAT), part), skip_bad, max_pixels)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of ids, the images' sizes in bytes, the masks' contents and the threshold."""
+        return json_hash([self.threshold, super().fingerprint])
+
+
+def _pairs(root: Path, part: str) -> list[Pair]:
+    """The images and masks of a folder, or of a part of it."""
+    listed = root / "list" / f"{part}.txt"
+    ending = f"_{part}" if part and not listed.is_file() else ""
+    for images, masks in ((root / f"{name}{ending}", root / f"{mask}{ending}") for name, mask in LAYOUTS):
+        if images.is_dir() and masks.is_dir():
+            break
+    else:
+        asked = f"{root} with part {part!r}" if part else root
+        raise DataError(f"{asked} is laid out otherwise; expected {WHAT}")
+    pairs = [replace(pair, meta=_meta(pair.id)) for pair in pair_up(images, masks)]
+    if not part or ending:
+        return pairs
+    return _listed(listed, pairs)
+
+
+def _listed(file: Path, pairs: list[Pair]) -> list[Pair]:
+    """Those pairs that a file names, a name of an image in each line, in its order."""
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read ({error}); expected a name of an image in each line") from error
+    known = {pair.id: pair for pair in pairs}
+    names = [unicodedata.normalize("NFC", Path(line.strip()).stem) for line in lines if line.strip()]
+    problem = f"{file} names it, and no image has that name; add it, or remove the line"
+    return [known.get(name, Pair(name, problem=problem)) for name in names]
+
+
+def _meta(name: str) -> dict[str, Any]:
+    """The class in a name of DIS5K's: 3#Aircraft#5#Helicopter#4878379_o."""
+    parts = name.split("#")
+    return {"category": parts[3].lower()} if len(parts) == 5 and parts[0].isdigit() and parts[2].isdigit() else {}
