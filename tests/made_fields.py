@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from io import BytesIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -176,5 +177,67 @@ def make_sa1b(root: Path) -> str:
     return f"sa1b:{root}"
 
 
-FIELDS = [make_refcoco, make_grefcoco, make_reasonseg, make_dis, make_sa1b]
+def png(seed: int) -> bytes:
+    file = BytesIO()
+    photo(seed).save(file, "PNG")
+    return file.getvalue()
+
+
+def make_reasonseg_table(root: Path) -> str:
+    """ReasonSeg-X as the hub has it: a row for each text, in two files."""
+    import pyarrow
+    from pyarrow import parquet
+
+    (root / "data").mkdir(parents=True)
+    for part, numbers in enumerate([(0, 1, 2), (3,)]):
+        rows = [
+            {
+                "image": {"bytes": png(number // 2), "path": None},
+                "text": f"What is {number}?",
+                "mask": np.roll(square() == 255, number, axis=1).tolist(),
+                "image_id": f"im{number // 2}",
+                "ann_id": str(number),
+                "img_height": 20,
+                "img_width": 30,
+                "reasoning_type": "physical",
+            }
+            for number in numbers
+        ]
+        file = root / f"data/test-{part:05d}-of-00002.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file, row_group_size=2)
+    return f"reasonseg:{root}/test"
+
+
+BOXES = [[4.0, 3.0, 10.0, 6.0], [2.4, 3.6, 5.2, 2.0], [28.2, 18.7, 0.3, 0.2]]  # [x, y, width, height]
+
+
+def make_ref_l4(root: Path) -> str:
+    import pyarrow
+    from pyarrow import parquet
+
+    save(root / "images/o365_1.jpg", photo(1))
+    rows = [
+        {
+            "id": f"{number:06d}",
+            "caption": f"the thing at {box[0]}",
+            "bbox": box,
+            "bbox_area": box[2] * box[3],
+            "bbox_id": f"o365_{number}",
+            "ori_category_id": "o365_1",
+            "image_id": "o365_1",
+            "height": 20,
+            "width": 30,
+            "file_name": "o365_1.jpg",
+            "is_rewrite": False,
+            "split": "val",
+        }
+        for number, box in enumerate(BOXES)
+    ]
+    for split, few in (("val", rows), ("test", rows[:1])):
+        listed = [row | {"id": f"{split}{row['id']}", "split": split} for row in few]
+        parquet.write_table(pyarrow.Table.from_pylist(listed), root / f"ref-l4-{split}.parquet")
+    return f"ref-l4:{root}/val"
+
+
+FIELDS = [make_refcoco, make_grefcoco, make_reasonseg, make_dis, make_sa1b, make_reasonseg_table, make_ref_l4]
 assert pickle.loads(python2_pickle(REFERENCES), encoding="utf-8") == REFERENCES

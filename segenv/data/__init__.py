@@ -17,6 +17,7 @@ SPECS = {
     "lvis": "lvis:ANNOTATIONS.json@IMAGES (IMAGES may hold train2017/ and val2017/)",
     "refcoco": "refcoco:ROOT/DATASET/SPLITBY/SPLIT, such as refcoco:ROOT/refcoco+/unc/val, or with @IMAGES behind it",
     "grefcoco": "grefcoco:ROOT/SPLIT, such as grefcoco:ROOT/val, or with @IMAGES behind it",
+    "ref-l4": "ref-l4:DIR/val, ref-l4:DIR/test or ref-l4:DIR/all (boxes)",
     "reasonseg": "reasonseg:DIR/SPLIT, or reasonseg:DIR/SPLIT#all for every text of each image",
     "dis": "dis:DIR or dis:DIR,threshold=128 (im/ and gt/ with soft edges: DIS5K, ThinObject5K, HRSOD)",
     "sa1b": "sa1b:DIR (sa_*.jpg and sa_*.json)",
@@ -76,10 +77,15 @@ def _make(spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dat
 
             return getattr(refer, kind)(rest, skip_bad, max_pixels)
         case "reasonseg":
-            from segenv.data.reasonseg import ReasonSeg
+            from segenv.data import parquet, reasonseg
 
-            directory, texts = _split_subset(rest)
-            return ReasonSeg(directory, texts, skip_bad, max_pixels)
+            if tables := parquet.tables_of(rest):
+                return parquet.ReasonSegTable(rest, tables, skip_bad, max_pixels)
+            return reasonseg.ReasonSeg(*_split_subset(rest), skip_bad, max_pixels)
+        case "ref-l4":
+            from segenv.data.parquet import RefL4
+
+            return RefL4(rest, skip_bad, max_pixels)
         case "dis":
             from segenv.data.soft_masks import SoftMasks
 

@@ -3,6 +3,7 @@
 import errno
 from collections.abc import Callable
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,14 @@ def read_pair(
     return pixels, target
 
 
-def read_image(path: Path, item: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """An image as uint8 [H, W, 3], RGB, turned as its EXIF orientation says (as viewers and OpenCV show it).
+def read_image(path: Path, item: str, max_pixels: int = MAX_PIXELS, content: bytes | None = None) -> np.ndarray:
+    """An image as uint8 [H, W, 3], RGB, turned as its EXIF orientation says (as viewers and OpenCV show it). `content`
+    is the image where that is a part of the file `path`.
 
     Gray, palette and CMYK become RGB; 16-bit colour keeps its high byte. 16-bit gray, float and transparent images are
     refused, because every way to bring them to RGB is a choice that is not ours. Raises `BadItem`.
     """
-    return _decode(path, item, max_pixels, to_rgb)
+    return _decode(path, item, max_pixels, to_rgb, content)
 
 
 def check_target(target: np.ndarray, size: tuple[int, ...], item: str, image: Path, mask: Path) -> None:
@@ -128,15 +130,21 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _decode(path: Path, item: str, max_pixels: int, read: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+def _decode(
+    path: Path,
+    item: str,
+    max_pixels: int,
+    read: Callable[[Image.Image], np.ndarray],
+    content: bytes | None = None,
+) -> np.ndarray:
     """`read` of the decoded and turned image. Raises `BadItem`, also for what `read` refuses with a `ValueError`."""
     try:
-        return read(_open(path, item, max_pixels))
+        return read(_open(path, item, max_pixels, content))
     except ValueError as error:
         raise BadItem(f"item {item!r}: {path} has {error}") from error
 
 
-def _open(path: Path, item: str, max_pixels: int) -> Image.Image:
+def _open(path: Path, item: str, max_pixels: int, content: bytes | None = None) -> Image.Image:
     """A decoded image, turned by its EXIF orientation. Raises `BadItem` for what the file is to blame for.
 
     Faults of the machine (out of memory, too many open files, a disk that fails) pass: they are no item's.
@@ -145,7 +153,7 @@ def _open(path: Path, item: str, max_pixels: int) -> Image.Image:
         if not path.is_file():
             problem = "is not a file" if path.exists() else "is missing"
             raise BadItem(f"item {item!r}: {path} {problem}; put the file there")
-        with Image.open(path, formats=_formats()) as image:
+        with Image.open(path if content is None else BytesIO(content), formats=_formats()) as image:
             width, height = image.size  # from the header
             if width * height > max_pixels:
                 raise BadItem(
