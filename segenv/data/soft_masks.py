@@ -71,7 +71,9 @@ def _pairs(root: Path, part: str) -> list[Pair]:
             break
     else:
         asked = f"{root} with part {part!r}" if part else root
-        raise DataError(f"{asked} is laid out otherwise; expected {WHAT}")
+        within = sorted(path.name for path in root.iterdir() if any((path / images).is_dir() for images, _ in LAYOUTS))
+        hint = f"; take one of the folders in it, {', '.join(within)}" if within else ""
+        raise DataError(f"{asked} is laid out otherwise; expected {WHAT}{hint}")
     pairs = [replace(pair, meta=_meta(pair.id)) for pair in pair_up(images, masks)]
     if not part or ending:
         return pairs

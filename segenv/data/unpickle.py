@@ -180,11 +180,18 @@ class _Machine:
         self.insert(items)
 
     def append(self) -> None:
-        self.extend([self.stack.pop()])
+        item = self.stack.pop()
+        if type(target := self.stack[-1]) is list:
+            target.append(item)
+        else:
+            self.extend([item])  # says what is wrong
 
     def put(self) -> None:
-        value = self.stack.pop()
-        self.insert([self.stack.pop(), value])
+        value, name = self.stack.pop(), self.stack.pop()
+        if type(target := self.stack[-1]) is dict and type(name) is str and name not in target:
+            target[name] = value
+        else:
+            self.insert([name, value])  # says what is wrong
 
 
 def _push(value: Any) -> Callable[[_Machine], None]:

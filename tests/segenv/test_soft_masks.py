@@ -53,6 +53,13 @@ def test_thinobject_has_lists_or_a_folder_for_each_part(tmp_path: Path) -> None:
     assert list(data.make(f"dis:{tmp_path}/hrsod").ids) == ["x", "y"]
 
 
+def test_the_folder_around_the_splits_names_them(tmp_path: Path) -> None:
+    make_dis(tmp_path / "DIS-VD")
+    make_dis(tmp_path / "DIS-TE1")
+    with pytest.raises(data.DataError, match="take one of the folders in it, DIS-TE1, DIS-VD"):
+        data.make(f"dis:{tmp_path}")
+
+
 def test_masks_may_be_gray_stored_as_rgb_and_of_no_other_colour(tmp_path: Path) -> None:
     spec = make_dis(tmp_path)
     mask = next((tmp_path / "gt").iterdir())

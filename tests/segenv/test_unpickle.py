@@ -169,6 +169,17 @@ def test_any_bytes_are_plain_data_or_refused(content: bytes) -> None:
         assert "byte" in str(error) or "deep" in str(error)
 
 
+@given(st.integers(0, 5), st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4))
+def test_a_damaged_file_is_plain_data_or_refused(protocol: int, changes: list[tuple[int, int]]) -> None:
+    content = bytearray(pickle.dumps(REFERENCES, protocol) if protocol else python2_pickle(REFERENCES))
+    for place, byte in changes:
+        content[place % len(content)] = byte
+    try:
+        loads(bytes(content))
+    except PickleError as error:
+        assert len(str(error)) < 400
+
+
 def test_a_shared_list_is_read_where_a_reader_can_walk_it() -> None:
     tokens = ["the", "cat"]
     assert loads(pickle.dumps([tokens, tokens], 2)) == [tokens, tokens]
