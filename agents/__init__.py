@@ -9,6 +9,8 @@
 | `mllm:tiny-mllm`, … | an embedded checkpoint, by the bare name of its folder in agents/weights |
 | `mllm:NAME_OR_PATH` | any image-text-to-text checkpoint that transformers loads |
 | `mllm:NAME_OR_PATH#448`, `…#336x448` | the same, sent images whose longest side (height x width) is that in pixels |
+| `openai:MODEL@BASE_URL`, `…#448` | a model behind a server that speaks OpenAI's chat completions |
+| `MODULE:CLASS` | your own subclass of `Agent` |
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from agents.base import Agent
+from agents.own import own_agent, own_class
 
 if TYPE_CHECKING:
     from segenv.codec.base import Codec
 
 __all__ = ["Agent", "make"]
+NAMES = ("annotator", "random", "mllm", "openai")
 
 
 def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **options: Any) -> Agent:
@@ -28,15 +32,17 @@ def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **o
 
     `codec` is a name or a codec; None is `pixels`, and for a model what its checkpoint declares, else `segagent`.
     `seed` sets the weights of an untrained model and nothing else: what an agent does is driven by the seeds given to
-    `act`. `options` go to the agent's class. Raises ValueError for an unknown name and TypeError for an unknown option.
+    `act`. `options` go to the agent's class; a class of your own gets those that it names. Raises
+    ValueError for an unknown name and TypeError for an unknown option.
     """
     from segenv import codec as codecs
     from segenv import specs
 
     if isinstance(spec, Agent):
         return spec
-    expected = "one of annotator[:VARIANT], random[:p=P], mllm[:NAME_OR_PATH]"
-    name, rest = specs.name_of("agent", spec, ("annotator", "random", "mllm"), expected)
+    expected = "one of annotator[:VARIANT], random[:p=P], mllm[:NAME_OR_PATH], openai:MODEL@BASE_URL, MODULE:CLASS"
+    own = own_class(spec)
+    name, rest = ("own", "") if own else specs.name_of("agent", spec, NAMES, expected)
     if isinstance(codec, str):
         codec = codecs.make(codec)
     if name == "annotator":
@@ -48,6 +54,12 @@ def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **o
 
         options = specs.options_of("agent", spec, specs.defaults_of(RandomAgent, skip=1)) | options
         return RandomAgent(codec or codecs.make("pixels"), **options)
+    if own is not None:
+        return own_agent(own, spec, codec, seed, options)
+    if name == "openai":
+        from agents.served import ServedAgent
+
+        return ServedAgent(rest, codec, **options)
     from agents.mllm import MllmAgent
 
     return MllmAgent(rest or None, codec, seed=seed, **options)

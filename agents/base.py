@@ -3,11 +3,14 @@
 import time
 from abc import ABC
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from agents.backends.base import Reply
+from agents.replies import ReplyLog
 from segenv.codec.base import Codec
 from segenv.mdp import Observation, SegState
 from segenv.types import Task
@@ -23,10 +26,16 @@ class Agent(ABC):  # noqa: B024  # an implementation gives `_answer`, or `_act`
     around it, and a repeated call repeats its texts. Implementations give `spec`, from which `agents.make` makes them,
     and `_answer` for one item or `_act` for a batch. An agent that reads the target sets `privileged`; its items are
     states, and it is called through `act_on`. `seconds` counts the time spent answering.
+
+    An agent that asks a model sets `asks`: it keeps each reply in `log`, where one is set, and asks for none that is in
+    it. `in_flight` above 1 says that it takes so many questions at a time through `submit`.
     """
 
     spec: str
     privileged: bool = False
+    asks: bool = False
+    in_flight: int = 1
+    log: ReplyLog | None = None
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
@@ -55,6 +64,16 @@ class Agent(ABC):  # noqa: B024  # an implementation gives `_answer`, or `_act`
                 f"agent {self.spec!r} is not privileged and never sees a state; call act(observations, seeds)"
             )
         return self._timed(self._act, states, seeds)
+
+    def answer(self, items: Sequence, seeds: Sequence[int], samples: Sequence[int] | None = None) -> list[Reply]:
+        """As `act`, or `act_on` for privileged agents, with what is known of each reply. `samples` number the episodes
+        of one task, for the records of replies."""
+        texts = self.act_on(items, seeds) if self.privileged else self.act(items, seeds)
+        return [Reply(text) for text in texts]
+
+    def submit(self, observation: Observation, seed: int, sample: int = 0) -> Future[Reply]:
+        """Ask about one observation without waiting for the reply, of an agent with `in_flight` above 1."""
+        raise NotImplementedError(f"agent {self.spec!r} answers in batches; call act")
 
     def propose(self, observations: Sequence, k: int, seeds: Sequence[int]) -> list[list[str]]:
         """`k` texts for each observation (state, for privileged agents), with seeds derived from the item's seed."""

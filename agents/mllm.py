@@ -1,30 +1,23 @@
-"""Multimodal language models as agents: they see the mask painted over the image, and write a click."""
+"""Multimodal language models in this process as agents."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from agents import tiny
 from agents.backends.transformers import Checkpoint, TransformersBackend
-from agents.base import EMBEDDED, WEIGHTS, Agent
+from agents.base import EMBEDDED, WEIGHTS
+from agents.prompted import MAX_NEW_TOKENS, POLYGON_TOKENS, PROMPTS, PromptedAgent, size_of
 from segenv import codec as codecs
-from segenv import render
 from segenv.codec.base import Codec
 from segenv.codec.polygons import PolygonCodec
-from segenv.mdp import Observation
 from segenv.ranges import Count, NotNegative, require
-from segenv.types import BadItem, Task
 
 UNTRAINED = "untrained"  # the tiny model with fresh weights
-PROMPTS = ("codec", "instruction")
-MAX_NEW_TOKENS = 64  # of a reply, unless a checkpoint or the caller gives another number
-POLYGON_TOKENS = 512  # of a reply of a polygon codec: room for some 40 vertices
 
 
-class MllmAgent(Agent):
+class MllmAgent(PromptedAgent):
     """Prompts an image-text-to-text checkpoint with `picture` and `prompt`, and returns its replies.
 
     `path` is a name or folder for transformers, the bare name of a folder in agents/weights, "untrained" for the tiny
@@ -34,10 +27,11 @@ class MllmAgent(Agent):
     nor the caller gives them, they are `segagent`, "codec", None (images are sent as they are) and 64 (512 for polygon
     codecs).
 
-    `prompt` is "codec" (the codec's whole prompt) or "instruction" (the task's instruction alone). `act` samples at
-    `temperature`, where 0 is greedy; `propose` samples at `proposal_temperature` (0.5: on 200 tasks of
-    `synthetic:test` it served a search of the embedded policy as well as 0.8). `options` go to `TransformersBackend`.
+    `prompt`, `temperature` and `proposal_temperature` are those of `PromptedAgent`; `options` go to
+    `TransformersBackend`.
     """
+
+    backend: TransformersBackend
 
     def __init__(
         self,
@@ -65,67 +59,17 @@ class MllmAgent(Agent):
             self.spec = "mllm" if path is None else f"mllm:{path}"
             name, sent = parse(str(path or ""))
             source = tiny.build(seed) if name == UNTRAINED else name or EMBEDDED
-        self.backend = TransformersBackend(source, **options)
-        declared = getattr(self.backend.model.config, "segenv", None) or {}
-        super().__init__(codec or codecs.make(declared.get("codec", "segagent")))
-        usual = POLYGON_TOKENS if isinstance(self.codec, PolygonCodec) else MAX_NEW_TOKENS
-        self.backend.max_new_tokens = max_new_tokens or declared.get("max_new_tokens", usual)
-        self.prompt_style = prompt or declared.get("prompt", "codec")
-        if self.prompt_style not in PROMPTS:
-            raise ValueError(
-                f"agent {self.spec!r}: prompt is {self.prompt_style!r}; expected one of {', '.join(PROMPTS)}"
-            )
+        backend = TransformersBackend(source, **options)
+        declared = getattr(backend.model.config, "segenv", None) or {}
+        codec = codec or codecs.make(declared.get("codec", "segagent"))
+        usual = POLYGON_TOKENS if isinstance(codec, PolygonCodec) else MAX_NEW_TOKENS
+        backend.max_new_tokens = max_new_tokens or declared.get("max_new_tokens", usual)
         size = next((size for size in (image_size, sent, declared.get("image_size")) if size is not None), None)
-        self.backend.image_size = size if size is None or isinstance(size, int) else tuple(size)
-        if isinstance(self.codec, Codec) and self.codec.points.resized:
-            self.backend.seen_size(448, 448)  # a processor that does not tell is refused here
-            self.codec = self.codec.seen_at(self.backend.seen_size)
-        self.temperature = temperature
-        self.proposal_temperature = proposal_temperature
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Every choice that changes the agent's texts."""
-        backend = self.backend
-        return {
-            **super().settings,
-            "prompt": self.prompt_style,
-            "image_size": backend.image_size,
-            "temperature": self.temperature,
-            "proposal_temperature": self.proposal_temperature,
-            "max_new_tokens": backend.max_new_tokens,
-            "dtype": backend.dtype,
-            "weights": backend.fingerprint,
-        }
-
-    def check(self, task: Task) -> None:
-        """Raise `BadItem` where the checkpoint's processor takes no image of the task's size."""
-        try:
-            self.backend.check_size(task.width, task.height)
-        except (ValueError, ArithmeticError) as error:
-            raise BadItem(
-                f"item {task.id!r}: the processor of agent {self.spec!r} takes no image of "
-                f"{task.width} x {task.height} pixels, width x height ({error}); have images sent at a size that it "
-                "takes, with #HEIGHTxWIDTH behind the agent's name, as in mllm:PATH#448x448"
-            ) from error
-
-    def picture(self, observation: Observation) -> np.ndarray:
-        """The picture for the model: the mask in green over the image, at the size that is sent; uint8 [h, w, 3]."""
-        return self.backend.sent(render.overlay(observation.image, observation.mask))
-
-    def prompt(self, observation: Observation) -> str:
-        """The prompt for the model: the codec's, or the instruction alone."""
-        return observation.instruction if self.prompt_style == "instruction" else self.codec.prompt(observation)
-
-    def _act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
-        return self._generate(observations, seeds, self.temperature)
-
-    def _sample(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:
-        return self._generate(observations, seeds, self.proposal_temperature)
-
-    def _generate(self, observations: Sequence[Observation], seeds: Sequence[int], temperature: float) -> list[str]:
-        pictures, prompts = map(self.picture, observations), map(self.prompt, observations)
-        return self.backend.generate(list(pictures), list(prompts), seeds, temperature)
+        backend.image_size = size if size is None or isinstance(size, int) else tuple(size)
+        prompt = prompt or declared.get("prompt", "codec")
+        if prompt == declared.get("prompt", "codec") not in PROMPTS:  # a checkpoint names no file of ours
+            raise ValueError(f"agent {self.spec!r}: prompt is {prompt!r}; expected one of {', '.join(PROMPTS)}")
+        super().__init__(codec, backend, prompt, temperature, proposal_temperature)
 
 
 def checkpoint(spec: str) -> Path | str | None:
@@ -144,9 +88,7 @@ def parse(rest: str) -> tuple[str | None, int | tuple[int, int] | None]:
     unless there is one of that name here) and the size that images are sent at: `PATH#448` is the longest side,
     `PATH#336x448` height and width."""
     path, _, size = rest.partition("#")
-    sides = [int(side) for side in size.split("x") if side.isdecimal() and int(side)]
-    if size and (not 1 <= len(sides) <= 2 or len(sides) != size.count("x") + 1):
-        raise ValueError(f"agent 'mllm:{rest}': {size!r} is no size of images; expected pixels such as 448 or 336x448")
+    sent = size_of(f"mllm:{rest}", size)
     if path and Path(path).name == path and not Path(path).exists() and (WEIGHTS / path / "config.json").is_file():
         path = str(WEIGHTS / path)
-    return path or None, None if not sides else sides[0] if len(sides) == 1 else (sides[0], sides[1])
+    return path or None, sent

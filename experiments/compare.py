@@ -4,7 +4,8 @@
 
 prints, for each number of clicks, the mean IoU of both, the mean of the differences with its 95 % bootstrap interval
 over images, and the seconds per click of both. Of two runs with `--task polygon` it prints the measures of their
-replies so, also by size and topology of the object. Runs of unlike protocols (other data, other budget) are refused.
+replies so, also by size and topology of the object. Runs of unlike protocols (other data, other budget, other
+prompts) are refused.
 """
 
 import sys
@@ -40,12 +41,23 @@ class Args:
     second: tyro.conf.Positional[Path]
     json: OutFile | None = None
     """also write the comparison to this file"""
+    any_prompt: bool = False
+    """compare also runs whose models were prompted by other words"""
 
 
-def compare(first: Path, second: Path) -> dict[str, Any]:
-    """Compare two finished runs, paired: `iou_at` by number of clicks, `seconds_per_click`, `episodes`."""
+def compare(first: Path, second: Path, any_prompt: bool = False) -> dict[str, Any]:
+    """Compare two finished runs, paired: `iou_at` by number of clicks, `seconds_per_click`, `episodes`. Runs of models
+    that were prompted by other words are refused, unless `any_prompt`."""
     with as_expected(f"metrics.json of {first} or {second}", "metrics of experiments.evaluate"):
-        return _compare(first, second, [_numbers(path) for path in (first, second)])
+        numbers = [_numbers(path) for path in (first, second)]
+        prompts = {item["protocol"].get("prompt_hash") for item in numbers} - {None}
+        if len(prompts) > 1 and not any_prompt:
+            names = " and ".join(str(item["protocol"].get("prompt")) for item in numbers)
+            raise RunError(
+                f"the models of the runs were prompted by other words ({names}; see prompt_text in their manifests): "
+                "prompt them alike, or compare them so with --any-prompt"
+            )
+        return _compare(first, second, numbers)
 
 
 def _compare(first: Path, second: Path, numbers: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -154,7 +166,7 @@ def text(result: dict[str, Any]) -> str:
 
 def show(args: Args) -> str:
     """Compare two runs, write the JSON file, and return the comparison for a terminal."""
-    result = compare(args.first, args.second)
+    result = compare(args.first, args.second, args.any_prompt)
     if args.json is not None:
         write_json(args.json, result)
     return text(result)

@@ -9,7 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from agents.backends.base import Reply
 from segenv import metrics
+from segenv.codec.base import Codec
+from segenv.codec.frames import Scene
+from segenv.codec.reading import Reading
 from segenv.geometry.rle import check_counts, decode_mask, encode_mask
 from segenv.mdp import SegMDP, SegState
 from segenv.records import reader
@@ -31,6 +35,11 @@ class Step:
     stated_iou: float | None  # the reply's predicted IoU of the mask before the action, 0..1
     mask: str  # `encode_mask`
     other: dict[str, Any] | None = None  # {"action", "iou"}: an action tried in the same state, but not continued from
+    exact: bool | None = None  # whether the reply is written as asked
+    extra: int = 0  # further actions in the reply
+    unsigned: bool = False  # the reply's point has no sign
+    finish_reason: str | None = None  # why the reply ended, where the backend tells it
+    tokens: int | None = None  # of the reply, where the backend tells it
 
 
 @dataclass(frozen=True)
@@ -110,6 +119,17 @@ def step_of(
         stated_iou=stated_iou,
         mask=encode_mask(mask),
     )
+
+
+def read_reply(codec: Codec, reply: Reply, scene: Scene) -> Reading:
+    """What a codec reads in a reply about `scene`."""
+    return codec.read(reply.text, scene, reply.finish_reason, reply.tokens, reply.thinking or "")
+
+
+def told_of(reply: Reply, reading: Reading) -> dict[str, Any]:
+    """The fields of a `Step` about how its reply was written."""
+    how = {name: getattr(reading, name) for name in ("exact", "extra", "unsigned")}
+    return {**how, "finish_reason": reply.finish_reason, "tokens": reply.tokens}
 
 
 def action_to_json(action: Action) -> dict[str, Any]:

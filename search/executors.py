@@ -6,16 +6,18 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import agents
 from agents.base import Agent
+from agents.replies import Record, ReplyLog, read_records
 from search import spec
 from search.episode import Episode
 from search.planner import to_episode
@@ -26,10 +28,11 @@ from segenv.data.base import Dataset
 from segenv.mdp import SegMDP
 from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Seed
 from segenv.tools.base import SegTool
-from segenv.types import SegenvError
+from segenv.types import AgentError, SegenvError
 
 EXECUTORS = ("serial", "process", "ray")
 Skipped = dict[str, str]  # id of a bad item: why it was skipped
+Chunk = tuple[list[Episode], Skipped, list[Record]]
 
 
 class WorkerError(SegenvError):
@@ -57,6 +60,8 @@ class Setup:
     temperature: NotNegative | None = None  # of agents that sample; None: their own
     rules: Rules | None = None  # by which the annotator's action is tried in place of a bad one
     search: str = "none"  # a spec of `search.spec`, on top of the agent
+    options: Mapping[str, Any] = field(default_factory=dict)  # further ones of the agent
+    replies: str | None = None  # file of replies that workers need not ask for
 
     def __post_init__(self) -> None:
         ranges.check(self)
@@ -73,7 +78,10 @@ class Player:
         dataset = data.make(setup.data, skip_bad=setup.skip_bad, follow_links=setup.follow_links)
         self.tool = tools.make(setup.tool)
         sampling = {} if setup.temperature is None else {"temperature": setup.temperature}
-        self.agent = agents.make(setup.agent, setup.codec, seed=setup.seed, **sampling)
+        self.agent = agents.make(setup.agent, setup.codec, seed=setup.seed, **{**setup.options, **sampling})
+        self.new: list[Record] = []  # replies that a worker has to hand back
+        if setup.replies is not None:
+            self.agent.log = ReplyLog(read_records(Path(setup.replies)), self.new.append)
         self.dataset = dataset.checked(self.agent.check)
         self.mdp = SegMDP(self.tool, setup.max_steps, setup.reward)
         self.search = spec.parse(setup.search)
@@ -90,11 +98,17 @@ class Player:
                 yield to_episode(self.mdp, self.agent, tree)
         else:
             correct = setup.rules.correction if setup.rules else None
-            yield from rollout(self.mdp, self.agent, tasks, correct=correct, **options)
+            skip = self._skip if setup.skip_bad else None
+            yield from rollout(self.mdp, self.agent, tasks, correct=correct, skip=skip, **options)
 
-    def chunk(self, positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
-        """The episodes of `positions` and the bad items, as a worker sends them back."""
-        return list(self.play(positions)), dict(self.dataset.skipped)
+    def _skip(self, task: str, error: AgentError) -> None:
+        self.dataset.skip(task, str(error))
+
+    def chunk(self, positions: Sequence[int]) -> Chunk:
+        """The episodes of `positions`, the bad items and the new replies, as a worker sends them back."""
+        episodes = list(self.play(positions))
+        replies, self.new[:] = list(self.new), []
+        return episodes, dict(self.dataset.skipped), replies
 
 
 def set_threads(threads: int) -> None:
@@ -121,6 +135,8 @@ def play(
 
     `serial` keeps the order and uses `player` itself; `process` and `ray` build players of their own in `workers`
     processes, and yield groups as they are completed. Raises WorkerError where a worker dies; yielded episodes remain.
+    Episodes of an agent that takes many questions at a time advance each on its own, in one group, and are yielded as
+    they end.
     """
     if executor not in EXECUTORS:
         raise ValueError(f"executor {executor!r} is unknown; expected one of {', '.join(EXECUTORS)}")
@@ -131,17 +147,24 @@ def play(
     if missing is not None:
         groups = [group for group in groups if any(position in missing for position in group)]
     if executor == "serial":
+        if player.agent.in_flight > 1 and player.search is None:
+            groups = [positions if missing is None else [one for one in positions if one in missing]]
         for group in groups:
             yield from player.play(group)
             skipped.update(player.dataset.skipped)
         return
-    run: Callable = _in_processes if executor == "process" else _on_ray
-    for episodes, bad in run(player.setup, groups, min(workers, len(groups)) or 1):
+    log, setup = player.agent.log, player.setup
+    if log is not None and log.path is not None:
+        setup = replace(setup, replies=str(log.path))
+    run: Callable[..., Iterator[Chunk]] = _in_processes if executor == "process" else _on_ray
+    for episodes, bad, replies in run(setup, groups, min(workers, len(groups)) or 1):
+        for record in replies if log is not None else ():
+            log.add(record)
         skipped.update(bad)
         yield from episodes
 
 
-def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[tuple[list[Episode], Skipped]]:
+def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[Chunk]:
     # Read by a worker when it imports its libraries.
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(dict.fromkeys(before, str(setup.threads)))
@@ -193,11 +216,11 @@ def _player() -> Player:
     return Player(_setups[-1])
 
 
-def _play_chunk(positions: Sequence[int]) -> tuple[list[Episode], Skipped]:
+def _play_chunk(positions: Sequence[int]) -> Chunk:
     return _player().chunk(positions)
 
 
-def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[tuple[list[Episode], Skipped]]:
+def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[Chunk]:
     try:
         import ray
         from ray.util import ActorPool

@@ -1,22 +1,26 @@
-"""Play episodes: a batch of them advances together, so that agent and tool are called once a step for all."""
+"""Play episodes: a batch of them advances together, so that agent and tool are called once a step for all; those of an
+agent that takes many questions at a time advance each on its own."""
 
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
+from agents.backends.base import Reply
 from agents.base import Agent
-from search.episode import PARTS, Episode, Step, action_to_json, step_of
+from search.episode import PARTS, Episode, Step, action_to_json, read_reply, step_of, told_of
 from segenv import metrics
 from segenv.geometry.rle import encode_mask
-from segenv.mdp import SegMDP, SegState
+from segenv.mdp import Observation, SegMDP, SegState
 from segenv.seeds import seed_of
-from segenv.types import Action, Task, ToolError
+from segenv.types import Action, AgentError, Task, ToolError
 
 # Called with a state, the action and the following state; gives the action to try instead, or None.
 Correct = Callable[[SegState, Action, SegState], Action | None]
+Skip = Callable[[str, AgentError], None]  # called with the id of a task that the agent could not be asked about
 Item = TypeVar("Item")
 Run = TypeVar("Run")
 Result = TypeVar("Result")
@@ -32,6 +36,7 @@ def rollout(
     samples: int = 1,
     batch_size: int = 8,
     correct: Correct | None = None,
+    skip: Skip | None = None,
 ) -> Iterator[Episode]:
     """Play each task `samples` times and yield the episodes, in the order of tasks and then samples, as soon as they
     are ready.
@@ -40,6 +45,10 @@ def rollout(
     needed. The agent's seed at a step is `seed_of(seed, task id, round_index, sample, step)`: no result depends on
     `batch_size` or on the tasks around it. `correct` is called with each action; the action that it returns is tried in
     the same state and recorded in `Step.other`, and the episode continues from the agent's own.
+
+    Episodes of an agent with `in_flight` above 1 advance each on its own, as many at a time, and are yielded as they
+    end. Where the model behind the agent fails, `skip` is told, and the episode is left out; without it AgentError
+    ends the rollout.
     """
     if batch_size < 1 or samples < 1 or mdp.max_steps < 1:
         raise ValueError(
@@ -56,13 +65,62 @@ def rollout(
             episode.seconds["other"] += time.perf_counter() - began
             yield episode
 
-    return in_batches(
-        ((task, sample) for task in tasks for sample in range(samples)),
-        batch_size,
-        start,
-        lambda episodes: _advance(mdp, agent, episodes, correct),
-        lambda episode: episode.finish() if mdp.terminal(episode.state) else None,
-    )
+    items = ((task, sample) for task in tasks for sample in range(samples))
+    if agent.in_flight > 1:
+        return _each_on_its_own(mdp, agent, start(items), correct, skip)
+    lost: list[RunningEpisode] = []
+
+    def advance(episodes: list[RunningEpisode]) -> None:
+        lost.extend(_advance(mdp, agent, episodes, correct, skip))
+
+    def result_of(episode: RunningEpisode) -> Episode | bool | None:
+        if any(episode is one for one in lost):
+            return False
+        return episode.finish() if mdp.terminal(episode.state) else None
+
+    found = in_batches(items, batch_size, start, advance, result_of)
+    return (episode for episode in found if isinstance(episode, Episode))
+
+
+def _each_on_its_own(
+    mdp: SegMDP, agent: Agent, episodes: Iterator["RunningEpisode"], correct: Correct | None, skip: Skip | None
+) -> Iterator[Episode]:
+    """Play episodes with `agent.in_flight` questions under way. The tool is called for one episode at a time, so that
+    no mask depends on which replies come together."""
+    waiting: dict[Future[Reply], tuple[RunningEpisode, Observation, float]] = {}
+
+    def ask(episode: RunningEpisode) -> None:
+        seed, observation = seed_of(*episode.key, episode.state.step), mdp.observation(episode.state)
+        waiting[agent.submit(observation, seed, episode.sample)] = episode, observation, time.perf_counter()
+
+    try:
+        while True:
+            while len(waiting) < agent.in_flight and (fresh := next(episodes, None)) is not None:
+                ask(fresh)
+            if not waiting:
+                return
+            done = wait(waiting, return_when=FIRST_COMPLETED).done
+            for future in [one for one in waiting if one in done]:
+                episode, observation, began = waiting.pop(future)
+                try:
+                    reply = future.result()
+                except AgentError as error:
+                    if skip is None:
+                        raise
+                    skip(episode.state.task.id, error)
+                    continue
+                asked = time.perf_counter() - began if reply.seconds is None else reply.seconds
+                _play(mdp, agent, [episode], [observation], [reply], time.perf_counter(), asked, correct)
+                if mdp.terminal(episode.state):
+                    yield episode.finish()
+                else:
+                    ask(episode)
+    except Exception:
+        wait(waiting)  # replies that are paid for are kept
+        raise
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 def in_batches(
@@ -136,16 +194,49 @@ class RunningEpisode:
         )
 
 
-def _advance(mdp: SegMDP, agent: Agent, episodes: Sequence[RunningEpisode], correct: Correct | None = None) -> None:
-    """Play one step of every episode."""
+def _advance(
+    mdp: SegMDP,
+    agent: Agent,
+    episodes: Sequence[RunningEpisode],
+    correct: Correct | None = None,
+    skip: Skip | None = None,
+) -> list[RunningEpisode]:
+    """Play one step of every episode, and return those that `skip` was told of."""
     began = time.perf_counter()
     states = [episode.state for episode in episodes]
-    observations = [mdp.observation(state) for state in states]
+    items: Sequence = states if agent.privileged else [mdp.observation(state) for state in states]
     seeds = [seed_of(*episode.key, episode.state.step) for episode in episodes]
     called = time.perf_counter()
-    texts = agent.act_on(states, seeds) if agent.privileged else agent.act(observations, seeds)
-    answered = time.perf_counter()
-    actions = [agent.codec.parse(text, observation) for text, observation in zip(texts, observations, strict=True)]
+    try:
+        replies = agent.answer(items, seeds, [episode.sample for episode in episodes])
+    except AgentError as error:
+        if skip is None:
+            raise
+        if len(episodes) > 1:  # which of them it is
+            return [lost for episode in episodes for lost in _advance(mdp, agent, [episode], correct, skip)]
+        skip(states[0].task.id, error)
+        return list(episodes)
+    asked = time.perf_counter() - called
+    _play(mdp, agent, episodes, items, replies, began + asked, asked, correct)
+    return []
+
+
+def _play(
+    mdp: SegMDP,
+    agent: Agent,
+    episodes: Sequence[RunningEpisode],
+    items: Sequence,
+    replies: Sequence[Reply],
+    began: float,
+    asked: float,
+    correct: Correct | None = None,
+) -> None:
+    """Carry out a reply for each episode. `items` are what the agent was asked about; `asked` seconds were spent on the
+    replies, all else since `began`."""
+    states = [episode.state for episode in episodes]
+    scenes = [state.task for state in states] if agent.privileged else items
+    readings = [read_reply(agent.codec, reply, scene) for reply, scene in zip(replies, scenes, strict=True)]
+    actions = [reading.action for reading in readings]
     before = dict(mdp.tool.seconds)
     try:
         following = list(mdp.transition(states, actions))
@@ -153,12 +244,12 @@ def _advance(mdp: SegMDP, agent: Agent, episodes: Sequence[RunningEpisode], corr
     except ToolError as error:
         raise ToolError(f"{error} (asked about tasks {', '.join(state.task.id for state in states)})") from error
     spent = {part: mdp.tool.seconds[part] - before[part] for part in ("encode", "decode")}
-    spent["annotator" if agent.privileged else "agent"] = answered - called
-    for k, (episode, text, action, state) in enumerate(zip(episodes, texts, actions, following, strict=True)):
-        step = step_of(mdp, episode.state, text, action, state, agent.codec.stated_iou(text))
-        episode.steps.append(dataclasses.replace(step, other=tried.get(k)))
+    for k, (episode, reply, reading, state) in enumerate(zip(episodes, replies, readings, following, strict=True)):
+        step = step_of(mdp, episode.state, reply.text, reading.action, state, reading.stated_iou)
+        episode.steps.append(dataclasses.replace(step, other=tried.get(k), **told_of(reply, reading)))
         episode.state = state
     spent["other"] = time.perf_counter() - began - sum(spent.values())
+    spent["annotator" if agent.privileged else "agent"] = asked
     for episode in episodes:
         for part, seconds in spent.items():
             episode.seconds[part] += seconds / len(episodes)

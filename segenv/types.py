@@ -33,6 +33,11 @@ class ToolError(SegenvError):
     """A segmentation tool failed. Never scored: it stops the run, and the run can be resumed."""
 
 
+class AgentError(SegenvError):
+    """A model behind an agent gave no answer, or none that is one. Never scored: it stops the run, which can be
+    resumed, or the item is skipped and listed."""
+
+
 class RunError(SegenvError):
     """A run's folder cannot be used as asked, or a run cannot go on; the message says what to do."""
 

@@ -3,7 +3,6 @@ batch."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -12,25 +11,31 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from agents.backends.base import Backend, Reply, Size
 from agents.backends.processors import processor_of
 from agents.tiny import vision_tower  # noqa: F401  # its import makes the embedded model's tower known to the Auto classes
-from segenv import render
 from segenv.checkpoints import check_words, is_local, load_pretrained, reading, weights_hash
 
 WHAT = "image-text-to-text checkpoint"
 Checkpoint = str | Path | tuple[Any, Any]  # a name or folder, or a model with its processor
 
 
-class TransformersBackend:
-    """A checkpoint that answers prompts about images.
+class TransformersBackend(Backend):
+    """A checkpoint that answers prompts about images, in this process.
 
     `source` is a name or folder for transformers, or a (model, processor) pair. `device` is None for a GPU where
-    there is one; `dtype` is a torch name, None for the checkpoint's own on a GPU and float32 on a CPU. Images are
-    shrunk to `image_size` before they are sent: the longest side in pixels, or an exact (height, width); None sends
-    them as they are. `seconds`, and `tokens` by "prompt" and "reply", are counted; `replies` holds a `Reply` for each
-    text of the last `generate`.
+    there is one; `dtype` is a torch name, None for the checkpoint's own on a GPU and float32 on a CPU. `sampling` go to
+    `Backend`.
     """
 
     def __init__(
@@ -42,20 +47,17 @@ class TransformersBackend:
         image_size: int | Sequence[int] | None = None,
         batch_size: int = 32,
         trust_remote_code: bool = False,
+        **sampling: Any,
     ) -> None:
+        super().__init__(max_new_tokens, image_size, **sampling)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or ("float32" if self.device == "cpu" else "auto")
         self.model, self.processor = load(source, dtype, trust_remote_code)
         self.model.to(self.device).eval()
         self.dtype = str(self.model.dtype).removeprefix("torch.")
-        self.max_new_tokens = max_new_tokens
-        self.image_size = image_size if image_size is None or isinstance(image_size, int) else tuple(image_size)
         self.batch_size = batch_size
-        self.seconds = 0.0
-        self.tokens = {"prompt": 0, "reply": 0}
-        self.replies: list[Reply] = []
-        self._taken: set[tuple[int, int]] = set()  # sizes that the processor takes
-        self._seen: dict[tuple[int, int], tuple[int, int]] = {}  # sizes that the processor makes
+        self._taken: set[Size] = set()  # sizes that the processor takes
+        self._seen: dict[Size, Size] = {}  # sizes that the processor makes
         if not isinstance(source, tuple):
             self._try(source)
 
@@ -64,9 +66,10 @@ class TransformersBackend:
         """128-bit hash of the weights, in hex: two checkpoints with the same one write the same."""
         return weights_hash(self.model, label="{name} {dtype} {shape}")
 
-    def sent(self, image: np.ndarray) -> np.ndarray:
-        """The image, uint8 [H, W, 3], as it is sent: resized to `image_size`."""
-        return render.resized(image, self.image_size)
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every choice that changes replies."""
+        return {**super().settings, "dtype": self.dtype, "weights": self.fingerprint}
 
     def check_size(self, width: int, height: int) -> None:
         """Raise the processor's own error where it takes no image of `width` x `height` pixels, after `sent`."""
@@ -75,7 +78,7 @@ class TransformersBackend:
             self.processor.image_processor([Image.fromarray(picture)], return_tensors="pt")
             self._taken.add((width, height))
 
-    def seen_size(self, width: int, height: int) -> tuple[int, int]:
+    def seen_size(self, width: int, height: int) -> Size:
         """Width and height, in pixels, at which the model sees an image of `width` x `height`: after `sent`, and what
         the checkpoint's own processor makes of that. Raises ValueError where the processor does not tell."""
         if (width, height) not in self._seen:
@@ -92,53 +95,74 @@ class TransformersBackend:
         return self._seen[width, height]
 
     @torch.inference_mode()
-    def generate(
-        self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[int], temperature: float = 0.0
-    ) -> list[str]:
-        """One reply for each image (uint8 [H, W, 3]), prompt and seed.
-
-        A reply is the same in any batch, but where the device's rounding decides a near tie. `temperature` 0 is greedy.
-        """
-        if not len(images) == len(prompts) == len(seeds):
-            raise ValueError(
-                f"got {len(images)} images, {len(prompts)} prompts and {len(seeds)} seeds; give as many of each"
-            )
-        if temperature < 0:
-            raise ValueError(f"temperature is {temperature}; expected 0 (the likeliest token) or more")
-        began = time.perf_counter()
-        self.replies = []
-        texts: list[str] = []
-        for start in range(0, len(images), self.batch_size):
+    def _ask(
+        self, pictures: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[int], temperature: float
+    ) -> list[Reply]:
+        """A reply is the same in any batch, but where the device's rounding decides a near tie."""
+        replies: list[Reply] = []
+        for start in range(0, len(pictures), self.batch_size):
             part = slice(start, start + self.batch_size)
-            pictures = [self.sent(image) for image in images[part]]
-            texts += self._generate(pictures, prompts[part], seeds[part], temperature)
-        self.seconds += time.perf_counter() - began
-        return texts
+            replies += self._generate(pictures[part], prompts[part], seeds[part], temperature)
+        return replies
 
     def _generate(
         self, images: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[int], temperature: float
-    ) -> list[str]:
+    ) -> list[Reply]:
+        began = time.perf_counter()
         chats = [chat(self.processor, prompt)[0] for prompt in prompts]
         inputs = encode(self.processor, chats, images).to(self.device, self.model.dtype)
         recorder = LogProbabilities()  # comes first: the model's own distribution
-        sample = [SeededSample(seeds, temperature, self.max_new_tokens)] if temperature else []
+        sample = self._sampler(seeds, temperature)
         processors = LogitsProcessorList([recorder, *sample])
         written = self.model.generate(**inputs, generation_config=self._plain_greedy(), logits_processor=processors)
         ends, rows = self._ends(), written[:, inputs["input_ids"].shape[1] :].tolist()
         replies = [list(takewhile(lambda token: token not in ends, row)) for row in rows]
-        self.tokens["prompt"] += int(inputs["attention_mask"].sum())
+        asked = inputs["attention_mask"].sum(1).tolist()
+        self.tokens["prompt"] += sum(asked)
         self.tokens["reply"] += sum(map(len, replies))
         taken = recorder.taken(written)
-        self.replies += [Reply(len(ids), sum(row[: len(ids) + 1])) for ids, row in zip(replies, taken, strict=True)]
         # special tokens stay: in several families they are the grammar of points and boxes
-        return self.processor.batch_decode(replies, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        texts = self.processor.batch_decode(replies, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        frames, seconds = self._frames(inputs, len(images)), (time.perf_counter() - began) / len(images)
+        return [
+            Reply(
+                text,
+                finish_reason="stop" if len(ids) < len(row) else "length",
+                prompt_tokens=before,
+                tokens=len(ids),
+                seconds=seconds,
+                sent=(image.shape[1], image.shape[0]),
+                frame=frame,
+                log_probability=sum(chances[: len(ids) + 1]),
+            )
+            for text, ids, row, before, image, frame, chances in zip(
+                texts, replies, rows, asked, images, frames, taken, strict=True
+            )
+        ]
+
+    def _frames(self, inputs: Any, count: int) -> Sequence[Size | None]:
+        """The size at which the model sees each of `count` images, as far as its inputs tell."""
+        if "image_grid_thw" in inputs:
+            patch = self.processor.image_processor.patch_size
+            return [(columns * patch, rows * patch) for _, rows, columns in inputs["image_grid_thw"].tolist()]
+        shape = tuple(getattr(inputs.get("pixel_values"), "shape", ()))
+        whole = len(shape) == 4 and shape[0] == count and not self.processor.image_processor.do_center_crop
+        return [(shape[3], shape[2]) if whole else None] * count
+
+    def _sampler(self, seeds: Sequence[int], temperature: float) -> list[LogitsProcessor]:
+        """What samples tokens; nothing where replies are greedy."""
+        top_k, top_p, own = 0, self.top_p, self.model.generation_config
+        if self.own_sampling:
+            temperature = (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0
+            top_k, top_p = (50 if own.top_k is None else own.top_k), (1.0 if own.top_p is None else own.top_p)
+        return [SeededSample(seeds, temperature, self.max_new_tokens, top_p, top_k)] if temperature else []
 
     def _try(self, source: str | Path) -> None:
         """Raise `CheckpointError` where the model cannot answer: settings that loading does not need may be wrong."""
         length, self.max_new_tokens = self.max_new_tokens, 1
         with reading(source, WHAT):
             self.generate([np.full((64, 64, 3), 127, np.uint8)], ["mask"], [0])
-            if not np.isfinite(self.replies[0].log_probability):
+            if not np.isfinite(self.replies[0].log_probability or 0.0):
                 raise ValueError("its answer has a probability that is no number")
         self.max_new_tokens, self.seconds, self.replies = length, 0.0, []
         self.tokens = {"prompt": 0, "reply": 0}
@@ -160,15 +184,6 @@ class TransformersBackend:
         ends = self.model.generation_config.eos_token_id
         ends = self.processor.tokenizer.eos_token_id if ends is None else ends
         return [ends] if isinstance(ends, int) else list(ends)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The size of a reply: its tokens without the end, and its natural log-probability with the end (where it has one)
-    under the model's own distribution, whatever the temperature."""
-
-    tokens: int
-    log_probability: float
 
 
 class LogProbabilities(LogitsProcessor):
@@ -198,18 +213,27 @@ class SeededSample(LogitsProcessor):
     """Gives the highest score to a sample of softmax(scores / temperature) that the row's seed alone decides.
 
     A row takes the token at which its cumulative distribution passes a uniform number; its seed gives one number a
-    token, for `length` tokens. One number a token costs less than Gumbel noise for all of the vocabulary.
+    token, for `length` tokens. One number a token costs less than Gumbel noise for all of the vocabulary. Of the
+    likeliest tokens alone, those count that are among the first `top_k` (0: all), and without which the others have
+    less than `top_p` together.
     """
 
-    def __init__(self, seeds: Sequence[int], temperature: float, length: int) -> None:
+    def __init__(
+        self, seeds: Sequence[int], temperature: float, length: int, top_p: float = 1.0, top_k: int = 0
+    ) -> None:
         generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
         rows = [torch.rand(length, generator=generator) for generator in generators]
         self.numbers = iter(1 - torch.stack(rows, dim=1)[..., None])  # of a token: [rows, 1], above 0 and at most 1
         self.temperature = temperature
+        self.warpers: list[LogitsProcessor] = [TopKLogitsWarper(top_k)] if top_k else []
+        self.warpers += [TopPLogitsWarper(top_p)] if top_p < 1 else []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """`scores` are float [rows, vocabulary]."""
-        shares = (scores / self.temperature).softmax(-1).cumsum(-1)
+        scores = scores / self.temperature
+        for warper in self.warpers:
+            scores = warper(input_ids, scores)  # type: ignore[arg-type]
+        shares = scores.softmax(-1).cumsum(-1)
         chosen = torch.searchsorted(shares, next(self.numbers).to(scores.device) * shares[:, -1:])
         return torch.zeros_like(scores).scatter_(1, chosen, 1.0)
 

@@ -15,6 +15,8 @@ from segenv.data.base import Dataset, unique
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     """Play the episodes of `args` in their folder, and return the content of metrics.json."""
     player = make_player(args)
+    if player.agent.in_flight > 1 and args.executor != "serial":
+        raise RunError("a server is asked many things at a time as it is: leave out --executor")
     data = player.dataset[: args.limit]
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to evaluate")
@@ -25,6 +27,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         missing = set(range(len(data))) - outcomes.keys()
         with (
             folder.appending("episodes.jsonl") as file,
+            records.kept_replies(folder, player.agent),
             cli.progress(len(data), "episode", len(outcomes), quiet=quiet) as bar,
         ):
             total = sum(item.final_iou for item in outcomes.values())
@@ -52,6 +55,7 @@ def make_player(args: Args) -> Player:
     options: dict[str, Any] = {
         name: getattr(args, name) for name in ("search", "seed", "batch_size", "skip_bad", "follow_links", "threads")
     }
+    options["options"] = records.agent_options(args)
     with cli.setting_up(f"data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}, search {args.search!r}"):
         return Player(Setup(args.data, args.tool, args.agent, args.codec, args.max_steps, **options))
 

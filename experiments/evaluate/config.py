@@ -1,12 +1,13 @@
 """Settings of an evaluation."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from agents.backends.server import ServerOptions
 from experiments.common.config import InFolder, OutFolder
-from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Seed, Share
+from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Range, Seed, Share
 
-RESUMABLE = frozenset({"executor", "workers", "report_episodes"})  # settings that change no result
+RESUMABLE = frozenset({"executor", "workers", "report_episodes", "server"})  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,24 @@ class Args:
     tool: str = "sam"
     """what makes masks of clicks: sam, sam:NAME_OR_PATH, segment-anything:TYPE@FILE, grabcut, disc"""
     agent: str = "annotator"
-    """who clicks: annotator[:VARIANT], random, mllm, mllm:NAME_OR_PATH"""
+    """who clicks: annotator[:VARIANT], random, mllm, mllm:NAME_OR_PATH, openai:MODEL@BASE_URL, MODULE:CLASS"""
     codec: str | None = None
     """how the agent writes actions; by default its own"""
+    prompt: str | None = None
+    """of a model: codec (the whole prompt), instruction (that alone), or a file in which {instruction} stands for it"""
+    max_new_tokens: Count | None = None
+    """tokens that a reply of a model may have, thinking included; by default what the checkpoint declares, else 64, and
+    1,024 of a model behind a server"""
+    temperature: NotNegative | None = None
+    """of a model; by default 0, which is greedy"""
+    top_p: Annotated[float, Range(most=1, above=0)] | None = None
+    """sample a model's tokens from the likeliest that have this much probability together"""
+    own_sampling: bool = False
+    """sample as the checkpoint or the server does by itself"""
+    detail: Literal["auto", "low", "high", "original"] | None = None
+    """setting of that name for the images of OpenAI's models"""
+    image_format: Literal["png", "jpeg"] = "png"
+    """in which images are sent to a server"""
     search: str = "none"
     """tree search on top of the agent: greedy:k=3,value=prm, best-of-n:…, beam:…, dvts:…, best-first:…, mcts:…"""
     max_steps: Count = 20
@@ -80,5 +96,6 @@ class Args:
     """follow links in the data's folder to files outside it"""
     report_episodes: CountOrNone = 24
     """episodes that report.html shows: worst, best and random ones"""
+    server: ServerOptions = field(default_factory=ServerOptions)
     filter: FilterOptions = field(default_factory=FilterOptions)
     polygon: PolygonOptions = field(default_factory=PolygonOptions)

@@ -85,7 +85,8 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
             return estimate_masks(tasks, player, options.masks, args.seed, estimator)
 
         check = of_tasks(read_masks, records.indices(data))
-        records.append_groups(folder, "masks.jsonl", data, args.batch_size, estimate, quiet=quiet, read=check)
+        with records.kept_replies(folder, player.agent):
+            records.append_groups(folder, "masks.jsonl", data, args.batch_size, estimate, quiet=quiet, read=check)
         return _write_results(folder, args, about, data)
 
 

@@ -14,7 +14,7 @@ from segenv.types import Task
 THRESHOLDS = (0.50, 0.70, 0.80, 0.85, 0.90, 0.95)  # of NoC and NoF; the field's tables print 85, 90 and 95
 MEASURES = (
     *("miou", "ciou", "iou_at", "noc", "nof", "nof_never", "boundary_iou"),
-    *("acc_at_50", "best_iou", "regret", "parse_rate", "stop_rate"),
+    *("acc_at_50", "best_iou", "regret", "parse_rate", "exact_rate", "stop_rate"),
     *("first_click_in_object", "clicks_on_error", "click_counts"),
 )
 
@@ -35,6 +35,7 @@ METRIC_DEFINITIONS = {
     "best_iou": "mean over episodes of the highest IoU that any of its masks had, the first one included",
     "regret": "mean of best IoU minus final IoU",
     "parse_rate": "share of replies that the codec could read as an action",
+    "exact_rate": "share of replies that are written exactly as asked; others may be read, too",
     "stop_rate": "share of episodes that the agent ended itself",
     "intervals": "95 % percentile bootstrap over images, each with all of its episodes, 2000 resamples, seed 0; "
     "nothing of the spread over training seeds",
@@ -63,6 +64,12 @@ class Outcome:
     right: np.ndarray  # [steps] float64, `click_quality.right_clicks`; NaN where the task was not given
     first_inside: float  # whether the first action is a positive click on the object; NaN as above
     seconds: dict[str, float]
+    exact: int = 0  # replies written as asked, of those of which it is known
+    known: int = 0  # replies of which that is known
+    extra: int = 0
+    unsigned: int = 0
+    finish_reasons: tuple[str, ...] = ()  # of the replies of which it is known
+    tokens: tuple[int, ...] = ()
 
     @property
     def final_iou(self) -> float:
@@ -77,6 +84,15 @@ def outcome_of(episode: Episode, task: Task | None = None) -> Outcome:
     own: dict[str, Any] = {"ious": np.array(episode.ious), "invalid": actions.count("invalid"), "clicks": sum(answered)}
     own["right"] = click_quality.right_clicks(episode, task) if task else np.full(len(actions), np.nan)
     own["first_inside"] = click_quality.first_click_inside(episode, task) if task else float("nan")
+    steps = episode.steps
+    own |= {
+        "exact": sum(bool(step.exact) for step in steps),
+        "known": sum(step.exact is not None for step in steps),
+        "extra": sum(step.extra for step in steps),
+        "unsigned": sum(step.unsigned for step in steps),
+        "finish_reasons": tuple(step.finish_reason for step in steps if step.finish_reason is not None),
+        "tokens": tuple(step.tokens for step in steps if step.tokens is not None),
+    }
     return Outcome(**own, **{one.name: getattr(episode, one.name) for one in fields(Outcome) if one.name not in own})
 
 
@@ -115,10 +131,13 @@ def summarise(
     }
     areas = [item.intersection for item in outcomes], [item.union for item in outcomes]
     read = [len(item.ious) - item.invalid for item in outcomes], [len(item.ious) for item in outcomes]
+    exact = [item.exact for item in outcomes], [item.known for item in outcomes]
     means = _map(samples, lambda values: float(values.mean()))
     intervals = _map(samples, lambda values: list(statistics.bootstrap(values, images=images)))
     intervals["ciou"] = list(statistics.bootstrap_ratio(*areas, images=images))
     intervals["parse_rate"] = list(statistics.bootstrap_ratio(*read, images=images))
+    ends = list(statistics.bootstrap_ratio(*exact, images=images)) if any(exact[1]) else [None, None]
+    intervals["exact_rate"] = ends
     right, inside = [item.right for item in outcomes], [item.first_inside for item in outcomes]
     of_clicks, of_clicks_intervals = click_quality.summarise(click_quality.by_step(right, max_steps), inside, images)
     intervals |= of_clicks_intervals
@@ -130,6 +149,7 @@ def summarise(
             "nof": {_percent(t): metrics.nof(ious, t, max_steps, published=True) for t in THRESHOLDS},
             "nof_never": {_percent(t): metrics.nof(ious, t, max_steps) for t in THRESHOLDS},
             "parse_rate": sum(read[0]) / sum(read[1]),
+            "exact_rate": sum(exact[0]) / sum(exact[1]) if any(exact[1]) else None,
         }
     )
     return {

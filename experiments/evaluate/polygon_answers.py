@@ -3,7 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
+from agents.backends.base import Reply
 from agents.base import Agent
+from agents.prompted import PromptedAgent
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
 from experiments.evaluate.polygon_metrics import Record, record
@@ -75,19 +79,34 @@ def answers(
     output_type: str = "mask",
     sample: int = 0,
 ) -> list[Record]:
-    """Score one reply of `agent` (an `MllmAgent` or `OracleAgent` with a polygon codec) to each task. `seeds`, one a
+    """Score one reply of `agent` (a `PromptedAgent` or `OracleAgent` with a polygon codec) to each task. `seeds`, one a
     task, drive the sampling at `temperature`; 0 is greedy. Raises ValueError where a task does not allow the query."""
     codec = polygon_codec(agent.codec, agent.spec)
     if isinstance(agent, OracleAgent):
         texts = [agent.reply(task) for task in tasks]
-        tokens = [agent.tokens(text) for text in texts]
+        replies = [Reply(text, tokens=agent.tokens(text)) for text in texts]
     else:
-        questions = [queries.query(task, codec, prompt_type, output_type, agent.prompt_style) for task in tasks]
-        prompts, pictures = [one.prompt for one in questions], [one.picture for one in questions]
-        texts = agent.backend.generate(pictures, prompts, seeds, temperature)
-        tokens = [reply.tokens for reply in agent.backend.replies]
-    scored = zip(tasks, texts, tokens, strict=True)
-    return [record(task, codec, text, count, sample, output_type) for task, text, count in scored]
+        asked = [question(agent, task, sample, prompt_type, output_type) for task in tasks]
+        pictures, prompts, items = (list(column) for column in zip(*asked, strict=True)) if asked else ([], [], [])
+        replies = agent.ask(pictures, prompts, seeds, temperature, items)
+    return [score(task, codec, reply, sample, output_type) for task, reply in zip(tasks, replies, strict=True)]
+
+
+def score(task: Task, codec: PolygonCodec, reply: Reply, sample: int, output_type: str) -> Record:
+    """Read a reply to a task and score it; 0 tokens where it is not known how many it has."""
+    return record(task, codec, reply.text, reply.tokens or 0, sample, output_type, reply.finish_reason)
+
+
+def question(
+    agent: PromptedAgent, task: Task, sample: int, prompt_type: str, output_type: str
+) -> tuple[np.ndarray, str, dict[str, Any]]:
+    """The picture as it is sent, and the prompt, of a query about a task; and what its reply is about."""
+    codec, own = polygon_codec(agent.codec, agent.spec), agent.template
+    style = "codec" if own is not None else agent.prompt_style
+    query = queries.query(task, codec, prompt_type, output_type, style)
+    prompt = query.prompt if own is None else own.replace("{instruction}", task.instruction or "the main object")
+    item = {"task": task.id, "step": 0, "sample": sample, "image": [task.width, task.height]}
+    return agent.backend.sent(query.picture), prompt, item
 
 
 def polygon_codec(codec: Codec, agent: str) -> PolygonCodec:

@@ -1,7 +1,8 @@
 """Metrics of replies with polygons: a record for each reply, and the numbers of metrics.json."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -72,6 +73,7 @@ class Record:
     share: float  # of the image that the object covers
     size: str
     topology: str
+    finish_reason: str | None = None  # why the reply ended, where the backend tells it
 
     @property
     def has_object(self) -> bool:
@@ -80,10 +82,17 @@ class Record:
 
 
 def record(
-    task: Task, codec: PolygonCodec, text: str, tokens: int, sample: int = 0, output_type: str = "mask"
+    task: Task,
+    codec: PolygonCodec,
+    text: str,
+    tokens: int,
+    sample: int = 0,
+    output_type: str = "mask",
+    finish_reason: str | None = None,
 ) -> Record:
     """Read a reply and score it."""
-    return score(task, codec, queries.read(text, task, codec, output_type), text, tokens, sample, output_type)
+    scored = score(task, codec, queries.read(text, task, codec, output_type), text, tokens, sample, output_type)
+    return replace(scored, finish_reason=finish_reason)
 
 
 def score(
@@ -177,6 +186,7 @@ def measures(records: Sequence[Record], images: Mapping[str, str] | None = None)
     return {
         **_table(records, MEANS, images),
         "no_target": {"tasks": len(silent[0]), **_means(accuracy)} if absent else None,
+        "finish_reasons": dict(sorted(Counter(one.finish_reason for one in records if one.finish_reason).items())),
         "token_quantiles": {**quantiles, "100": float(max(tokens))},
         "by_size": _groups(records, "size", tuple(SIZES), images),
         "by_topology": _groups(records, "topology", TOPOLOGIES, images),

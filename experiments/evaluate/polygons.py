@@ -8,18 +8,22 @@ beside each. `--agent annotator` writes the target's own polygons in `--polygon.
 The run's folder holds answers.jsonl (every reply and its scores), metrics.json, plots/ and report.html.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
 import agents
+from agents.backends.base import Reply
 from agents.base import Agent
+from agents.prompted import PromptedAgent
 from experiments.common import cli
 from experiments.common.config import RunError
-from experiments.common.run_folder import manifest, of_tasks
+from experiments.common.run_folder import RunFolder, manifest, of_tasks
 from experiments.evaluate import polygon_report, records
 from experiments.evaluate.config import Args, PolygonOptions
-from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec, read
+from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec, question, read, score
 from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record, measures
 from search.executors import set_threads
 from segenv import codec as codecs
@@ -29,7 +33,7 @@ from segenv.records import reader
 from segenv.seeds import seed_of
 from segenv.types import Task
 
-RESUMABLE = frozenset({"report_episodes", "executor", "workers"})
+RESUMABLE = frozenset({"report_episodes", "executor", "workers", "server"})
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
@@ -45,7 +49,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         raise RunError(f"cannot read data {args.data!r}: {error}") from error
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to ask")
-    agent = make_agent(args.agent, args.codec, args.seed, options)
+    agent = make_agent(args.agent, args.codec, args.seed, options, **model_options(args))
     data = data.checked(agent.check)
     codec, samples = polygon_codec(agent.codec, args.agent), range(1 + options.samples if options.temperature else 1)
     set_threads(args.threads)
@@ -57,7 +61,12 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
 
         indices = records.indices(data)
         check = of_tasks(reader(Record), indices)
-        records.append_groups(folder, "answers.jsonl", data, args.batch_size, reply, samples, "reply", quiet, check)
+        with records.kept_replies(folder, agent):
+            if isinstance(agent, PromptedAgent) and agent.in_flight > 1:
+                _ask_at_once(folder, data, agent, samples, args, quiet, check)
+            else:
+                size = args.batch_size
+                records.append_groups(folder, "answers.jsonl", data, size, reply, samples, "reply", quiet, check)
         scored = sorted(read(folder), key=lambda one: (indices[one.task], one.sample))
         records.check_any(scored, args.data, dict(data.skipped))
         greedy, sampled = ([one for one in scored if bool(one.sample) is some] for some in (False, True))
@@ -73,7 +82,19 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         return numbers
 
 
-def make_agent(spec: str, codec: str | None, seed: int, options: PolygonOptions) -> Agent:
+def model_options(args: Args) -> dict[str, Any]:
+    """Options of the agent, as `args` give them beside those of `args.polygon`."""
+    if args.temperature is not None or args.own_sampling:
+        raise RunError(
+            "replies with polygons are greedy, and sampled by --polygon.temperature; leave out the other flag"
+        )
+    given = records.agent_options(args)
+    if "max_new_tokens" in given and args.polygon.max_new_tokens is not None:
+        raise RunError("--max-new-tokens and --polygon.max-new-tokens are the same; give one of them")
+    return given
+
+
+def make_agent(spec: str, codec: str | None, seed: int, options: PolygonOptions, **given: Any) -> Agent:
     """Make the agent of a command line: a model, or the annotator as an `OracleAgent`."""
     with cli.setting_up(f"agent {spec!r} with codec {codec!r}"):
         if spec == "annotator":
@@ -84,9 +105,45 @@ def make_agent(spec: str, codec: str | None, seed: int, options: PolygonOptions)
                     f"{options.temperature}"
                 )
             return OracleAgent(polygons, options.budget, options.unit)
-        if spec.partition(":")[0] != "mllm":
+        if spec.partition(":")[0] == "random":
             raise RunError(f"agent {spec!r} writes no polygons; expected annotator, mllm or mllm:NAME_OR_PATH")
-        return agents.make(spec, codec, seed=seed, max_new_tokens=options.max_new_tokens)
+        agent = agents.make(spec, codec, seed=seed, **({"max_new_tokens": options.max_new_tokens} | given))
+        if not isinstance(agent, PromptedAgent):
+            raise RunError(f"agent {spec!r} is asked about clicks alone; expected a model, or a PromptedAgent of yours")
+        return agent
+
+
+def _ask_at_once(
+    folder: RunFolder,
+    data: Dataset,
+    agent: PromptedAgent,
+    samples: Sequence[int],
+    args: Args,
+    quiet: bool,
+    check: Callable[[Any], Any],
+) -> None:
+    """Ask an agent that takes many questions at a time, and score each reply when it is there."""
+    options, codec = args.polygon, polygon_codec(agent.codec, args.agent)
+
+    def ask(task: Task, sample: int) -> Future[Reply]:
+        with _as_run_error():
+            picture, prompt, item = question(agent, task, sample, options.given, options.asked)
+        temperature = options.temperature if sample else 0.0
+        return agent.submit_question(picture, prompt, seed_of(args.seed, task.id, sample), temperature, item)
+
+    def scored(task: Task, sample: int, reply: Reply) -> dict[str, Any]:
+        return asdict(score(task, codec, reply, sample, options.asked))
+
+    records.append_as_ready(folder, "answers.jsonl", data, agent.in_flight, ask, scored, samples, "reply", quiet, check)
+
+
+@contextmanager
+def _as_run_error() -> Iterator[None]:
+    """Turn a question that the data cannot be asked into a RunError."""
+    try:
+        yield
+    except ValueError as error:
+        raise RunError(f"{error}. Choose another --polygon.given or --polygon.asked") from error
 
 
 def _replies(
@@ -96,10 +153,8 @@ def _replies(
     for sample in samples:
         seeds = [seed_of(seed, task.id, sample) for task in tasks]
         temperature = options.temperature if sample else 0.0
-        try:
+        with _as_run_error():
             yield from answers(agent, tasks, seeds, temperature, options.given, options.asked, sample)
-        except ValueError as error:  # a question that the data cannot be asked
-            raise RunError(f"{error}. Choose another --polygon.given or --polygon.asked") from error
 
 
 def _manifest(args: Args, agent: Agent, data: Dataset) -> dict[str, Any]:

@@ -1,16 +1,22 @@
 """Parts that the tasks of an evaluation share: records in groups, the protocol's settings, and the results."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
+from agents import replies
+from agents.backends.base import Reply
+from agents.base import Agent
+from agents.replies import ReplyLog
 from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import OBJECT, RunFolder, hide_home
 from experiments.evaluate.config import Args
 from segenv.data import Dataset
 from segenv.records import checked, reader
-from segenv.types import Task
+from segenv.types import AgentError, Task
 
 IMAGES = "images.json"  # the image of each task, where several tasks have one
 
@@ -18,6 +24,22 @@ IMAGES = "images.json"  # the image of each task, where several tasks have one
 def settings(args: Args) -> dict[str, Any]:
     """Settings of `args` that every protocol holds."""
     return {name: getattr(args, name) for name in ("data", "limit", "seed", "threads", "batch_size")}
+
+
+def agent_options(args: Args) -> dict[str, Any]:
+    """Options of an agent that asks a model, as `args` give them; RunError where another is given some."""
+    names = ("prompt", "max_new_tokens", "temperature", "top_p")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    given |= {"own_sampling": True} if args.own_sampling else {}
+    if args.own_sampling and (args.temperature is not None or args.top_p is not None):
+        raise RunError("--own-sampling samples as the model does; leave out --temperature and --top-p")
+    of_server = {"server": args.server, "image_format": args.image_format, "detail": args.detail}
+    if (kind := args.agent.partition(":")[0]) == "openai":
+        return given | of_server
+    if wrong := [*(given if kind in ("annotator", "random") else ()), *(["detail"] if args.detail else ())]:
+        flags = ", ".join("--" + name.replace("_", "-") for name in wrong)
+        raise RunError(f"agent {args.agent!r} has no {flags}: leave that out, or take openai:MODEL@BASE_URL")
+    return given
 
 
 def indices(data: Dataset) -> dict[str, int]:
@@ -39,6 +61,22 @@ def read_images(folder: RunFolder, tasks: Sequence[str]) -> list[str] | None:
     return None if images is None else [images[name] for name in tasks]
 
 
+@contextmanager
+def kept_replies(folder: RunFolder, agent: Agent) -> Iterator[None]:
+    """Keep the replies of an agent that asks a model in replies.jsonl, each as it arrives; those that are there are not
+    asked for again."""
+    if not agent.asks:
+        yield
+        return
+    name = "replies.jsonl"
+    with folder.appending(name) as file:
+        agent.log = ReplyLog(folder.records(name, replies.check), file.add, folder / name)
+        try:
+            yield
+        finally:
+            agent.log = None
+
+
 def append_groups(
     folder: RunFolder,
     name: str,
@@ -54,8 +92,7 @@ def append_groups(
     """Append the records that the file `name` lacks: `work` makes those of `size` tasks, one for each of `samples`, all
     with the values of `key`. `read` checks those that are there. A resumed run has equal groups, as a learned
     model's last bits depend on them."""
-    begun = (record for record in folder.records(name, checked(read)) if key.items() <= record.items())
-    have = {(record["task"], record.get("sample", 0)) for record in begun}
+    have = _have(folder, name, read, key)
     total = len(data) * len(samples)
     with folder.appending(name) as file, cli.progress(total, unit, len(have), quiet=quiet) as bar:
         for start in range(0, len(data), size):
@@ -64,6 +101,56 @@ def append_groups(
                 if (record["task"], record.get("sample", 0)) not in have:
                     file.add(record)
                     bar.update()
+
+
+def append_as_ready(
+    folder: RunFolder,
+    name: str,
+    data: Dataset,
+    in_flight: int,
+    ask: Callable[[Task, int], Future[Reply]],
+    record: Callable[[Task, int, Reply], dict[str, Any]],
+    samples: Sequence[int] = (0,),
+    unit: str = "task",
+    quiet: bool = False,
+    read: Callable[[Any], Any] = OBJECT,
+) -> None:
+    """As `append_groups`, with `in_flight` questions under way: each record is made and appended when its reply is
+    there. A task that the model behind the agent gives no reply to is skipped with `data.skip_bad`, and else ends the
+    run, after the replies under way have come."""
+    have = _have(folder, name, read, {})
+    todo = ((task, sample) for task in data for sample in samples if (task.id, sample) not in have)
+    waiting: dict[Future[Reply], tuple[Task, int]] = {}
+    total = len(data) * len(samples)
+    with folder.appending(name) as file, cli.progress(total, unit, len(have), quiet=quiet) as bar:
+        try:
+            while True:
+                while len(waiting) < in_flight and (one := next(todo, None)) is not None:
+                    waiting[ask(*one)] = one
+                if not waiting:
+                    return
+                done = wait(waiting, return_when=FIRST_COMPLETED).done
+                for future in [one for one in waiting if one in done]:
+                    task, sample = waiting.pop(future)
+                    try:
+                        file.add(record(task, sample, future.result()))
+                        bar.update()
+                    except AgentError as error:
+                        if not data.skip_bad:
+                            raise
+                        data.skip(task.id, str(error))
+        except Exception:
+            wait(waiting)
+            raise
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _have(folder: RunFolder, name: str, read: Callable[[Any], Any], key: Mapping[str, Any]) -> set[tuple[str, int]]:
+    """Task and sample of the records that the file `name` holds with the values of `key`."""
+    begun = (record for record in folder.records(name, checked(read)) if key.items() <= record.items())
+    return {(record["task"], record.get("sample", 0)) for record in begun}
 
 
 def write_metrics(folder: RunFolder, numbers: Mapping[str, Any], skipped: Mapping[str, str]) -> dict[str, Any]:

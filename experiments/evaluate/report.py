@@ -1,5 +1,6 @@
 """Report of an evaluation by clicks: numbers for a terminal, plots, and a page that shows episodes."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ ROWS = (  # key in metrics.json, name, what is better
     ("best_iou", "Best IoU", "higher"),
     ("regret", "Regret", "lower"),
     ("parse_rate", "Parse rate", "higher"),
+    ("exact_rate", "Exact rate", "higher"),
     ("stop_rate", "Stop rate", ""),
 )
 SHOWN_CLICKS = (1, 3, 5, 7, 10, 20)
@@ -51,6 +53,7 @@ def write(
             shown[key] = payload(load(record["task"]), Episode.from_json(record), groups[key])
     title = f"{protocol['agent']} with {protocol['tool']} on {protocol['data']}"
     context = {"title": title, "numbers": numbers, "table": table(numbers), "manifest": about}
+    context["replies"] = replies(outcomes)
     episodes = [shown[key] for key in groups if key in shown]
     write_report(folder, "evaluate.html", pictures, episodes=episodes, **context)
 
@@ -80,6 +83,18 @@ def text(numbers: dict[str, Any]) -> str:
     skipped = f", {len(numbers['skipped'])} bad items skipped" if numbers["skipped"] else ""
     head = f"{numbers['episodes']} episodes{skipped}"
     return "\n".join([head, table(numbers).text(), f"ms per click   {times or 'no click was made'}"])
+
+
+def replies(outcomes: Sequence[Outcome]) -> str:
+    """Say how the replies ended, how long they are, and what the codec read beside what was asked."""
+    reasons = Counter(one for item in outcomes for one in item.finish_reasons)
+    tokens = [one for item in outcomes for one in item.tokens]
+    parts = [f"{count} ended by {reason}" for reason, count in sorted(reasons.items())]
+    parts += [f"{sum(tokens) / len(tokens):.1f} tokens on average, {max(tokens)} at most"] if tokens else []
+    for what, count in (("further actions", "extra"), ("clicks without a sign, read as positive", "unsigned")):
+        total = sum(getattr(item, count) for item in outcomes)
+        parts += [f"{total} {what}"] if total else []
+    return ", ".join(parts)
 
 
 def plot_clicks(reached: dict[float, np.ndarray]) -> bytes:

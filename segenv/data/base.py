@@ -96,6 +96,10 @@ class Dataset(Sequence[Task], ABC):
         """(id, reason) of each bad item that was met so far under `skip_bad`."""
         return list(self._skipped.items())
 
+    def skip(self, name: str, reason: str) -> None:
+        """Count the item `name` among those that were skipped, for a reason that lies outside the data."""
+        self._skipped[name] = reason
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -199,13 +199,13 @@ def test_a_lesson_shows_what_the_policy_was_shown(tmp_path, monkeypatch):
     player = this.player(this.train_data, args.agent)
     agent: Any = player.agent
     seen: list = []
-    agent.prompt_style, generate = "codec", agent.backend.generate
+    agent.prompt_style, ask = "codec", agent.backend.ask
 
     def watched(pictures, prompts, *rest):
         seen.extend(zip(pictures, prompts, strict=True))
-        return generate(pictures, prompts, *rest)
+        return ask(pictures, prompts, *rest)
 
-    monkeypatch.setattr(agent.backend, "generate", watched)
+    monkeypatch.setattr(agent.backend, "ask", watched)
     [episode] = player.play(this.train_indices)
     rows = star.star_plus_examples(episode, this.train_data.by_id(episode.task), args.rules)
     assert [row.step for row in rows] == [0, 1, 2] and [row.error is None for row in rows] == [True, False, False]
