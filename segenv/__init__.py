@@ -7,13 +7,17 @@ from gymnasium.envs.registration import register as _register
 
 __version__ = "0.1.0"
 
-for _id, _entry_point in {
-    "segenv/HLMAT-v0": "segenv.envs.hlmat:HLMATEnv",
-    "segenv/HLMATGrid-v0": "segenv.envs.numeric:HLMATGridEnv",
-    "segenv/HLMATPoint-v0": "segenv.envs.numeric:HLMATPointEnv",
-    "segenv/Refine-v0": "segenv.envs.refine:RefineEnv",
-    "segenv/Filter-v0": "segenv.envs.filter:FilterEnv",
-    "segenv/Polygon-v0": "segenv.envs.polygon:PolygonEnv",
+for _name, _module in {
+    "HLMAT": "hlmat",
+    "HLMATGrid": "numeric",
+    "HLMATPoint": "numeric",
+    "Refine": "refine",
+    "Filter": "filter",
+    "Polygon": "polygon",
 }.items():
     # No max_episode_steps: the click budget is part of the state, and ends an episode as terminated.
-    _register(id=_id, entry_point=_entry_point)
+    _register(
+        id=f"segenv/{_name}-v0",
+        entry_point=f"segenv.envs.{_module}:{_name}Env",
+        vector_entry_point=f"segenv.envs.vector:{_name}VectorEnv",
+    )

@@ -193,10 +193,21 @@ class SegMDP:
         """The reward of having taken `action` in `state`, which led to `following`."""
         return float(sum(self.reward_terms(state, action, following).values()))
 
-    def reward_terms(self, state: SegState, action: Action, following: SegState) -> dict[str, float]:
-        """Terms of the reward by name: `{"iou_gain": 0.2, "format": 0.1}` for `iou_gain+0.1*format`."""
-        step = state.task, state.mask, action, following.mask, self.terminal(following)
-        return {name: float(term(*step)) for name, term in self._terms.items()}
+    def reward_terms(
+        self, state: SegState, action: Action, following: SegState, ious: tuple[float, float] | None = None
+    ) -> dict[str, float]:
+        """Terms of the reward by name: `{"iou_gain": 0.2, "format": 0.1}` for `iou_gain+0.1*format`. `ious` are those
+        of the two states with the target, from callers who have them already."""
+        terminal, terms = self.terminal(following), self._terms
+        if ious is not None and all(isinstance(term, rewards.IoUReward) for term in terms.values()):
+            return {name: float(term.of(*ious, action, terminal)) for name, term in terms.items()}  # type: ignore[attr-defined]
+        step = state.task, state.mask, action, following.mask, terminal
+        return {name: float(term(*step)) for name, term in terms.items()}
+
+    @cached_property
+    def reward_range(self) -> tuple[float, float]:
+        """The bounds of one step's reward; infinite for a function."""
+        return rewards.reward_range(self.reward_name)
 
 
 def _outside(action: Click | Box, task: Task) -> str | None:

@@ -134,7 +134,14 @@ class Dataset(Sequence[Task], ABC):
 
     def by_id(self, name: str) -> Task:
         """Load the task whose id is `name`."""
-        return self[self._index[name]]
+        place = self.place_of(name)
+        if place is None:
+            raise KeyError(name)
+        return self[place]
+
+    def place_of(self, name: str) -> int | None:
+        """The index of the task whose id is `name`, or None; all ids are read at the first call."""
+        return self._index.get(name)
 
     @cached_property
     def _index(self) -> dict[str, int]:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -19,6 +20,15 @@ from segenv.types import Action, BadItem, Task
 Start = Callable[[Task, SegTool, np.random.Generator], Task]  # the task that an episode starts from
 
 
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A state with what is read from its mask: the observation, and the IoU with the target."""
+
+    state: SegState
+    observation: Observation
+    iou: float
+
+
 class SegEnv(gym.Env[dict[str, Any], Any]):
     """Gymnasium's plumbing around `SegMDP`; its environments give `_parse` and `_observe`, and their two spaces.
 
@@ -26,6 +36,9 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
     `tool`, `data` and `reward` are specs, or objects that they name: a `SegTool`, any sequence of tasks, a function.
     `start` changes a drawn task before its episode, as the refinement does. `render_size` is the side of a frame in
     pixels: images of any shape are letterboxed to it, so that a recording may go on from one to another.
+
+    A step is `read_action`, one call of `mdp.transition`, and `arrive`; a reset is `draw` and `begin`. So
+    `segenv.envs.vector` steps many of these with one call of the tool.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 2}
@@ -51,6 +64,8 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         self.render_size = render_size
         self.state: SegState | None = None
         self._start = start
+        self._last: Moment | None = None
+        self._places: dict[str, int] = {}  # of tasks by id, where the data is no `Dataset`
 
     def _parse(self, action: Any, observation: Observation) -> Action:
         """Read `action` on the observed image."""
@@ -64,38 +79,66 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         """Start an episode on a task that the environment's generator draws, or on `options["task"]`: a `Task`, or the
         id or the index of one in the data."""
         super().reset(seed=seed)
+        return self.begin(self.draw(options))
+
+    @property
+    def has_start(self) -> bool:
+        """Whether a drawn task is changed before its episode."""
+        return self._start is not None
+
+    def draw(self, options: dict[str, Any] | None = None) -> Task:
+        """The task of the next episode: drawn by the generator, or what `options["task"]` names."""
         options = options or {}
         if unknown := set(options) - {"task"}:
             raise ValueError(f"reset has no option {', '.join(map(repr, unknown))}; it has 'task'")
-        task = self._draw() if options.get("task") is None else self._find(options["task"])
+        return self._draw() if options.get("task") is None else self._find(options["task"])
+
+    def begin(self, task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode on a task: its first observation and information."""
         if self._start is not None:
             task = self._start(task, self.mdp.tool, self.np_random)
         self.state = self.mdp.initial(task)
         if self.render_mode == "human":
             self.render()
-        return self._observe(self.mdp.observation(self.state)), self._info(self.state)
+        moment = self._moment(self.state)
+        return self._observe(moment.observation), self._info(moment)
 
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Carry out `action`. Never truncates: the steps left are observed, so their end terminates."""
+        parsed = self.read_action(action)
+        [following] = self.mdp.transition([self._now("step")], [parsed])
+        return self.arrive(parsed, following)
+
+    def read_action(self, action: Any) -> Action:
+        """Read `action` in the present state. Raises `ResetNeeded` where the episode has ended."""
         state = self._now("step")
         if self.mdp.terminal(state):
             raise ResetNeeded(
                 f"the episode on task {state.task.id} ended at step {state.step}; call reset() for another"
             )
-        parsed = self._parse(action, self.mdp.observation(state))
-        [following] = self.mdp.transition([state], [parsed])
-        terms = self.mdp.reward_terms(state, parsed, following)
+        return self._parse(action, self._moment(state).observation)
+
+    def arrive(self, parsed: Action, following: SegState) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        """Go on to the state that `parsed` led to, and return what `step` does."""
+        before, after = self._moment(self._now("step")), self._moment(following)
+        terms = self.mdp.reward_terms(before.state, parsed, following, (before.iou, after.iou))
         self.state = following
         if self.render_mode == "human":
             self.render()
-        info = self._info(following) | {
+        info = self._info(after) | {
             "action": {"type": type(parsed).__name__.lower(), **dataclasses.asdict(parsed)},
             "parsed": parsed,
             "valid": following.error is None,
             "rewards": terms,
         }
-        seen, terminated = self._observe(self.mdp.observation(following)), self.mdp.terminal(following)
-        return seen, sum(terms.values()), terminated, False, info
+        return self._observe(after.observation), sum(terms.values()), self.mdp.terminal(following), False, info
+
+    def _moment(self, state: SegState) -> Moment:
+        """A state with its observation and IoU, of which the last one is kept."""
+        if self._last is None or self._last.state is not state:
+            observation = self.mdp.observation(state)
+            self._last = Moment(state, observation, metrics.iou(state.task.target, observation.mask))
+        return self._last
 
     def render(self) -> np.ndarray | None:
         """The present state for a person: mask in blue, target outlined in yellow, clicks numbered, IoU in words.
@@ -146,19 +189,26 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
             raise TypeError(
                 f"options['task'] is {type(task).__name__}; expected a Task, or the id or index of one in the data"
             )
-        ids = self.data.ids if isinstance(self.data, datasets.Dataset) else [item.id for item in self.data]
-        try:
-            return self.data[ids.index(task)]
-        except ValueError:
-            raise ValueError(f"task {task!r} is not in the data, whose ids look like {ids[0]!r}") from None
+        if isinstance(self.data, datasets.Dataset):
+            place = self.data.place_of(task)
+        else:
+            place = self._places.get(task)
+            if place is None or place >= len(self.data) or self.data[place].id != task:
+                self._places = {item.id: i for i, item in reversed(list(enumerate(self.data)))}
+                place = self._places.get(task)
+        if place is None:
+            known = self.data.ids[0] if isinstance(self.data, datasets.Dataset) else self.data[0].id
+            raise ValueError(f"task {task!r} is not in the data, whose ids look like {known!r}")
+        return self.data[place]
 
-    def _info(self, state: SegState) -> dict[str, Any]:
+    def _info(self, moment: Moment) -> dict[str, Any]:
         """Facts about a state; for logs and for rewards of one's own, since `iou` reads the target."""
+        state = moment.state
         return {
             "task_id": state.task.id,
             "instruction": state.task.instruction,
             "step": state.step,
-            "iou": metrics.iou(state.task.target, state.mask),
+            "iou": moment.iou,
             "score": None if math.isnan(state.score) else state.score,
             "clicks": state.clicks,
         }

@@ -10,7 +10,7 @@ import numpy as np
 from segenv import codec as codecs
 from segenv.envs import refine
 from segenv.envs.base import SegEnv, Start
-from segenv.mdp import Observation
+from segenv.mdp import Observation, SegState
 from segenv.ranges import Count, require
 from segenv.tools.base import SegTool
 from segenv.types import Action, Click, Stop, Task
@@ -60,9 +60,9 @@ class NumericEnv(SegEnv):
             }
         )
 
-    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        seen, reward, terminated, truncated, info = super().step(action)
-        info["text"] = self.codec.format(info["parsed"], self._now("step").task)
+    def arrive(self, parsed: Action, following: SegState) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        seen, reward, terminated, truncated, info = super().arrive(parsed, following)
+        info["text"] = self.codec.format(parsed, following.task)
         return seen, reward, terminated, truncated, info
 
     def _observe(self, observation: Observation) -> dict[str, Any]:

@@ -92,6 +92,16 @@ class Synthetic(Dataset):
         name, number = self.place(i)
         return f"synthetic/{self.split}/{name}/{number}"
 
+    def place_of(self, name: str) -> int | None:
+        """The index of a scene by its id, read from the id itself."""
+        number = name.rpartition("/")[2]
+        if not (number.isascii() and number.isdigit() and len(number) < 10):
+            return None
+        levels = [level.name for level in DIFFICULTIES]
+        step, names = (3, levels) if self.difficulty is None else (1, [self.difficulty])
+        places = (step * int(number) + k for k in range(len(names)))
+        return next((i for i in places if i < len(self) and self.id(i) == name), None)
+
     def _rng(self, i: int, purpose: int) -> np.random.Generator:
         name, number = self.place(i)
         return np.random.default_rng([VERSION, list(LENGTHS).index(self.split), CLASSES.index(name), number, purpose])
