@@ -9,9 +9,8 @@ from dataclasses import dataclass, field, replace
 from segenv.codec.values import Statement, numbered, values
 
 _SIGN = r"(?:positive|negative|foreground|background)"
-_POINT_KEY = (
-    rf"(?:{_SIGN}[_ ]?)?(?:points?|clicks?|coords?|coordinates?|position|location|pixel|xy)(?:_?2d|_xy)?|{_SIGN}"
-)
+_POINT_WORD = r"(?:points?|clicks?|coords?|coordinates?|position|location|pixel|xy)(?:_?2d|_xy|_?[0-9])?"
+_POINT_KEY = rf"(?:{_SIGN}[_ ]?)?{_POINT_WORD}|{_SIGN}"
 _BOX_KEY = r"(?:b|bounding_?)?box(?:es)?(?:_?2d|_xyxy)?|rect(?:angle)?"
 _LIST_KEY = r"objects|detections|results"
 _NAMED_KEY = r"[xy](?:_?min|0|1)?|left|top|row|col(?:umn)?"
@@ -21,7 +20,7 @@ _EVENT = re.compile(
     r"|(?P<word>[a-z_]{2,20}))(?P<quote>[\"']?)\s*[:=]\s*"
     r"(?:(?P<none>null|none|\[\s*(?:\[\s*\])?\s*\])|(?(word)(?P<bit>[01])(?=\s*[,}])|(?!))"
     r"|(?P<at>(?=[\"']?(?:[\[({]|[-+~]?[0-9.])))"
-    r"|(?P<text>\"[^\"\n]{0,60}\"|'[^'\n]{0,60}'|true|false|[a-z_]{1,20}(?=\s*[,}])))"
+    r"|(?P<text>\"(?![{\[])[^\"\n]{0,60}\"|'[^'\n]{0,60}'|true|false|[a-z_]{1,20}(?=\s*[,}])))"
 )
 _QUOTES = re.compile(r"[{\"']")
 _STOP = {"finish", "finished", "stop", "terminate", "terminated", "done", "submit", "end", "complete", "stop_action"}
@@ -127,6 +126,8 @@ def _place(text: str, event: re.Match[str]) -> Statement | None:
         want = 4  # the four coordinates of a box
     if named and not read.fits(want) and read.state != "cut":
         return None
+    if not read.fits(want) and "{" in text[event.end() : event.end() + 8]:
+        return None  # objects, which are read by themselves
     if not read.bracketed and read.state == "whole" and not text[read.end :].lstrip(" \n\r\t\"'"):
         read = replace(read, state="cut")
     one = numbered("box" if want == 4 else "point", event.start(), read, want)

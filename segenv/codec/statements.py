@@ -20,7 +20,8 @@ from segenv.codec.values import Statement, numbered, values
 _FILL = r"[\s*`_\"'$\\]*"  # white space, emphasis, quotes and the like
 _SIGNED = re.compile(
     rf"(?<![a-z])(?P<sign>positive|negative|foreground|background)[\s*`_-]*"
-    rf"(?P<point>(?:points?|clicks?|prompts?|coordinates?)(?![a-z]))?{_FILL}(?:(?:at|is)\b{_FILL})?(?P<colon>[:=]|->)?"
+    rf"(?P<point>(?:points?|clicks?|prompts?|coordinates?)(?![a-z]))?{_FILL}(?:(?:at|is)\b{_FILL})?"
+    rf"(?:(?:the\s)?(?:coordinates?|location|position|pixel)\b{_FILL})?(?P<colon>[:=]|-+>?)?"
 )
 _POINT = re.compile(rf"(?<![a-z])(?:point|click|coordinate|coord|location)s?(?![a-z]){_FILL}(?:(?:at|is|on)\b{_FILL})?"
                     r"(?P<colon>[:=]|->)?")  # fmt: skip
@@ -34,9 +35,15 @@ _TAG = re.compile(
 _ATTRIBUTE = re.compile(r"([a-z_]+?)([0-9]*)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'<>]+))")
 _LABEL = re.compile(r"[^<>\n;]{0,60};")  # behind the box that it names
 
+_PAIR = re.compile(r"\s*(?:,|;|and\b)\s*[(\[]\s*[-+.0-9e]{1,20}\s*,\s*[-+.0-9e]{1,20}\s*[)\]]")
+_CALL = re.compile(r"(?<![a-z_])(?:[a-z]{1,12}_)?(?:point|click)(?:_[a-z]{1,12})?\(([^()\n]{0,200})\)")
+_ARGUMENT = re.compile(r"(?:[a-z_]{1,20}\s*=\s*)?[\"']?\b(positive|negative)\b[\"']?\s*,?")
+
+_KEY = re.compile(r"[\"']\s*:")
+
 _STOPS, _UNDOES = r"(?:finish(?:ed)?|terminate[d]?|stop|done|submit)", r"undo"
 _END = r"(?:\(\s*\))?[ \t*`_\"'.!)\]}$]*(?=[\r\n<]|\Z)"
-_WHY = r"[*`_\"']*(?:\s*[(;,]|\s+-+\s|\s+(?:because|since|as)\b)"  # finish, because …
+_WHY = r"[*`_]*(?:\s*[(;,]|\s+-+\s|\s+(?:because|since|as)\b)"  # finish, because …
 _CHOICE = r"(?:choose|select|pick|action|answer|reply|respond)(?:\s+(?:is|with|to|now|would\s+be))?\s+"
 _WORD = re.compile(
     rf"(?<![a-z_])(?=[dfnstu])(?:(?P<stop>{_STOPS}{_END}|(?:finish|terminate){_WHY})|(?P<undo>{_UNDOES}{_END})"
@@ -56,7 +63,7 @@ _DENIAL = re.compile(
 _IN_VIEW = re.compile(r"\b(?:image|picture|photo|scene|frame)\b|^\s*$|^none\b")
 _OURS = re.compile(r"\b(?:mask|layer|green|overlay|click|point|action|need|reason)")
 _NEGATED = re.compile(r"(?:\bnot|n't|\bnever|\bbefore|\bcannot)\b[^.!?\n]*\Z")
-_OPENS = re.compile(r"(?:\A|[\r\n:>0-9])[ \t*`_\"'$\\-]*\Z|[\r\n](?:[ \t*`_\"'#>-]|[0-9]{1,3}[.)])*\Z")
+_OPENS = re.compile(r"(?:\A|[\r\n:>0-9])[ \t*`_\"'$\\(\[{-]*\Z|[\r\n](?:[ \t*`_\"'#>-]|[0-9]{1,3}[.)])*\Z")
 _BEFORE = re.compile(r"(?<![a-z])(positive|negative)[\s*`_-]*(?:point|click)?[\s*`_:([{]*\Z")
 _HEAD = re.compile(
     r"box|point|positive|negative|click|coord|<loc|finish|terminate|stop|undo|done|[\"'](?:[xy]|row|col)"
@@ -68,7 +75,7 @@ _BACK = 64  # characters before a statement that are looked at
 def find(text: str) -> list[Statement]:
     """The statements of a `lowered` text in their order, without those that stand within others."""
     found = sorted(
-        (*_tags(text), *statements_of_objects(text), *_signed(text), *_plain(text), *_words(text)),
+        (*_tags(text), *statements_of_objects(text), *_calls(text), *_signed(text), *_plain(text), *_words(text)),
         key=lambda one: (one.start, -one.end),
     )
     kept: list[Statement] = []
@@ -79,6 +86,8 @@ def find(text: str) -> list[Statement]:
             kept[-1] = one
     kept = [_with_sign(text, one) for one in kept]
     strong = [one for one in kept if not one.weak]
+    if not strong and {"stop", "undo"} <= {one.kind for one in kept}:
+        return []  # both are only spoken of
     return strong or kept or list(_alone(text))
 
 
@@ -118,17 +127,46 @@ def _signed(text: str) -> Iterator[Statement]:
             continue
         if not found.fits(2) and found.state != "cut" and not head["colon"]:
             continue  # a positive point (on the handle)
-        yield numbered("point", head.start(), found, 2, sign)
+        yield _repeated(text, numbered("point", head.start(), found, 2, sign))
+
+
+def _repeated(text: str, one: Statement) -> Statement:
+    """A statement with the further points behind it: `Positive points: (1, 2), (3, 4)`."""
+    while one.kind == "point" and (other := _PAIR.match(text, one.end)):
+        one = replace(one, end=other.end(), more=one.more + 1)
+    return one
+
+
+def _calls(text: str) -> Iterator[Statement]:
+    """`add_point(x=1, y=2, label="negative")`."""
+    for call in _CALL.finditer(text):
+        signs = set(_ARGUMENT.findall(call[1]))
+        found = values(f"({_ARGUMENT.sub('', call[1]).strip(' ,')})", 0, 2)
+        if signs and found.fits(2):
+            sign = signs.pop() if len(signs) == 1 else "both"
+            yield Statement("point", call.start(), call.end(), found, sign)
+
+
+def _sign_of_line(text: str, start: int, end: int) -> str:
+    """The sign that the line around a point names; `both` where it names both."""
+    first, last = text.rfind("\n", 0, start) + 1, text.find("\n", end)
+    line = text[max(first, start - 200) : min(last if last >= 0 else len(text), end + 200)]
+    signs = {sign for sign in ("positive", "negative") if sign in line}
+    return "both" if len(signs) == 2 else "".join(signs)
 
 
 def _plain(text: str) -> Iterator[Statement]:
     """`Point: (1, 2)` and `Box: (1, 2, 3, 4)`; within a sentence they count where nothing else does."""
     for pattern, kind, want in ((_BOX, "box", 4), (_POINT, "point", 2)):
         for head in pattern.finditer(text):
+            if _KEY.search(head[0]) and text[head.start() - 1 : head.start()] in ("'", '"'):
+                continue  # the key of an object
             found = values(text, head.end(), want)
             if found.bracketed or (found.numbers and (found.named or head["colon"])):
                 one = numbered(kind, head.start(), found, want)
                 weak = not head["colon"] if kind == "box" else not opens(text, head.start())
+                if one.kind == "point":
+                    one = replace(one, sign=_sign_of_line(text, one.start, one.end))
                 if one.kind != "broken" or (head["colon"] and not weak):
                     yield replace(one, weak=weak)
 
@@ -143,9 +181,11 @@ def _tags(text: str) -> Iterator[Statement]:
             want = 4 if tag["box"] else 2
             found = values(text, tag.end(), want)
             if tag["box"] == "|begin_of_box|":  # around any answer
+                point = values(text, tag.end(), 2)
                 if not found.numbers:
                     continue
-                want = 2 if found.fits(2) and found.groups == (2,) else 4
+                if point.fits(2) and point.bracketed and text[point.end :].lstrip().startswith("<"):
+                    want, found = 2, point
             elif found.state == "whole" and not found.bracketed and not text[found.end :].lstrip().startswith("<"):
                 found = replace(found, state="bad" if text[found.end :].strip() else "cut")
             yield numbered("point" if want == 2 else "box", tag.start(), found, want)

@@ -75,10 +75,10 @@ class Values:
 
 def lowered(text: str) -> str:
     """`text` in lower-case ASCII, of the same length, so that places are the same: full-width and typographic signs
-    become plain ones, each other character `?`."""
+    become plain ones, escapes what they stand for, each other character `?`."""
     if not text.isascii():
         text = text.translate(_TO_PLAIN).encode("ascii", "replace").decode("ascii")
-    return text.lower()
+    return text.replace('\\"', '" ').replace("\\n", " \n").lower()
 
 
 def values(text: str, place: int, want: int) -> Values:
