@@ -20,6 +20,7 @@ from segenv.types import Task, object_of
 
 REAL = ["index:{}/click#GrabCut", "coco:{0}/coco/annotations/instances_train2017_mini.json@{0}/coco/train2017"]
 PROCEDURAL = ["synthetic", "synthetic:val", "synthetic:test", "synthetic:val#hard", "from:9990:synthetic:test"]
+PROCEDURAL += ["synthetic:val#charts"]
 
 
 @pytest.fixture(params=[*MADE, *FIELDS, *REAL, *PROCEDURAL], ids=lambda p: p if isinstance(p, str) else p.__name__)
