@@ -112,6 +112,6 @@ def _read(value: Any) -> tuple[float, Record]:
 
 
 def read(folder: RunFolder) -> tuple[Mapping[str, Any], dict[str, list[Record]]]:
-    """What was chosen, and the replies of each control of `NAMES` to the held-out tasks."""
+    """Read what was chosen, and the replies of each control of `NAMES` to the held-out tasks."""
     replies = {name: [one for _, one in folder.records(f"{name}.jsonl", _read)] for name in NAMES}
     return folder.load_json("controls.json"), replies

@@ -271,6 +271,50 @@ def test_an_outline_that_is_too_small_is_scaled_about_its_centroid():
     assert scale(nothing, 1.2, task) is nothing
 
 
+def test_the_controls_stand_in_the_tables(tmp_path):
+    """GSPO draws what the scaled start draws; the start is two pixels too small."""
+    tasks = [disc_task(64, 64, 20 + k, 20, 12, f"disc {k}") for k in range(4)]
+
+    def replies(radius: int, samples: tuple[int, ...] = (0, 1)) -> list:
+        made = []
+        for k, task in enumerate(tasks):
+            text = RINGS.reply(disc_task(64, 64, 20 + k, 20, radius).target, task, 400)
+            made += [record(task, RINGS, text, 9, sample) for sample in samples]
+        return made
+
+    start, better, images = replies(10), replies(12), ["one", "one", "two", "three"]
+    scaled = ablation._control("scaled", better, [start], images)
+    cooler = ablation._control("cooler", replies(11, (1,)), [start], images)
+    assert scaled["greedy"]["gain"][0] == pytest.approx(scaled["greedy"]["giou"] - np.mean([one.iou for one in start]))
+    assert "greedy" not in cooler and 0 < cooler["sampled"]["gain"][0] < scaled["sampled"]["gain"][0]
+    contrasts = [
+        ablation._contrast(name, [better] * 3, [other] * 3, images)
+        for name, other in (("start", start), ("scaled", better), ("cooler", replies(11, (1,))))
+    ]
+    assert contrasts[0]["greedy"]["giou"][1] > 0 and contrasts[1]["greedy"] == {"giou": [0] * 3, "boundary_f": [0] * 3}
+    by_seed = [{0: start, 4: better}] * 3
+    arms = [{"arm": "+ GSPO", "about": "", **{
+        mode: ablation._compare(by_seed, by_seed, 4, sampled, images) for mode, sampled in answers.MODES
+    }}]  # fmt: skip
+    protocol = {"seeds": [0, 1, 2], "ablation": "sft", "train": {"steps": 4}, "eval_data": "from:6000:synthetic:test"}
+    protocol |= {
+        "controls": {"scale": 1.2, "temperature": 0.5},
+        "primary endpoint": "gIoU",
+        "chosen": "on training tasks",
+    }
+    numbers = {"arms": arms, "held_out_tasks": 4, "controls": [scaled, cooler], "contrasts": contrasts}
+    said = ablation.text({**numbers, "protocol": {**protocol, "intervals": ""}})
+    assert "start, scaled by 1.2 (primary: greedy gIoU)" in said and "start at T = 0.5" in said
+    table = ablation.table({**numbers, "protocol": protocol})
+    assert len({len(row) for row in table.rows} | {len(table.header)}) == 1 and len(table.rows) == 3 + 4
+    assert table.header.count("greedy boundary F") == 1
+    assert (
+        ablation.report({**numbers, "protocol": {**protocol, "intervals": ""}}, {})
+        .contrasts.rows[1][1]
+        .startswith("+0.0")
+    )
+
+
 @pytest.mark.slow
 def test_the_ablation_compares_with_as_much_more_supervision(taught, tmp_path, monkeypatch):
     args = arguments(taught, tmp_path / "ablation", ablation="sft", seeds=(0, 1), control_tasks=5)

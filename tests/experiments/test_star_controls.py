@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from made_episodes import CLICK, INVALID, MISS, STOP, made_episode, made_task, part
 
+from experiments.common.ablation import arm_folder
+from experiments.common.ablation import write as ablation_write
 from experiments.common.config import RunError
-from experiments.star import Args, controls
+from experiments.common.run_folder import RunFolder
+from experiments.star import Args, ablation, controls
 from experiments.star.config import check
 from experiments.star.controls import Played
 from experiments.star.train import Star
@@ -97,3 +100,52 @@ def test_demonstrations_take_as_many_actions_on_new_tasks_as_rollouts_ask_for(tm
     assert {row.provenance for row in rows} == {"expert"}
     with pytest.raises(RunError, match="--variant demonstrations has one round; got --rounds 2"):
         check(replace(args, rounds=2))
+
+
+class Rectangles:
+    """Two tasks on one image."""
+
+    def images_of(self, ids):
+        return ["image"] * len(list(ids))
+
+    def by_id(self, name):
+        return replace(made_task(), id=name)
+
+
+def test_the_tables_of_an_ablation_hold_the_claim_against_each_control(tmp_path):
+    """star+ gains what the cut gains, and no better mask on the way."""
+    late = [(CLICK, part(20)), (FAR, part(27)), (MISS, part(9))]
+    plays = {0: late, 1: [*late[:2], (STOP, part(27))], 2: late}
+    seeds, folder = (0, 1), RunFolder(tmp_path)
+    for seed in seeds:
+        for arm, own in ablation.ARMS.items():
+            path = RunFolder(arm_folder(tmp_path, seed, arm))
+            for n in range(own["rounds"] + 1):
+                (path / f"round{n}").mkdir(parents=True)
+                steps = plays[n] if arm == "star+" else late
+                made = [replace(made_episode(made_task(), steps), task=name) for name in ("a", "b")]
+                for name in ("evaluate", "greedy"):
+                    with path.appending(f"round{n}/{name}.jsonl") as file:
+                        for episode in made:
+                            file.add(episode.to_json())
+            shares = dict.fromkeys(ablation.MEASURED, 0.5) | {"stop_accuracy": None}
+            rounds = range(own["rounds"] + 1)
+            lessons = [{"round": n, "queries": 4 * n} if arm == "star+" else {"round": n} for n in rounds]
+            path.write_json("metrics.json", {"policies": [shares] * len(rounds), "lessons": lessons})
+    args = Args(ablation=True, max_steps=3, eval_data="from:6000:synthetic:test", out=str(tmp_path))
+    numbers = ablation.results(args, folder, seeds, Rectangles())
+    assert numbers["protocol"]["cut"] == {"0": 2, "1": 2} and numbers["protocol"]["held_out_images"] == 1
+    found = {line["control"]: line for line in numbers["contrasts"]}
+    assert found["S_0, cut"]["final_iou"] == pytest.approx([0] * 3)
+    assert found["control"]["final_iou"] == pytest.approx([0.6] * 3)
+    assert found["S_0"]["best_iou"] == [0, 0, 0] and found["demonstrations"]["on_error"] == [0, 0, 0]
+    lines = {line["policy"]: line for line in numbers["policies"]}
+    assert lines["S_0, cut"]["miou"] == pytest.approx(0.9) and lines["S_0, cut"]["gain"] == pytest.approx([0.6] * 3)
+    assert lines["S_0, cut"]["stop_rate"] is None and lines["star+"]["stop_rate"] == 0.5
+    assert lines["star+"]["on_error_2"] == 1 and lines["star+, round 2"]["queries"] == 12
+    written = ablation_write(folder, numbers, ablation.report(numbers))
+    said = ablation.text(written)
+    assert "primary endpoint: final mIoU of star+ less S_0, cut" in said and "from:6000:synthetic:test" in said
+    assert "S_0, cut after 2 actions (primary: final mIoU)" in (tmp_path / "ablation.md").read_text()
+    assert len((tmp_path / "ablation.csv").read_text().splitlines()) == 1 + 3 * len(ablation.POLICIES)
+    assert "S_0, cut after 2 actions" in (tmp_path / "report.html").read_text()
