@@ -44,7 +44,8 @@ class Agent(ABC):  # noqa: B024  # an implementation gives `_answer`, or `_act`
     @property
     def settings(self) -> dict[str, Any]:
         """Every choice that changes the agent's texts, to be recorded with its results."""
-        return {"agent": self.spec, "codec": self.codec.name}
+        found = getattr(self.codec, "content_hash", None)
+        return {"agent": self.spec, "codec": self.codec.name, **({"codec_hash": found} if found else {})}
 
     def check(self, task: Task) -> None:  # noqa: B027  # most agents take any
         """Raise `BadItem` where the agent cannot be asked about an image of the task's size."""

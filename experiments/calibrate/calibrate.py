@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import yaml
 
 import agents
 from agents.base import Agent
@@ -11,12 +12,14 @@ from experiments.calibrate import fit
 from experiments.calibrate.config import RESUMABLE, Args
 from experiments.calibrate.probes import Probe, draw, numbers_in
 from experiments.common import cli
-from experiments.common.config import RunError
-from experiments.common.run_folder import RunFolder, manifest
+from experiments.common.config import RunError, plain
+from experiments.common.run_folder import RunFolder, manifest, write_atomic
+from segenv import codec as codecs
+from segenv.codec.file import CodecFile
 from segenv.mdp import Observation
 from segenv.seeds import seed_of
 
-REPLIES = "replies.jsonl"
+REPLIES, CODEC = "replies.jsonl", "codec.yaml"
 READ = 0.6  # the part of the replies that must state a place
 
 
@@ -56,6 +59,8 @@ def run(args: Args) -> Result:
         records = ask(agent, [draw(size, k, args.seed) for size in sizes for k in range(args.each)], args, folder)
         result = evaluate(records)
         folder.write_json("calibration.json", summary(result))
+        if result.frame is not None:
+            write_atomic(folder / CODEC, codec_text(result.frame, agent, result.records))
         folder.finish("calibrate")
     return result
 
@@ -105,6 +110,24 @@ def evaluate(records: list[dict[str, Any]]) -> Result:
     columns = (np.array([record[name] for record in read], float) for name in ("numbers", "target", "size", "sent"))
     frame, frames, why = fit.choose(fit.Probes(*columns))
     return Result(frame, why, frames, records)
+
+
+def codec_text(frame: fit.FittedFrame, agent: Agent, records: list[dict[str, Any]]) -> str:
+    """The codec of a frame for a file: written and prompted as the agent's own, with as many digits as its numbers."""
+    name = getattr(agent.codec, "name", "").partition(":")[0]
+    digits = max(len(repr(number).partition(".")[2].rstrip("0")) for one in records for number in one["numbers"] or ())
+    found = CodecFile(
+        writes=name if name in codecs.CODECS else "grid1000-xy",
+        unit=frame.unit,
+        order=frame.order,
+        scale=(round(frame.scale[0], 4), round(frame.scale[1], 4)),
+        offset=(round(frame.offset[0], 4), round(frame.offset[1], 4)),
+        cap=frame.cap,
+        decimals=min(digits, 4),
+    )
+    return f"# {fit.describe(frame)}: {frame.error:.1%} of the image off\n" + yaml.safe_dump(
+        plain(found), sort_keys=False
+    )
 
 
 def summary(result: Result) -> dict[str, Any]:

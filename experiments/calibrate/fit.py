@@ -11,8 +11,10 @@ from typing import Literal
 
 import numpy as np
 
-Unit = Literal["image", "pixels", "sent", "padded", "cornered", "long-edge"]
+from segenv.codec.file import UNITS, Unit
+
 SCALES = (1.0, 100.0, 840.0, 1000.0, 1024.0)  # numbers of the right edge, where they are parts of the image
+FREE: tuple[Unit, ...] = ("image", "pixels", "padded")  # units in which scales and offsets are fitted
 CAPS = (768.0, 1024.0, 1344.0, 1568.0, 2048.0, 2576.0)  # long edges to which hosts are known to shrink images
 KEPT = 0.8  # the part of the replies that a frame must explain; the others may be slips of the model
 FITS = 0.03  # the largest error of a frame that fits, in parts of the image
@@ -97,7 +99,7 @@ def fit(probes: Probes) -> list[FittedFrame]:
     """Frames in the order of their errors: published ones, and a free fit of scale and offset in each unit."""
     frames = [frame.measured(probes) for frame in published(probes)]
     for order in ("xy", "yx"):
-        for unit in ("image", "pixels", "sent", "padded"):
+        for unit in FREE:
             if (frame := _free(probes, unit, order)) is not None:
                 frames.append(frame.measured(probes))
     return sorted(frames, key=lambda frame: frame.error)
@@ -137,8 +139,8 @@ def choose(probes: Probes) -> tuple[FittedFrame | None, list[FittedFrame], str]:
 
 
 def difference(one: FittedFrame, other: FittedFrame, probes: Probes) -> float:
-    """The largest distance, in parts of the image, at which one frame reads what the other writes for the corners of the
-    images."""
+    """The largest distance at which one frame reads what the other writes for places near the images' corners, in
+    parts of the image."""
     far = 0.0
     for corner in ((0.1, 0.1), (0.1, 0.9), (0.9, 0.1), (0.9, 0.9)):
         places = probes.sizes * corner
@@ -149,17 +151,10 @@ def difference(one: FittedFrame, other: FittedFrame, probes: Probes) -> float:
 
 def describe(frame: FittedFrame) -> str:
     """A frame in words."""
-    units = {
-        "image": "parts of the image",
-        "pixels": "pixels of the image",
-        "sent": "pixels of the image as sent",
-        "padded": "parts of the image padded to a square",
-        "cornered": "parts of the image padded right and below to a square",
-        "long-edge": f"pixels of the image shrunk to {frame.cap or 0:.0f} along its long edge",
-    }
     numbers = "" if frame.scale == (1.0, 1.0) else f" times {_pair(frame.scale)}"
     shifted = f" plus {_pair(frame.offset)}" if any(frame.offset) else ""
-    return f"{units[frame.unit]}{numbers}{shifted}, {', '.join(frame.order)}"
+    unit = UNITS[frame.unit].replace("`cap`", f"{frame.cap or 0:.0f}")
+    return f"{unit}{numbers}{shifted}, {', '.join(frame.order)}"
 
 
 def _pair(values: Sequence[float]) -> str:

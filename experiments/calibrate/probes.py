@@ -25,7 +25,7 @@ class Probe:
 
 
 def draw(size: tuple[int, int], number: int, seed: int = 0) -> Probe:
-    """Picture `number` of a width and height: a disc on soft noise, away from the edges and the image's middle lines."""
+    """Picture `number` of a width and height: a disc on soft noise, away from the edges and the middle lines."""
     width, height = size
     rng = np.random.default_rng(seed_of(seed, "calibrate", width, height, number))
     name = list(COLOURS)[number % len(COLOURS)]

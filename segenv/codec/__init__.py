@@ -13,8 +13,10 @@ outside the frame makes the reply invalid, and so does a last statement that bre
 nothing is clipped, and nothing falls back to an earlier statement.
 """
 
+from pathlib import Path
+
 from segenv import specs
-from segenv.codec import polygons
+from segenv.codec import file, polygons
 from segenv.codec.base import PROMPTS, Codec
 from segenv.codec.frames import Frame, claude_size, image_size, padded_square, qwen_size, sent_size
 from segenv.codec.grammars import (
@@ -39,6 +41,7 @@ from segenv.codec.grammars import (
     Grammar,
 )
 from segenv.codec.reading import Reading as Reading
+from segenv.files import content_hash
 
 CODECS: dict[str, tuple[Frame, Frame, Grammar]] = {
     # The released SegAgent checkpoint: points are (row, column)/1000, and boxes (x, y)/999, in one reply.
@@ -78,16 +81,30 @@ CODECS: dict[str, tuple[Frame, Frame, Grammar]] = {
 
 
 def make(spec: str) -> Codec:
-    """The codec of a spec: a name in `CODECS`, alone or with a prompt in `PROMPTS`, as in `segagent:prompt=short`; or a
-    polygon codec, one of `polygons.DIALECTS`."""
+    """The codec of a spec: a name in `CODECS`, alone or with a prompt in `PROMPTS`, as in `segagent:prompt=short`; a
+    polygon codec, one of `polygons.DIALECTS`; or a file that ends in .yaml (`segenv.codec.file`)."""
+    if spec.endswith((".yaml", ".yml")):
+        return _of_file(spec)
     expected = (
         f"one of {', '.join(CODECS)}, alone or followed by :prompt={'|'.join(PROMPTS)}, "
-        f"or one of {', '.join(polygons.DIALECTS)}"
+        f"one of {', '.join(polygons.DIALECTS)}, or a file that ends in .yaml"
     )
     name, _ = specs.name_of("codec", spec, [*CODECS, *polygons.DIALECTS], expected)
     if name not in CODECS:
         return polygons.make(spec)
     return Codec(spec, *CODECS[name], **specs.options_of("codec", spec, {"prompt": "annotator"}))
+
+
+def _of_file(spec: str) -> Codec:
+    found, content = file.read(Path(spec))
+    if found.writes not in CODECS:
+        raise ValueError(f"codec {spec!r}: writes is {found.writes!r}; expected one of {', '.join(CODECS)}")
+    grammar = CODECS[found.writes][2]
+    if found.order == "yx" and "x=" in grammar.point:
+        raise ValueError(f"codec {spec!r}: order is 'yx', and {found.writes} names its axes; expected xy")
+    codec = Codec(spec, found.frame, found.frame, grammar, found.prompt)
+    codec.content_hash = content_hash(content)
+    return codec
 
 
 get = make  # the name that others use

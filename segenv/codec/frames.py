@@ -72,22 +72,23 @@ Extent = int | Fraction | tuple[Fraction, Fraction] | Callable[[int, int], tuple
 class Frame:
     """Meaning of numbers: they run from `start` to `start` + `extent` across the image, with `decimals` digits, x first
     (`xy`) or y first (`yx`). A tuple is x and y. Where `extent` is a function of the image's width and height, numbers
-    are pixels of that size; without a `start`, `padded_square` begins where the padding ends."""
+    are pixels of that size, unless it says otherwise; `start` may be one too. Without a `start`, `padded_square` begins
+    where the padding ends."""
 
     extent: Extent
     order: str = "xy"
     decimals: int = 0
-    start: tuple[Fraction, Fraction] | None = None
+    start: tuple[Fraction, Fraction] | Callable[[int, int], tuple[Fraction, Fraction]] | None = None
 
     @property
     def pixels(self) -> bool:
         """Whether the numbers are pixels."""
-        return callable(self.extent) and self.extent is not padded_square
+        return callable(self.extent) and self.extent is not padded_square and getattr(self.extent, "pixels", True)
 
     @property
     def resized(self) -> bool:
         """Whether the numbers are pixels of a resized image, whose size follows from the model that sees it."""
-        return self.pixels and self.extent is not image_size
+        return self.extent in (qwen_size, claude_size, sent_size)
 
     def extents(self, scene: Scene) -> tuple[Fraction, Fraction]:
         """How far numbers run across and down the image."""
@@ -99,6 +100,8 @@ class Frame:
 
     def starts(self, scene: Scene) -> tuple[Fraction, Fraction]:
         """The numbers of the left and the upper edge of the image."""
+        if callable(self.start):
+            return self.start(scene.width, scene.height)
         if self.start is not None:
             return self.start
         if self.extent is padded_square:

@@ -1,10 +1,12 @@
 """Calibration finds the frame of scripted agents of every family, and says "unsure" where it cannot know."""
 
 import json
+from contextlib import suppress
 
 import numpy as np
 import pytest
 
+import agents
 from experiments.calibrate import __main__ as command
 from experiments.calibrate import calibrate, fit
 from experiments.calibrate.config import Args
@@ -12,6 +14,7 @@ from experiments.calibrate.probes import draw, numbers_in
 from experiments.common.config import RunError
 from segenv import codec as codecs
 from segenv.codec.base import Codec
+from segenv.codec.values import Number
 from segenv.types import Click
 
 SIZES = [(640, 400), (700, 1100), (2600, 1500)]
@@ -70,6 +73,19 @@ def test_the_frame_of_every_family_is_found(name):
     assert misread(result.frame, codec) < 0.02
 
 
+def misread_by_file(result: calibrate.Result, tmp_path) -> float:
+    """The median distance at which the written codec reads the replies' numbers, in parts of the image."""
+    path = tmp_path / "codec.yaml"
+    path.write_text(calibrate.codec_text(result.frame, agents.make("random"), result.records))
+    codec, off = codecs.make(str(path)), []
+    for record, probe in zip(result.records, PROBES, strict=True):
+        numbers = [Number(f"{number:.6f}") for number in record["numbers"]]
+        with suppress(ValueError):  # a click beyond the edge
+            pixel = np.array([float(side) for side in codec.points.read(numbers, probe.task)])
+            off.append(np.linalg.norm((pixel - probe.middle) / record["size"]))
+    return float(np.median(off))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", codecs.CODECS)
 def test_the_frame_of_every_family_is_found_in_95_of_100_trials(name):
@@ -87,13 +103,14 @@ def test_the_frame_of_every_family_is_found_in_95_of_100_trials(name):
         (lambda x, y, w, h: (x * 1.1 + 20, y * 1.1 + 20), "pixels"),
     ],
 )
-def test_paddings_caps_and_offsets_are_found(write, unit):
+def test_paddings_caps_and_offsets_are_found(write, unit, tmp_path):
     rng = np.random.default_rng(1)
     records = replies(codecs.make("pixels"), rng)
     for record in records:
         record["numbers"] = write(*record["numbers"], *record["size"])
     result = calibrate.evaluate(records)
     assert result.frame is not None and result.frame.unit == unit and result.frame.error < 0.015
+    assert misread_by_file(result, tmp_path) < 0.03
     assert result.frame.cap == (1568 if unit == "long-edge" else None)
     assert result.frame.free == (unit == "pixels")
 

@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {  # what is typed, with the flags that have to be given, and the name of its settings
     "annotate": "annotate.config.Args",
     "benchmark": "benchmark.__main__.Args",
+    "calibrate": "calibrate.config.Args",
     "compare A B": "compare.Args",
     "evaluate": "evaluate.config.Args",
     "filmstrip --out OUT": "filmstrip.Args",
