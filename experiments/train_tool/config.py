@@ -16,6 +16,11 @@ class Args:
     """Folder of a new run."""
     resume: InFolder | None = None
     """Folder of a run to resume. Its settings hold; the lengths that are still to come may change."""
+    base: str | None = None
+    """Folder of a tiny SAM to start from, or `tiny-sam` for the embedded one, whose widths hold; by default from
+    scratch. Train one further with `--small-steps 0`."""
+    frozen_encoder: bool = False
+    """Train the prompt encoder and the mask decoder alone."""
     small_steps: CountOrNone = 3_250
     """Steps on small images."""
     large_steps: CountOrNone = 2_950
@@ -39,6 +44,8 @@ class Args:
     """Chance that a prompt asks for an object together with others that touch it: things of several surfaces."""
     parts: Share = 0.2
     """Chance that a prompt asks for a part of its target, cut off by an invisible line: clicks have to be obeyed."""
+    given: Share = 0.3
+    """Chance that the prompts of a step correct a given mask: the model's of a box or of points, or a distorted one."""
     rate: Positive = 1e-3
     curriculum_iou: Share = 0.45
     """One click a prompt until the best of three masks reaches this IoU (moving mean); then several."""

@@ -95,6 +95,29 @@ def error_click(target: np.ndarray, prediction: np.ndarray, rng: np.random.Gener
     return columns[k], rows[k], int(target[rows[k], columns[k]])
 
 
+def true_click(target: np.ndarray, rng: np.random.Generator) -> tuple[float, float, int]:
+    """A click (x, y, label) anywhere in or near `target`, with the right label: also where a prediction is right."""
+    x, y, width, height = cv2.boundingRect(target.astype(np.uint8))
+    size = np.array([max(width, 1), max(height, 1)])
+    spot = np.array([x, y]) + size * rng.uniform(-0.15, 1.15, 2)
+    column, row = np.clip(spot.astype(int), 0, np.array(target.shape[::-1]) - 1)
+    return column, row, int(target[row, column])
+
+
+def correction(target: np.ndarray, prediction: np.ndarray, rng: np.random.Generator) -> tuple[float, float, int]:
+    """A click (x, y, label) in the error or, at times, elsewhere: users correct a mask that was finished, which the
+    model does not see."""
+    return true_click(target, rng) if rng.random() < 0.15 else error_click(target, prediction, rng)
+
+
+def points_in_boxes(truth: np.ndarray, rng: np.random.Generator, k: int = 3) -> np.ndarray:
+    """From 1 to `k` positive points [N, K, 3] (x, y, 1) anywhere in the box of each of `truth` bool [N, S, S], as
+    `points` of `segenv.envs.refine` sets them."""
+    corners = np.array([cv2.boundingRect(mask.astype(np.uint8)) for mask in truth])[:, None]
+    spots = corners[..., :2] + corners[..., 2:] * rng.random((len(truth), rng.integers(1, k + 1), 2))
+    return np.concatenate([np.floor(spots), np.ones_like(spots[..., :1])], axis=2)
+
+
 def first_prompt(
     truth: np.ndarray, boxed: bool, rng: np.random.Generator
 ) -> tuple[np.ndarray | None, np.ndarray | None]:

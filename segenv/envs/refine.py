@@ -44,13 +44,18 @@ def distort(task: Task, tool: SegTool, rng: np.random.Generator, low: float = 0.
 
     Each is drawn from: grown, shrunk, shifted, ragged, a part cut off, a round part added.
     """
+    return replace(task, initial_mask=distorted(task.target, rng, low, high))
+
+
+def distorted(target: np.ndarray, rng: np.random.Generator, low: float = 0.4, high: float = 0.9) -> np.ndarray:
+    """Distort `target` (uint8 or bool [H, W]) as `distort` does; returns bool [H, W]."""
     if not 0 < low <= high <= 1:
         raise ValueError(f"distort got low={low}, high={high}; expected 0 < low <= high <= 1")
     final = rng.uniform(low, high)
-    mask = object_of(task.target)
+    mask = object_of(target)
     for goal in (rng.uniform(final, 1), final):
-        mask = _lowered(mask, task.target, goal, rng)
-    return replace(task, initial_mask=mask)
+        mask = _lowered(mask, target, goal, rng)
+    return mask
 
 
 STARTS: dict[str, Callable[..., Task]] = {"given": given, "box": box, "points": points, "distort": distort}

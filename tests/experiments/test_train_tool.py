@@ -15,7 +15,9 @@ from experiments.common.config import RunError  # noqa: E402
 from experiments.train_tool import __main__, config, data  # noqa: E402
 from experiments.train_tool import trainer as train_tool  # noqa: E402
 from segenv.data.synthetic.dead_leaves import sample_dead_leaves  # noqa: E402
+from segenv.metrics import box_of  # noqa: E402
 from segenv.tools import tiny_sam  # noqa: E402
+from segenv.tools.sam import SamTool  # noqa: E402
 from segenv.types import Click, Prompt  # noqa: E402
 
 TINY = config.Args(
@@ -112,6 +114,100 @@ def test_a_correction_falls_in_the_error():
         assert target[y, x] != prediction[y, x] and label == int(target[y, x])
         labels.add(label)
     assert labels == {0, 1}
+
+
+def test_a_true_click_has_the_label_of_its_pixel_and_falls_near_the_target():
+    rng = np.random.default_rng(0)
+    target = np.zeros((32, 48), bool)
+    target[8:18, 28:48] = True
+    labels = set()
+    for _ in range(60):
+        x, y, label = data.true_click(target, rng)
+        assert label == int(target[y, x]) and 6 <= y <= 20 and 24 <= x < 48
+        labels.add(label)
+    assert labels == {0, 1}
+
+
+def test_points_lie_in_the_boxes_of_their_targets():
+    rng, truth = np.random.default_rng(0), np.zeros((3, 40, 40), bool)
+    truth[0, 3:7, 5:9], truth[1, 20:40, 0:2], truth[2, 11, 12] = True, True, True
+    counts = set()
+    for _ in range(30):
+        points = data.points_in_boxes(truth, rng)
+        counts.add(points.shape[1])
+        for mask, spots in zip(truth, points, strict=True):
+            rows, columns = np.nonzero(mask)
+            assert (spots[:, 2] == 1).all()
+            assert (spots[:, 0] >= columns.min()).all() and (spots[:, 0] <= columns.max()).all()
+            assert (spots[:, 1] >= rows.min()).all() and (spots[:, 1] <= rows.max()).all()
+    assert counts == {1, 2, 3}
+
+
+def test_a_mask_is_given_in_training_as_the_tool_gives_it():
+    """The model gets what `SamTool` feeds it for a mask without logits."""
+    trainer = train_tool.SamTrainer(TINY)
+    tool = SamTool(trainer.model)
+    mask = np.zeros((16, 16), bool)
+    mask[3:9, 4:15] = True
+    prompts = train_tool.Prompts().given(mask[None])
+    expected = tool._fed_back(tool.frame(16, 16), Prompt(mask=mask))
+    np.testing.assert_array_equal(prompts.logits[0, 0].numpy(), expected)
+    np.testing.assert_array_equal(prompts.boxes, [tool.frame(16, 16).box(box_of(mask))])
+
+
+def test_given_masks_come_from_boxes_points_and_distortions():
+    trainer = train_tool.SamTrainer(TINY)
+    truth = np.zeros((2, 32, 32), bool)
+    truth[0, 4:20, 6:28], truth[1, 10:30, 2:12] = True, True
+    small = truth[:, ::2, ::2]
+    found = []
+    for seed in range(12):
+        masks = trainer._given_masks(torch.randn(2, 32, 4, 4), truth, small, np.random.default_rng(seed))
+        assert masks.shape == (2, 16, 16) and masks.any((1, 2)).all()
+        found.append(masks)
+    overlap = [(masks & small).sum() / (masks | small).sum() for masks in found]
+    assert sum(0.3 < value < 1 for value in overlap) >= 2  # distorted ones are near their targets
+
+
+@pytest.mark.parametrize("given", [0.0, 1.0])
+def test_steps_measure_first_prompts_or_given_masks(given):
+    trainer = train_tool.SamTrainer(dataclasses.replace(TINY, given=given))
+    trainer.several = True
+    measures = trainer.train_step(batch(32))
+    assert ("iou_given" in measures) == bool(given) and ("iou_first" in measures) == (not given)
+
+
+def test_a_frozen_encoder_stays_while_the_rest_moves():
+    trainer = train_tool.SamTrainer(dataclasses.replace(TINY, frozen_encoder=True, small_steps=0))
+    trainer.open_stage("large")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    for _ in range(2):
+        trainer.train_step(batch(64))
+    after = trainer.model.state_dict()
+    moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved == {"prompt_encoder", "mask_decoder"}
+
+
+def test_training_goes_on_from_the_embedded_model_at_its_widths():
+    args = dataclasses.replace(TINY, base="tiny-sam", small_steps=0, large_steps=2, image_size=64)
+    trainer = train_tool.SamTrainer(args)
+    assert trainer.several
+    embedded = SamTool().model.state_dict()
+    for name, value in trainer.model.state_dict().items():
+        if not name.endswith("pos_embed"):
+            torch.testing.assert_close(value, embedded[name], rtol=0, atol=0)
+    trainer.open_stage("large")
+    assert trainer.model.config.vision_config.image_size == 64
+    trainer.train_step(batch(64))
+
+
+def test_a_base_that_is_no_tiny_sam_is_refused(tmp_path):
+    with pytest.raises(RunError, match="cannot start from --base"):
+        train_tool.SamTrainer(dataclasses.replace(TINY, base=str(tmp_path / "nowhere")))
+    other = tiny_sam.tiny_config(32, 32, 1, 32, patch=16)
+    tiny_sam.build(other).save_pretrained(tmp_path / "other")
+    with pytest.raises(RunError, match="cannot start from --base"):
+        train_tool.SamTrainer(dataclasses.replace(TINY, base=str(tmp_path / "other")))
 
 
 def test_losses_prefer_the_target():
