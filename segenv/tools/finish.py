@@ -21,8 +21,9 @@ class Finish:
     in `segenv.tools.grabcut.labels_of`, with `seed` and `reach`. `band`, `seed` and `reach` are in image diagonals.
     Each clicked pixel has its click's sign.
 
-    A mask that was given, or that has settled (from click number `settled` on), is edited: it changes only within
-    `spread` times the last click's depth in what it corrects. The constants were chosen on VGG_iseg.
+    A mask that has settled (from click number `settled` on) changes only around the last click: within `spread` times
+    that click's depth in what it corrects. To a mask that was given, the last click only adds, or from it only takes
+    away, as its sign says, within `given` times its depth. The constants were chosen on VGG_iseg.
     """
 
     size: int = 160
@@ -34,6 +35,7 @@ class Finish:
     reach: float = 0.1
     spread: float = 4.0
     settled: int = 3
+    given: float = 2.0
 
     def mask(
         self, image: np.ndarray, logits: np.ndarray, clicks: Sequence[Click], shape: tuple[int, int]
@@ -49,11 +51,17 @@ class Finish:
         labels = labels_of(start, places, self.reach, self.seed, certain)
         return enlarge(cut(image, labels, start, places, self.iterations), shape)
 
-    def edited(self, before: np.ndarray, after: np.ndarray, click: Click) -> np.ndarray:
-        """The mask `before` [H, W] with what changes in `after` around the last click: within `spread` times that
-        click's depth in the mask (or in the background) that it corrects."""
+    def edited(self, before: np.ndarray, after: np.ndarray, clicks: Sequence[Click], given: bool) -> np.ndarray:
+        """The mask `after` [H, W], or the mask `before` with what changes in `after` around the last click, where that
+        mask was given or has settled."""
+        if not given and len(clicks) < self.settled:
+            return after
+        click = clicks[-1]
         wrong = before == (not click.positive)
         depth = cv2.distanceTransform(wrong.view(np.uint8), cv2.DIST_L2, 5)[click.y, click.x]
         rows, columns = np.ogrid[: before.shape[0], : before.shape[1]]
-        near = (rows - click.y) ** 2 + (columns - click.x) ** 2 <= (self.spread * float(depth)) ** 2
+        reach = (self.given if given else self.spread) * float(depth)
+        near = (rows - click.y) ** 2 + (columns - click.x) ** 2 <= reach**2
+        if given:
+            near &= wrong & (after == click.positive)
         return np.where(near, after, before)

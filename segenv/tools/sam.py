@@ -180,10 +180,10 @@ class PromptedSam(SegTool):
         return [self._finished(*item) for item in zip(ordered, encodings, frames, given, strict=True)]
 
     def _asked(self, prompt: Prompt) -> Prompt:
-        """The prompt for the model: a finish asks for the box of a given mask in the mask's place."""
+        """The prompt for the model: a finish asks for the box of a given mask beside the mask."""
         if self.finish is None or prompt.logits is not None or prompt.mask is None or not prompt.clicks:
             return prompt
-        return replace(prompt, mask=None, box=prompt.box or box_of(prompt.mask))
+        return replace(prompt, box=prompt.box or box_of(prompt.mask))
 
     def _finished(self, found: Prediction, encoding: Encoding, frame: Frame, prompt: Prompt) -> Prediction:
         """The prediction with the finish's mask. A mask that was given, or that has settled, is edited around the last
@@ -193,9 +193,9 @@ class PromptedSam(SegTool):
         logits = frame.unpadded(found.logits, small.shape[:2])
         mask = finish.mask(small, logits, prompt.clicks, (frame.height, frame.width))
         if prompt.mask is not None and prompt.mask.any() and prompt.clicks:
-            if prompt.logits is None or len(prompt.clicks) >= finish.settled:
-                mask = finish.edited(prompt.mask, mask, prompt.clicks[-1])
-            if prompt.logits is None:
+            given = prompt.logits is None
+            mask = finish.edited(prompt.mask, mask, prompt.clicks, given)
+            if given:
                 found = replace(found, logits=None)
         for click in prompt.clicks:
             mask[click.y, click.x] = click.positive
@@ -257,9 +257,9 @@ class SamTool(PromptedSam):
 
     `name_or_path` is a folder or a name on the Hugging Face Hub (None: the embedded tiny SAM), or a model in memory,
     whose weights must not change afterwards. Only safetensors are read, and no code from a checkpoint is run. `refine`
-    "grabcut" finishes each mask near the image's resolution (see `segenv.tools.finish`). `device`
-    None is the CPU for the embedded model and otherwise a GPU where there is one. `dtype` is "float32", "float16" or
-    "bfloat16".
+    "grabcut" finishes each mask near the image's resolution (see `segenv.tools.finish`), "none" does not; None is
+    "grabcut" for the embedded model and "none" for all others. `device` None is the CPU for the embedded model and
+    otherwise a GPU where there is one. `dtype` is "float32", "float16" or "bfloat16".
     """
 
     def __init__(
@@ -268,11 +268,13 @@ class SamTool(PromptedSam):
         device: str | None = None,
         dtype: str = "float32",
         multimask: str = "first",
-        refine: str = "none",
+        refine: str | None = None,
         cache: EncodingCache | None = None,
     ) -> None:
         if dtype not in ("float32", "float16", "bfloat16"):
             raise ValueError(f"dtype is {dtype!r}; expected 'float32', 'float16' or 'bfloat16'")
+        usual = "grabcut" if name_or_path is None else "none"
+        refine = usual if refine is None else refine
         if device is None:
             device = "cuda" if name_or_path is not None and torch.cuda.is_available() else "cpu"
         super().__init__(device, multimask, refine, cache)
@@ -294,7 +296,7 @@ class SamTool(PromptedSam):
             + (dtype, self.device.type, self.cache.precision)
             + ((str(self.finish.size),) if self.finish else ())
         )
-        options = {"dtype": (dtype, "float32"), "multimask": (multimask, "first"), "refine": (refine, "none")}
+        options = {"dtype": (dtype, "float32"), "multimask": (multimask, "first"), "refine": (refine, usual)}
         given = [f"{key}={value}" for key, (value, default) in options.items() if value != default]
         self.spec += ("," if ":" in self.spec else ":") * bool(given) + ",".join(given)
 

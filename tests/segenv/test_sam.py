@@ -223,7 +223,7 @@ class TestFinishedSam(ToolContract):
     """The embedded SAM, its masks finished by GrabCut."""
 
     def make_tool(self, cache=None):
-        return make("sam:refine=grabcut", cache=cache)
+        return make("sam", cache=cache)
 
     @pytest.mark.parametrize("prompt", PROMPTS)
     def test_a_clicked_pixel_has_its_click_s_sign(self, tool, prompt):
@@ -232,14 +232,14 @@ class TestFinishedSam(ToolContract):
             assert all(prediction.mask[click.y, click.x] == click.positive for click in prompt.clicks)
 
     def test_the_logits_are_the_model_s_own(self, tool):
-        plain = make("sam")
+        plain = make("sam:refine=none")
         [finished], [own] = (t.predict(t.encode(IMAGES[:1]), PROMPTS[:1]) for t in (tool, plain))
         np.testing.assert_array_equal(finished.logits, own.logits)
         assert finished.score == own.score
 
     @pytest.mark.parametrize("positive", [True, False])
     def test_a_given_mask_changes_around_the_last_click_alone(self, tool, positive):
-        """Within four times the click's depth in what it corrects; and it stays a given mask."""
+        """Within `given` times the click's depth in what it corrects, and by its sign; and it stays a given mask."""
         task = data.make("synthetic:val#easy")[3]
         given = cv2.dilate(object_of(task.target).astype(np.uint8), np.ones((9, 9), np.uint8)).astype(bool)
         given[:, : task.width // 2] &= not positive
@@ -248,12 +248,19 @@ class TestFinishedSam(ToolContract):
         wrong = (given != click.positive).astype(np.uint8)
         depth = cv2.distanceTransform(wrong, cv2.DIST_L2, 5)[click.y, click.x]
         rows, columns = np.nonzero(found.mask != given)
-        assert len(rows) and (np.hypot(rows - click.y, columns - click.x) <= 4 * depth + 1e-6).all()
+        assert len(rows) and (np.hypot(rows - click.y, columns - click.x) <= tool.finish.given * depth + 1e-6).all()
+        assert (found.mask[rows, columns] == click.positive).all()
         assert found.logits is None
 
     def test_the_finish_is_named_in_the_spec_and_the_fingerprint(self, tool):
-        assert tool.spec == "sam:refine=grabcut" and make(tool.spec).fingerprint == tool.fingerprint
-        assert tool.fingerprint != make("sam").fingerprint
+        plain = make("sam:refine=none")
+        assert (tool.spec, plain.spec) == ("sam", "sam:refine=none") and tool.fingerprint != plain.fingerprint
+        for spec in (tool.spec, plain.spec, "sam:refine=grabcut"):
+            assert make(spec).fingerprint == (plain if "none" in spec else tool).fingerprint
+
+    def test_a_model_that_is_named_is_finished_where_it_is_asked_for(self, tool):
+        assert make(f"sam:{EMBEDDED}").finish is None and make("sam", name_or_path=tool.model).finish is None
+        assert make(f"sam:{EMBEDDED},refine=grabcut").spec == f"sam:{EMBEDDED},refine=grabcut"
         with pytest.raises(ValueError, match="refine is 'sharp'; expected 'none' or 'grabcut'"):
             make("sam:refine=sharp")
 
