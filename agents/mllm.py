@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agents import tiny
+from agents.backends.base import SENT_AT
 from agents.backends.transformers import Checkpoint, TransformersBackend
 from agents.base import EMBEDDED, WEIGHTS
 from agents.prompted import MAX_NEW_TOKENS, POLYGON_TOKENS, PROMPTS, PromptedAgent, size_of
@@ -64,7 +65,9 @@ class MllmAgent(PromptedAgent):
         codec = codec or codecs.make(declared.get("codec", "segagent"))
         usual = POLYGON_TOKENS if isinstance(codec, PolygonCodec) else MAX_NEW_TOKENS
         backend.max_new_tokens = max_new_tokens or declared.get("max_new_tokens", usual)
-        size = next((size for size in (image_size, sent, declared.get("image_size")) if size is not None), None)
+        usual_size = SENT_AT.get(codec.name.partition(":")[0])
+        sizes = (image_size, sent, declared.get("image_size"), usual_size)
+        size = next((size for size in sizes if size is not None), None)
         backend.image_size = size if size is None or isinstance(size, int) else tuple(size)
         prompt = prompt or declared.get("prompt", "codec")
         if prompt == declared.get("prompt", "codec") not in PROMPTS:  # a checkpoint names no file of ours

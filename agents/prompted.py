@@ -12,6 +12,7 @@ from agents.base import Agent
 from agents.replies import Record, key_of, question_of, record_of, recorded
 from segenv import render
 from segenv.codec.base import Codec
+from segenv.codec.frames import padded_square
 from segenv.files import content_hash
 from segenv.mdp import Observation
 from segenv.types import BadItem, Task
@@ -46,6 +47,7 @@ class PromptedAgent(Agent):
         self.in_flight = backend.in_flight
         self.prompt_style = prompt
         self.template = None if prompt in PROMPTS else self._read(prompt)
+        backend.squared = codec.points.extent is padded_square
         if isinstance(codec, Codec) and codec.points.resized:
             backend.seen_size(448, 448)  # a processor that does not tell is refused here
             self.codec = codec.seen_at(backend.seen_size)

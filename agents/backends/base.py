@@ -12,6 +12,7 @@ import numpy as np
 from segenv import render
 
 Size = tuple[int, int]  # width and height, in pixels
+SENT_AT = {"seg-zero": (840, 840)}  # height and width at which images are sent, where a codec is in pixels of that
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Backend(ABC):
     """Answers prompts about pictures. Implementations give `sent`, `seen_size` and `_ask`.
 
     `max_new_tokens` limits each reply. `image_size` is what pictures are shrunk to before they are sent: the longest
-    side in pixels, or an exact (height, width); None leaves it to the backend. `top_p` below 1 samples from the
+    side in pixels, or an exact (height, width); None leaves it to the backend. With `squared` they are padded to a
+    square before that, equally on both sides, as LLaVA-1.5 is trained. `top_p` below 1 samples from the
     likeliest tokens that have this much probability together; with `own_sampling` the model samples as its makers set
     it, and the temperatures that are given count for nothing. `in_flight` is how many requests are worth having under
     way: 1 where a batch is answered in one call. `seconds`, and `tokens` by "prompt" and "reply", are counted, and
@@ -62,6 +64,7 @@ class Backend(ABC):
             raise ValueError(f"top_p is {top_p}; expected a number above 0 and at most 1")
         self.max_new_tokens = max_new_tokens
         self.image_size = image_size if image_size is None or isinstance(image_size, int) else tuple(image_size)
+        self.squared = False
         self.top_p, self.own_sampling = top_p, own_sampling
         self.seconds = 0.0
         self.tokens = {"prompt": 0, "reply": 0}
@@ -78,8 +81,8 @@ class Backend(ABC):
         }
 
     def sent(self, image: np.ndarray) -> np.ndarray:
-        """The image, uint8 [H, W, 3], as it is sent: resized to `image_size`."""
-        return render.resized(image, self.image_size)
+        """The image, uint8 [H, W, 3], as it is sent: padded and resized."""
+        return render.resized(padded(image) if self.squared else image, self.image_size)
 
     def check_size(self, width: int, height: int) -> None:  # noqa: B027  # most take any
         """Raise ValueError where the model takes no image of `width` x `height` pixels, after `sent`."""
@@ -122,3 +125,15 @@ class Backend(ABC):
         self, pictures: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[int], temperature: float
     ) -> list[Reply]:
         """One reply for each picture, as `sent` made it."""
+
+
+def padded(image: np.ndarray) -> np.ndarray:
+    """An image, uint8 [H, W, 3], in the middle of a grey square."""
+    height, width = image.shape[:2]
+    side = max(height, width)
+    if height == width:
+        return image
+    square = np.full((side, side, 3), 127, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square

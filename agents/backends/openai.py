@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from agents.backends.base import Backend, Reply, Size
+from agents.backends.base import Backend, Reply, Size, padded
 from agents.backends.server import Budget, ServerOptions, kept_size, key_of, plain
 from segenv import render
 from segenv.records import parse_json
@@ -132,6 +132,7 @@ class OpenAIBackend(Backend):
 
     def sent(self, image: np.ndarray) -> np.ndarray:
         """The image, uint8 [H, W, 3], as it is sent."""
+        image = padded(image) if self.squared else image
         width, height = self.seen_size(image.shape[1], image.shape[0])
         return render.resized(image, (height, width))
 

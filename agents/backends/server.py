@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import yaml
 
-from agents.backends.base import Size
+from agents.backends.base import SENT_AT, Size
 from segenv.ranges import Count, CountOrNone, Positive, Range
 from segenv.records import reader
 from segenv.types import RunError
@@ -126,7 +126,9 @@ def kept_size(codec: str, width: int, height: int, size: int | Sequence[int] | N
     GPT 2,048 on the long and 768 on the short side. Codecs in pixels of the image have it sent as it is, and all others
     at most 2,048 pixels on the long side.
     """
-    if codec == "qwen2.5-vl":
+    if size is None and codec in SENT_AT:
+        return SENT_AT[codec][1], SENT_AT[codec][0]
+    if codec in ("qwen2.5-vl", "medsam-agent"):
         width, height = _scaled(width, height, size)
         return _patches(width, height, 28, 256 if size is None else 4, 1280)
     if size is not None or codec == "pixels":
