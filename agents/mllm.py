@@ -12,6 +12,7 @@ from agents.base import EMBEDDED, WEIGHTS
 from agents.prompted import MAX_NEW_TOKENS, POLYGON_TOKENS, PROMPTS, PromptedAgent, size_of
 from segenv import codec as codecs
 from segenv.codec.base import Codec
+from segenv.codec.frames import padded_square
 from segenv.codec.polygons import PolygonCodec
 from segenv.ranges import Count, NotNegative, require
 
@@ -25,8 +26,8 @@ class MllmAgent(PromptedAgent):
     model with fresh weights of `seed`, None for the embedded tiny model, or a (model, processor) pair;
     `NAME_OR_PATH#448` and `NAME_OR_PATH#336x448` also give the `image_size`. A fine-tuned checkpoint declares its
     `codec`, `prompt`, `image_size` and `max_new_tokens` in the `segenv` entry of its configuration; where neither it
-    nor the caller gives them, they are `segagent`, "codec", None (images are sent as they are) and 64 (512 for polygon
-    codecs).
+    nor the caller gives them, they are `segagent`, "codec", None (images are sent as they are, or stretched to the
+    square that the processor would cut out of them) and 64 (512 for polygon codecs).
 
     `prompt`, `temperature` and `proposal_temperature` are those of `PromptedAgent`; `options` go to
     `TransformersBackend`.
@@ -65,8 +66,8 @@ class MllmAgent(PromptedAgent):
         codec = codec or codecs.make(declared.get("codec", "segagent"))
         usual = POLYGON_TOKENS if isinstance(codec, PolygonCodec) else MAX_NEW_TOKENS
         backend.max_new_tokens = max_new_tokens or declared.get("max_new_tokens", usual)
-        usual_size = SENT_AT.get(codec.name.partition(":")[0])
-        sizes = (image_size, sent, declared.get("image_size"), usual_size)
+        crop = None if codec.points.extent is padded_square else backend.crop  # stretched to that, an image stays whole
+        sizes = (image_size, sent, declared.get("image_size"), SENT_AT.get(codec.name.partition(":")[0]), crop)
         size = next((size for size in sizes if size is not None), None)
         backend.image_size = size if size is None or isinstance(size, int) else tuple(size)
         prompt = prompt or declared.get("prompt", "codec")

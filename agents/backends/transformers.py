@@ -71,6 +71,14 @@ class TransformersBackend(Backend):
         """Every choice that changes replies."""
         return {**super().settings, "dtype": self.dtype, "weights": self.fingerprint}
 
+    @property
+    def crop(self) -> tuple[int, int] | None:
+        """Height and width of the middle to which the processor cuts images; None where it leaves them whole."""
+        pictures = self.processor.image_processor
+        if not getattr(pictures, "do_center_crop", False):
+            return None
+        return int(pictures.crop_size["height"]), int(pictures.crop_size["width"])
+
     def check_size(self, width: int, height: int) -> None:
         """Raise the processor's own error where it takes no image of `width` x `height` pixels, after `sent`."""
         if (width, height) not in self._taken:
