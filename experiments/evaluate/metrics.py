@@ -61,9 +61,9 @@ class Outcome:
     stopped: bool
     invalid: int  # replies that were no action
     clicks: int  # clicks and boxes that the tool answered
-    right: np.ndarray  # [steps] float64, `click_quality.right_clicks`; NaN where the task was not given
-    first_inside: float  # whether the first action is a positive click on the object; NaN as above
     seconds: dict[str, float]
+    right: np.ndarray | None = None  # [steps] float64, `click_quality.right_clicks`; None where the task was not given
+    first_inside: float = float("nan")  # whether the first action is a positive click on the object; NaN as above
     exact: int = 0  # replies written as asked, of those of which it is known
     known: int = 0  # replies of which that is known
     extra: int = 0
@@ -82,7 +82,7 @@ def outcome_of(episode: Episode, task: Task | None = None) -> Outcome:
     actions = [step.action["type"] for step in episode.steps]
     answered = [step.error is None and step.action["type"] in ("click", "box") for step in episode.steps]
     own: dict[str, Any] = {"ious": np.array(episode.ious), "invalid": actions.count("invalid"), "clicks": sum(answered)}
-    own["right"] = click_quality.right_clicks(episode, task) if task else np.full(len(actions), np.nan)
+    own["right"] = click_quality.right_clicks(episode, task) if task else None
     own["first_inside"] = click_quality.first_click_inside(episode, task) if task else float("nan")
     steps = episode.steps
     own |= {
@@ -138,7 +138,8 @@ def summarise(
     intervals["parse_rate"] = list(statistics.bootstrap_ratio(*read, images=images))
     ends = list(statistics.bootstrap_ratio(*exact, images=images)) if any(exact[1]) else [None, None]
     intervals["exact_rate"] = ends
-    right, inside = [item.right for item in outcomes], [item.first_inside for item in outcomes]
+    right = [np.full(len(item.ious), np.nan) if item.right is None else item.right for item in outcomes]
+    inside = [item.first_inside for item in outcomes]
     of_clicks, of_clicks_intervals = click_quality.summarise(click_quality.by_step(right, max_steps), inside, images)
     intervals |= of_clicks_intervals
     numbers = (

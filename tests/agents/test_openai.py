@@ -116,7 +116,7 @@ def test_many_requests_are_under_way_at_a_time():
     with serving(lambda body, times: replies(SAID, delay=0.3)) as (url, chat):
         backend = OpenAIBackend("made", url, options=ServerOptions(in_flight=8))
         backend.ask([PICTURE] * 16, [str(k) for k in range(16)], [0] * 16)
-    assert chat.most == 8
+    assert 1 < chat.most <= 8
 
 
 @pytest.mark.slow
