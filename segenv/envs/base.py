@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import ResetNeeded
 
 from segenv import data as datasets
@@ -42,6 +43,7 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 2}
+    _spec: EnvSpec | None = None
 
     def __init__(
         self,
@@ -60,12 +62,27 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         if not len(self.data):
             raise ValueError(f"data {data!r} has no tasks; give a dataset with at least one")
         self.mdp = SegMDP(tools.make(tool), max_steps, reward)
+        self.metadata = {**self.metadata, "reward_range": self.mdp.reward_range}
         self.render_mode = render_mode
         self.render_size = render_size
         self.state: SegState | None = None
         self._start = start
         self._last: Moment | None = None
         self._places: dict[str, int] = {}  # of tasks by id, where the data is no `Dataset`
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """Gymnasium's record of how this was made, with `max_steps` as its `max_episode_steps`.
+
+        `gym.make(spec)` then adds a `TimeLimit` of as many steps, whose last one is both terminated and truncated.
+        """
+        return self._spec
+
+    @spec.setter
+    def spec(self, spec: EnvSpec | None) -> None:
+        self._spec = spec
+        if spec is not None and spec.max_episode_steps is None:
+            spec.max_episode_steps = self.mdp.max_steps
 
     def _parse(self, action: Any, observation: Observation) -> Action:
         """Read `action` on the observed image."""

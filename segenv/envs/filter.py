@@ -112,6 +112,8 @@ class FilterEnv(HLMATEnv):
         judged_by = REWARDS[reward] if isinstance(reward, str) else reward
         begin = random_points if start == "random" else refine.make(start)
         super().__init__(tool, data, codec, judged_by, 1, render_mode, begin, render_size)
+        if isinstance(reward, str):
+            self.metadata["reward_range"] = (-1.0, 0.0)
 
     def _parse(self, action: Any, observation: Observation) -> Action:
         if not isinstance(action, str):

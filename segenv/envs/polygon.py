@@ -48,6 +48,14 @@ class AnswerMDP(SegMDP):
         weights = PolygonReward(self.reward_name).weights
         return {name: rewards.weighted(weight, partial(_part, name, self.asked)) for name, weight in weights.items()}
 
+    @cached_property
+    def reward_range(self) -> tuple[float, float]:
+        """The bounds of the reward, whose parts are in 0..1; infinite for a function."""
+        if callable(self.reward_name):
+            return rewards.reward_range(self.reward_name)
+        weights = PolygonReward(self.reward_name).weights.values()
+        return sum(min(weight, 0.0) for weight in weights), sum(max(weight, 0.0) for weight in weights)
+
 
 def _part(
     name: str, asked: str, task: Task, before: np.ndarray, action: Any, after: np.ndarray, terminal: bool
@@ -122,6 +130,7 @@ class PolygonEnv(HLMATEnv):
         queries.check(given, asked, style)
         super().__init__(DiscTool(), data, spoken, "iou", 1, render_mode, self._pose, render_size)
         self.mdp = AnswerMDP(self.mdp.tool, 1, reward, asked)
+        self.metadata["reward_range"] = self.mdp.reward_range
         self.given, self.asked, self.style, self.varied = given, asked, style, varied
 
     def _pose(self, task: Task, tool: SegTool, rng: np.random.Generator) -> Task:

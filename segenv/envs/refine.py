@@ -25,6 +25,11 @@ def given(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
     return task
 
 
+def empty(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
+    """Start from an empty mask, whatever `initial_mask` the task has."""
+    return replace(task, initial_mask=None)
+
+
 def box(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
     """Start from the tool's mask of the object's bounding box."""
     x0, y0, x1, y1 = object_bounds(task)
@@ -58,12 +63,18 @@ def distorted(target: np.ndarray, rng: np.random.Generator, low: float = 0.4, hi
     return mask
 
 
-STARTS: dict[str, Callable[..., Task]] = {"given": given, "box": box, "points": points, "distort": distort}
+STARTS: dict[str, Callable[..., Task]] = {
+    "given": given,
+    "empty": empty,
+    "box": box,
+    "points": points,
+    "distort": distort,
+}
 
 
 def make(start: str | Start) -> Start:
-    """The start that a spec names: `given`, `box`, `points`, `points:k=5`, `distort`, `distort:low=0.2,high=0.7`. A
-    function of (task, tool, generator) that returns a task with an `initial_mask` is returned as it is."""
+    """The start that a spec names: `given`, `empty`, `box`, `points`, `points:k=5`, `distort`,
+    `distort:low=0.2,high=0.7`. A function of (task, tool, generator) that returns a task is returned as it is."""
     if callable(start):
         return start
     name, _ = specs.name_of("start", start, STARTS)
@@ -140,10 +151,11 @@ class RefineEnv(HLMATEnv):
 
     ## Starting State
     `start` says where the mask comes from: `box` (the tool's answer to the object's bounding box; the default),
-    `points` (its answer to random points in that box), `distort` (the target, distorted to a drawn IoU) or `given` (the
-    task's `initial_mask`). Options follow a colon, see `make`. The first three read the target, once, and the mask that
-    they make is all that the episode keeps: neither box, points nor logits remain, and `undo` goes no further back than
-    this mask. The episode's task (`env.unwrapped.state.task`) carries the mask, so that a `given` start repeats it.
+    `points` (its answer to random points in that box), `distort` (the target, distorted to a drawn IoU), `given` (the
+    task's `initial_mask`) or `empty`. Options follow a colon, see `make`. The first three read the target, once, and
+    the mask that they make is all that the episode keeps: neither box, points nor logits remain, and `undo` goes no
+    further back than this mask. The episode's task (`env.unwrapped.state.task`) carries the mask, so that a `given`
+    start repeats it.
     """
 
     def __init__(

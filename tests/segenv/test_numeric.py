@@ -10,9 +10,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.error import InvalidAction
-from hypothesis import given
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segenv.envs.features import VOCABULARY
 from segenv.types import Click, Stop, Task
 
 
@@ -98,6 +100,153 @@ def test_numeric_observations_show_image_mask_and_budget(make_env: Callable[...,
     seen, *_ = env.step(16 * 7 + 8)
     np.testing.assert_array_equal(seen["image"][..., 3] == 255, env.unwrapped.state.mask)  # type: ignore[attr-defined]
     assert seen["steps_left"] == np.float32(0.75)
+
+
+def test_an_instruction_is_seen_as_the_indices_of_its_words(make_env: Callable[..., gym.Env], task: Task) -> None:
+    env = make_env("segenv/HLMATGrid-v0", observe="instruction")
+    for text, words in [
+        ("the largest red star", ("largest", "red", "star")),
+        ("the ring", (None, None, "ring")),
+        ("the blue object", (None, "blue", None)),
+        ("", (None, None, None)),
+    ]:
+        seen, _ = env.reset(options={"task": replace(task, instruction=text)})
+        expected = [0 if w is None else 1 + known.index(w) for w, known in zip(words, VOCABULARY, strict=True)]
+        assert seen["instruction"].tolist() == expected and seen in env.observation_space
+    with pytest.raises(ValueError, match="'the mug' names no superlative, colour or shape.*give an embedding"):
+        env.reset(options={"task": replace(task, instruction="the mug")})
+
+
+def test_an_instruction_is_seen_by_an_embedding_of_ones_own(make_env: Callable[..., gym.Env], task: Task) -> None:
+    env = make_env("segenv/HLMATPoint-v0", observe=lambda text: [len(text), text.count("disc")])
+    seen, _ = env.reset(options={"task": task})
+    assert seen["instruction"].tolist() == [len(task.instruction), 1] and seen in env.observation_space
+    for observe, message in (
+        (lambda text: 3.0, "gives .. for an empty text"),
+        (["instruction", len], "one instruction or embedding, not two"),
+        ("instructions", "unknown observe 'instructions'.*did you mean 'instruction'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_env("segenv/HLMATPoint-v0", observe=observe)
+
+
+def test_reference_channels_show_the_object(make_env: Callable[..., gym.Env], task: Task) -> None:
+    """The disc of radius 12 px around (40, 20) of 64 x 48 px, seen at 96 x 96: x grows by 1.5, y by 2."""
+    env = make_env("segenv/HLMATGrid-v0", observe="click+box", size=96)
+    seen, _ = env.reset(options={"task": task})
+    assert seen["image"].shape == (96, 96, 6) and seen in env.observation_space
+    click, box = seen["image"][..., 4], seen["image"][..., 5]
+    rows, columns = np.nonzero(click)
+    assert (columns.mean(), rows.mean()) == (60, 41) and set(np.unique(click)) == {0, 255}
+    rows, columns = np.nonzero(box)
+    assert (columns.min(), columns.max(), rows.min(), rows.max()) == (42, 79, 16, 65) and box[16:66, 42:80].all()
+    later, *_ = env.step(0)
+    np.testing.assert_array_equal(later["image"][..., [0, 1, 2, 4, 5]], seen["image"][..., [0, 1, 2, 4, 5]])
+    seen, _ = env.reset(options={"task": replace(task, target=np.zeros((48, 64), bool))})
+    assert not seen["image"][..., 4:].any()
+
+
+@pytest.mark.parametrize("actions", ["discrete", "multidiscrete"])
+def test_masks_of_actions_are_given_on_request(make_env: Callable[..., gym.Env], actions: str) -> None:
+    """As int8, which `sample` of the action space takes as it is."""
+    options = {"actions": actions, "grid": 4, "tool": "disc:radius=9", "max_steps": 4}
+    told = make_env("segenv/HLMATGrid-v0", action_mask="info", **options)
+    seen_in = make_env("segenv/HLMATGrid-v0", action_mask="observation", **options)
+    (_, info), (seen, _) = told.reset(seed=2), seen_in.reset(seed=2)
+    ended = False
+    while not ended:
+        mask = told.unwrapped.action_masks()  # type: ignore[attr-defined]
+        flat = np.concatenate(info["action_mask"]) if actions == "multidiscrete" else info["action_mask"]
+        assert flat.dtype == seen["action_mask"].dtype == np.int8 and seen in seen_in.observation_space
+        np.testing.assert_array_equal(flat, mask)
+        np.testing.assert_array_equal(seen["action_mask"], mask)
+        action = told.action_space.sample(mask=info["action_mask"])
+        (_, _, ended, _, info), (seen, *_) = told.step(action), seen_in.step(action)
+    with pytest.raises(ValueError, match="action_mask is 'obs'; expected 'info', 'observation' or None"):
+        make_env("segenv/HLMATGrid-v0", action_mask="obs")
+    with pytest.raises(ValueError, match="points are not masked"):
+        make_env("segenv/HLMATPoint-v0", action_mask="info")
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 5), st.booleans())
+@settings(max_examples=25)
+def test_multidiscrete_clicks_are_the_discrete_ones(seed: int, grid: int, stop: bool) -> None:
+    """Both spaces hold the same clicks, and a number is allowed where it is part of an allowed click."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 256, (*rng.integers(3, 30, 2), 3), dtype=np.uint8)
+    options = {"data": [Task("t", image, rng.random(image.shape[:2]) < 0.5)], "tool": "disc:radius=2", "stop": stop}
+    one, two = (
+        gym.make("segenv/HLMATGrid-v0", grid=grid, actions=actions, **options).unwrapped
+        for actions in ("discrete", "multidiscrete")
+    )
+    one.reset(), two.reset()
+    for _ in range(4):
+        joint = one.action_masks()[: 2 * grid * grid].reshape(2, grid, grid)
+        kinds, columns, rows = np.split(two.action_masks(), np.cumsum(two.action_space.nvec)[:-1])
+        assert (joint <= (kinds[:2, None, None] & rows[None, :, None] & columns[None, None, :])).all()
+        kind, row, column = (int(rng.integers(n)) for n in (2, grid, grid))
+        first = one.step(kind * grid * grid + row * grid + column)
+        second = two.step(np.array([kind, column, row]))
+        assert first[4]["parsed"] == second[4]["parsed"] and first[1] == second[1]
+    if stop:
+        assert two.step(np.array([2, 0, 0]))[4]["parsed"] == Stop()
+
+
+def test_hybrid_actions_name_the_type_and_the_place(make_env: Callable[..., gym.Env]) -> None:
+    """`wide` is 64 px wide and 48 px high."""
+    env = make_env("segenv/HLMATPoint-v0", actions="hybrid", stop=True)
+    env.reset(options={"task": "wide"})
+    for kind, click in ((0, Click(32, 24)), (1, Click(32, 24, False)), (2, Stop())):
+        assert env.step((kind, np.zeros(2, np.float32)))[4]["parsed"] == click
+    env.reset(seed=0)
+    for wrong in (0, (3, np.zeros(2)), (0, np.zeros(3)), (0, np.array([np.nan, 0]))):
+        with pytest.raises(InvalidAction, match="action is .*; expected"):
+            env.step(wrong)
+    for name, message in (("HLMATPoint", "expected 'box' or 'hybrid'"), ("HLMATGrid", "'discrete' or 'multidiscrete'")):
+        with pytest.raises(ValueError, match=message):
+            make_env(f"segenv/{name}-v0", actions="keys")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("HLMATGrid", {"observe": "instruction+click+box", "action_mask": "observation", "actions": "multidiscrete"}),
+        ("HLMATGrid", {"action_mask": "info", "start": "empty"}),
+        ("HLMATPoint", {"actions": "hybrid", "observe": "box", "start": "distort"}),
+    ],
+)
+def test_checkers_have_nothing_to_say_and_a_batch_plays_the_same(
+    name: str, options: dict[str, Any], make_env: Callable[..., gym.Env], tasks: list[Task]
+) -> None:
+    tasks = [replace(task, instruction="the red ring") for task in tasks]
+    check_env(make_env(f"segenv/{name}-v0", data=tasks, **options).unwrapped, skip_render_check=True)
+    whole = {"tool": "disc:radius=6", "data": tasks, "max_steps": 3, **options}
+    batch, singles = (gym.make_vec(f"segenv/{name}-v0", 3, mode, **whole) for mode in (None, "sync"))
+    assert data_equivalence(batch.reset(seed=4)[0], singles.reset(seed=4)[0], exact=True)
+    batch.action_space.seed(0)
+    for _ in range(5):
+        actions = batch.action_space.sample()
+        one, two = batch.step(actions), singles.step(actions)
+        assert data_equivalence(one[:4], two[:4], exact=True)
+        assert list(one[4]) == list(two[4]) and ("action_mask" in one[4]) == (options.get("action_mask") == "info")
+
+
+def test_an_empty_start_forgets_the_mask_of_the_task(make_env: Callable[..., gym.Env], task: Task) -> None:
+    task = replace(task, initial_mask=np.ones((48, 64), bool))
+    for name in ("HLMATGrid", "HLMATPoint", "Refine"):
+        env = make_env(f"segenv/{name}-v0", start="empty")
+        env.reset(options={"task": task})
+        assert not env.unwrapped.state.mask.any()  # type: ignore[attr-defined]
+
+
+def test_the_spec_states_the_budget_and_the_range_of_rewards(make_env: Callable[..., gym.Env], task: Task) -> None:
+    env = make_env("segenv/HLMATGrid-v0", max_steps=7, reward="iou_gain-0.01*click")
+    assert env.spec is not None and env.spec.max_episode_steps == 7
+    assert env.metadata["reward_range"] == (-1.01, 1.0)
+    for name, expected in (("Filter", (-1.0, 0.0)), ("Polygon", (0.0, 1.2))):
+        made = gym.make(f"segenv/{name}-v0", data=[task], **({"tool": "disc"} if name == "Filter" else {}))
+        assert made.metadata["reward_range"] == pytest.approx(expected)
+        assert made.spec is not None and made.spec.max_episode_steps == 1
 
 
 @pytest.mark.parametrize(

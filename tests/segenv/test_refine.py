@@ -66,7 +66,7 @@ def test_distortions_differ_and_go_wrong_both_ways(task: Task) -> None:
 
 def test_starts_are_refused_by_name(make_env: Callable[..., gym.Env], task: Task) -> None:
     for start, message in [
-        ("boxes", "unknown start 'boxes'; expected one of given, box, points, distort (did you mean 'box'?)"),
+        ("boxes", "unknown start 'boxes'; expected one of given, empty, box, points, distort (did you mean 'box'?)"),
         ("points:n=3", "'n=3' is no option of points; expected KEY=VALUE of k"),
         ("box:k=3", "'k=3' is no option of box; it has none"),
         ("distort:low=x", "low is 'x'; expected a number"),

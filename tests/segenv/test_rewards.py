@@ -51,6 +51,74 @@ def test_sums_are_sums(target, before, after, terminal, action):
     assert value["format"] + value["invalid"] == 1.0 and value["invalid"] == isinstance(action, Invalid)
 
 
+@given(targets, st.lists(masks, min_size=2, max_size=8), st.sampled_from(["0.5", "0.9", "1"]))
+def test_shaping_adds_to_every_episode_what_its_start_was_worth(target, path, gamma):
+    """The discounted sum of potential-based shaping is minus the first potential, so no policy gains by it."""
+    task, reward = task_of(target), rewards.make(f"shaping({gamma})")
+    last, discounted = len(path) - 2, 0.0
+    for i, (before, after) in enumerate(zip(path[:-1], path[1:], strict=True)):
+        discounted += float(gamma) ** i * reward(task, before, Click(0, 0), after, i == last)
+    assert discounted == pytest.approx(-metrics.iou(target, path[0]))
+    assert rewards.make("shaping")(task, path[0], Click(0, 0), path[1], False) == pytest.approx(
+        0.99 * metrics.iou(target, path[1]) - metrics.iou(target, path[0])
+    )
+
+
+def test_a_decision_is_right_on_its_side_of_the_threshold():
+    task, mask = task_of(np.ones((6, 7), bool)), np.ones((6, 7), bool)
+    worse = mask.copy()
+    worse[0] = False  # IoU 5/6
+    for before, threshold, stop, value in (
+        (mask, "", True, 1.0),
+        (mask, "", False, 0.0),
+        (worse, "", True, 0.0),
+        (worse, "", False, 1.0),
+        (worse, "(0.8)", True, 1.0),
+    ):
+        action = Stop() if stop else Click(0, 0)
+        assert rewards.make(f"decision{threshold}")(task, before, action, before, stop) == value
+    clicks = [rewards.make("-0.5*click")(task, mask, one, mask, False) for one in (Click(0, 0), Stop(), INVALID)]
+    assert clicks == [-0.5, 0.0, 0.0]
+
+
+NAMES = [
+    "iou_gain",
+    "final-0.01*click",
+    "decision(0.7)",
+    "net_gain",
+    "shaping(0.5)-step",
+    "2*net_gain",
+    "placement-invalid",
+]
+
+
+@given(targets, masks, masks, st.booleans(), st.sampled_from([Click(2, 3), Stop(), INVALID]), st.sampled_from(NAMES))
+def test_rewards_stay_in_their_range_and_known_ious_change_nothing(target, before, after, terminal, action, name):
+    task = task_of(target)
+    terms = rewards.terms(name)
+    value = sum(term(task, before, action, after, terminal) for term in terms.values())
+    low, high = rewards.reward_range(name)
+    assert low - 1e-9 <= value <= high + 1e-9
+    known = metrics.iou(target, before), metrics.iou(target, after)
+    for term in terms.values():
+        if isinstance(term, rewards.IoUReward):
+            assert term.of(*known, action, terminal) == term(task, before, action, after, terminal)
+
+
+def test_ranges_are_sums_of_weighted_ends():
+    assert rewards.reward_range("iou_gain-0.5*step+2*format") == (-1.5, 2.5)
+    assert rewards.reward_range("-2*iou") == (-2.0, 0.0)
+    assert rewards.reward_range(lambda *step: 0.0) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize("name", ["shaping()", "shaping(a)", "iou(0.5)", "net_gain(1)", "shaping(0.5"])
+def test_a_number_goes_to_terms_that_take_one(name):
+    with pytest.raises(ValueError, match="is not understood"):
+        rewards.make(name)
+    with pytest.raises(ValueError, match="the number of reward 'shaping' is 1.5"):
+        rewards.make("final+shaping(1.5)")
+
+
 def test_stopping_is_well_formed_and_an_invalid_reply_is_not():
     task, mask = task_of(np.ones((6, 7), bool)), np.zeros((6, 7), bool)
     reward = rewards.make("format")
