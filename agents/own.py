@@ -52,7 +52,10 @@ def own_agent(kind: type[Agent], spec: str, codec: Codec | None, seed: int, opti
         given["codec"] = codecs.make("pixels")
     given = {key: value for key, value in given.items() if value is not None and (key in accepted or anything)}
     inner = kind(**given)
-    return inner if inner.asks else OwnAgent(inner, spec)
+    if not inner.asks:
+        return OwnAgent(inner, spec)
+    inner.spec = spec  # it prompts a backend, and keeps its replies itself
+    return inner
 
 
 class OwnAgent(Agent):

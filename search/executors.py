@@ -158,8 +158,9 @@ def play(
         setup = replace(setup, replies=str(log.path))
     run: Callable[..., Iterator[Chunk]] = _in_processes if executor == "process" else _on_ray
     for episodes, bad, replies in run(setup, groups, min(workers, len(groups)) or 1):
-        for record in replies if log is not None else ():
-            log.add(record)
+        if log is not None:
+            for record in replies:
+                log.add(record)
         skipped.update(bad)
         yield from episodes
 

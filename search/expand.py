@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from agents.backends.base import Reply
 from agents.base import Agent
 from search.budget import Budget, Cost, Limits
+from search.episode import read_reply
 from search.tree import ExpansionRequest, Node, Tree, near, order_of
 from search.values import ValueFunction
 from segenv.codec.polygons import PolygonCodec
@@ -32,6 +34,7 @@ class Sample:
     node: Node
     number: int  # 0 is the policy's greedy reply, n > 0 its nth sample at this node
     text: str = ""
+    reply: Reply | None = None  # with what the agent's backend tells of it
     log_probability: float | None = None  # of the reply, where the agent's backend tells it
     child: Node | None = None
 
@@ -137,8 +140,11 @@ class Expander:
             backend = getattr(agent, "backend", None)  # of a language model
             for k, (sample, text) in enumerate(zip(batch, texts, strict=True)):
                 sample.text, tokens, part = text, 0, "annotator" if agent.privileged else "agent"
+                sample.reply = Reply(text)
                 if backend is not None:
-                    tokens, sample.log_probability = backend.replies[k].tokens, backend.replies[k].log_probability
+                    told = backend.replies[k]
+                    tokens, sample.log_probability = told.tokens or 0, told.log_probability
+                    sample.reply = told if isinstance(told, Reply) else sample.reply
                 costs.add(sample.tree, part, share, policy_calls=1, tokens=tokens)
 
     def _merge(self, samples: Sequence[Sample]) -> list[Sample]:
@@ -146,7 +152,7 @@ class Expander:
         several near ones the first in `order_of`, whichever was sampled first, or a child that is in the tree."""
         first: list[Sample] = []
         for node, family in _by_node(samples):
-            actions = [(self.agent.codec.parse(sample.text, sample.tree.task), sample) for sample in family]
+            actions = [(self._action(sample), sample) for sample in family]
             new: list[Node] = []
             for action, sample in sorted(actions, key=lambda pair: (order_of(pair[0]), pair[1].text)):
                 pixels = self.near * max(sample.tree.task.height, sample.tree.task.width)
@@ -154,10 +160,13 @@ class Expander:
                 sample.child = next((n for n in known if n.action is not None and near(n.action, action, pixels)), None)
                 if sample.child is None:
                     order = (*node.order, order_of(action))
-                    sample.child = Node(node.state, node, action, sample.text, order=order)
+                    sample.child = Node(node.state, node, action, sample.text, order=order, reply=sample.reply)
                     new.append(sample.child)
                     first.append(sample)
         return first
+
+    def _action(self, sample: Sample) -> Action:
+        return read_reply(self.agent.codec, sample.reply or Reply(sample.text), sample.tree.task).action
 
     def _transition(self, samples: Sequence[Sample], costs: Costs) -> None:
         """Give each new child its state."""

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from agents.backends.base import Reply
 from agents.base import Agent
 from search.budget import Limits
-from search.episode import Episode, step_of
+from search.episode import Episode, read_reply, step_of, told_of
 from search.expand import Expander
 from search.rollout import RunningEpisode, in_batches
 from search.tree import Algorithm, ExpansionRequest, Node, Search, Tree
@@ -109,8 +110,10 @@ def to_episode(mdp: SegMDP, agent: Agent, tree: Tree) -> Episode:
     episode = RunningEpisode(tree.sample, tree.root.state, tree.key)
     for node in tree.best.path()[1:]:
         assert node.action is not None
-        stated = agent.codec.stated_iou(node.text)
-        episode.steps.append(step_of(mdp, episode.state, node.text, node.action, node.state, stated))
+        reply = node.reply or Reply(node.text)
+        reading = read_reply(agent.codec, reply, tree.task)
+        step = step_of(mdp, episode.state, node.text, node.action, node.state, reading.stated_iou)
+        episode.steps.append(replace(step, **told_of(reply, reading)))
         episode.state = node.state
     if not mdp.terminal(episode.state):
         (stopped,) = mdp.transition([episode.state], [Stop()])

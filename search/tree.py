@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from agents.backends.base import Reply
 from search.budget import Budget, Cost, Limits
 from search.episode import PARTS
 from segenv.mdp import SegState
@@ -44,6 +45,7 @@ class Node:
     parent: Node | None = None
     action: Action | None = None  # what led here, as the codec read it in `text`
     text: str = ""
+    reply: Reply | None = None  # the one with this text, and what the agent's backend tells of it
     terminal: bool = False
     order: tuple = ()  # `order_of` the actions from the root, which breaks ties
     value: float = NAN

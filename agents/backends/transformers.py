@@ -240,7 +240,7 @@ class SeededSample(LogitsProcessor):
         """`scores` are float [rows, vocabulary]."""
         scores = scores / self.temperature
         for warper in self.warpers:
-            scores = warper(input_ids, scores)  # type: ignore[arg-type]
+            scores = warper(input_ids, scores)
         shares = scores.softmax(-1).cumsum(-1)
         chosen = torch.searchsorted(shares, next(self.numbers).to(scores.device) * shares[:, -1:])
         return torch.zeros_like(scores).scatter_(1, chosen, 1.0)

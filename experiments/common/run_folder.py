@@ -35,6 +35,7 @@ from segenv.types import SegenvError
 LIBRARIES = (
     *("numpy", "opencv-python-headless", "pycocotools", "pillow", "gymnasium", "torch", "transformers"),
     *("tokenizers", "safetensors", "trl", "peft", "accelerate", "segment-anything", "stable-baselines3", "ray"),
+    "openai",
 )
 COPY = "put it back from a copy, or start another run with --out"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no bytes or inodes left, a quota, a limit on the size of a file
