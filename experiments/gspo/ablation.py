@@ -108,7 +108,7 @@ def _arm(args: Args, folder: RunFolder, seed: int, arm: Arm) -> Args:
     """The settings of one run."""
     where = create_or_resume(ablation.arm_folder(folder.path, seed, arm.name))
     train = replace(args.train, **_training(args, arm), seed=seed)
-    return replace(args, **arm.settings, **where, train=train, ablation="none", seeds=(), checkpoints=())
+    return replace(args, **arm.settings, **where, train=train, ablation="none", seeds=(seed,), checkpoints=())
 
 
 def _training(args: Args, arm: Arm) -> dict[str, Any]:

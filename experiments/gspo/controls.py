@@ -31,7 +31,9 @@ NAMES = ("scaled", "cooler")
 def scale(answer: Any, factor: float, task: Task) -> Any:
     """Scale the polygons of an answer about the centroid of what they fill, within the image. Other answers, and
     polygons that fill nothing, stay as they are."""
-    rows, columns = np.nonzero(rasterize(answer, task)) if isinstance(answer, Polygons) else ((), ())
+    if not isinstance(answer, Polygons):
+        return answer
+    rows, columns = np.nonzero(rasterize(answer, task))
     if not len(rows):
         return answer
     centre, size = np.array([np.mean(columns), np.mean(rows)]) + 0.5, (task.width, task.height)
@@ -100,8 +102,8 @@ def _append(run: Run, name: str, data: Dataset, temperature: float, samples: Seq
             for one in answers(run.agent, tasks, seeds, temperature, sample=sample):
                 yield {"temperature": temperature, **asdict(one)}
 
-    size, key = run.args.eval_batch, {"temperature": temperature}
-    append_groups(run.folder, name, data, size, reply, samples, quiet=True, read=_read, **key)
+    size = run.args.eval_batch
+    append_groups(run.folder, name, data, size, reply, samples, quiet=True, read=_read, temperature=temperature)
 
 
 def _read(value: Any) -> tuple[float, Record]:

@@ -99,7 +99,8 @@ class Run:
         """Play tasks in their order, until the episodes have so many actions in all or no task is left; they are
         returned, and those in NAME.jsonl are not played again."""
         order = {player.dataset.ids[index]: place for place, index in enumerate(indices)}
-        portion, kept = 4 * self.args.batch_size, []
+        portion = 4 * self.args.batch_size
+        kept: list[Episode] = []
         for end in range(portion, len(indices) + portion, portion):
             self.play(name, player, indices[:end])
             kept, total = [], 0
