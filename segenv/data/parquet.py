@@ -193,7 +193,7 @@ def _is_part(path: Path, split: str) -> bool:
 def _mask(value: Any, item: str, path: Path) -> np.ndarray:
     """A mask from a list of rows of truth values, bool [H, W]. Raises `BadItem`."""
     rows = value.values
-    lengths = set() if rows is None else {len(row) if row.is_valid else 0 for row in rows}
+    lengths: set[int] = set() if rows is None else {len(row) if row.is_valid else 0 for row in rows}
     flat = np.empty(0) if rows is None else rows.flatten().to_numpy(zero_copy_only=False)
     if len(lengths) != 1 or flat.dtype != bool:
         raise BadItem(f"item {item!r}: {path} has no mask in this row; expected rows of truth values, of equal length")
