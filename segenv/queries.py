@@ -86,7 +86,9 @@ def query(
     rng = np.random.default_rng(seed)
     thing, question = (table[0 if seed is None else rng.integers(len(table))] for table in (GIVEN[given], ASKED[asked]))
     prompt = question.format(thing.format(named))
-    if how := codec.ask(asked, task) or (codec.numbers(task) if given in ("point", "box") else ""):
+    if seed is None and given == "text" and (own := codec.question(asked, named)):
+        prompt = own  # a family is asked as it was trained
+    elif how := codec.ask(asked, task) or (codec.numbers(task) if given in ("point", "box") else ""):
         prompt += f"\n\n{how}"
     return Query(task, given, asked, prompt, answer(task, codec, asked))
 
@@ -148,7 +150,7 @@ def read(text: str, task: Scene, codec: PolygonCodec, asked: str = "mask") -> Po
         raise ValueError(f"asked is {asked!r}; expected one of {', '.join(KINDS)}")
     if asked == "text":
         return text.strip() or Invalid(text, "the reply is empty; expected a text")
-    found = codec.parse(text, task)
+    found = codec.read(text, task, asked=asked).action if asked in ("point", "box") else codec.parse(text, task)
     kind = {Polygons: "mask", Box: "box", Click: "point"}.get(type(found))
     if kind in (asked, None):  # None: invalid already
         return found  # type: ignore[return-value]

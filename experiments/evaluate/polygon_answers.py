@@ -13,7 +13,7 @@ from experiments.common.run_folder import RunFolder
 from experiments.evaluate.polygon_metrics import Record, record
 from segenv import queries
 from segenv.codec.base import Codec
-from segenv.codec.polygons import DIALECTS, PolygonCodec
+from segenv.codec.polygons import DIALECTS, PolygonCodec, of_family
 from segenv.mdp import SegState
 from segenv.records import reader
 from segenv.types import Task, object_of
@@ -110,10 +110,14 @@ def question(
 
 
 def polygon_codec(codec: Codec, agent: str) -> PolygonCodec:
-    """Check that an agent's codec is one of polygons, and return it."""
-    if not isinstance(codec, PolygonCodec):
-        raise RunError(f"agent {agent!r} speaks {codec.name!r}; give it a --codec of {', '.join(DIALECTS)}")
-    return codec
+    """The codec of masks that an agent speaks: its own, or that of its family."""
+    try:
+        return of_family(codec)
+    except ValueError as error:
+        raise RunError(
+            f"agent {agent!r} speaks {codec.name!r}; give it a --codec of {', '.join(DIALECTS)} or text4seg, or of its "
+            f"family ({error})"
+        ) from error
 
 
 def read(folder: RunFolder) -> list[Record]:

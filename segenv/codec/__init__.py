@@ -40,6 +40,7 @@ from segenv.codec.grammars import (
     WORDS,
     Grammar,
 )
+from segenv.codec.grids import GRID, GridCodec
 from segenv.codec.reading import Reading as Reading
 from segenv.files import content_hash
 
@@ -82,14 +83,17 @@ CODECS: dict[str, tuple[Frame, Frame, Grammar]] = {
 
 def make(spec: str) -> Codec:
     """The codec of a spec: a name in `CODECS`, alone or with a prompt in `PROMPTS`, as in `segagent:prompt=short`; a
-    polygon codec, one of `polygons.DIALECTS`; or a file that ends in .yaml (`segenv.codec.file`)."""
+    codec of masks, one of `polygons.DIALECTS` or `text4seg:grid=16`; or a file that ends in .yaml
+    (`segenv.codec.file`)."""
     if spec.endswith((".yaml", ".yml")):
         return _of_file(spec)
     expected = (
         f"one of {', '.join(CODECS)}, alone or followed by :prompt={'|'.join(PROMPTS)}, "
-        f"one of {', '.join(polygons.DIALECTS)}, or a file that ends in .yaml"
+        f"one of {', '.join(polygons.DIALECTS)}, text4seg or text4seg:grid=N, or a file that ends in .yaml"
     )
-    name, _ = specs.name_of("codec", spec, [*CODECS, *polygons.DIALECTS], expected)
+    name, _ = specs.name_of("codec", spec, [*CODECS, *polygons.DIALECTS, "text4seg"], expected)
+    if name == "text4seg":
+        return GridCodec(spec, **specs.options_of("codec", spec, {"grid": GRID}))
     if name not in CODECS:
         return polygons.make(spec)
     return Codec(spec, *CODECS[name], **specs.options_of("codec", spec, {"prompt": "annotator"}))

@@ -122,10 +122,17 @@ class Codec:
         return self.read(text, task).action
 
     def read(
-        self, text: str, task: Scene, finish_reason: str | None = None, tokens: int | None = None, thinking: str = ""
+        self,
+        text: str,
+        task: Scene,
+        finish_reason: str | None = None,
+        tokens: int | None = None,
+        thinking: str = "",
+        asked: str = "",
     ) -> Reading:
         """Read a reply: its action, and how it was written. `finish_reason` and `tokens` are what the backend says of
         its end: a reply that was cut by its length is invalid. `thinking` is a thought that came apart from the text.
+        `asked` is `point` or `box` where only one of those answers the question.
         Total, as `parse` is."""
         thought, answer, whole = reading.split(text)
         thinking = "\n".join(filter(None, (thinking, thought)))
@@ -134,7 +141,7 @@ class Codec:
             reason = "the reply ends inside its thought; expected an action behind it, so allow more tokens"
         if reason is not None:
             return Reading(Invalid(text, reason), thinking=thinking, answer=answer)
-        found = self._read(answer, task)
+        found = self._read(answer, task, asked)
         action = Invalid(text, found.action.reason) if isinstance(found.action, Invalid) else found.action
         return replace(found, action=action, thinking=thinking, answer=answer, stated_iou=self._stated_iou(answer))
 

@@ -81,7 +81,7 @@ def _pattern(template: str, frame: Frame, signs: str) -> str:
     text = re.escape(re.sub(r"\{([0-9]|sign|label)(?::[^}]*)?\}", lambda match: f"\0{match[1][0]}\0", template))
     text = text.replace(r"\{\{", r"\{").replace(r"\}\}", r"\}").replace("\\\0", "\0").replace("\\\n", "\n")
     text = re.sub("\0[0-9]\0", lambda _: number, text)
-    return text.replace("\0s\0", signs).replace("\0l\0", '[^"<>\n]{0,100}').replace("\n", r"\s+")
+    return text.replace("\0s\0", signs).replace("\0l\0", '[^"<>]{0,100}').replace("\n", r"\s+")
 
 
 WORDS = Grammar("{sign} point: ({0}, {1})", "Box: ({0}, {1}, {2}, {3})", "Positive", "Negative")

@@ -80,13 +80,30 @@ def make(spec: str) -> PolygonCodec:
     return PolygonCodec(spec, DIALECTS[spec])
 
 
+def of_family(codec: Codec) -> PolygonCodec:
+    """The codec of masks that counts as a codec of clicks does: all rings of a mask in its frame and order; points and
+    boxes by the family's own questions. Raises ValueError where points and boxes count differently."""
+    if isinstance(codec, PolygonCodec):
+        return codec
+    if (
+        codec.points.order != codec.boxes.order
+        or codec.points.start != codec.boxes.start
+        or (codec.points.extent != codec.boxes.extent)
+    ):
+        raise ValueError(
+            f"codec {codec.name!r} counts points and boxes differently, and so has no numbers for vertices"
+        )
+    return PolygonCodec(codec.name, Dialect(codec.points, "rings", ", "), codec)
+
+
 class PolygonCodec(Codec):
     """A codec of `Polygons`; also of points (a positive `Click`) and boxes, for tasks that ask for those. See the
     module's docstring."""
 
-    def __init__(self, name: str, dialect: Dialect) -> None:
+    def __init__(self, name: str, dialect: Dialect, family: Codec | None = None) -> None:
         super().__init__(name, dialect.frame, dialect.frame, LISTS)
         self.dialect = dialect
+        self.family = family
         self.union = dialect.contour != "rings"
 
     def prompt(self, task: Scene) -> str:
@@ -95,13 +112,19 @@ class PolygonCodec(Codec):
         error = getattr(task, "error", None)
         return f"{text}\nYour last reply was not carried out: {error}" if error else text
 
+    def question(self, asked: str, named: str) -> str:
+        """The question for a `point` or a `box` of the object `named`, in the family's own words; "" where it has
+        none."""
+        own = self.family.grammar.questions.get(asked, "") if self.family else ""
+        return own.format(named)
+
     def ask(self, asked: str, task: Scene) -> str:
         """How a `point`, a `box` or a `mask` must be written, and what its numbers mean; nothing for a `text`."""
         if asked == "text":
             return ""
         if asked not in FORMS:
             raise ValueError(f"asked is {asked!r}; expected one of text, {', '.join(FORMS)}")
-        form, rest = f"`{self._list(FORMS[asked])}`", ""
+        form, rest = f"`{self._list(self._form(FORMS[asked]))}`", ""
         if asked == "mask":
             form = f"a list of polygons, {form}"
             if self.dialect.planned:
@@ -110,6 +133,12 @@ class PolygonCodec(Codec):
             nothing = self._statement(Polygons(()), task).replace("\n", " ")
             rest = f" {fill} If the object is not in the image, answer `{nothing}`."
         return f"Answer with {form}, and nothing else.{rest}\n{self.numbers(task)}"
+
+    def _form(self, form: Sequence) -> Sequence:
+        """A form with its numbers in the order of the frame."""
+        if all(isinstance(one, str) and one != "…" for one in form):
+            return self.dialect.frame.ordered(form)
+        return [one if isinstance(one, str) else self._form(one) for one in form]
 
     def numbers(self, task: Scene) -> str:
         """Say in a sentence what numbers mean."""
@@ -177,13 +206,15 @@ class PolygonCodec(Codec):
     @property
     def _width(self) -> int:
         """Digits before the point, so that every vertex is as long as the other."""
-        return len(str(self.dialect.frame.extent))
+        return len(str(self.dialect.frame.extent)) if self.dialect.planned else 1
 
     def _list(self, items: str | Sequence) -> str:
         """Nested lists as text."""
         return items if isinstance(items, str) else f"[{self.dialect.comma.join(map(self._list, items))}]"
 
     def _read(self, answer: str, task: Scene, asked: str = "") -> Reading:
+        if self.family is not None and asked in ("point", "box"):
+            return self.family._read(answer, task, asked)
         action = self._parse(answer, task)
         if isinstance(action, Invalid):
             return Reading(action)
@@ -235,7 +266,7 @@ class PolygonCodec(Codec):
 
     def _expected(self) -> str:
         """Name the answers that would have been understood."""
-        return f"`{self._list(FORMS['mask'])}`"
+        return f"`{self._list(self._form(FORMS['mask']))}`"
 
 
 def _structure(found: re.Match[str]) -> tuple[np.ndarray, bool]:

@@ -1,0 +1,47 @@
+"""Codecs of clicks that outline masks, and answer the questions of their families."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from segenv import codec, queries
+from segenv.codec.polygons import of_family
+from segenv.geometry import polygon_iou
+from segenv.types import Box, Click, Task
+from tests.segenv.test_codec import SCENE
+
+
+@pytest.mark.parametrize("spec", [spec for spec in codec.CODECS if spec != "segagent"])
+def test_a_family_outlines_masks_and_answers_its_own_questions(spec):
+    """Every family draws polygons in its own frame and order, and its boxes and points answer the tasks of these."""
+    mask = np.zeros((480, 640), bool)
+    mask[100:300, 200:400] = True
+    mask[150:200, 250:300] = False
+    task = Task("a", np.zeros((480, 640, 3), np.uint8), mask, "red cup")
+    clicks = codec.make(spec)
+    spoken = of_family(clicks)
+    read = spoken.read(spoken.format(spoken.outline(mask), SCENE), SCENE)
+    assert read.exact and polygon_iou(read.action.rings, mask, read.action.union) > 0.99
+    for asked, kind in (("box", Box), ("point", Click)):
+        query = queries.query(task, spoken, "text", asked)
+        own = clicks.grammar.questions.get(asked)
+        assert "red cup" in query.prompt and (own is None or query.prompt == own.format("red cup"))
+        template = clicks.grammar.answers.get(asked)
+        if template is None:
+            text = clicks.format(query.answer, SCENE)
+        else:
+            write = clicks.points.write_point if asked == "point" else clicks.boxes.write_box
+            text = template.format(*write(query.answer, SCENE), label="red cup")
+        assert isinstance(queries.read(text, task, spoken, asked), kind)
+        found = clicks.read(text, SCENE, asked=asked)
+        assert found.exact and not found.extra
+
+
+def test_what_asks_for_a_point_is_answered_by_the_point_of_an_object():
+    answer = '<think>a</think><answer>[{"bbox_2d": [210, 0, 420, 840], "point_2d": [315, 420]}]</answer>'
+    spoken = codec.make("seg-zero")
+    assert spoken.read(answer, SCENE, asked="point").action == Click(240, 240)
+    assert spoken.read(answer, SCENE, asked="box").action == Box(160, 0, 320, 480) == spoken.parse(answer, SCENE)
+    with pytest.raises(ValueError, match="counts points and boxes differently"):
+        of_family(codec.make("segagent"))
