@@ -57,9 +57,8 @@ def plot(result: Result) -> bytes:
         columns = (np.array([record[name] for record in some], float) for name in ("numbers", "size", "sent"))
         found, targets = frame.read(*columns), np.array([record["target"] for record in some])
         axes.plot(*np.stack([targets, found]).transpose(2, 0, 1), color="#8a949e", linewidth=1)
-        axes.scatter(*targets.T, s=36, facecolors="none", edgecolors="#1f6feb", label="target")
-        axes.scatter(*found.T, s=14, color="#c4432b", label="read")
+        labels = ("target", "read") if k == 0 else (None, None)
+        axes.scatter(*targets.T, s=36, facecolors="none", edgecolors="#1f6feb", label=labels[0])
+        axes.scatter(*found.T, s=14, color="#c4432b", label=labels[1])
         axes.set(xlim=(0, size[0]), ylim=(size[1], 0), aspect="equal", title=f"{size[0]} x {size[1]}")
-        if k == 0:
-            axes.legend(frameon=False, loc="center")
-    return png(figure.axes[0])
+    return png(figure.axes[0], legend="outside lower center")
