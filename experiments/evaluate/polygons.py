@@ -107,7 +107,8 @@ def make_agent(spec: str, codec: str | None, seed: int, options: PolygonOptions,
             return OracleAgent(polygons, options.budget, options.unit)
         if spec.partition(":")[0] == "random":
             raise RunError(f"agent {spec!r} writes no polygons; expected annotator, mllm or mllm:NAME_OR_PATH")
-        agent = agents.make(spec, codec, seed=seed, **({"max_new_tokens": options.max_new_tokens} | given))
+        spoken = polygon_codec(codecs.make(codec), spec) if codec else None  # a family's, too, at a mask's length
+        agent = agents.make(spec, spoken, seed=seed, **({"max_new_tokens": options.max_new_tokens} | given))
         if not isinstance(agent, PromptedAgent):
             raise RunError(f"agent {spec!r} is asked about clicks alone; expected a model, or a PromptedAgent of yours")
         return agent

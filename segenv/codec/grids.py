@@ -66,6 +66,9 @@ class GridCodec(PolygonCodec):
             return self._text(cells_of(mask, self.grid))
         return super()._statement(action, task)
 
+    def _is_exact(self, answer: str, action: Action, task: Scene) -> bool:
+        return answer == self.format(action, task)
+
     def _text(self, cells: np.ndarray) -> str:
         lines = []
         for row in cells:

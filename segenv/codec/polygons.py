@@ -27,11 +27,14 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import cast
 
 import cv2
 import numpy as np
 
+from segenv.codec import reading
 from segenv.codec.base import Codec, _clip
 from segenv.codec.frames import Frame, Scene
 from segenv.codec.grammars import LISTS
@@ -105,6 +108,13 @@ class PolygonCodec(Codec):
         self.dialect = dialect
         self.family = family
         self.union = dialect.contour != "rings"
+
+    def seen_at(self, size: Callable[[int, int], tuple[int, int]]) -> PolygonCodec:
+        """The codec of a model that sees images at another size; see `Codec.seen_at`."""
+        seen = cast(PolygonCodec, super().seen_at(size))
+        seen.dialect = replace(self.dialect, frame=seen.points)
+        seen.family = self.family and self.family.seen_at(size)
+        return seen
 
     def prompt(self, task: Scene) -> str:
         """Build the text beside the picture: the object, the format, and what was wrong with the last reply."""
@@ -216,9 +226,24 @@ class PolygonCodec(Codec):
         if self.family is not None and asked in ("point", "box"):
             return self.family._read(answer, task, asked)
         action = self._parse(answer, task)
-        if isinstance(action, Invalid):
-            return Reading(action)
-        return Reading(action, exact=answer.strip() == self.format(action, task))
+        return Reading(action, exact=not isinstance(action, Invalid) and self._is_exact(answer.strip(), action, task))
+
+    def _is_exact(self, answer: str, action: Action, task: Scene) -> bool:
+        """Whether an answer is written as asked."""
+        found = self._exact.fullmatch(answer)
+        if found is None or not isinstance(action, Polygons):
+            return found is not None
+        return found["plan"] is None or int(found["plan"]) == sum(map(len, action.rings))
+
+    @cached_property
+    def _exact(self) -> re.Pattern[str]:
+        """The pattern of answers that are written as asked."""
+        decimals = self.dialect.frame.decimals
+        number = rf"-?[0-9]{{{self._width},9}}" + (rf"\.[0-9]{{{decimals}}}" if decimals else "")
+        vertex, comma = rf"\[{number}{self.dialect.comma}{number}\]", self.dialect.comma
+        ring = rf"\[{vertex}(?:{comma}{vertex})*\]"
+        plan = r"Vertices: (?P<plan>[0-9]{1,9})\n" if self.dialect.planned else "(?P<plan>(?!))?"
+        return re.compile(rf"{plan}\[(?:{ring}(?:{comma}{ring})*)?\]|{vertex}|\[{comma.join([number] * 4)}\]", re.ASCII)
 
     def _parse(self, text: str, task: Scene) -> Action:
         """The mask, point or box that a reply states; `Invalid` with the reason where it states none."""
@@ -235,6 +260,14 @@ class PolygonCodec(Codec):
         if isinstance(super()._read(text, task).action, Absent):
             return Polygons((), self.union)
         return Invalid(text, f"no list in `{_clip(text)}`; expected {self._expected()}")
+
+    def parse(self, text: str, task: Scene) -> Action:
+        """The action that a reply states; see `Codec.parse`."""
+        _, answer, whole = reading.split(text)
+        if not whole:
+            return super().parse(text, task)
+        action = self._parse(answer, task)
+        return Invalid(text, action.reason) if isinstance(action, Invalid) else action
 
     def planned(self, text: str) -> int | None:
         """The number of vertices that a reply states last (`Vertices: 12`), or None."""

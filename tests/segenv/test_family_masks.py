@@ -45,3 +45,14 @@ def test_what_asks_for_a_point_is_answered_by_the_point_of_an_object():
     assert spoken.read(answer, SCENE, asked="box").action == Box(160, 0, 320, 480) == spoken.parse(answer, SCENE)
     with pytest.raises(ValueError, match="counts points and boxes differently"):
         of_family(codec.make("segagent"))
+
+
+def test_a_mask_is_drawn_in_the_size_that_the_model_saw():
+    mask = np.zeros((480, 640), bool)
+    mask[:240, :320] = True
+    spoken = of_family(codec.make("qwen2.5-vl")).seen_at(lambda width, height: (64, 48))
+    text = spoken.format(spoken.outline(mask), SCENE)
+    assert text == "[[[0, 0], [0, 24], [32, 24], [32, 0]]]"
+    assert polygon_iou(spoken.parse(text, SCENE).rings, mask) == 1
+    assert spoken.read('{"bbox_2d": [0, 0, 32, 24]}', SCENE, asked="box").action == Box(0, 0, 320, 240)
+    assert not spoken.read(text.replace(" ", ""), SCENE).exact and spoken.read(text, SCENE).exact
