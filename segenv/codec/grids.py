@@ -24,7 +24,7 @@ from segenv.geometry import mask_to_polygons, polygons_to_mask
 from segenv.types import Action, Invalid, Polygons
 
 OTHERS, TARGET = "others", "target"
-GRID = 16
+GRID, _FINER = 16, 8
 _TAG = re.compile(r"</?seg>|```[a-z]*")
 _RUN = re.compile(r"\s*[\"']?([^\"'*]{1,60}?)[\"']?\s*\*\s*([0-9]{1,6})\s*\.?\s*\Z")
 
@@ -62,7 +62,9 @@ class GridCodec(PolygonCodec):
 
     def _statement(self, action: Action, task: Scene) -> str:
         if isinstance(action, Polygons):
-            mask = polygons_to_mask(action.rings, task.height, task.width, action.union)
+            side = self.grid * _FINER  # whole cells stay whole, also on images that the grid does not divide
+            scale = np.array([side / task.width, side / task.height])
+            mask = polygons_to_mask([ring * scale for ring in action.rings], side, side, action.union)
             return self._text(cells_of(mask, self.grid))
         return super()._statement(action, task)
 
