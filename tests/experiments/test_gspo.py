@@ -26,11 +26,12 @@ from agents.training.sft import SFTOptions, finetune
 from experiments.common.ablation import arm_folder
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
+from experiments.evaluate.polygon_answers import OracleAgent
 from experiments.evaluate.polygon_metrics import record
-from experiments.gspo import ablation, answers, config
+from experiments.gspo import ablation, answers, config, controls
 from experiments.gspo import train as run
 from experiments.gspo.controls import SCALES, TEMPERATURES, best_scale, rescore, scale
-from segenv import codec, rewards
+from segenv import codec, data, rewards
 
 torch.set_num_threads(1)
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -202,6 +203,8 @@ def test_arms_have_folders_of_their_own(tmp_path):
     for arms in ablation.TABLES.values():
         paths = {arm_folder(tmp_path, 0, arm.name) for arm in arms}
         assert len(paths) == len(arms) and all(path.name for path in paths)
+        for arm in arms:
+            config.check(ablation._arm(config.Args(), RunFolder(tmp_path), 3, arm))
     named = {"+ GSPO": "GSPO", "iou + format": "iou-format", "boundary_f": "boundary-f", "star+": "star+"}
     named |= {"simpleseg:contour=edges": "simpleseg-contour=edges", "random-start": "random-start"}
     assert {name: arm_folder(tmp_path, 3, name) for name in named} == {
@@ -269,6 +272,28 @@ def test_an_outline_that_is_too_small_is_scaled_about_its_centroid():
     assert rescore(silent, task, RINGS, 1.2) == silent
     nothing = RINGS.parse("[]", task)
     assert scale(nothing, 1.2, task) is nothing
+
+
+def test_constants_are_chosen_on_training_tasks_and_measured_on_held_out_ones(tmp_path):
+    """The annotator's own polygons of few vertices, which are as good at any temperature."""
+    args = config.Args(eval_batch=2, out=str(tmp_path))
+    train, held_out = (data.make(f"synthetic:{split}#easy")[:3] for split in ("train", "val"))
+    agent = OracleAgent(RINGS, 6, "vertices")
+    this = answers.Run(args, RunFolder(tmp_path), agent, train, held_out, range(3), range(2))
+    this.measure(agent, 0)
+    controls.measure(this, 2)
+    chosen, replies = controls.read(this.folder)
+    start = answers.read_replies(this.folder)[0]
+    assert chosen["tasks"] == 2 and chosen["temperature"] == 1, "the highest of equals"
+    greedy = [record(train[k], RINGS, agent.reply(train[k]), 0) for k in range(2)]
+    assert chosen["giou"]["scale"]["1.0"] == pytest.approx(np.mean([one.iou for one in greedy]))
+    assert [(one.task, one.sample) for one in replies["scaled"]] == sorted((one.task, one.sample) for one in start)
+    assert [(one.task, one.sample) for one in replies["cooler"]] == [(task, 1) for task in held_out.ids[:2]]
+    task = held_out.by_id(replies["scaled"][0].task)
+    assert replies["scaled"][0] == rescore(answers.of_mode(start, False)[0], task, RINGS, chosen["scale"])
+    files = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    controls.measure(this, 2)
+    assert files == {path: path.read_bytes() for path in tmp_path.iterdir()}, "nothing is asked again"
 
 
 def test_the_controls_stand_in_the_tables(tmp_path):
