@@ -1,6 +1,7 @@
 """Models behind a server: what is sent, what comes back, and what is spent."""
 
 import json
+import os
 import re
 import time
 
@@ -121,7 +122,9 @@ def test_many_requests_are_under_way_at_a_time():
 
 @pytest.mark.slow
 def test_32_requests_under_way_have_20_times_the_throughput_of_one():
-    """The best of three tries, as other programs may have the processor."""
+    """The best of three tries, as other programs may have the processor; not where they have all of it."""
+    if hasattr(os, "getloadavg") and os.getloadavg()[0] > (os.cpu_count() or 1):
+        pytest.skip("a busy machine measures itself")
 
     def seconds(in_flight, count):
         with serving(lambda body, times: replies(SAID, delay=0.5)) as (url, _):
