@@ -55,6 +55,7 @@ _CLOSED = re.compile(r"\s*(?:,\s*)?\]", re.ASCII)
 _BOX = r"\s*,\s*".join(f"(?P<b{i}>{_NUMBER})" for i in range(4))
 _FLAT = re.compile(rf"\[\s*(?:(?P<x>{_NUMBER})\s*,\s*(?P<y>{_NUMBER})\s*|{_BOX}\s*)?\]", re.ASCII)
 _PLAN = re.compile(r"vertices\s*:\s*([0-9]{1,9})\b", re.ASCII)
+_DENIES = re.compile(r"no|n't|absent")  # what a reply may say that draws nothing
 _BLANKS = str.maketrans("[],", "   ")
 
 
@@ -257,7 +258,7 @@ class PolygonCodec(Codec):
             stated = numbered(kind, found.start(), values(lower, found.start(), want), want)
             action = self._action(stated, _clip(found[0]), task)
             return Invalid(text, action.reason) if isinstance(action, Invalid) else action
-        if isinstance(super()._read(text, task).action, Absent):
+        if _DENIES.search(lower) and isinstance(super()._read(text, task).action, Absent):
             return Polygons((), self.union)
         return Invalid(text, f"no list in `{_clip(text)}`; expected {self._expected()}")
 

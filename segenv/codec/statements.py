@@ -68,7 +68,8 @@ _BEFORE = re.compile(r"(?<![a-z])(positive|negative)[\s*`_-]*(?:point|click)?[\s
 _HEAD = re.compile(
     r"box|point|positive|negative|click|coord|<loc|finish|terminate|stop|undo|done|[\"'](?:[xy]|row|col)"
 )
-TAIL, HEADS = 10_240, 200
+_NUMBERS = re.compile(r"[0-9]+")
+TAIL, HEADS, NUMBERS, ALONE = 10_240, 200, 800, 400
 _BACK = 64  # characters before a statement that are looked at
 
 
@@ -100,11 +101,13 @@ def _with_sign(text: str, one: Statement) -> Statement:
 
 
 def tail(text: str) -> str:
-    """The end of a text that is searched for statements: at most so many characters, and so many words that may begin
+    """The end of a text that is searched for statements: at most so many characters, numbers, and words that may begin
     one, that any text is read within milliseconds."""
     text = text[-TAIL:]
-    heads = [head.start() for head in _HEAD.finditer(text)]
-    return text[heads[-HEADS] :] if len(heads) > HEADS else text
+    for pattern, most in ((_HEAD, HEADS), (_NUMBERS, NUMBERS)):
+        places = [found.start() for found in pattern.finditer(text)]
+        text = text[places[-most] :] if len(places) > most else text
+    return text
 
 
 def opens(text: str, place: int) -> bool:
@@ -257,6 +260,8 @@ def _alone(text: str) -> Iterator[Statement]:
     core = _CORE.sub(lambda match: " " * len(match[0]), text)
     lines = core.rstrip().rsplit("\n", 1)
     for line in dict.fromkeys((core, lines[-1])):
+        if len(line.strip()) > ALONE:
+            continue
         start = len(text) - len(line) if line is core else core.rstrip().rfind("\n") + 1
         bare = line.strip(" \t\r\n*`_\"'$.")
         if re.fullmatch(r"\[\s*(?:\[\s*\])?\s*\]", bare):

@@ -66,7 +66,9 @@ HOSTILE = {
     **{f"repeated {text!r}": text * (LENGTH // len(text)) for text in (
         "(", "[", '{"a":', "9", "-", "1.", "\n", " ", "*_` ", "\0", "\ud800", "positive ", "positive point",
         "Positive point: (", "Positive point: (1, ",
-        "Positive point: (1, 2)\n", "Positive point: (nan, NaN) ", "Positive point: (1e999, inf)",
+        "Positive point: (1, 2)\n",
+        "[9", "Positive point: [9[9[9[9", "<box>9 9 9 9 9 9", '{"x": 1, ', "'point': [[1, 2], ",
+        "Positive point: (nan, NaN) ", "Positive point: (1e999, inf)",
         "Positive point: (١٢, ٣)", "finish ", "Finish\n",
         "1 finish", " " * 60 + "finish x", "undo", "box", "box_", "box:", "Box: (1,2,3,", "<box>", "<box>(1,2),(",
         "<box>[[", "<point ",
