@@ -165,3 +165,33 @@ def test_a_killed_run_asks_for_no_reply_twice(tmp_path):
     records = lines(tmp_path / "run", "replies.jsonl")
     items = [(one["task"], one["step"]) for one in records]
     assert len(items) == len(set(items)) == 48 and len(chat.asked) - before == 48 - kept
+
+
+def test_an_agent_of_ones_own_is_kept_and_resumed_like_any_other(tmp_path):
+    (tmp_path / "data").mkdir()
+    data, spec = named_discs(tmp_path / "data", 4), "tests.agents.test_openai:Clicker"
+    common = {"data": data, "agent": spec, "tool": "disc:radius=8", "codec": "grid1000-xy", "max_steps": 2}
+    whole = evaluate.run(Args(**common, out=str(tmp_path / "run")), quiet=True)
+    kept = lines(tmp_path / "run", "replies.jsonl")
+    assert [(one["task"], one["step"]) for one in kept[:4]] == [(f"item-{k}", 0) for k in range(4)] and len(kept) == 8
+    assert whole["protocol"]["agent"] == spec and whole["protocol"]["source"]
+    (tmp_path / "run" / "episodes.jsonl").write_bytes(b"")  # a kill before the first episode's end
+    again = evaluate.run(Args(**common, resume=str(tmp_path / "run")), quiet=True)
+    assert lines(tmp_path / "run", "replies.jsonl") == kept
+    assert {**again, "seconds": 0} == {**whole, "seconds": 0}
+
+
+def test_polygons_of_a_served_model_are_scored_and_what_fails_is_listed(tmp_path):
+    (tmp_path / "data").mkdir()
+    data = named_discs(tmp_path / "data", 3)
+
+    def act(body, times):
+        said = replies("[[[300,250],[700,250],[700,750],[300,750]]]")
+        return sends(400, b'{"error": {"message": "no"}}') if number_of(body) == 1 else said
+
+    with serving(act) as (url, _):
+        given = {"task": "polygon", "codec": "rings", "max_steps": 20}
+        numbers = evaluate.run(settings(url, data, tmp_path / "run", **given), quiet=True)
+    assert list(numbers["skipped"]) == ["item-1"] and numbers["skipped"]["item-1"].endswith("status 400: no")
+    assert numbers["replies"] == 2 and numbers["giou"] > 0.3 and numbers["finish_reasons"] == {"stop": 2}
+    assert sorted(one["task"] for one in lines(tmp_path / "run", "replies.jsonl")) == ["item-0", "item-2"]
