@@ -221,7 +221,7 @@ def calibration(
             "mse": list(_interval(again[:, 7] / again[:, 0])),
             "bias": list(_interval((again[:, 1] - again[:, 2]) / again[:, 0])),
             "pearson": list(_interval(_correlations(again))),
-            "ranking": list(bootstrap_ratio(*pairs.T, images=of_tasks)),
+            "ranking": list(bootstrap_ratio(pairs[:, 0], pairs[:, 1], images=of_tasks)),
         },
         "reliability": reliability(said, real),
     }
