@@ -30,9 +30,10 @@ _BOX = re.compile(
 )
 _TAG = re.compile(
     r"<(?P<box>box|bbox|\|box_start\||\|det\||\|begin_of_box\|)>|<(?P<point>point|\|point_start\|)>"
-    r"|<points?(?P<open>\s)(?P<attributes>[^<>]*)(?P<closed>>)?|(?P<bins>(?:<loc_?[0-9]{1,5}>\s*)+)(?P<more><)?"
+    r"|<points?(?P<open>\s)(?P<attributes>[^<>\n]*)(?P<closed>>)?|(?P<bins>(?:<loc_?[0-9]{1,5}>\s*)+)(?P<more><)?"
 )
 _ATTRIBUTE = re.compile(r"([a-z_]+?)([0-9]*)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'<>]+))")
+_CLOSING = re.compile(r"([^<>\n]{0,300})</points?>")
 _LABEL = re.compile(r"[^<>\n;]{0,60};")  # behind the box that it names
 
 _PAIR = re.compile(r"\s*(?:,|;|and\b)\s*[(\[]\s*[-+.0-9e]{1,20}\s*,\s*[-+.0-9e]{1,20}\s*[)\]]")
@@ -211,13 +212,13 @@ def _bins(text: str, tag: re.Match[str]) -> Statement:
 def _attributes(text: str, tag: re.Match[str]) -> Statement:
     """`<point x="1" y="2" alt="…">`, `<points x1="1" y1="2" x2=…>` and `<points coords="1 1 615 404 2 …">`."""
     if not tag["closed"]:
-        return Statement("broken", tag.start(), tag.end(), why="breaks off")
+        why = "is not closed" if text[tag.end() :].strip() else "breaks off"
+        return Statement("broken", tag.start(), tag.end(), why=why)
     given: dict[str, dict[str, str]] = {}
     for name, number, *texts in _ATTRIBUTE.findall(tag["attributes"]):
         given.setdefault(name, {})[number] = "".join(texts)
-    end = text.find("</point", tag.end(), tag.end() + 500)
-    label = text[tag.end() : end] if end >= 0 else ""
-    end = text.find(">", end) + 1 if end >= 0 else tag.end()
+    closing = _CLOSING.match(text, tag.end())
+    label, end = (closing[1], closing.end()) if closing else ("", tag.end())
     words = f"{next(iter(given.get('alt', {}).values()), '')} {label}"
     signs = {sign for sign in ("positive", "negative") if re.search(rf"\b{sign}\b", words)}
     sign = "both" if len(signs) == 2 else "".join(signs)
@@ -228,10 +229,10 @@ def _attributes(text: str, tag: re.Match[str]) -> Statement:
         parts = group.replace(",", " ").split()  # number of the image, then id, x, y of each point
         pairs += list(zip(parts[2::3], parts[3::3], strict=False)) if len(parts) % 3 == 1 else []
     if not pairs:
-        return Statement("broken", tag.start(), max(end, tag.end()), why="holds no point")
+        return Statement("broken", tag.start(), end, why="holds no point")
     named = "x={}, y={}"
     found = values(f"({named.format(*pairs[0])})", 0, 2)
-    one = numbered("point", tag.start(), replace(found, end=max(end, tag.end())), 2, sign)
+    one = numbered("point", tag.start(), replace(found, end=end), 2, sign)
     return replace(one, more=len(pairs) - 1)
 
 
