@@ -23,7 +23,8 @@ class ReplyLog:
     """Replies by what was asked: prompt, picture, temperature and, where a reply is sampled, seed.
 
     `known` are records of `record_of`, such as those of a run that is resumed; each new one goes to `keep` before
-    anything else is done with the reply. `path` is the file that they are kept in. It may be used by several threads.
+    anything else is done with the reply. `path` is the file that they are kept in, and `usage` what all of them took.
+    It may be used by several threads.
     """
 
     def __init__(

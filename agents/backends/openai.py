@@ -43,10 +43,10 @@ FEWEST_FAULTS = 20  # questions in a row without a reply, after which a server c
 class WholeReplies(httpx.AsyncBaseTransport):
     """Reads each answer to its end, within `timeout` seconds and `LARGEST` bytes, and refuses one with status 200 that
     is no JSON object with choices. What is refused is a fault of the connection, after which the client asks again.
-    `count` is called before each request."""
+    `count` is called before each request, and `key` is shown in no error."""
 
-    def __init__(self, inner: Any, timeout: float, count: Callable[[], None]) -> None:
-        self.inner, self.timeout, self.count = inner, timeout, count
+    def __init__(self, inner: Any, timeout: float, count: Callable[[], None], key: str | None = None) -> None:
+        self.inner, self.timeout, self.count, self.key = inner, timeout, count, key
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request, and return its whole answer."""
@@ -68,7 +68,7 @@ class WholeReplies(httpx.AsyncBaseTransport):
                     raise httpx.RemoteProtocolError(f"the reply has more than {LARGEST} bytes", request=request)
         finally:
             await response.aclose()
-        if response.status_code == 200 and (fault := fault_of(bytes(body))):
+        if response.status_code == 200 and (fault := fault_of(bytes(body), self.key)):
             raise httpx.RemoteProtocolError(fault, request=request)
         return httpx.Response(response.status_code, headers=response.headers, content=bytes(body), request=request)
 
@@ -77,15 +77,15 @@ class WholeReplies(httpx.AsyncBaseTransport):
         await self.inner.aclose()
 
 
-def fault_of(body: bytes) -> str | None:
-    """Say why the body of an answer is no chat completion; None where it is one."""
+def fault_of(body: bytes, key: str | None = None) -> str | None:
+    """Say why the body of an answer is no chat completion, without the key; None where it is one."""
     try:
         choices = parse_json(body)["choices"]
         message = choices[0]["message"]
         texts = [message.get(name) for name in ("content", "reasoning_content", "reasoning", "refusal")]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        start = plain(body[:80].decode("utf-8", "replace"), None, 60)
-        return f"the reply is no chat completion ({type(error).__name__}: {plain(error, None, 80)}): {start!r}"
+        start = plain(body.decode("utf-8", "replace"), key, 60)  # of all, as a cut could halve the key
+        return f"the reply is no chat completion ({type(error).__name__}: {plain(error, key, 80)}): {start!r}"
     if not all(text is None or isinstance(text, str) for text in texts):
         return "the reply's message holds no text"
     return None
@@ -175,7 +175,7 @@ class OpenAIBackend(Backend):
                 timeout=bounds,
                 default_headers={"Accept-Encoding": "identity"},
                 http_client=httpx.AsyncClient(
-                    transport=WholeReplies(inner, options.timeout, self.budget.request), timeout=bounds
+                    transport=WholeReplies(inner, options.timeout, self.budget.request, self.key), timeout=bounds
                 ),
             )
             self._gate = asyncio.Semaphore(options.in_flight)
@@ -195,7 +195,7 @@ class OpenAIBackend(Backend):
             finally:
                 usage = (answer or {}).get("usage")
                 counts = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
-                self.budget.end(*counts)
+                self.budget.end(*counts, replied=answer is not None)
         size = picture.shape[1], picture.shape[0]
         reply = reply_of(answer, counts, time.perf_counter() - began, size, self.key)
         self.tokens["prompt"] += counts[0] or 0
@@ -249,9 +249,10 @@ def reply_of(answer: Any, counts: Sequence[int | None], seconds: float, size: Si
     calls = message.get("tool_calls")
     if isinstance(calls, list):
         text += "".join(map(_call, calls))
+    told = [text, thinking, reason, answer.get("model")]
     if key:  # a server that sends it back
-        text, thinking = text.replace(key, "***"), thinking and thinking.replace(key, "***")
-    name = answer.get("model")
+        told = [one.replace(key, "***") if isinstance(one, str) else one for one in told]
+    text, thinking, reason, name = told
     return Reply(
         text,
         thinking=thinking or None,

@@ -48,7 +48,7 @@ class Budget:
     """What a run has spent at a server, and whether one more request may be sent.
 
     Requests under way count with the most that they may cost: as many prompt tokens as the largest so far, and
-    `reply_tokens`. `spent` counts requests, prompt_tokens and tokens.
+    `reply_tokens`. `spent` counts requests, prompt_tokens and tokens, in a resumed run those of the kept replies too.
     """
 
     def __init__(self, options: ServerOptions, model: str, reply_tokens: int) -> None:
@@ -56,6 +56,7 @@ class Budget:
         self.prices = (0.0, 0.0) if options.max_cost is None else prices_of(options.prices, model)
         self.spent = {"requests": 0, "prompt_tokens": 0, "tokens": 0}
         self.under_way = self.largest = 0
+        self.untold = False  # whether a reply came without its tokens
 
     @property
     def cost(self) -> float:
@@ -74,6 +75,11 @@ class Budget:
 
     def begin(self) -> None:
         """Reserve what a question may cost. Raises RunError where that is more than is left."""
+        if self.untold and (self.options.max_tokens is not None or self.options.max_cost is not None):
+            raise RunError(
+                "the server does not tell how many tokens its replies have, so --server.max-tokens and "
+                "--server.max-cost cannot hold; go on with --resume DIR and --server.max-requests"
+            )
         ahead = self.under_way + 1
         prompt = self.spent["prompt_tokens"] + ahead * self.largest
         tokens = self.spent["tokens"] + ahead * self.reply_tokens
@@ -85,9 +91,10 @@ class Budget:
                 raise RunError(f"{flag} is {limit}, {spent} of it is spent, and one more reply may pass it{_AGAIN}")
         self.under_way += 1
 
-    def end(self, prompt_tokens: int | None = None, tokens: int | None = None) -> None:
-        """Replace what a question reserved by what it cost."""
+    def end(self, prompt_tokens: int | None = None, tokens: int | None = None, replied: bool = True) -> None:
+        """Replace what a question reserved by what it cost; `replied` says whether there was a reply at all."""
         self.under_way -= 1
+        self.untold |= replied and (prompt_tokens is None or tokens is None)
         self.largest = max(self.largest, prompt_tokens or 0)
         self.spent["prompt_tokens"] += prompt_tokens or 0
         self.spent["tokens"] += tokens or 0

@@ -71,6 +71,8 @@ def kept_replies(folder: RunFolder, agent: Agent) -> Iterator[None]:
     name = "replies.jsonl"
     with folder.appending(name) as file:
         agent.log = ReplyLog(folder.records(name, replies.check), file.add, folder / name)
+        if (budget := getattr(getattr(agent, "backend", None), "budget", None)) is not None:
+            budget.spent.update(agent.log.usage)  # limits are of the whole run
         try:
             yield
         finally:

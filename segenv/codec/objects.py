@@ -18,7 +18,7 @@ _EVENT = re.compile(
     r"(?P<open>\{)|(?P<close>\})"
     rf"|(?<=[{{,\s\"'])(?=[a-z])(?P<key>(?P<box>{_BOX_KEY})|(?P<point>{_POINT_KEY})|(?P<list>{_LIST_KEY})|(?P<named>{_NAMED_KEY})"
     r"|(?P<word>[a-z_]{2,20}))(?P<quote>[\"']?)\s*[:=]\s*"
-    r"(?:(?P<none>null|none|\[\s*(?:\[\s*\])?\s*\])|(?(word)(?P<bit>[01])(?=\s*[,}])|(?!))"
+    r"(?:(?P<none>null|none|\[\s*(?:\[\s*\])?\s*\])|(?(word)(?:\[\s*)?(?P<bit>[01])(?=\s*[,}\]])|(?!))"
     r"|(?P<at>(?=[\"']?(?:[\[({]|[-+~]?[0-9.])))"
     r"|(?P<text>\"(?![{\[])[^\"\n]{0,60}\"|'[^'\n]{0,60}'|true|false|[a-z_]{1,20}(?=\s*[,}])))"
 )

@@ -63,6 +63,7 @@ _DENIAL = re.compile(
 )
 _IN_VIEW = re.compile(r"\b(?:image|picture|photo|scene|frame)\b|^\s*$|^none\b")
 _OURS = re.compile(r"\b(?:mask|layer|green|overlay|click|point|action|need|reason)")
+_RIGHT = re.compile(r"\b(?:errors?|mistakes?|flaws?|wrong|uncovered|remain|remaining|further|improve|improvements?)\b")
 _NEGATED = re.compile(r"(?:\bnot|n't|\bnever|\bbefore|\bcannot)\b[^.!?\n]*\Z")
 _OPENS = re.compile(r"(?:\A|[\r\n:>0-9])[ \t*`_\"'$\\(\[{-]*\Z|[\r\n](?:[ \t*`_\"'#>-]|[0-9]{1,3}[.)])*\Z")
 _BEFORE = re.compile(r"(?<![a-z])(positive|negative)[\s*`_-]*(?:point|click)?[\s*`_:([{]*\Z")
@@ -249,7 +250,8 @@ def _words(text: str) -> Iterator[Statement]:
         what = word["what"]
         seen = what is None or (_IN_VIEW.search(what) or word[0].rstrip().endswith("none"))
         before = re.split(r"[.!?\n]", text[max(0, word.start() - _BACK) : word.start()])[-1]
-        if seen and not _OURS.search(before + word[0]):
+        after = re.split(r"[.!?\n]", text[word.end() : word.end() + _BACK])[0]
+        if seen and not _OURS.search(before + word[0]) and not _RIGHT.search(word[0] + after):
             yield Statement("absent", word.start(), word.end(), weak=True)
 
 

@@ -195,7 +195,7 @@ def _mask(value: Any, item: str, path: Path) -> np.ndarray:
     rows = value.values
     lengths: set[int] = set() if rows is None else {len(row) if row.is_valid else 0 for row in rows}
     flat = np.empty(0) if rows is None else rows.flatten().to_numpy(zero_copy_only=False)
-    if len(lengths) != 1 or flat.dtype != bool:
+    if len(lengths) != 1 or 0 in lengths or flat.dtype != bool:
         raise BadItem(f"item {item!r}: {path} has no mask in this row; expected rows of truth values, of equal length")
     return flat.reshape(-1, lengths.pop())
 

@@ -245,12 +245,12 @@ _OPERATIONS: dict[int, Callable[[_Machine], object]] = {
 }
 
 
-def _measure(value: Any, depth: int, sizes: dict[int, int]) -> int:
+def _measure(value: Any, depth: int, sizes: dict[tuple[int, int], int]) -> int:
     """The number of values in a value, each container counted wherever it is used: what a reader would walk through.
     Raises `PickleError` beyond `MAX_VALUES` and `MAX_DEPTH`, and so for containers that hold themselves."""
     if type(value) not in (list, dict):
         return 1
-    if (size := sizes.get(id(value))) is not None:
+    if (size := sizes.get((id(value), depth))) is not None:  # it may stand deeper elsewhere
         return size
     if not depth:
         raise PickleError(f"containers within containers, more than {MAX_DEPTH} deep")
@@ -259,5 +259,5 @@ def _measure(value: Any, depth: int, sizes: dict[int, int]) -> int:
         size += _measure(item, depth - 1, sizes)
         if size > MAX_VALUES:
             raise PickleError(f"more than {MAX_VALUES:,} values, with those counted that stand in several places")
-    sizes[id(value)] = size
+    sizes[id(value), depth] = size
     return size

@@ -97,6 +97,18 @@ def test_a_key_that_a_server_sends_back_stands_in_no_reply(monkeypatch):
     monkeypatch.setenv("OTHER_KEY", "sk-very-secret")
     with serving(lambda body, times: replies("sk-very-secret")) as (url, _):
         assert ask(url, ServerOptions(key_env="OTHER_KEY")).text == "***"
+    named = json.dumps(completion(SAID, "sk-very-secret") | {"model": "of sk-very-secret"}).encode()
+    with serving(lambda body, times: sends(200, named)) as (url, _):
+        reply = ask(url, ServerOptions(key_env="OTHER_KEY"))
+    assert (reply.model, reply.finish_reason) == ("of ***", "***")
+
+
+def test_a_key_stands_in_no_error_also_where_that_is_cut_short(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    page = b"<html>" + b"x" * 48 + b" sk-very-secret</html>"
+    with serving(lambda body, times: sends(200, page, "text/html")) as (url, _), pytest.raises(AgentError) as refused:
+        ask(url)
+    assert "no chat completion" in str(refused.value) and "sk-" not in str(refused.value)
 
 
 def test_where_nothing_answers_the_run_ends():
@@ -152,6 +164,12 @@ def test_a_budget_ends_the_run_before_it_is_passed(tmp_path):
                 for k in range(9):
                     backend.ask([PICTURE], [str(k)], [0])
         assert len(chat.asked) == most, limits
+    untold = json.dumps({**completion(SAID), "usage": None}).encode()
+    with serving(lambda body, times: sends(200, untold)) as (url, chat):
+        backend = OpenAIBackend("made", url, options=ServerOptions(max_tokens=10_000))
+        assert backend.ask([PICTURE], ["0"], [0])[0].text == SAID
+        with pytest.raises(RunError, match="does not tell how many tokens"):
+            backend.ask([PICTURE], ["1"], [0])
     with pytest.raises(ValueError, match="expected other: {input"):
         OpenAIBackend("other", url, options=ServerOptions(max_cost=1.0, prices=prices))
 

@@ -98,6 +98,22 @@ def test_without_skipping_the_first_fault_ends_the_run_and_what_was_paid_for_is_
     assert len(chat.asked) - before == 6 - len(kept)
 
 
+def test_a_budget_is_of_the_whole_run_with_what_was_spent_before_it_was_resumed(tmp_path):
+    (tmp_path / "data").mkdir()
+    data = named_discs(tmp_path / "data", 6)
+    limited = ServerOptions(in_flight=2, max_requests=4)
+    with serving(lambda body, times: replies(MIDDLE)) as (url, chat):
+        first = settings(url, data, tmp_path / "run", skip_bad=False, server=limited)
+        again = Args(**{**vars(first), "out": None, "resume": first.out})
+        for args in (first, again):
+            with pytest.raises(RunError, match="4 requests are sent"):
+                evaluate.run(args, quiet=True)
+            assert len(chat.asked) == 4
+        more = ServerOptions(max_requests=6)
+        numbers = evaluate.run(Args(**{**vars(again), "server": more}), quiet=True)
+    assert numbers["episodes"] == len(chat.asked) == 6
+
+
 @pytest.mark.slow
 def test_episodes_advance_on_their_own(tmp_path):
     """One slow item holds no other: all others end while it is asked about its first step."""

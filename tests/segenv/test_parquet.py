@@ -61,6 +61,7 @@ def changed(file: Path, **values: Any) -> None:
         ({"mask": [[True] * 30] * 19 + [[True]]}, "has no mask in this row"),
         ({"mask": None}, "has no mask in this row"),
         ({"mask": []}, "has no mask in this row"),
+        ({"mask": [[]] * 20}, "has no mask in this row"),
         ({"mask": [[False] * 30] * 20}, "no object pixel"),
     ],
 )

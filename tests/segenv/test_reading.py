@@ -98,6 +98,7 @@ CLICKS = {  # of the codec pixels on an image of 640 x 480; the sign stated
     '{"action": "add", "point": ["320", "240"], "label": "positive"}',
     '{"name": "click", "arguments": "{\\"x\\": 320, \\"y\\": 240, \\"label\\": \\"positive\\"}"}',
     '```json\n[{"point": [320, 240], "label": 1}]\n```',
+    '{"points": [[320, 240]], "labels": [1]}',
     '<tool_call>\n{"name": "add_point", "arguments": {"point_2d": [320, 240], "point_type": "positive"}}\n</tool_call>',
     '{"thought": "so", "action": "Positive point: (320, 240)"}',
 }
@@ -110,7 +111,8 @@ def test_a_click_is_read_however_it_is_written(text):
     assert (read.action, read.extra, read.unsigned) == (HERE, 0, False) and not read.exact
     negative = text.replace("ositive", "egative").replace("pegative", "negative").replace("Pegative", "Negative")
     negative = negative.replace("POSITIVE", "NEGATIVE").replace("Foreground", "Background").replace('"add"', '"remove"')
-    negative = negative.replace('"label": 1', '"label": 0').replace('"negative": true', '"positive": false')
+    negative = negative.replace('"label": 1', '"label": 0').replace('"labels": [1]', '"labels": [0]')
+    negative = negative.replace('"negative": true', '"positive": false')
     assert spoken.parse(negative, SCENE) == Click(320, 240, False), negative
 
 
@@ -204,6 +206,9 @@ INVALIDS = [
     "Options: `Undo`, `Finish`.",
     "I'm sorry, but I can't help with identifying that.",
     "I can't see the image.",
+    "The mask is right: I cannot see any errors.",
+    "There are no mistakes in the image.",
+    "I can't find any part that remains uncovered.",
     "The green mask is not visible.",
     "Positive point: (320, 24",
     "Positive point: (-5, 240)",

@@ -116,12 +116,21 @@ def _wide(levels: int) -> bytes:
     return b"(" + b"".join(parts) + b"l."
 
 
+def _chained(chains: int) -> bytes:
+    """A list of chains of lists, each with the chain before at its end, so that none of them is long by itself."""
+    parts = [b"(]p0\n"]
+    for k in range(1, chains):
+        parts.append(b"]" * 9 + b"g%d\n" % (k - 1) + b"a" * 9 + b"p%d\n" % k)
+    return b"".join(parts) + b"l."
+
+
 BOMBS = {
     "a list in itself": b"(lp0\ng0\na.",
     "a dictionary in itself": b"(dp0\nS'a'\ng0\ns.",
     "lists in lists": b"]" * 20_000 + b"a" * 19_999 + b".",
     "tuples in tuples": b")" + b"\x85" * 20_000 + b".",
     "wide lists, each in the next": _wide(8),
+    "chains of lists, each in the next": _chained(300),
     "a memo far off": b"]r\xff\xff\xff\xff0.",
     "a memo beyond": b"]p99999999999999999999\n.",
     "an unknown memo": b"g7\n.",
