@@ -103,7 +103,7 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
         """The one tool of all environments."""
         return self.envs[0].mdp.tool
 
-    @property
+    @property  # type: ignore[misc]  # of each environment, as in SyncVectorEnv: there is none to set
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """The generators of the environments."""
         return tuple(env.np_random for env in self.envs)
@@ -168,7 +168,7 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
         acting = np.flatnonzero(~self._ended).tolist()
         parsed = [self.envs[i].read_action(each[i]) for i in acting]
         states = [self.envs[i].state for i in acting]
-        followings = self.envs[0].mdp.transition(states, parsed)  # type: ignore[arg-type]  # read_action saw them
+        followings = self.envs[0].mdp.transition(states, parsed)
         rewards = np.zeros(self.num_envs)
         terminations, truncations = np.zeros((2, self.num_envs), np.bool_)
         infos: list[dict[str, Any]] = [{} for _ in self.envs]
