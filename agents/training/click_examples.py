@@ -197,7 +197,8 @@ class ClickExamples:
         many as an example shows, if there are."""
         assert self.rollout is not None
         scene, rng = self.scene(number), np.random.default_rng([self.seed, 2, number])
-        named, states = _named(scene), []
+        named = _named(scene)
+        states: list[tuple[int, np.ndarray, Action]] = []
         for i in rng.permutation(len(named)):
             if len(states) < self.mixture.trajectory:
                 k, sentences = named[i]

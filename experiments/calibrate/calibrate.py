@@ -1,5 +1,6 @@
 """A calibration: ask about every picture, find the frame of the numbers, and write the codec with its evidence."""
 
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import yaml
 
 import agents
 from agents.base import Agent
+from agents.prompted import PromptedAgent
 from experiments.calibrate import fit
 from experiments.calibrate.config import RESUMABLE, Args
 from experiments.calibrate.probes import Probe, draw, numbers_in
@@ -76,7 +78,11 @@ def ask(agent: Agent, probes: list[Probe], args: Args, folder: RunFolder) -> lis
             texts = agent.act(seen, [seed_of(args.seed, probe.task.id) for probe in some])
             for probe, item, text in zip(some, seen, texts, strict=True):
                 task = probe.task
-                record = {"task": task.id, "size": [task.width, task.height], "sent": sent_size(agent, item)}
+                record: dict[str, Any] = {
+                    "task": task.id,
+                    "size": [task.width, task.height],
+                    "sent": sent_size(agent, item),
+                }
                 record |= {"target": list(probe.middle), "reply": text, "numbers": numbers_in(text)}
                 have[task.id] = record
                 file.add(record)
@@ -93,12 +99,11 @@ def observation(probe: Probe) -> Observation:
 
 def sent_size(agent: Agent, item: Observation) -> list[int]:
     """Width and height of what the model sees, where the agent tells, else of the picture that it is sent."""
-    backend = getattr(agent, "backend", None)
-    try:
-        return list(backend.seen_size(item.width, item.height))
-    except (AttributeError, ValueError):
-        picture = agent.picture(item) if hasattr(agent, "picture") else item.image
-        return [picture.shape[1], picture.shape[0]]
+    if isinstance(agent, PromptedAgent):
+        with suppress(AttributeError, ValueError):  # a processor that does not tell
+            return list(agent.backend.seen_size(item.width, item.height))
+    picture = agent.picture(item) if isinstance(agent, PromptedAgent) else item.image
+    return [picture.shape[1], picture.shape[0]]
 
 
 def evaluate(records: list[dict[str, Any]]) -> Result:

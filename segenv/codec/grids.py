@@ -122,7 +122,7 @@ def cells_of(mask: np.ndarray, grid: int) -> np.ndarray:
 
 def _row(line: str) -> Sequence[tuple[bool, int]]:
     """The runs of a line, whether each is of the object, and its cells; none where the line is something else."""
-    runs = []
+    runs: list[tuple[bool, int]] = []
     for part in re.split(r"[,|]", line.strip(" \t\r*`"), maxsplit=512):
         run = _RUN.match(part)
         if run is None:

@@ -95,7 +95,9 @@ def _scan(text: str, place: int, want: int, item: re.Pattern[str]) -> Values:
     opened = _OPEN.match(text, place)
     assert opened is not None
     depth = sum(map(opened[1].count, "([{"))
-    bracketed, numbers, groups, place, since = depth > 0, [], [], opened.end(), 0
+    numbers: list[Number] = []
+    groups: list[int] = []
+    bracketed, place, since = depth > 0, opened.end(), 0
 
     def result(end: int, state: str) -> Values:
         if len(numbers) > since:
