@@ -195,7 +195,7 @@ class OpenAIBackend(Backend):
             finally:
                 usage = (answer or {}).get("usage")
                 counts = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
-                self.budget.end(*counts, replied=answer is not None)
+                self.budget.end(counts[0], counts[1], replied=answer is not None)
         size = picture.shape[1], picture.shape[0]
         reply = reply_of(answer, counts, time.perf_counter() - began, size, self.key)
         self.tokens["prompt"] += counts[0] or 0
