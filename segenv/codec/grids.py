@@ -26,6 +26,7 @@ from segenv.types import Action, Invalid, Polygons
 OTHERS, TARGET = "others", "target"
 GRID, _FINER = 16, 8
 _TAG = re.compile(r"</?seg>|```[a-z]*")
+_NUMBERED = re.compile(r"\A(?:row\s*)?[0-9]{1,3}\s*[.:)]\s*", re.IGNORECASE)
 _RUN = re.compile(r"\s*[\"']?([^\"'*]{1,60}?)[\"']?\s*\*\s*([0-9]{1,6})\s*\.?\s*\Z")
 
 
@@ -87,7 +88,16 @@ class GridCodec(PolygonCodec):
     def _parse(self, text: str, task: Scene) -> Action:
         if "*" not in text:
             return super()._parse(text, task)
-        rows = [row for line in _TAG.sub("", text).strip().split("\n", 2 * self.grid + 9) if (row := _row(line))]
+        lines = _TAG.sub("", text).strip().split("\n", 2 * self.grid + 9)
+        lines = [line for line in lines if line.strip(" \t\r*`")]
+        read = list(map(_row, lines))
+        places = [k for k, row in enumerate(read) if row]
+        if not places:
+            return super()._parse(text, task)
+        rows = read[places[0] : places[-1] + 1]
+        if not all(rows):  # what follows would move up by a row
+            broken = _clip(lines[places[0] + [bool(row) for row in rows].index(False)])
+            return Invalid(text, f"`{broken}` between two rows is none; expected runs, as `{OTHERS} *{self.grid}`")
         sizes = [sum(count for _, count in row) for row in rows]
         if len(rows) == 1 and self.grid > 1:  # one list, or a reply that ended in its first row
             runs, whole = rows[0], self.grid**2
@@ -98,7 +108,7 @@ class GridCodec(PolygonCodec):
             cells[: len(labels)] = labels
             return self._drawn(cells.reshape(self.grid, -1), task.height, task.width, len(labels) < whole)
         wrong = [k for k, size in enumerate(sizes) if size != self.grid and (k < len(sizes) - 1 or size > self.grid)]
-        if not rows or wrong or len(rows) > self.grid:
+        if wrong or len(rows) > self.grid:
             found = (
                 f"row {wrong[0] + 1} of `{_clip(text)}` fills {sizes[wrong[0]]} cells" if wrong else f"{len(rows)} rows"
             )
@@ -123,7 +133,7 @@ def cells_of(mask: np.ndarray, grid: int) -> np.ndarray:
 def _row(line: str) -> Sequence[tuple[bool, int]]:
     """The runs of a line, whether each is of the object, and its cells; none where the line is something else."""
     runs: list[tuple[bool, int]] = []
-    for part in re.split(r"[,|]", line.strip(" \t\r*`"), maxsplit=512):
+    for part in re.split(r"[,|]", _NUMBERED.sub("", line.strip(" \t\r*`")), maxsplit=512):
         run = _RUN.match(part)
         if run is None:
             return runs if runs and not part.strip(" .;\"'") else []

@@ -46,9 +46,10 @@ def test_what_a_grid_says_and_the_ways_to_write_it():
         "<seg>others*1 | red cup*1\nothers*2</seg>",
         "others *1, target *1, others *2",
         "Here it is:\n```\nothers *1, target *1\nothers *2\n```",
+        "Row 1: others *1, target *1\n\nRow 2: others *2",
     ):
         assert spoken.parse(text, scene) == expected, text
-    assert spoken.parse("others *2\nothers *2", scene) == Polygons(()) == spoken.parse("No object found", scene)
+    assert spoken.parse("others *2\nothers *2", scene) == Polygons(()) == spoken.parse("**No object found**", scene)
     assert "2 x 2 cells" in spoken.prompt(scene) and "the left cat" in spoken.prompt(scene)
     assert spoken.parse(spoken.format(Click(3, 1), scene), scene) == Click(3, 1)
     assert spoken.parse(spoken.format(Box(0, 0, 4, 2), scene), scene) == Box(0, 0, 4, 2)
@@ -67,7 +68,8 @@ def test_a_reply_that_breaks_off_gives_its_whole_rows():
         ("others *17\nothers *16", "row 1 of `others *17 others *16` fills 17 cells; expected 16 rows of 16"),
         ("others *16\n" * 17, "17 rows; expected 16 rows"),
         ("others *257", "the reply fills 257 cells; expected 256"),
-        ("a * b", "0 rows"),
+        ("a * b", "no list in"),
+        ("others *16\nothers *5; target *11\nothers *16", "`others *5; target *11` between two rows is none"),
         ("nothing here", "no list in"),
     ],
 )
