@@ -222,7 +222,7 @@ def test_what_it_refuses(shapes: str, tmp_path: Path, capsys: pytest.CaptureFixt
         (["--agent", "random"], "writes no polygons"),
         (["--agent", "mllm:untrained"], "speaks 'segagent'; give it a --codec of simpleseg"),
         ([*model, "--polygon.given", "mask", "--polygon.asked", "text"], "has no instruction"),
-        (["--agent", "annotator", "--codec", "pixels"], "give it a --codec of"),
+        (["--agent", "annotator", "--codec", "pixel"], "did you mean"),
         (["--agent", "annotator", "--polygon.temperature", "1"], "the same ones each time"),
         (["--agent", "annotator", "--polygon.given", "mask"], "ask for another thing"),
         (["--agent", "annotator", "--executor", "process"], "leave out --executor"),
@@ -247,7 +247,7 @@ def test_ceilings_are_compared_in_pairs(shapes: str, tmp_path: Path, capsys: pyt
     row = rows[40, "holes", "simpleseg"]
     assert row["difference"] == pytest.approx(rows[40, "holes", "rings"]["iou"] - row["iou"])
     assert row["interval"][0] > 0.05 and rows[40, "holes", "rings"]["difference"] is None
-    assert polygons_ceiling.main(["--data", shapes, "--codecs", "pixels"]) == 1
+    assert polygons_ceiling.main(["--data", shapes, "--codecs", "pixel"]) == 1
 
 
 def test_a_checkpoint_declares_how_long_its_replies_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
