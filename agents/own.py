@@ -127,7 +127,7 @@ class OwnAgent(Agent):
     ) -> list[str]:
         """The texts of the agent; its errors, and what is no text, as `AgentError`."""
         try:
-            texts = answer(items, seeds)
+            texts = list(answer(items, seeds))
         except SegenvError:
             raise
         except Exception as error:

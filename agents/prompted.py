@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from agents.backends.base import Backend, Reply
+from agents.backends.base import SENT_AT, Backend, Reply
 from agents.base import Agent
 from agents.replies import Record, key_of, question_of, record_of, recorded
 from segenv import render
@@ -48,6 +48,12 @@ class PromptedAgent(Agent):
         self.prompt_style = prompt
         self.template = None if prompt in PROMPTS else self._read(prompt)
         backend.squared = codec.points.extent is padded_square
+        fixed, size = SENT_AT.get(getattr(codec, "writes", "")), backend.image_size
+        if fixed is not None and size is not None and tuple(np.atleast_1d(size)) != fixed:
+            raise ValueError(
+                f"agent {self.spec!r}: codec {codec.name!r} counts in pixels of images that are sent at "
+                f"{fixed[0]}x{fixed[1]}; leave out #SIZE"
+            )
         if isinstance(codec, Codec) and codec.points.resized:
             backend.seen_size(448, 448)  # a processor that does not tell is refused here
             self.codec = codec.seen_at(backend.seen_size)

@@ -49,7 +49,7 @@ class ServedAgent(PromptedAgent):
         backend = OpenAIBackend(
             model,
             base_url,
-            codec.name.partition(":")[0],
+            getattr(codec, "writes", codec.name.partition(":")[0]),
             server,
             image_size=size_of(self.spec, size),
             max_new_tokens=max_new_tokens or usual,

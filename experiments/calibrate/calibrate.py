@@ -16,12 +16,13 @@ from experiments.calibrate.probes import Probe, draw, numbers_in
 from experiments.common import cli
 from experiments.common.config import RunError, plain
 from experiments.common.run_folder import RunFolder, manifest, write_atomic
+from experiments.evaluate.records import kept_replies
 from segenv import codec as codecs
 from segenv.codec.file import CodecFile
 from segenv.mdp import Observation
 from segenv.seeds import seed_of
 
-REPLIES, CODEC = "replies.jsonl", "codec.yaml"
+PROBES, CODEC = "probes.jsonl", "codec.yaml"
 READ = 0.6  # the part of the replies that must state a place
 
 
@@ -68,10 +69,12 @@ def run(args: Args) -> Result:
 
 
 def ask(agent: Agent, probes: list[Probe], args: Args, folder: RunFolder) -> list[dict[str, Any]]:
-    """The agent's reply to each picture, with what was sent; those that are on the disk are not asked for again."""
-    have = {record["task"]: record for record in folder.records(REPLIES)}
+    """The agent's reply to each picture, with what was sent; those that are on the disk are not asked for again: a
+    model's replies are kept in replies.jsonl as they arrive."""
+    have = {record["task"]: record for record in folder.records(PROBES)}
     missing = [probe for probe in probes if probe.task.id not in have]
-    with folder.appending(REPLIES) as file, cli.progress(len(probes), "reply", done=len(have)) as bar:
+    progress = cli.progress(len(probes), "reply", done=len(have))
+    with folder.appending(PROBES) as file, kept_replies(folder, agent), progress as bar:
         for k in range(0, len(missing), args.batch_size):
             some = missing[k : k + args.batch_size]
             seen = [observation(probe) for probe in some]
@@ -110,7 +113,7 @@ def evaluate(records: list[dict[str, Any]]) -> Result:
     """Find the frame of the numbers in the replies; none where too few replies state a place."""
     read = [record for record in records if record["numbers"] is not None]
     if len(read) < READ * len(records):
-        why = f"{len(read)} of {len(records)} replies state a place; see {REPLIES}, and try another --codec"
+        why = f"{len(read)} of {len(records)} replies state a place; see {PROBES}, and try another --codec"
         return Result(None, why, [], records)
     columns = (np.array([record[name] for record in read], float) for name in ("numbers", "target", "size", "sent"))
     frame, frames, why = fit.choose(fit.Probes(*columns))
@@ -119,7 +122,7 @@ def evaluate(records: list[dict[str, Any]]) -> Result:
 
 def codec_text(frame: fit.FittedFrame, agent: Agent, records: list[dict[str, Any]]) -> str:
     """The codec of a frame for a file: written and prompted as the agent's own, with as many digits as its numbers."""
-    name = getattr(agent.codec, "name", "").partition(":")[0]
+    name = getattr(agent.codec, "writes", "")
     digits = max(len(repr(number).partition(".")[2].rstrip("0")) for one in records for number in one["numbers"] or ())
     found = CodecFile(
         writes=name if name in codecs.CODECS else "grid1000-xy",

@@ -107,7 +107,7 @@ def _of_file(spec: str) -> Codec:
     if found.order == "yx" and "x=" in grammar.point:
         raise ValueError(f"codec {spec!r}: order is 'yx', and {found.writes} names its axes; expected xy")
     codec = Codec(spec, found.frame, found.frame, grammar, found.prompt)
-    codec.content_hash = content_hash(content)
+    codec.writes, codec.content_hash = found.writes, content_hash(content)
     return codec
 
 

@@ -43,6 +43,7 @@ class Codec:
         if prompt not in PROMPTS:
             raise ValueError(f"codec {name!r}: prompt is {prompt!r}; expected one of {', '.join(PROMPTS)}")
         self.name = name
+        self.writes = name.partition(":")[0]  # the family whose way of writing it has
         self.content_hash: str | None = None  # of the file that it comes from
         self.points = points
         self.boxes = boxes

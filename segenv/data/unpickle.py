@@ -16,7 +16,7 @@ from typing import Any
 from segenv.data.base import DataError
 from segenv.texts import shown
 
-MAX_BYTES = 1 << 29  # of a file; the largest published one has about a tenth
+MAX_BYTES = 1 << 27  # of a file; the largest published one has about half
 MAX_DEPTH = 16  # of containers in containers; refs have four
 MAX_VALUES = 100_000_000  # with each container counted wherever it is used
 _LARGEST = 2**63

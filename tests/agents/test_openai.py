@@ -262,3 +262,11 @@ def test_an_agent_of_ones_own_is_named_by_module_and_class():
 def test_a_class_that_is_none_is_refused(spec):
     with pytest.raises(ValueError, match="no subclass|unknown agent"):
         agents.make(spec)
+
+
+def test_a_size_beside_a_codec_that_counts_in_another_is_refused(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "none")
+    agent = agents.make("openai:some@http://127.0.0.1:9/v1", "seg-zero")
+    assert agent.backend.seen_size(640, 480) == (840, 840)
+    with pytest.raises(ValueError, match="840x840; leave out #SIZE"):
+        agents.make("openai:some@http://127.0.0.1:9/v1#400", "seg-zero")

@@ -166,10 +166,10 @@ def test_the_embedded_model_is_found_to_write_rows_first(tmp_path, capsys):
     assert command.main(["--agent", "mllm", "--out", str(out)]) == 0
     found = json.loads((out / "calibration.json").read_text())
     assert found["sure"] and (found["frame"]["order"], found["frame"]["scale"]) == ("yx", [1000.0, 1000.0])
-    before = (out / "replies.jsonl").read_bytes()
-    (out / "replies.jsonl").write_bytes(before[: len(before) // 2])
+    before = (out / "probes.jsonl").read_bytes()
+    (out / "probes.jsonl").write_bytes(before[: len(before) // 2])
     assert command.main(["--resume", str(out)]) == 0
-    assert (out / "replies.jsonl").read_bytes() == before and (out / "report.html").stat().st_size > 10_000
+    assert (out / "probes.jsonl").read_bytes() == before and (out / "report.html").stat().st_size > 10_000
     assert "report" in capsys.readouterr().out
 
 
