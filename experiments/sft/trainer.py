@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch.utils.data import Dataset
 
 from agents import tiny
@@ -20,9 +21,10 @@ from agents.training.click_examples import ClickExample
 from experiments.common.config import RunError
 from experiments.common.trainer import Trainer, autocast, has_bfloat16
 from experiments.sft.config import VISION_STAGE
-from segenv.checkpoints import CheckpointError
+from segenv.checkpoints import CheckpointError, read_weights
 from segenv.types import Action, Task
 
+HEADS = "heads.safetensors"  # beside the model's weights
 VISION_RATE = 2.0  # the learning rate of the vision tower, in units of the rest's
 
 
@@ -65,7 +67,10 @@ class TinyTrainer(Trainer):
         if device == "cpu" and has_bfloat16(device):
             model.set_attn_implementation("eager")  # backwards, several times faster than fused attention in bfloat16
         self.collate = Collator(self.processor)
-        super().__init__(args, model, Heads(model.config.text_config.hidden_size, self.fine), device)
+        heads = Heads(model.config.text_config.hidden_size, self.fine)
+        if args.base is not None:
+            keep_heads(heads, Path(parse(args.base)[0] or EMBEDDED) / HEADS)
+        super().__init__(args, model, heads, device)
 
     def fresh(self) -> tuple[Any, Any]:
         """The model to start from, and its processor."""
@@ -124,10 +129,21 @@ class TinyTrainer(Trainer):
         return measures
 
     def write_model(self, model: Any, folder: Path) -> None:
-        """Write the model in float16 with the processor, as `--agent mllm:FOLDER` reads them."""
+        """Write the model in float16 with the processor, as `--agent mllm:FOLDER` reads them, and the heads, with which
+        a training from this model as its base begins."""
         fold(model.model.vision_tower)
         super().write_model(model, folder)
         self.processor.save_pretrained(folder)
+        heads = {name: value.detach().cpu().contiguous().clone() for name, value in self.heads.state_dict().items()}
+        save_file(heads, folder / HEADS)
+
+
+def keep_heads(heads: Heads, path: Path) -> None:
+    """Load those heads of a base that are of the same size; a base may have none."""
+    if path.is_file():
+        own = heads.state_dict()
+        known = read_weights(path)
+        heads.load_state_dict(own | {k: v for k, v in known.items() if k in own and v.shape == own[k].shape})
 
 
 def tiny_checkpoint(base: str, tokens: int = 0) -> tuple[Any, Any, int]:

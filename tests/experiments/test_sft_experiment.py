@@ -19,7 +19,7 @@ from agents.backends.transformers import TransformersBackend, chat, encode
 from agents.mllm import MllmAgent
 from agents.tiny.vision_tower import fold
 from agents.training import auxiliary_heads
-from agents.training.auxiliary_heads import IGNORED, Collator, encode_images, forward_text, pixels, reply_loss
+from agents.training.auxiliary_heads import IGNORED, Collator, Heads, encode_images, forward_text, pixels, reply_loss
 from agents.training.checkpoints import identity
 from agents.training.click_examples import (
     COLOUR_NAMES,
@@ -38,6 +38,7 @@ from agents.training.click_examples import (
 from experiments.common.config import RunError
 from experiments.sft import __main__, config
 from experiments.sft import clicks as sft
+from experiments.sft.trainer import keep_heads
 from segenv import codec, metrics, tools
 from segenv.data.synthetic.scenes import Synthetic, expressions
 from segenv.mdp import SegMDP
@@ -417,3 +418,16 @@ def test_the_command_trains_measures_and_writes_an_agent_that_clicks(tmp_path):
     task = Synthetic("val").load(0)
     state = SegMDP(tools.make("disc")).initial(task)
     assert len(agent.act([SegMDP(tools.make("disc")).observation(state)], [0])) == 1
+
+
+def test_heads_of_a_base_go_on_where_they_are_of_the_same_size(tmp_path):
+    trainer = _train(_args(tmp_path), 3)
+    trainer.export(tmp_path / "model")
+    further = sft.ClickTrainer(_args(tmp_path / "further", base=str(tmp_path / "model"), seed=1))
+    again = further.heads.state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in trainer.heads.state_dict().items())
+    fresh = Heads(SMALL["width"], fine=True)
+    before = fresh.state_dict()["told.1.weight"].clone()
+    keep_heads(fresh, tmp_path / "model" / "heads.safetensors")
+    assert torch.equal(fresh.state_dict()["told.1.weight"], before), "polygons have another one"
+    assert torch.equal(fresh.state_dict()["seen.1.weight"], again["seen.1.weight"])
