@@ -52,7 +52,7 @@ _WORD = re.compile(
     rf"(?:\s(?:was|were|is|are))?(?:\s(?:found|detected|present|visible|there))?(?:\sin\s(?:the|this)\s[a-z]{{3,7}})?{_END}))"
 )
 _MENTION = re.compile(
-    rf"(?=[`*\"'acprs])(?:[`*\"']+|{_CHOICE}[`*\"']*)(?:(?P<stop>finish(?:ed)?|terminate)|(?P<undo>undo))(?![a-z])(?P<quote>[`*\"'.!]*)"
+    rf"(?=[`*\"'acprs])(?:(?<![`*\"'])[`*\"']+|{_CHOICE}[`*\"']*)(?:(?P<stop>finish(?:ed)?|terminate)|(?P<undo>undo))(?![a-z])(?P<quote>[`*\"'.!]*)"
 )
 _DENIAL = re.compile(
     r"(?<![a-z])(?=[tiawdc])(?:there(?:\s(?:is|are|was|were)|'s)\s(?:no\b|not\s(?:any|an?)\b|none\b)(?P<what>[^.!?\n]{0,120})"

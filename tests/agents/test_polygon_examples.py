@@ -194,6 +194,7 @@ def _ablate(base, out, vary, **changes):
     return polygon_ablation.Args(vary=vary, out=str(out), base=base, **{**few, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vary", ["order", "codec"])
 def test_an_ablation_compares_arms_on_the_same_tasks_and_goes_on(base, tmp_path, vary):
     out = tmp_path / "run"

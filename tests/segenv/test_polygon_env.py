@@ -80,7 +80,7 @@ def test_what_is_no_mask_is_data_and_earns_nothing(text: str, make: Callable[...
 def test_a_task_without_its_object_is_answered_by_nothing(make: Callable[..., Any], task: Task) -> None:
     absent = replace(task, target=np.zeros_like(task.target))
     env = make()
-    for text, reward in (("Vertices: 0\n[]", 1.2), ("[[[0,0],[0,500],[500,500]]]", 0.1), ("there is none", 0)):
+    for text, reward in (("Vertices: 0\n[]", 1.2), ("[[[0,0],[0,500],[500,500]]]", 0.1), ("I would rather not say", 0)):
         env.reset(options={"task": absent})
         assert env.step(text)[1] == pytest.approx(reward)
     with pytest.raises(ValueError, match="task disc has no object, and so no box"):

@@ -126,7 +126,7 @@ def test_no_object_is_answered_by_nothing() -> None:
     assert ALL.score("Vertices: 0\n[]", task)["total"] == len(PARTS)
     made_up = ALL.score("Vertices: 3\n[[[000,000],[000,500],[500,500]]]", task)
     assert made_up["total"] == made_up["format"] == 1
-    assert ALL.score("it is not there", task)["total"] == 0
+    assert ALL.score("I would rather not say", task)["total"] == 0
 
 
 def test_a_dialect_fills_as_it_says() -> None:

@@ -86,7 +86,8 @@ class ToolContract:
         copy = pickle.loads(pickle.dumps(tool))
         assert (copy.spec, copy.fingerprint, len(copy.cache)) == (tool.spec, tool.fingerprint, 0)
         assert copy.calls == {"encode": 0, "decode": 0}
-        same(before, copy.predict(copy.encode(IMAGES[:1]), [PROMPTS[0]])[0])
+        # its weights lie elsewhere in memory, on which some processors' last bits depend
+        same(before, copy.predict(copy.encode(IMAGES[:1]), [PROMPTS[0]])[0], exact=False)
 
     def test_the_same_input_gives_the_same_output(self, tool):
         cv2.setRNGSeed(17)  # somebody else's random numbers change nothing
