@@ -195,6 +195,6 @@ def size_of(agent: str, size: str) -> int | tuple[int, int] | None:
 
 
 def _item(observation: Observation, sample: int | None) -> Record:
-    """What a reply is about."""
+    """The item that a reply is about."""
     size = [observation.width, observation.height]
     return {"task": observation.task_id, "step": observation.step, "sample": sample, "image": size}

@@ -58,7 +58,7 @@ class ReplyLog:
 
 
 def question_of(picture: np.ndarray | None, prompt: str, seed: int, temperature: float | None) -> Record:
-    """What identifies a question: hashes of the prompt and of the picture, uint8 [H, W, 3], `temperature` (None where
+    """The identity of a question: hashes of the prompt and of the picture, uint8 [H, W, 3], `temperature` (None where
     the model chooses it) and `seed` (None of a greedy reply)."""
     shape = () if picture is None else picture.shape
     pixels = b"" if picture is None else np.ascontiguousarray(picture)

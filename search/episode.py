@@ -122,7 +122,7 @@ def step_of(
 
 
 def read_reply(codec: Codec, reply: Reply, scene: Scene) -> Reading:
-    """What a codec reads in a reply about `scene`."""
+    """The reading by a codec of a reply about `scene`."""
     return codec.read(reply.text, scene, reply.finish_reason, reply.tokens, reply.thinking or "")
 
 

@@ -45,7 +45,7 @@ class ServerOptions:
 
 
 class Budget:
-    """What a run has spent at a server, and whether one more request may be sent.
+    """Costs of a run at a server so far, and whether one more request may be sent.
 
     Requests under way count with the most that they may cost: as many prompt tokens as the largest so far, and
     `reply_tokens`. `spent` counts requests, prompt_tokens and tokens, in a resumed run those of the kept replies too.
@@ -170,7 +170,7 @@ def _patches(width: int, height: int, side: int, fewest: int, most: int) -> Size
 
 
 def plain(text: Any, key: str | None, longest: int = 300) -> str:
-    """What a server said, on one line, not at length, and without the key."""
+    """A server's words, on one line, not at length, and without the key."""
     shown = " ".join(str(text).split())
     if key:
         shown = shown.replace(key, "***")

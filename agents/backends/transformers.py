@@ -158,7 +158,7 @@ class TransformersBackend(Backend):
         return [(shape[3], shape[2]) if whole else None] * count
 
     def _sampler(self, seeds: Sequence[int], temperature: float) -> list[LogitsProcessor]:
-        """What samples tokens; nothing where replies are greedy."""
+        """Settings that sample tokens; nothing where replies are greedy."""
         top_k, top_p, own = 0, self.top_p, self.model.generation_config
         if self.own_sampling:
             temperature = (1.0 if own.temperature is None else own.temperature) if own.do_sample else 0.0

@@ -28,7 +28,7 @@ READ = 0.6  # the part of the replies that must state a place
 
 @dataclass(frozen=True)
 class Result:
-    """What a calibration found: the frame, or none; why; all frames with their errors; and the replies."""
+    """Result of a calibration: the frame, or none; why; all frames with their errors; and the replies."""
 
     frame: fit.FittedFrame | None
     why: str
@@ -94,7 +94,7 @@ def ask(agent: Agent, probes: list[Probe], args: Args, folder: RunFolder) -> lis
 
 
 def observation(probe: Probe) -> Observation:
-    """What the agent sees: the picture with an empty mask."""
+    """The agent's observation: the picture with an empty mask."""
     task = probe.task
     empty = np.zeros(task.target.shape, bool)
     return Observation(task.id, task.image, empty, task.instruction, step=0, steps_left=1)

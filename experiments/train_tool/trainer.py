@@ -32,7 +32,7 @@ class Prompts:
     logits: torch.Tensor | None = None  # [N, 1, g, g]
 
     def inputs(self) -> dict[str, Any]:
-        """What the model takes."""
+        """The prompts that the model takes."""
         inputs: dict[str, Any] = {"input_masks": self.logits}
         if self.points is not None:
             inputs["input_points"] = torch.from_numpy(self.points[:, None, :, :2]).float()

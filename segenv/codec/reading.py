@@ -1,4 +1,4 @@
-"""What was read in a reply, and what of a reply is read.
+"""Records of what was read in a reply, and the part of a reply that is read.
 
 A model's thought is split off and never read: `<think>…</think>`, `<thinking>…</thinking>`, `<thought>…</thought>` and
 `◁think▷…◁/think▷`. What stands before a closing tag without an opening one is thought too, because some chat templates

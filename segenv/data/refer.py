@@ -41,7 +41,7 @@ class _Meant(TypedDict, total=False):
 
 
 class Reference(_Meant):
-    """What several sentences mean: one annotation, several, or none ([], -1 or [-1])."""
+    """Meaning of several sentences: one annotation, several, or none ([], -1 or [-1])."""
 
     ref_id: int | str
     image_id: int | str
@@ -233,7 +233,7 @@ def _records(entries: Sequence[Any]) -> Iterable[tuple[int, dict[str, Any]]]:
 
 
 def _images_named(rest: str, is_data: Callable[[str], bool]) -> tuple[str, str | None]:
-    """What names the data in a spec, and IMAGES, split at the first @ before which `is_data`."""
+    """The part of a spec that names the data, and IMAGES, split at the first @ before which `is_data`."""
     for at in (i for i, character in enumerate(rest) if character == "@"):
         if rest[at + 1 :] and is_data(rest[:at]):
             return rest[:at], rest[at + 1 :]
