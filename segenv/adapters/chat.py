@@ -63,12 +63,13 @@ class Chat:
         content = [{"type": "image", "image": self.picture(state)}, {"type": "text", "text": self.prompt(state)}]
         return [{"role": "user", "content": content}]
 
-    def advance(self, state: SegState, text: str) -> tuple[SegState, float, bool]:
+    def advance(self, state: SegState, text: str, finish_reason: str | None = None) -> tuple[SegState, float, bool]:
         """Carry out a reply: the next state, the reward, and whether the episode has ended.
 
-        Any text is data: one that is no action costs a step. A broken tool raises `ToolError`, which is never a reward.
+        Any text is data: one that is no action costs a step, and so does one that was cut (`finish_reason` is
+        "length"). A broken tool raises `ToolError`, which is never a reward.
         """
-        return self.act(state, self.codec.parse(text, self.mdp.observation(state)))
+        return self.act(state, self.codec.read(text, self.mdp.observation(state), finish_reason).action)
 
     def act(self, state: SegState, action: Action) -> tuple[SegState, float, bool]:
         """As `advance`, with an action that needs no reading."""

@@ -1,0 +1,80 @@
+"""A task for Inspect (https://inspect.aisi.org.uk), whose models then play episodes of clicks:
+
+inspect eval segenv/adapters/inspect_task.py --model openai/gpt-4o -T data=synthetic:test -T limit=50
+"""
+
+from typing import Any
+
+from inspect_ai import Task, task
+from inspect_ai.dataset import MemoryDataset, Sample
+from inspect_ai.model import ChatMessage, ChatMessageUser, ContentImage, ContentText
+from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
+from inspect_ai.solver import Generate, Solver, TaskState, solver
+
+from segenv.adapters import chat
+from segenv.mdp import SegState
+
+INDEX, RESULT = "index", "segenv"  # of a task in the data; of an episode's record in a sample's store
+
+
+@task
+def clicks(
+    tool: str = "sam",
+    data: str = "synthetic:test",
+    codec: str = "segagent",
+    reward: str = "iou_gain",
+    max_steps: int = 7,
+    start: str | None = None,
+    limit: int | None = None,
+) -> Task:
+    """Segment what the instruction names, one click at a time; the score is the IoU of the last mask."""
+    return make(chat.make(tool, data, codec, reward, max_steps, start), limit)
+
+
+def make(game: chat.Chat, limit: int | None = None) -> Task:
+    """The task of the first `limit` episodes of a chat, or of all."""
+    number = len(game.data) if limit is None else min(limit, len(game.data))
+    samples = []
+    for index in range(number):
+        instruction, name = game.data[index].instruction, game.data[index].id
+        samples.append(Sample(input=instruction or "the main object", id=name, metadata={INDEX: index}))
+    return Task(dataset=MemoryDataset(samples, name="segenv"), solver=play(game), scorer=last_iou())
+
+
+@solver
+def play(game: chat.Chat) -> Solver:
+    """Play an episode, each step of which is a conversation of its own. A broken tool is an error of the sample, which
+    Inspect does not score."""
+
+    async def solve(state: TaskState, generate: Generate) -> TaskState:
+        now, done, rewards = game.start(state.metadata[INDEX]), False, []
+        best = game.iou(now)
+        while not done:
+            state.messages = messages(game, now)
+            state = await generate(state)
+            cut = "length" if state.output.stop_reason in ("max_tokens", "model_length") else None
+            now, reward, done = game.advance(now, state.output.completion, cut)
+            rewards.append(reward)
+            best = max(best, game.iou(now))
+        record: dict[str, Any] = {"iou": game.iou(now), "best_iou": best, "steps": now.step, "rewards": rewards}
+        state.store.set(RESULT, record | {"stopped": now.stopped})
+        return state
+
+    return solve
+
+
+def messages(game: chat.Chat, state: SegState) -> list[ChatMessage]:
+    """The conversation of a state in Inspect's types."""
+    picture = ContentImage(image=chat.data_url(game.picture(state)))
+    return [ChatMessageUser(content=[picture, ContentText(text=game.prompt(state))])]
+
+
+@scorer(metrics=[mean(), stderr()])
+def last_iou() -> Scorer:
+    """The IoU of the last mask with the target; best IoU, steps and rewards stand in the score's metadata."""
+
+    async def score(state: TaskState, target: Target) -> Score:
+        record = state.store.get(RESULT)
+        return Score(value=record["iou"], metadata=record)
+
+    return score
