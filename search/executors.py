@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 import agents
 from agents.base import Agent
@@ -25,10 +27,13 @@ from search.rollout import rollout
 from search.star import Rules
 from segenv import data, ranges, tools
 from segenv.data.base import Dataset
+from segenv.envs import starts
+from segenv.envs.starts import Start
 from segenv.mdp import SegMDP
 from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Seed
+from segenv.seeds import seed_of
 from segenv.tools.base import SegTool
-from segenv.types import AgentError, SegenvError
+from segenv.types import AgentError, BadItem, SegenvError, Task
 
 EXECUTORS = ("serial", "process", "ray")
 Skipped = dict[str, str]  # id of a bad item: why it was skipped
@@ -62,6 +67,7 @@ class Setup:
     search: str = "none"  # a spec of `search.spec`, on top of the agent
     options: Mapping[str, Any] = field(default_factory=dict)  # further ones of the agent
     replies: str | None = None  # file of replies that workers need not ask for
+    start: str | Start | None = None  # the initial masks, of `segenv.envs.starts`; None: the tasks' own, or empty ones
 
     def __post_init__(self) -> None:
         ranges.check(self)
@@ -84,13 +90,14 @@ class Player:
             self.agent.log = ReplyLog(read_records(Path(setup.replies)), self.new.append)
         self.dataset = dataset.checked(self.agent.check)
         self.mdp = SegMDP(self.tool, setup.max_steps, setup.reward)
+        self.start = None if setup.start is None else starts.make(setup.start)
         self.search = spec.parse(setup.search)
         self.value = self.search.value_function(self.mdp, self.agent) if self.search else None
         set_threads(setup.threads)
 
     def play(self, positions: Sequence[int]) -> Iterator[Episode]:
         """The episodes of the tasks at `positions`, in that order; all of them advance together."""
-        setup, tasks = self.setup, self.dataset.select(positions)
+        setup, tasks = self.setup, self.started(self.dataset.select(positions))
         options: dict[str, Any] = {name: getattr(setup, name) for name in ("seed", "round_index", "samples")}
         options["batch_size"] = max(1, len(positions) * setup.samples)
         if self.search:
@@ -100,6 +107,21 @@ class Player:
             correct = setup.rules.correction if setup.rules else None
             skip = self._skip if setup.skip_bad else None
             yield from rollout(self.mdp, self.agent, tasks, correct=correct, skip=skip, **options)
+
+    def started(self, tasks: Iterable[Task]) -> Iterator[Task]:
+        """The tasks with the initial masks that the setup asks for, made by a generator of the run's seed and the
+        task's id: equal ones for every agent."""
+        for task in tasks:
+            if self.start is not None:
+                rng = np.random.default_rng(seed_of("start", self.setup.seed, task.id))
+                try:
+                    task = self.start(task, self.tool, rng)
+                except BadItem as error:
+                    if not self.setup.skip_bad:
+                        raise
+                    self.dataset.skip(task.id, str(error))
+                    continue
+            yield task
 
     def _skip(self, task: str, error: AgentError) -> None:
         self.dataset.skip(task, str(error))

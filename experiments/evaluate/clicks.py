@@ -53,10 +53,12 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
 def make_player(args: Args) -> Player:
     """Load data, tool and agent; RunError where one of them cannot be had."""
     options: dict[str, Any] = {
-        name: getattr(args, name) for name in ("search", "seed", "batch_size", "skip_bad", "follow_links", "threads")
+        name: getattr(args, name)
+        for name in ("search", "seed", "batch_size", "skip_bad", "follow_links", "threads", "start")
     }
     options["options"] = records.agent_options(args)
-    with cli.setting_up(f"data {args.data!r}, tool {args.tool!r}, agent {args.agent!r}, search {args.search!r}"):
+    named = ("data", "tool", "agent", "search", "start")
+    with cli.setting_up(", ".join(f"{name} {getattr(args, name)!r}" for name in named if getattr(args, name))):
         return Player(Setup(args.data, args.tool, args.agent, args.codec, args.max_steps, **options))
 
 
@@ -69,7 +71,7 @@ def _manifest(args: Args, player: Player) -> dict[str, Any]:
         "search": str(player.search or "none"),
         "value": player.value.settings if player.value else None,
         "max_steps": args.max_steps,
-        "start": "the task's initial mask, or an empty one where it has none",
+        "start": args.start or "the task's initial mask, or an empty one where it has none",
         **metrics.METRIC_DEFINITIONS,
     }
     hashes = {"data": player.dataset.fingerprint, "tool": player.tool.fingerprint, "agent": protocol.get("weights")}

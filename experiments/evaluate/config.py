@@ -72,6 +72,9 @@ class Args:
     """in which images are sent to a server"""
     search: str = "none"
     """tree search on top of the agent: greedy:k=3,value=prm, best-of-n:…, beam:…, dvts:…, best-first:…, mcts:…"""
+    start: str | None = None
+    """initial masks: empty, box, points[:k=3], distort[:low=0.4,high=0.9] or given; by default the task's own, or an
+    empty one"""
     max_steps: Count = 20
     """actions an episode may take"""
     limit: Count | None = None

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from experiments.common.config import check
+from experiments.common.config import RunError, check
 from experiments.evaluate import clicks, filter, polygon_report, polygons, report
 from experiments.evaluate.config import Args
 
@@ -10,6 +10,8 @@ from experiments.evaluate.config import Args
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     """Evaluate as `args` say, in the folder `out` or `resume`, and return the content of metrics.json."""
     check(args)
+    if args.start is not None and args.task != "segment":
+        raise RunError(f"--start {args.start} is of episodes of clicks; leave it out, or take --task segment")
     return {"segment": clicks.run, "filter": filter.run, "polygon": polygons.run}[args.task](args, quiet)
 
 

@@ -112,7 +112,7 @@ def correction(target: np.ndarray, prediction: np.ndarray, rng: np.random.Genera
 
 def points_in_boxes(truth: np.ndarray, rng: np.random.Generator, k: int = 3) -> np.ndarray:
     """From 1 to `k` positive points [N, K, 3] (x, y, 1) anywhere in the box of each of `truth` bool [N, S, S], as
-    `points` of `segenv.envs.refine` sets them."""
+    `points` of `segenv.envs.starts` sets them."""
     corners = np.array([cv2.boundingRect(mask.astype(np.uint8)) for mask in truth])[:, None]
     spots = corners[..., :2] + corners[..., 2:] * rng.random((len(truth), rng.integers(1, k + 1), 2))
     return np.concatenate([np.floor(spots), np.ones_like(spots[..., :1])], axis=2)

@@ -18,7 +18,7 @@ from experiments.common.config import RunError, check
 from experiments.train_tool.config import RESUMABLE, Args
 from experiments.train_tool.data import Crops, correction, first_prompt, half_plane, points_in_boxes
 from segenv.checkpoints import CheckpointError, load_pretrained
-from segenv.envs.refine import distorted
+from segenv.envs.starts import distorted
 from segenv.tools import tiny_sam
 from segenv.tools.sam import EMBEDDED, LOGIT_LIMIT, Frame
 
@@ -159,7 +159,7 @@ class SamTrainer(trainer.Trainer):
     def _given_masks(
         self, embedding: torch.Tensor, truth: np.ndarray, small: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
-        """Masks to correct, bool [N, g, g], made as `segenv.envs.refine` makes them: the model's answers to boxes or to
+        """Masks to correct, bool [N, g, g], made as `segenv.envs.starts` makes them: the model's answers to boxes or to
         points of `truth` bool [N, S, S], or distortions of `small` [N, g, g]."""
         kind = rng.integers(3)
         if kind == 2:

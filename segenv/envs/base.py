@@ -13,12 +13,12 @@ from gymnasium.error import ResetNeeded
 
 from segenv import data as datasets
 from segenv import metrics, render, tools
+from segenv.envs import starts
+from segenv.envs.starts import Start
 from segenv.mdp import Observation, SegMDP, SegState
 from segenv.ranges import Count, require
 from segenv.tools.base import SegTool
 from segenv.types import Action, BadItem, Task
-
-Start = Callable[[Task, SegTool, np.random.Generator], Task]  # the task that an episode starts from
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +35,9 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
 
     `mdp` holds the rules and `state` the present moment, both public: a search branches on `env.unwrapped.state`.
     `tool`, `data` and `reward` are specs, or objects that they name: a `SegTool`, any sequence of tasks, a function.
-    `start` changes a drawn task before its episode, as the refinement does. `render_size` is the side of a frame in
-    pixels: images of any shape are letterboxed to it, so that a recording may go on from one to another.
+    `start` changes a drawn task before its episode: a spec or a function of `segenv.envs.starts`. `render_size` is the
+    side of a frame in pixels: images of any shape are letterboxed to it, so that a recording may go on from one to
+    another.
 
     A step is `read_action`, one call of `mdp.transition`, and `arrive`; a reset is `draw` and `begin`. So
     `segenv.envs.vector` steps many of these with one call of the tool.
@@ -52,7 +53,7 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         reward: str | Callable = "iou_gain",
         max_steps: int = 20,
         render_mode: str | None = None,
-        start: Start | None = None,
+        start: str | Start | None = None,
         render_size: int = 512,
     ) -> None:
         if render_mode not in (None, *self.metadata["render_modes"]):
@@ -66,7 +67,7 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         self.render_mode = render_mode
         self.render_size = render_size
         self.state: SegState | None = None
-        self._start = start
+        self._start = None if start is None else starts.make(start)
         self._last: Moment | None = None
         self._places: dict[str, int] = {}  # of tasks by id, where the data is no `Dataset`
 

@@ -8,9 +8,9 @@ import gymnasium as gym
 import numpy as np
 
 from segenv import codec as codecs
-from segenv.envs import refine
-from segenv.envs.base import Start
+from segenv.envs import starts
 from segenv.envs.hlmat import HLMATEnv
+from segenv.envs.starts import Start
 from segenv.mdp import Observation
 from segenv.metrics import iou
 from segenv.rewards import Reward
@@ -30,7 +30,7 @@ class Judgement(Stop):
 def random_prompt(task: Task, rng: np.random.Generator, k: int = POINTS) -> Prompt:
     """1 to `k` clicks anywhere in the object's bounding box, on the object or off it. The first is positive, as a mask
     needs one; the sign of the others is a coin's. (The paper publishes neither number nor signs.)"""
-    x0, y0, x1, y1 = refine.object_bounds(task)
+    x0, y0, x1, y1 = starts.object_bounds(task)
     spots = rng.integers((x0, y0), (x1, y1), (int(rng.integers(1, k + 1)), 2)).tolist()
     signs = [True, *(rng.random(len(spots) - 1) < 0.5).tolist()]
     return Prompt(clicks=tuple(Click(x, y, sign) for (x, y), sign in zip(spots, signs, strict=True)))
@@ -38,7 +38,7 @@ def random_prompt(task: Task, rng: np.random.Generator, k: int = POINTS) -> Prom
 
 def random_points(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
     """The task, starting from what the tool makes of a `random_prompt`."""
-    return refine.predicted_start(task, tool, random_prompt(task, rng))
+    return starts.predicted_start(task, tool, random_prompt(task, rng))
 
 
 def _error(task: Task, mask: np.ndarray, action: Action) -> float:
@@ -82,7 +82,7 @@ class FilterEnv(HLMATEnv):
 
     ## Starting State
     A mask that the tool makes of 1 to 5 random points in the object's bounding box, the first positive, the others of
-    either sign (`start="random"`), or that of another start of `segenv.envs.refine.make`: `given`, `box`, `points`,
+    either sign (`start="random"`), or that of another start of `segenv.envs.starts.make`: `given`, `box`, `points`,
     `distort`.
 
     ## Episode End
@@ -110,7 +110,7 @@ class FilterEnv(HLMATEnv):
         if isinstance(reward, str) and reward not in REWARDS:
             raise ValueError(f"reward is {reward!r}; expected one of {', '.join(REWARDS)}, or a function")
         judged_by = REWARDS[reward] if isinstance(reward, str) else reward
-        begin = random_points if start == "random" else refine.make(start)
+        begin = random_points if start == "random" else start
         super().__init__(tool, data, codec, judged_by, 1, render_mode, begin, render_size)
         if isinstance(reward, str):
             self.metadata["reward_range"] = (-1.0, 0.0)

@@ -7,8 +7,9 @@ import gymnasium as gym
 
 from segenv import codec as codecs
 from segenv import render
-from segenv.envs.base import SegEnv, Start
+from segenv.envs.base import SegEnv
 from segenv.envs.spaces import FreeText, Pixels
+from segenv.envs.starts import Start
 from segenv.mdp import Observation
 from segenv.tools.base import SegTool
 from segenv.types import Action, Task
@@ -45,8 +46,9 @@ class HLMATEnv(SegEnv):
     the IoU after the step less the IoU before it, so that an episode's rewards add up to what it gained.
 
     ## Starting State
-    An empty mask, or the task's `initial_mask`. The task is drawn from `data` by the environment's generator
-    (`reset(seed=...)`), or given: `reset(options={"task": task_or_id_or_index})`.
+    An empty mask, or the task's `initial_mask`, or what `start` makes (`segenv.envs.starts.make`). The task is
+    drawn from `data` by the environment's generator (`reset(seed=...)`), or given:
+    `reset(options={"task": task_or_id_or_index})`.
 
     ## Episode End
     Terminated by `stop`, or after `max_steps` steps. Never truncated. A further step raises `ResetNeeded`.
@@ -71,7 +73,7 @@ class HLMATEnv(SegEnv):
         reward: str | Callable = "iou_gain",
         max_steps: int = 20,
         render_mode: str | None = None,
-        start: Start | None = None,
+        start: str | Start | None = None,
         render_size: int = 512,
     ) -> None:
         super().__init__(tool, data, reward, max_steps, render_mode, start, render_size)

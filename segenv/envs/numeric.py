@@ -8,9 +8,9 @@ import gymnasium as gym
 import numpy as np
 
 from segenv import codec as codecs
-from segenv.envs import refine
-from segenv.envs.base import Moment, SegEnv, Start
+from segenv.envs.base import Moment, SegEnv
 from segenv.envs.features import Features, Observe
+from segenv.envs.starts import Start
 from segenv.mdp import Observation, SegState
 from segenv.ranges import Count, require
 from segenv.tools.base import SegTool
@@ -27,7 +27,7 @@ class NumericEnv(SegEnv):
 
     **Not in the observation:** the target, the clicks so far, and by default the instruction, which is text, and only
     in `info`. So where an image has several objects, say which one is meant, by data with one object an image, by a
-    mask that points at it (`start="box"`; `start` is that of `segenv.envs.refine.make`, and the default is an empty
+    mask that points at it (`start="box"`; `start` is that of `segenv.envs.starts.make`, and the default is an empty
     mask), or by `observe`, whose parts are joined by +:
 
     | `observe` | adds |
@@ -61,8 +61,7 @@ class NumericEnv(SegEnv):
         observe: Observe = None,
         action_mask: str | None = None,
     ) -> None:
-        begin = None if start is None else refine.make(start)
-        super().__init__(tool, data, reward, max_steps, render_mode, begin, render_size)
+        super().__init__(tool, data, reward, max_steps, render_mode, start, render_size)
         self.codec = codecs.make(codec) if isinstance(codec, str) else codec
         require(Count, size=size)
         if action_mask not in (None, "info", "observation"):

@@ -69,6 +69,38 @@ def test_metrics_do_not_depend_on_the_executor(photos, tmp_path):
         assert (tmp_path / "process" / name).stat().st_size > 0
 
 
+@pytest.mark.parametrize("start", ["empty", "box", "points:k=2", "distort:low=0.5,high=0.8"])
+def test_every_agent_and_executor_starts_from_the_same_masks(photos, tmp_path, start):
+    common = {"data": f"folder:{photos}", "tool": "disc:radius=6", "max_steps": 2, "limit": 4, "start": start}
+    runs = {
+        "random": {"agent": "random", "executor": "process", "batch_size": 1},
+        "annotator": {},
+        "greedy": {"search": "greedy:k=2,value=oracle"},
+        "other": {"seed": 1},
+    }
+    begun = {}
+    for name, more in runs.items():
+        numbers = evaluate.run(Args(**common, **more, out=str(tmp_path / name)), quiet=True)
+        assert numbers["protocol"]["start"] == start
+        records = sorted(RunFolder(tmp_path / name).records("episodes.jsonl"), key=lambda one: one["task"])
+        begun[name] = [(one["start_mask"], one["start_iou"]) for one in records]
+    assert begun["random"] == begun["annotator"] == begun["greedy"]
+    assert (begun["other"] == begun["random"]) == (start in ("empty", "box"))
+    ious = [iou for _, iou in begun["random"]]
+    assert all(0.4 < iou < 0.9 for iou in ious) if "distort" in start else (max(ious) > 0) == (start != "empty")
+
+
+def test_a_start_that_cannot_be_made_is_refused(photos, tmp_path, capsys):
+    flags = ["--data", f"folder:{photos}", "--tool", "disc", "--limit", "2", "--out", str(tmp_path / "run")]
+    for more, told_so in (
+        (["--start", "nothing"], "start 'nothing'"),
+        (["--start", "given"], "has no initial_mask"),
+        (["--start", "box", "--task", "filter"], "--start box is of episodes of clicks"),
+    ):
+        assert __main__.main([*flags, *more]) == 1
+        assert told_so in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_a_killed_run_goes_on_and_ends_with_the_same_metrics(photos, tmp_path):
     flags = ["--data", f"folder:{photos}", "--tool", "grabcut", "--agent", "annotator:depth", "--max-steps", "8"]
     flags += ["--batch-size", "2", "--report-episodes", "0"]

@@ -13,7 +13,7 @@ from gymnasium.utils.env_checker import data_equivalence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segenv.envs import refine
+from segenv.envs import starts
 from segenv.metrics import iou
 from segenv.tools.disc import DiscTool
 from segenv.types import Box, Prompt, Task
@@ -31,15 +31,21 @@ def test_a_refinement_starts_from_a_mask_that_replays(make_env: Callable[..., gy
     assert click[0]["mask"][3, 3] and data_equivalence(undo[0]["mask"], seen["mask"], exact=True)
 
 
+@pytest.mark.parametrize("start", ["box", "points:k=2", "distort", "empty"])
+def test_the_text_environment_starts_as_the_refinement_does(make_env: Callable[..., gym.Env], start: str) -> None:
+    seen = [make_env(name, start=start).reset(seed=2)[0] for name in ("segenv/HLMAT-v0", "segenv/Refine-v0")]
+    assert data_equivalence(*seen, exact=True) and seen[0]["mask"].any() == (start != "empty")
+
+
 def test_box_and_points_ask_the_tool(task: Task) -> None:
     """The disc tool fills a box; the object spans x 28..52 and y 8..32."""
     rng, tool = np.random.default_rng(0), DiscTool(2)
     filled = np.zeros((48, 64), bool)
     filled[8:33, 28:53] = True
-    np.testing.assert_array_equal(refine.box(task, tool, rng).initial_mask, filled)
+    np.testing.assert_array_equal(starts.box(task, tool, rng).initial_mask, filled)
     counts = set()
     for _ in range(60):
-        made = refine.points(task, DiscTool(0), rng, 3).initial_mask
+        made = starts.points(task, DiscTool(0), rng, 3).initial_mask
         assert made is not None and not (made & ~filled).any()
         counts.add(int(made.sum()))
     assert counts >= {1, 2, 3}
@@ -52,12 +58,12 @@ def test_a_distortion_has_the_iou_that_was_asked_for(seed: int, radius: int, wan
     rows, columns = np.ogrid[:48, :64]
     target = (columns - 30) ** 2 + (rows - 24) ** 2 <= radius**2
     task = Task("t", np.zeros((48, 64, 3), np.uint8), target)
-    made = refine.distort(task, DiscTool(), np.random.default_rng(seed), wanted, wanted).initial_mask
+    made = starts.distort(task, DiscTool(), np.random.default_rng(seed), wanted, wanted).initial_mask
     assert made is not None and abs(iou(target, made) - wanted) < 0.05
 
 
 def test_distortions_differ_and_go_wrong_both_ways(task: Task) -> None:
-    made = [refine.distort(task, DiscTool(), np.random.default_rng(seed)).initial_mask for seed in range(30)]
+    made = [starts.distort(task, DiscTool(), np.random.default_rng(seed)).initial_mask for seed in range(30)]
     assert len({mask.tobytes() for mask in made if mask is not None}) == 30
     extra = [(mask & ~task.target).sum() for mask in made if mask is not None]
     missing = [(task.target & ~mask).sum() for mask in made if mask is not None]
