@@ -1,11 +1,12 @@
 """Play episodes of clicks and measure them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
-from experiments.evaluate import metrics, records, report
+from experiments.evaluate import exclusion, metrics, records, report
 from experiments.evaluate.config import RESUMABLE, Args
 from experiments.evaluate.metrics import Outcome
 from search.executors import Player, Setup, Skipped, play
@@ -17,21 +18,22 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     player = make_player(args)
     if player.agent.in_flight > 1 and args.executor != "serial":
         raise RunError("a server is asked many things at a time as it is: leave out --executor")
-    data = player.dataset[: args.limit]
+    chosen = exclusion.choose(player.dataset, args)
+    data = player.dataset.select(chosen.positions)
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to evaluate")
     indices, skipped = records.indices(data), Skipped()
     with cli.open_run(args, RESUMABLE) as folder:
-        about = folder.keep_manifest(_manifest(args, player), metrics.METRIC_DEFINITIONS)
+        about = folder.keep_manifest(_manifest(args, player, chosen), metrics.METRIC_DEFINITIONS)
         outcomes = _finished(folder, indices, data)
-        missing = set(range(len(data))) - outcomes.keys()
+        missing = {position for k, position in enumerate(chosen.positions) if k not in outcomes}
         with (
             folder.appending("episodes.jsonl") as file,
             records.kept_replies(folder, player.agent),
             cli.progress(len(data), "episode", len(outcomes), quiet=quiet) as bar,
         ):
             total = sum(item.final_iou for item in outcomes.values())
-            for episode in play(player, range(len(data)), args.executor, args.workers, skipped, missing):
+            for episode in play(player, chosen.positions, args.executor, args.workers, skipped, missing):
                 index = indices[episode.task]
                 if index in outcomes:
                     continue  # in a group that a kill cut
@@ -44,6 +46,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         records.check_any(ordered, args.data, skipped)
         images = records.keep_images(folder, data, [item.task for item in ordered])
         numbers = metrics.summarise(ordered, args.max_steps, about["protocol"], images)
+        numbers["unsolved"] = _unsolved(folder, args, player, ordered)
         numbers = records.write_metrics(folder, numbers, skipped)
         report.write(folder, numbers, about, ordered, data.by_id, args.report_episodes)
         folder.finish("evaluate")
@@ -62,9 +65,18 @@ def make_player(args: Args) -> Player:
         return Player(Setup(args.data, args.tool, args.agent, args.codec, args.max_steps, **options))
 
 
-def _manifest(args: Args, player: Player) -> dict[str, Any]:
+def _unsolved(folder: RunFolder, args: Args, player: Player, outcomes: Sequence[Outcome]) -> dict[str, float] | None:
+    """The tasks that the annotator could not solve, which are also written to a file; None of another player."""
+    if not player.agent.privileged or player.search is not None:
+        return None
+    found = exclusion.unsolved(outcomes)
+    exclusion.write_unsolved(folder, found, f"{args.agent} with {args.tool}")
+    return found
+
+
+def _manifest(args: Args, player: Player, chosen: exclusion.Choice) -> dict[str, Any]:
     protocol = {
-        **records.settings(args),
+        **records.settings(args, chosen),
         "tool": player.tool.spec,
         **player.agent.settings,
         "privileged": player.agent.privileged or (player.value is not None and player.value.privileged),

@@ -78,7 +78,9 @@ class Args:
     max_steps: Count = 20
     """actions an episode may take"""
     limit: Count | None = None
-    """use the first N tasks only"""
+    """use the first N tasks only, of those not excluded"""
+    exclude: str | None = None
+    """file of tasks to leave out, such as those with wrong labels: an id a line, comments behind #"""
     seed: Seed = 0
     """of the agent's randomness"""
     out: OutFolder | None = None

@@ -15,7 +15,7 @@ import numpy as np
 from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
-from experiments.evaluate import iou_report, records
+from experiments.evaluate import exclusion, iou_report, records
 from experiments.evaluate.clicks import make_player
 from experiments.evaluate.config import Args
 from experiments.evaluate.iou_estimates import READINGS, TOOL, iou_estimate_metrics
@@ -63,12 +63,13 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     if args.executor != "serial" or player.search is not None:
         raise RunError("the task filter plays no episode: leave out --executor and --search")
     estimator, how = iou_estimator(player)
-    data = player.dataset[: args.limit]
+    chosen = exclusion.choose(player.dataset, args)
+    data = player.dataset.select(chosen.positions)
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to judge")
     protocol = {
         "task": "filter",
-        **records.settings(args),
+        **records.settings(args, chosen),
         "tool": player.tool.spec,
         **player.agent.settings,
         "reading": how,

@@ -11,6 +11,7 @@ from search.episode import PARTS, Episode
 from segenv import metrics, statistics
 from segenv.types import Task
 
+UNSOLVED = 0.5  # a task is unsolved where no IoU of the annotator reaches this
 THRESHOLDS = (0.50, 0.70, 0.80, 0.85, 0.90, 0.95)  # of NoC and NoF; the field's tables print 85, 90 and 95
 MEASURES = (
     *("miou", "ciou", "iou_at", "noc", "nof", "nof_never", "boundary_iou"),
@@ -37,6 +38,7 @@ METRIC_DEFINITIONS = {
     "parse_rate": "share of replies that the codec could read as an action",
     "exact_rate": "share of replies that are written exactly as asked; others may be read, too",
     "stop_rate": "share of episodes that the agent ended itself",
+    "unsolved": f"of the annotator: best IoU of each task that stays below {UNSOLVED:g}, by task",
     "intervals": "95 % percentile bootstrap over images, each with all of its episodes, 2000 resamples, seed 0; "
     "nothing of the spread over training seeds",
     **click_quality.METRIC_DEFINITIONS,

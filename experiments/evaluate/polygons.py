@@ -21,7 +21,7 @@ from agents.prompted import PromptedAgent
 from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
-from experiments.evaluate import polygon_report, records
+from experiments.evaluate import exclusion, polygon_report, records
 from experiments.evaluate.config import Args, PolygonOptions
 from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec, question, read, score
 from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record, measures
@@ -44,9 +44,11 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     if args.executor != "serial" or args.search != "none":
         raise RunError("the task polygon plays no episode: leave out --executor and --search")
     try:
-        data = datasets.make(args.data, skip_bad=args.skip_bad, follow_links=args.follow_links)[: args.limit]
+        data = datasets.make(args.data, skip_bad=args.skip_bad, follow_links=args.follow_links)
     except (ValueError, OSError) as error:
         raise RunError(f"cannot read data {args.data!r}: {error}") from error
+    chosen = exclusion.choose(data, args)
+    data = data.select(chosen.positions)
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to ask")
     agent = make_agent(args.agent, args.codec, args.seed, options, **model_options(args))
@@ -54,7 +56,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     codec, samples = polygon_codec(agent.codec, args.agent), range(1 + options.samples if options.temperature else 1)
     set_threads(args.threads)
     with cli.open_run(args, RESUMABLE) as folder:
-        about = folder.keep_manifest(_manifest(args, agent, data), METRIC_DEFINITIONS)
+        about = folder.keep_manifest(_manifest(args, agent, data, chosen), METRIC_DEFINITIONS)
 
         def reply(tasks: list[Task]) -> Iterator[dict[str, Any]]:
             return map(asdict, _replies(tasks, samples, agent, args.seed, options))
@@ -158,12 +160,12 @@ def _replies(
             yield from answers(agent, tasks, seeds, temperature, options.given, options.asked, sample)
 
 
-def _manifest(args: Args, agent: Agent, data: Dataset) -> dict[str, Any]:
+def _manifest(args: Args, agent: Agent, data: Dataset, chosen: exclusion.Choice) -> dict[str, Any]:
     options = args.polygon
     settings = {key: value for key, value in agent.settings.items() if key != "proposal_temperature"}
     protocol = {
         "task": "polygon",
-        **records.settings(args),
+        **records.settings(args, chosen),
         **settings,
         "privileged": agent.privileged,
         "given": None if agent.privileged else options.given,

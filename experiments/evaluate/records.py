@@ -14,6 +14,7 @@ from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import OBJECT, RunFolder, hide_home
 from experiments.evaluate.config import Args
+from experiments.evaluate.exclusion import Choice
 from segenv.data import Dataset
 from segenv.records import checked, reader
 from segenv.types import AgentError, Task
@@ -21,9 +22,10 @@ from segenv.types import AgentError, Task
 IMAGES = "images.json"  # the image of each task, where several tasks have one
 
 
-def settings(args: Args) -> dict[str, Any]:
+def settings(args: Args, chosen: Choice) -> dict[str, Any]:
     """Settings of `args` that every protocol holds."""
-    return {name: getattr(args, name) for name in ("data", "limit", "seed", "threads", "batch_size")}
+    own = {name: getattr(args, name) for name in ("data", "limit", "seed", "threads", "batch_size")}
+    return own | ({"exclude": chosen.excluded} if chosen.excluded else {})
 
 
 def agent_options(args: Args) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from experiments.common.plots import new_axes, plot_iou_over_actions, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate import click_quality
-from experiments.evaluate.metrics import Outcome, curves
+from experiments.evaluate.exclusion import UNSOLVED_FILE
+from experiments.evaluate.metrics import UNSOLVED, Outcome, curves
 from search.episode import Episode
 from segenv.types import Task
 
@@ -54,6 +55,7 @@ def write(
     title = f"{protocol['agent']} with {protocol['tool']} on {protocol['data']}"
     context = {"title": title, "numbers": numbers, "table": table(numbers), "manifest": about}
     context["replies"] = replies(outcomes)
+    context["sections"] = sections(numbers)
     episodes = [shown[key] for key in groups if key in shown]
     write_report(folder, "evaluate.html", pictures, episodes=episodes, **context)
 
@@ -73,6 +75,19 @@ def table(numbers: dict[str, Any]) -> Table:
     return Table(("measure", "value", "95 % interval", "better"), rows, "<>><")
 
 
+def sections(numbers: dict[str, Any]) -> list[dict[str, Any]]:
+    """Parts of the page below the measures: each a title, notes, and a table or None."""
+    found: list[dict[str, Any]] = []
+    if numbers.get("unsolved"):
+        rows = [[name, number(iou)] for name, iou in sorted(numbers["unsolved"].items(), key=lambda pair: pair[1])]
+        notes = [
+            f"Best IoU below {UNSOLVED:g}: a hard task, or a wrong label. {UNSOLVED_FILE} lists them for --exclude."
+        ]
+        table = Table(("task", "best IoU"), rows)
+        found.append({"title": f"Tasks not solved ({len(rows)})", "notes": notes, "table": table, "folded": True})
+    return found
+
+
 def _row(name: str, value: float, ends: Sequence[float], better: str, digits: int = 4) -> list[str]:
     return [name, number(value, digits), interval(ends, digits), better]
 
@@ -81,7 +96,10 @@ def text(numbers: dict[str, Any]) -> str:
     """Format the numbers for a terminal."""
     times = ", ".join(f"{part} {1000 * s:.1f}" for part, s in numbers["seconds"]["per_click"].items() if s is not None)
     skipped = f", {len(numbers['skipped'])} bad items skipped" if numbers["skipped"] else ""
-    head = f"{numbers['episodes']} episodes{skipped}"
+    excluded = numbers["protocol"].get("exclude")
+    excluded = f", {excluded['tasks']} tasks excluded" if excluded else ""
+    unsolved = f", {len(numbers['unsolved'])} tasks not solved" if numbers.get("unsolved") else ""
+    head = f"{numbers['episodes']} episodes{skipped}{excluded}{unsolved}"
     return "\n".join([head, table(numbers).text(), f"ms per click   {times or 'no click was made'}"])
 
 
