@@ -96,8 +96,8 @@ class ClickTools:
         state = self._open()
         if not all(isinstance(value, (int, float)) and 0 <= value <= SIDE for value in (x, y)):
             raise ValueError(f"the point is ({x!r}, {y!r}); expected numbers from 0 to {SIDE}")
-        place = (min(int(v * size / SIDE), size - 1) for v, size in ((x, state.task.width), (y, state.task.height)))
-        self._act(Click(*place, positive))
+        column, row = _place(x, state.task.width), _place(y, state.task.height)
+        self._act(Click(column, row, positive))
         return [{"type": "text", "text": "The work has ended."}] if self._ended else self._shown()
 
     def _act(self, action: Action) -> None:
@@ -123,6 +123,11 @@ class ClickTools:
         instruction, left = state.task.instruction or "the main object", self._game.mdp.max_steps - state.step
         text = REQUEST.format(instruction=instruction, left=left)
         return [{"type": "image", "image": self._game.picture(state)}, {"type": "text", "text": text}]
+
+
+def _place(value: float, size: int) -> int:
+    """The pixel of a coordinate along a side of `size` pixels."""
+    return min(int(value * size / SIDE), size - 1)
 
 
 def click_tools(
