@@ -24,7 +24,7 @@ from PIL import Image
 from segenv import codec as codecs
 from segenv import data as datasets
 from segenv import metrics, render, tools
-from segenv.envs import refine
+from segenv.envs import starts
 from segenv.envs.base import Start
 from segenv.mdp import SegMDP, SegState
 from segenv.seeds import seed_of
@@ -41,7 +41,7 @@ class Chat:
     mdp: SegMDP
     codec: codecs.Codec
     data: Sequence[Task]
-    begin: Start | None = None  # changes a task before its episode, as in `segenv.envs.refine`
+    begin: Start | None = None  # changes a task before its episode, as in `segenv.envs.starts`
 
     def start(self, task: Task | int) -> SegState:
         """Start an episode on a task, or on the task at an index of the data."""
@@ -89,12 +89,12 @@ def make(
     max_steps: int = 7,
     start: str | Start | None = None,
 ) -> Chat:
-    """Make a chat from specs, or from the objects that specs would make; `start` is one of `segenv.envs.refine`."""
+    """Make a chat from specs, or from the objects that specs would make; `start` is one of `segenv.envs.starts`."""
     return Chat(
         SegMDP(tools.make(tool), max_steps, reward),
         codecs.make(codec) if isinstance(codec, str) else codec,
         datasets.make(data) if isinstance(data, str) else data,
-        None if start is None else refine.make(start),
+        None if start is None else starts.make(start),
     )
 
 
