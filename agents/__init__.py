@@ -4,12 +4,14 @@
 |---|---|
 | `annotator`, `annotator:VARIANT` | the simulated annotator (see `segenv.annotator`); privileged: it reads the target |
 | `random`, `random:p=0.8` | uniform clicks on the image, positive with probability p |
+| `random:grid=8` | uniform choice among the actions that `segenv/HLMATGrid-v0` allows on that grid |
 | `mllm` | the embedded tiny multimodal model (untrained, with a warning, where no weights are embedded) |
 | `mllm:untrained` | the tiny model with fresh weights |
 | `mllm:tiny-mllm`, … | an embedded checkpoint, by the bare name of its folder in agents/weights |
 | `mllm:NAME_OR_PATH` | any image-text-to-text checkpoint that transformers loads |
 | `mllm:NAME_OR_PATH#448`, `…#336x448` | the same, sent images whose longest side (height x width) is that in pixels |
 | `openai:MODEL@BASE_URL`, `…#448` | a model behind a server that speaks OpenAI's chat completions |
+| `sb3:DIR` | a policy that Stable-Baselines3 trained, see `agents.sb3_policy` |
 | `MODULE:CLASS` | your own subclass of `Agent` |
 """
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from segenv.codec.base import Codec
 
 __all__ = ["Agent", "make"]
-NAMES = ("annotator", "random", "mllm", "openai")
+NAMES = ("annotator", "random", "mllm", "openai", "sb3")
 
 
 def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **options: Any) -> Agent:
@@ -40,7 +42,9 @@ def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **o
 
     if isinstance(spec, Agent):
         return spec
-    expected = "one of annotator[:VARIANT], random[:p=P], mllm[:NAME_OR_PATH], openai:MODEL@BASE_URL, MODULE:CLASS"
+    expected = (
+        "one of annotator[:VARIANT], random[:p=P], mllm[:NAME_OR_PATH], openai:MODEL@BASE_URL, sb3:DIR, MODULE:CLASS"
+    )
     own = own_class(spec)
     name, rest = ("own", "") if own else specs.name_of("agent", spec, NAMES, expected)
     if isinstance(codec, str):
@@ -56,6 +60,10 @@ def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **o
         return RandomAgent(codec or codecs.make("pixels"), **options)
     if own is not None:
         return own_agent(own, spec, codec, seed, options)
+    if name == "sb3":
+        from agents.sb3 import Sb3Agent
+
+        return Sb3Agent(rest, codec or codecs.make("pixels"), **options)
     if name == "openai":
         from agents.served import ServedAgent
 

@@ -202,6 +202,26 @@ def _of_k(k: int, deepest: bool) -> Annotator:
     return partial(_sampled, weigh=_depths, k=k, deepest=deepest)
 
 
+def _on_grid(
+    target: np.ndarray, prediction: np.ndarray, clicked: Clicked, rng: np.random.Generator, cells: int
+) -> Click | None:
+    (height, width), middles, pixels = target.shape, np.arange(cells) * 2 + 1, _pixels(clicked)
+    spots = np.ix_(middles * height // (2 * cells), middles * width // (2 * cells))
+    missing, extra = (_forget(distances(np.pad(error, 1))[1:-1, 1:-1], pixels) for error in errors(target, prediction))
+    depths = np.stack([missing[spots], extra[spots]])
+    sign, row, column = np.unravel_index(int(depths.argmax()), depths.shape)
+    if not depths[sign, row, column]:
+        return None
+    return Click(int(spots[1][0, column]), int(spots[0][row, 0]), bool(sign == 0))
+
+
+def _grid(cells: int = 8) -> Annotator:
+    """Click the middle of that cell of a grid of `cells` a side that lies deepest in an error, as agents do whose
+    actions are the cells of `segenv/HLMATGrid-v0`. None where no middle lies in an error."""
+    require(Count, cells=cells)
+    return partial(_on_grid, cells=cells)
+
+
 def _always(annotator: Annotator) -> Callable[[], Annotator]:
     """A variant without options."""
     return lambda: annotator
@@ -218,6 +238,7 @@ VARIANTS: dict[str, Callable[..., Annotator]] = {  # their annotators cross to o
     # of k clicks sampled as by `depth` the deepest or the shallowest: the careful and the careless human
     "best-of": _best_of,
     "worst-of": _worst_of,
+    "grid": _grid,
 }
 
 

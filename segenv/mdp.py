@@ -59,7 +59,8 @@ class Observation:
     """Facts that an agent may know of a state: everything but the target.
 
     `image` is the untouched uint8 [H, W, 3] and `mask` bool [H, W]; `segenv.render.overlay` blends them into the
-    picture that a model sees. Earlier clicks are not in it: the paper's policy sees the mask, the image and the text.
+    picture that a model sees. `clicks` are the agent's own so far; the paper's policy, and so every model that is asked
+    in text, is shown the mask, the image and the instruction alone.
     """
 
     task_id: str
@@ -69,6 +70,7 @@ class Observation:
     step: int
     steps_left: int
     error: str | None = None
+    clicks: tuple[Click, ...] = ()
 
     @property
     def height(self) -> int:
@@ -187,7 +189,9 @@ class SegMDP:
         """Observe `state` as an agent may."""
         task = state.task
         left = self.max_steps - state.step
-        return Observation(task.id, task.image, state.mask, task.instruction, state.step, left, state.error)
+        return Observation(
+            task.id, task.image, state.mask, task.instruction, state.step, left, state.error, state.clicks
+        )
 
     def reward(self, state: SegState, action: Action, following: SegState) -> float:
         """The reward of having taken `action` in `state`, which led to `following`."""

@@ -52,7 +52,8 @@ class Args:
     tool: str = "sam"
     """what makes masks of clicks: sam, sam:NAME_OR_PATH, segment-anything:TYPE@FILE, grabcut, disc"""
     agent: str = "annotator"
-    """who clicks: annotator[:VARIANT], random, mllm, mllm:NAME_OR_PATH, openai:MODEL@BASE_URL, MODULE:CLASS"""
+    """who clicks: annotator[:VARIANT], random, mllm, mllm:NAME_OR_PATH, openai:MODEL@BASE_URL, sb3:DIR,
+    MODULE:CLASS"""
     codec: str | None = None
     """how the agent writes actions; by default its own"""
     prompt: str | None = None

@@ -38,7 +38,7 @@ def agent_options(args: Args) -> dict[str, Any]:
     of_server = {"server": args.server, "image_format": args.image_format, "detail": args.detail}
     if (kind := args.agent.partition(":")[0]) == "openai":
         return given | of_server
-    if wrong := [*(given if kind in ("annotator", "random") else ()), *(["detail"] if args.detail else ())]:
+    if wrong := [*(given if kind in ("annotator", "random", "sb3") else ()), *(["detail"] if args.detail else ())]:
         flags = ", ".join("--" + name.replace("_", "-") for name in wrong)
         raise RunError(f"agent {args.agent!r} has no {flags}: leave that out, or take openai:MODEL@BASE_URL")
     return given

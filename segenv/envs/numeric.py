@@ -3,18 +3,17 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cv2
 import gymnasium as gym
 import numpy as np
 
 from segenv import codec as codecs
 from segenv.envs.base import Moment, SegEnv
-from segenv.envs.features import Features, Observe
+from segenv.envs.features import Observe
+from segenv.envs.numbers import Actions, GridActions, PointActions, View
 from segenv.envs.starts import Start
 from segenv.mdp import Observation, SegState
-from segenv.ranges import Count, require
 from segenv.tools.base import SegTool
-from segenv.types import Action, Click, Stop, Task
+from segenv.types import Action, Task
 
 
 class NumericEnv(SegEnv):
@@ -47,6 +46,8 @@ class NumericEnv(SegEnv):
     NatureCNN.
     """
 
+    numbering: Actions
+
     def __init__(
         self,
         tool: str | SegTool = "sam",
@@ -63,29 +64,17 @@ class NumericEnv(SegEnv):
     ) -> None:
         super().__init__(tool, data, reward, max_steps, render_mode, start, render_size)
         self.codec = codecs.make(codec) if isinstance(codec, str) else codec
-        require(Count, size=size)
         if action_mask not in (None, "info", "observation"):
             raise ValueError(f"action_mask is {action_mask!r}; expected 'info', 'observation' or None")
-        self.size, self.action_mask = size, action_mask
-        self.features = Features(observe)
-        self._scene: tuple[Task, np.ndarray, np.ndarray | None] | None = None
-        self.action_space = self._actions()
-        channels = 4 + len(self.features.channels)
-        parts: dict[str, gym.Space] = {
-            "image": gym.spaces.Box(0, 255, (size, size, channels), np.uint8),
-            "steps_left": gym.spaces.Box(0, 1, (1,), np.float32),
-        }
-        if self.features.space is not None:
-            parts["instruction"] = self.features.space
+        self.view, self.action_mask = View(size, observe), action_mask
+        self.size = size
+        self.action_space = self.numbering.space
+        parts = dict(self.view.spaces)
         if action_mask == "observation":
             parts["action_mask"] = gym.spaces.MultiBinary(self._mask_size())
         elif action_mask:
             self._mask_size()  # refuses a space that has no mask
         self.observation_space = gym.spaces.Dict(parts)
-
-    def _actions(self) -> gym.Space:
-        """The action space."""
-        raise NotImplementedError
 
     def _mask_size(self) -> int:
         """Number of entries of a mask of actions."""
@@ -94,33 +83,19 @@ class NumericEnv(SegEnv):
     def action_masks(self) -> np.ndarray:
         raise ValueError("points are not masked; use segenv/HLMATGrid-v0")
 
+    def _parse(self, action: Any, observation: Observation) -> Action:
+        return self.numbering.read(action, observation, self.action_space)
+
     def arrive(self, parsed: Action, following: SegState) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         seen, reward, terminated, truncated, info = super().arrive(parsed, following)
         info["text"] = self.codec.format(parsed, following.task)
         return seen, reward, terminated, truncated, info
 
     def _observe(self, observation: Observation) -> dict[str, Any]:
-        task = self._now("step").task
-        if self._scene is None or self._scene[0] is not task:  # what stays the same for an episode
-            still = np.zeros((self.size, self.size, 4 + len(self.features.channels)), np.uint8)
-            still[..., :3] = self._shrunk(observation.image)
-            for k, channel in enumerate(self.features.channels):
-                still[..., 4 + k] = channel(task, self.size)
-            words = None if self.features.space is None else self.features.read(observation.instruction)
-            self._scene = task, still, words
-        _, still, words = self._scene
-        image = still.copy()
-        image[..., 3] = self._shrunk(observation.mask.view(np.uint8) * np.uint8(255))
-        left = observation.steps_left / self.mdp.max_steps
-        seen: dict[str, Any] = {"image": image, "steps_left": np.array([left], np.float32)}
-        if words is not None:
-            seen["instruction"] = words.copy()
+        seen: dict[str, Any] = self.view.of(observation, self._now("step").task)
         if self.action_mask == "observation":
             seen["action_mask"] = self.action_masks().astype(np.int8)
         return seen
-
-    def _shrunk(self, channels: np.ndarray) -> np.ndarray:
-        return cv2.resize(channels, (self.size, self.size), interpolation=cv2.INTER_AREA)
 
     def _info(self, moment: Moment) -> dict[str, Any]:
         info = super()._info(moment)
@@ -150,40 +125,17 @@ class HLMATGridEnv(NumericEnv):
     See `segenv.envs.hlmat.HLMATEnv`.
     """
 
+    numbering: GridActions
+
     def __init__(
         self, *args: Any, grid: int = 16, stop: bool = True, actions: str = "discrete", **options: Any
     ) -> None:
-        require(Count, grid=grid)
-        if actions not in ("discrete", "multidiscrete"):
-            raise ValueError(f"actions is {actions!r}; expected 'discrete' or 'multidiscrete'")
+        self.numbering = GridActions(grid, stop, actions)  # type: ignore[arg-type]  # checked there
         self.grid, self.stop, self.actions = grid, stop, actions
         super().__init__(*args, **options)
 
-    def _actions(self) -> gym.Space:
-        if self.actions == "multidiscrete":
-            return gym.spaces.MultiDiscrete([2 + self.stop, self.grid, self.grid])
-        return gym.spaces.Discrete(2 * self.grid * self.grid + self.stop)
-
     def _mask_size(self) -> int:
-        return 2 + self.stop + 2 * self.grid if self.actions == "multidiscrete" else 2 * self.grid**2 + self.stop
-
-    def _parse(self, action: Any, observation: Observation) -> Action:
-        if action not in self.action_space:
-            raise gym.error.InvalidAction(f"action is {action!r}; expected one of {self.action_space}")
-        if self.actions == "multidiscrete":
-            sign, column, row = (int(number) for number in action)
-        else:
-            sign, cell = divmod(int(action), self.grid * self.grid)
-            row, column = divmod(cell, self.grid)
-        if sign == 2:
-            return Stop()
-        xs, ys = self._middles(observation)
-        return Click(int(xs[column]), int(ys[row]), sign == 0)
-
-    def _middles(self, observation: Observation) -> tuple[np.ndarray, np.ndarray]:
-        """The pixel columns and rows that hold the middles of the grid's columns and rows."""
-        middles = np.arange(self.grid) * 2 + 1
-        return middles * observation.width // (2 * self.grid), middles * observation.height // (2 * self.grid)
+        return self.numbering.mask_size
 
     def action_masks(self) -> np.ndarray:
         """Which actions make sense now, bool [n]; they follow from the mask and the clicks, never from the target.
@@ -196,17 +148,7 @@ class HLMATGridEnv(NumericEnv):
         For `MultiDiscrete` the masks of type, column and row follow each other, [2 or 3 + 2 · grid]: a number is
         allowed where it is part of an allowed action, so that a few sampled clicks may still correct nothing.
         """
-        state = self._now("action_masks")
-        xs, ys = self._middles(self.mdp.observation(state))
-        on = state.mask[np.ix_(ys, xs)]
-        clicked = {(click.x, click.y) for click in state.clicks}
-        new = np.array([[(x, y) not in clicked for x in xs.tolist()] for y in ys.tolist()])
-        signs, stop = np.stack([new & ~on, new & on]), np.ones(int(self.stop), np.bool_)  # [2, rows, columns]
-        if self.actions == "multidiscrete":
-            parts = np.append(signs.any((1, 2)), stop), signs.any((0, 1)), signs.any((0, 2))
-            return np.concatenate([part if part.any() else np.ones_like(part) for part in parts])
-        allowed = np.concatenate([signs.ravel(), stop])
-        return allowed if allowed.any() else np.ones_like(allowed)
+        return self.numbering.masks(self.mdp.observation(self._now("action_masks")))
 
 
 class HLMATPointEnv(NumericEnv):
@@ -226,28 +168,6 @@ class HLMATPointEnv(NumericEnv):
     """
 
     def __init__(self, *args: Any, stop: bool = False, actions: str = "box", **options: Any) -> None:
-        if actions not in ("box", "hybrid"):
-            raise ValueError(f"actions is {actions!r}; expected 'box' or 'hybrid'")
+        self.numbering = PointActions(stop, actions)  # type: ignore[arg-type]  # checked there
         self.stop, self.actions = stop, actions
         super().__init__(*args, **options)
-
-    def _actions(self) -> gym.Space:
-        if self.actions == "box":
-            return gym.spaces.Box(-1, 1, (3 + self.stop,), np.float32)
-        return gym.spaces.Tuple((gym.spaces.Discrete(2 + self.stop), gym.spaces.Box(-1, 1, (2,), np.float32)))
-
-    def _parse(self, action: Any, observation: Observation) -> Action:
-        kind: Any = 0
-        if self.actions == "hybrid":
-            if not isinstance(action, (tuple, list)) or len(action) != 2 or action[0] not in self.action_space[0]:  # type: ignore[index]
-                raise gym.error.InvalidAction(f"action is {action!r}; expected (type, [x, y]) in {self.action_space}")
-            kind, action = action
-        values, numbers = np.asarray(action, np.float64), 2 if self.actions == "hybrid" else 3 + self.stop
-        if values.shape != (numbers,) or not np.isfinite(values).all():
-            raise gym.error.InvalidAction(f"action is {action!r}; expected finite numbers in {self.action_space}")
-        if kind == 2 or (len(values) == 4 and values[3] > 0):
-            return Stop()
-        positive = values[2] >= 0 if self.actions == "box" else kind == 0
-        size = np.array([observation.width, observation.height])
-        x, y = np.clip((values[:2] + 1) / 2 * size, 0, size - 1).astype(int).tolist()
-        return Click(x, y, bool(positive))
