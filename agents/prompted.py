@@ -116,7 +116,7 @@ class PromptedAgent(Agent):
         items: Sequence[Record],
     ) -> list[Reply]:
         """Replies to pictures and prompts, from the log where it has them; `items` say what each is about."""
-        if self.in_flight > 1:
+        if self.backend.takes_one:
             each = zip(pictures, prompts, seeds, items, strict=True)
             futures = [self.submit_question(shown, text, seed, temperature, item) for shown, text, seed, item in each]
             wait(futures)  # those that arrive are kept, though another fails
@@ -154,17 +154,18 @@ class PromptedAgent(Agent):
     def submit_question(
         self, picture: np.ndarray, prompt: str, seed: int, temperature: float, item: Record
     ) -> Future[Reply]:
-        """Ask about one picture without waiting for the reply, which is known at once where the log has it."""
+        """Ask about one picture without waiting for the reply, which is known at once where the log has it. Of equal
+        questions under way one is asked, for all of them."""
         log = self.log
         if log is None:
             return self.backend.submit(picture, prompt, seed, temperature, lambda reply: None)
         question = question_of(picture, prompt, seed, None if self.backend.own_sampling else temperature)
-        if (known := log.find(key_of(question))) is not None:
-            future: Future[Reply] = Future()
-            future.set_result(known)
-            return future
-        return self.backend.submit(
-            picture, prompt, seed, temperature, lambda reply: log.add(record_of(question, reply, **item))
+
+        def keep(reply: Reply) -> None:
+            log.add(record_of(question, reply, **item))
+
+        return log.find_or_submit(
+            key_of(question), lambda: self.backend.submit(picture, prompt, seed, temperature, keep)
         )
 
     def _act(self, observations: Sequence[Observation], seeds: Sequence[int]) -> list[str]:

@@ -1,6 +1,7 @@
 """Replies as records: each is kept as it arrives, and none that is known is asked for again."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
 from dataclasses import asdict, fields
 from pathlib import Path
 from threading import Lock
@@ -36,6 +37,7 @@ class ReplyLog:
         self._replies: dict[Key, Reply] = {}
         self.path = path
         self._keep, self._lock = keep, Lock()
+        self._under_way: dict[Key, Future[Reply]] = {}
         self.usage = {"requests": 0, "prompt_tokens": 0, "tokens": 0}
         for record in known:
             self._count(record)
@@ -43,6 +45,24 @@ class ReplyLog:
     def find(self, key: Key) -> Reply | None:
         """The reply to what `key` (of `key_of`) asks, or None."""
         return self._replies.get(key)
+
+    def find_or_submit(self, key: Key, submit: Callable[[], Future[Reply]]) -> Future[Reply]:
+        """The reply to what `key` asks: the one that is kept, that of an equal question under way, which is then asked
+        once, or that of `submit`, which must `add` it before its future has it."""
+        with self._lock:
+            if (known := self.find(key)) is not None:
+                found: Future[Reply] = Future()
+                found.set_result(known)
+                return found
+            if (asked := self._under_way.get(key)) is not None:
+                return follow(asked)
+            mine = self._under_way[key] = submit()
+        mine.add_done_callback(lambda _: self._forget(key))
+        return mine
+
+    def _forget(self, key: Key) -> None:
+        with self._lock:
+            del self._under_way[key]
 
     def add(self, record: Record) -> None:
         """Keep the record of a new reply."""
@@ -55,6 +75,19 @@ class ReplyLog:
         self.usage["requests"] += 1
         for name in ("prompt_tokens", "tokens"):
             self.usage[name] += record.get(name) or 0
+
+
+def follow(asked: Future[Reply]) -> Future[Reply]:
+    """A future of its own with what comes of another."""
+    own: Future[Reply] = Future()
+
+    def hand_on(asked: Future[Reply]) -> None:
+        if own.set_running_or_notify_cancel():
+            error = CancelledError() if asked.cancelled() else asked.exception()
+            own.set_result(asked.result()) if error is None else own.set_exception(error)
+
+    asked.add_done_callback(hand_on)
+    return own
 
 
 def question_of(picture: np.ndarray | None, prompt: str, seed: int, temperature: float | None) -> Record:

@@ -47,11 +47,12 @@ class Backend(ABC):
     square before that, equally on both sides, as LLaVA-1.5 is trained. `top_p` below 1 samples from the
     likeliest tokens that have this much probability together; with `own_sampling` the model samples as its makers set
     it, and the temperatures that are given count for nothing. `in_flight` is how many requests are worth having under
-    way: 1 where a batch is answered in one call. `seconds`, and `tokens` by "prompt" and "reply", are counted, and
-    `replies` are those of the last call.
+    way: 1 where a batch is answered in one call, or one at a time. `takes_one` says that `submit` is there. `seconds`,
+    and `tokens` by "prompt" and "reply", are counted, and `replies` are those of the last call.
     """
 
     in_flight: int = 1
+    takes_one: bool = False
 
     def __init__(
         self,

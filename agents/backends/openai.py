@@ -10,8 +10,10 @@ import base64
 import io
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -19,7 +21,16 @@ import numpy as np
 from PIL import Image
 
 from agents.backends.base import Backend, Reply, Size, padded
-from agents.backends.server import Budget, ServerOptions, kept_size, key_of, plain
+from agents.backends.server import (
+    COSTLY,
+    Budget,
+    BudgetOptions,
+    ServerOptions,
+    kept_size,
+    key_of,
+    plain,
+    size_of_prompt,
+)
 from segenv import render
 from segenv.records import parse_json
 from segenv.types import AgentError, RunError
@@ -37,24 +48,36 @@ OFFICIAL = "https://api.openai.com/v1"
 DETAILS = ("auto", "low", "high", "original")
 FORMATS = ("png", "jpeg")
 LARGEST = 4 << 20  # bytes of a server's answer
+UNSENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError, httpx.UnsupportedProtocol)
+RESERVED: ContextVar[int] = ContextVar("RESERVED", default=0)  # prompt tokens of the question that a task asks
 FEWEST_FAULTS = 20  # questions in a row without a reply, after which a server counts as broken
 
 
 class WholeReplies(httpx.AsyncBaseTransport):
     """Reads each answer to its end, within `timeout` seconds and `LARGEST` bytes, and refuses one with status 200 that
     is no JSON object with choices. What is refused is a fault of the connection, after which the client asks again.
-    `count` is called before each request, and `key` is shown in no error."""
+    `budget` counts each request, and `key` is shown in no error."""
 
-    def __init__(self, inner: Any, timeout: float, count: Callable[[], None], key: str | None = None) -> None:
-        self.inner, self.timeout, self.count, self.key = inner, timeout, count, key
+    def __init__(self, inner: Any, timeout: float, budget: Budget, key: str | None = None) -> None:
+        self.inner, self.timeout, self.budget, self.key = inner, timeout, budget, key
 
     async def handle_async_request(self, request: Any) -> Any:
         """Send a request, and return its whole answer."""
-        self.count()
+        self.budget.request()
         try:
-            return await asyncio.wait_for(self._answer(request), self.timeout)
+            response = await asyncio.wait_for(self._answer(request), self.timeout)
         except asyncio.TimeoutError:
+            self._lose("timeout")
             raise httpx.ReadTimeout(f"no whole reply within {self.timeout:g} s", request=request) from None
+        except BaseException as error:  # or cancelled
+            self._lose(type(error).__name__, not isinstance(error, UNSENT))
+            raise
+        if response.status_code != 200:
+            self._lose(f"status {response.status_code}", response.status_code in COSTLY)
+        return response
+
+    def _lose(self, reason: str, costly: bool = True) -> None:
+        self.budget.lose(reason, RESERVED.get() if costly else 0, None if costly else 0)
 
     async def _answer(self, request: Any) -> Any:
         response = await self.inner.handle_async_request(request)
@@ -93,7 +116,10 @@ def fault_of(body: bytes, key: str | None = None) -> str | None:
 
 class OpenAIBackend(Backend):
     """The model `model` at `base_url`. Images are sent at `image_size`, else as `kept_size` says for `codec`; `detail`
-    is OpenAI's setting of that name, and `image_format` png or jpeg. `options` say how the server is asked."""
+    is OpenAI's setting of that name, and `image_format` png or jpeg. `options` say how the server is asked, and
+    `budget` what may be spent."""
+
+    takes_one = True
 
     def __init__(
         self,
@@ -103,6 +129,7 @@ class OpenAIBackend(Backend):
         options: ServerOptions = ServerOptions(),  # noqa: B008  # frozen
         detail: str | None = None,
         image_format: str = "png",
+        budget: BudgetOptions = BudgetOptions(),  # noqa: B008  # frozen
         **sampling: Any,
     ) -> None:
         super().__init__(**sampling)
@@ -117,7 +144,8 @@ class OpenAIBackend(Backend):
         self.detail, self.image_format, self.in_flight = detail, image_format, options.in_flight
         self.hosted = address.hostname.endswith("openai.com")
         self.key = key_of(options.key_env)
-        self.budget = Budget(options, model, self.max_new_tokens)
+        self.budget = Budget(budget, model, self.max_new_tokens)
+        self.proxy = proxy_of(base_url)
         self.faults = 0  # since the last reply
         self._gate: asyncio.Semaphore | None = None
         self._client: Any = None
@@ -166,7 +194,7 @@ class OpenAIBackend(Backend):
         if self._client is None or self._gate is None:
             options = self.options
             limits = httpx.Limits(max_connections=options.in_flight, max_keepalive_connections=options.in_flight)
-            inner = httpx.AsyncHTTPTransport(limits=limits)
+            inner = httpx.AsyncHTTPTransport(limits=limits, proxy=self.proxy)
             bounds = httpx.Timeout(options.read_timeout, connect=options.connect_timeout, pool=None)
             self._client = openai.AsyncOpenAI(
                 api_key=self.key or "none",
@@ -175,7 +203,7 @@ class OpenAIBackend(Backend):
                 timeout=bounds,
                 default_headers={"Accept-Encoding": "identity"},
                 http_client=httpx.AsyncClient(
-                    transport=WholeReplies(inner, options.timeout, self.budget.request, self.key), timeout=bounds
+                    transport=WholeReplies(inner, options.timeout, self.budget, self.key), timeout=bounds
                 ),
             )
             self._gate = asyncio.Semaphore(options.in_flight)
@@ -187,17 +215,22 @@ class OpenAIBackend(Backend):
         client, gate = self._open()
         async with gate:
             body = await asyncio.to_thread(self._body, picture, prompt, seed, temperature)
-            self.budget.begin()
-            began, answer = time.perf_counter(), None
+            size = size_of_prompt(prompt, picture.shape[1], picture.shape[0])
+            reserved, began = self.budget.begin(size), time.perf_counter()
+            RESERVED.set(reserved)
             try:
                 answer = parse_json(await self._send(client, body))
-                self.faults = 0
             finally:
-                usage = (answer or {}).get("usage")
-                counts = [_count(usage, name) for name in ("prompt_tokens", "completion_tokens")]
-                self.budget.end(counts[0], counts[1], replied=answer is not None)
-        size = picture.shape[1], picture.shape[0]
-        reply = reply_of(answer, counts, time.perf_counter() - began, size, self.key)
+                self.budget.end(reserved)
+            self.faults = 0
+        counts = [_count(answer.get("usage"), name) for name in ("prompt_tokens", "completion_tokens")]
+        self.budget.told(size, *counts)
+        seconds, shown = time.perf_counter() - began, (picture.shape[1], picture.shape[0])
+        try:
+            reply = reply_of(answer, counts, seconds, shown, self.key)
+        except AgentError as error:
+            self.budget.discard(str(error), *counts)
+            raise
         self.tokens["prompt"] += counts[0] or 0
         self.tokens["reply"] += counts[1] or 0
         done(reply)
@@ -236,6 +269,16 @@ class OpenAIBackend(Backend):
         if self.faults >= max(FEWEST_FAULTS, 2 * self.in_flight):
             raise RunError(f"{self.base_url} gave no reply {self.faults} times in a row, the last time: {reason}")
         raise AgentError(f"{self.base_url} gave no reply: {reason}")
+
+
+def proxy_of(base_url: str) -> str | None:
+    """The proxy that the environment names for a server (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY), or None."""
+    address = urlsplit(base_url)
+    if urllib.request.proxy_bypass(address.netloc):
+        return None
+    proxies = urllib.request.getproxies()
+    found = proxies.get(address.scheme) or proxies.get("all")
+    return found if found is None or "://" in found else f"http://{found}"
 
 
 def reply_of(answer: Any, counts: Sequence[int | None], seconds: float, size: Size, key: str | None) -> Reply:

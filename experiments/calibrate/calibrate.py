@@ -13,10 +13,9 @@ from agents.prompted import PromptedAgent
 from experiments.calibrate import fit
 from experiments.calibrate.config import RESUMABLE, Args
 from experiments.calibrate.probes import Probe, draw, numbers_in
-from experiments.common import cli
+from experiments.common import cli, served
 from experiments.common.config import RunError, plain
 from experiments.common.run_folder import RunFolder, manifest, write_atomic
-from experiments.evaluate.records import kept_replies
 from segenv import codec as codecs
 from segenv.codec.file import CodecFile
 from segenv.mdp import Observation
@@ -54,7 +53,7 @@ def run(args: Args) -> Result:
     """Ask the agent about the pictures, and find the frame of its numbers; results lie in the run folder."""
     sizes = sizes_of(tuple(args.sizes))
     with cli.setting_up(f"agent {args.agent!r}, codec {args.codec!r}"):
-        agent = agents.make(args.agent, args.codec)
+        agent = agents.make(args.agent, args.codec, **served.server_options(args.agent, args.server, args.budget))
     if agent.privileged:
         raise RunError(f"agent {args.agent!r} reads the target, and no picture; calibrate agents that look at images")
     with cli.open_run(args, RESUMABLE) as folder:
@@ -74,7 +73,7 @@ def ask(agent: Agent, probes: list[Probe], args: Args, folder: RunFolder) -> lis
     have = {record["task"]: record for record in folder.records(PROBES)}
     missing = [probe for probe in probes if probe.task.id not in have]
     progress = cli.progress(len(probes), "reply", done=len(have))
-    with folder.appending(PROBES) as file, kept_replies(folder, agent), progress as bar:
+    with folder.appending(PROBES) as file, served.kept_replies(folder, agent), progress as bar:
         for k in range(0, len(missing), args.batch_size):
             some = missing[k : k + args.batch_size]
             seen = [observation(probe) for probe in some]

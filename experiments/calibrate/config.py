@@ -1,12 +1,15 @@
 """Settings of a calibration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
+import tyro
+
+from agents.backends.server import BudgetOptions, ServerOptions
 from experiments.common.config import Different, InFolder, OutFolder
 from segenv.ranges import Count, Range, Seed
 
-RESUMABLE = frozenset({"batch_size"})
+RESUMABLE = frozenset({"batch_size", "server", "budget"})
 
 
 @dataclass
@@ -26,3 +29,5 @@ class Args:
     """folder of a new run; by default runs/calibrate-DATE"""
     resume: InFolder | None = None
     """folder of a run to resume"""
+    server: ServerOptions = field(default_factory=ServerOptions)
+    budget: Annotated[BudgetOptions, tyro.conf.arg(name="")] = field(default_factory=BudgetOptions)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.common import cli
+from experiments.common import cli, served
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
 from experiments.evaluate import exclusion, metrics, records, report
@@ -29,7 +29,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         missing = {position for k, position in enumerate(chosen.positions) if k not in outcomes}
         with (
             folder.appending("episodes.jsonl") as file,
-            records.kept_replies(folder, player.agent),
+            served.kept_replies(folder, player.agent),
             cli.progress(len(data), "episode", len(outcomes), quiet=quiet) as bar,
         ):
             total = sum(item.final_iou for item in outcomes.values())
@@ -45,7 +45,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         ordered = [outcomes[index] for index in sorted(outcomes)]
         records.check_any(ordered, args.data, skipped)
         images = records.keep_images(folder, data, [item.task for item in ordered])
-        numbers = metrics.summarise(ordered, args.max_steps, about["protocol"], images)
+        numbers = metrics.summarise(ordered, args.max_steps, about["protocol"], images) | served.spent(player.agent)
         numbers["unsolved"] = _unsolved(folder, args, player, ordered)
         numbers = records.write_metrics(folder, numbers, skipped)
         report.write(folder, numbers, about, ordered, data.by_id, args.report_episodes)

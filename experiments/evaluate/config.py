@@ -3,11 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from agents.backends.server import ServerOptions
+import tyro
+
+from agents.backends.server import BudgetOptions, ServerOptions
 from experiments.common.config import InFolder, OutFolder
 from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Range, Seed, Share
 
-RESUMABLE = frozenset({"executor", "workers", "report_episodes", "server"})  # settings that change no result
+RESUMABLE = frozenset({"executor", "workers", "report_episodes", "server", "budget"})  # settings that change no result
 
 
 @dataclass(frozen=True)
@@ -103,5 +105,6 @@ class Args:
     report_episodes: CountOrNone = 24
     """episodes that report.html shows: worst, best and random ones"""
     server: ServerOptions = field(default_factory=ServerOptions)
+    budget: Annotated[BudgetOptions, tyro.conf.arg(name="")] = field(default_factory=BudgetOptions)
     filter: FilterOptions = field(default_factory=FilterOptions)
     polygon: PolygonOptions = field(default_factory=PolygonOptions)

@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from experiments.common import cli
+from experiments.common import cli, served
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
 from experiments.evaluate import exclusion, iou_report, records
@@ -28,7 +28,7 @@ from segenv.records import reader
 from segenv.statistics import METRIC_DEFINITIONS, acceptance
 from segenv.types import Task
 
-RESUMABLE = frozenset({"report_episodes"})
+RESUMABLE = frozenset({"report_episodes", "server", "budget"})
 DEFINITIONS = {
     **METRIC_DEFINITIONS,
     "precision": "share of the masks kept that are as good as the threshold",
@@ -86,7 +86,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
             return estimate_masks(tasks, player, options.masks, args.seed, estimator)
 
         check = of_tasks(read_masks, records.indices(data))
-        with records.kept_replies(folder, player.agent):
+        with served.kept_replies(folder, player.agent):
             records.append_groups(folder, "masks.jsonl", data, args.batch_size, estimate, quiet=quiet, read=check)
         return _write_results(folder, args, about, data)
 

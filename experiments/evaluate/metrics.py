@@ -1,5 +1,6 @@
 """Metrics of episodes of clicks: each mean with its interval, and their definitions."""
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -158,10 +159,16 @@ def summarise(
     return {
         "episodes": len(outcomes),
         **{key: numbers[key] for key in MEASURES},
+        "finish_reasons": finish_reasons(outcomes),
         "seconds": _seconds(outcomes),
         "intervals": {key: intervals[key] for key in MEASURES if key in intervals},
         "protocol": protocol,
     }
+
+
+def finish_reasons(outcomes: Sequence[Outcome]) -> dict[str, int]:
+    """Number of replies by why they ended, where the backend tells it."""
+    return dict(sorted(Counter(one for item in outcomes for one in item.finish_reasons).items()))
 
 
 def _seconds(outcomes: Sequence[Outcome]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from experiments.common import html
+from experiments.common import html, served
 from experiments.common.episode_viewer import choose
 from experiments.common.plots import new_axes, png
 from experiments.common.run_folder import RunFolder
@@ -70,7 +70,8 @@ def text(numbers: Mapping[str, Any]) -> str:
     if sampled:
         replies = sampled["replies"] // sampled["tasks"]
         head += f"; {replies} sampled replies each at temperature {numbers['protocol']['temperature']:g}"
-    return "\n".join([head, table(numbers).text(), f"token quantiles: {_quantiles(numbers)}", groups(numbers).text()])
+    quantiles = f"token quantiles: {_quantiles(numbers)}"
+    return "\n".join([head, table(numbers).text(), quantiles, groups(numbers).text(), *served.told(numbers)])
 
 
 def _quantiles(numbers: Mapping[str, Any]) -> str:

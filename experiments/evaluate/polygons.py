@@ -18,7 +18,7 @@ import agents
 from agents.backends.base import Reply
 from agents.base import Agent
 from agents.prompted import PromptedAgent
-from experiments.common import cli
+from experiments.common import cli, served
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
 from experiments.evaluate import exclusion, polygon_report, records
@@ -33,7 +33,7 @@ from segenv.records import reader
 from segenv.seeds import seed_of
 from segenv.types import Task
 
-RESUMABLE = frozenset({"report_episodes", "executor", "workers", "server"})
+RESUMABLE = frozenset({"report_episodes", "executor", "workers", "server", "budget"})
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
 
         indices = records.indices(data)
         check = of_tasks(reader(Record), indices)
-        with records.kept_replies(folder, agent):
+        with served.kept_replies(folder, agent):
             if isinstance(agent, PromptedAgent) and agent.in_flight > 1:
                 _ask_at_once(folder, data, agent, samples, args, quiet, check)
             else:
@@ -75,6 +75,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         tasks = list(dict.fromkeys(one.task for one in scored))
         images = dict(zip(tasks, records.keep_images(folder, data, tasks), strict=True))
         numbers: dict[str, Any] = {**measures(greedy, images), "sampled": None, "protocol": about["protocol"]}
+        numbers |= served.spent(agent)
         if sampled:
             numbers["sampled"] = measures(sampled, images)
         numbers = records.write_metrics(folder, numbers, dict(data.skipped))

@@ -1,18 +1,15 @@
 """Parts that the tasks of an evaluation share: records in groups, the protocol's settings, and the results."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
-from agents import replies
 from agents.backends.base import Reply
-from agents.base import Agent
-from agents.replies import ReplyLog
 from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import OBJECT, RunFolder, hide_home
+from experiments.common.served import is_served, server_options
 from experiments.evaluate.config import Args
 from experiments.evaluate.exclusion import Choice
 from segenv.data import Dataset
@@ -35,9 +32,10 @@ def agent_options(args: Args) -> dict[str, Any]:
     given |= {"own_sampling": True} if args.own_sampling else {}
     if args.own_sampling and (args.temperature is not None or args.top_p is not None):
         raise RunError("--own-sampling samples as the model does; leave out --temperature and --top-p")
-    of_server = {"server": args.server, "image_format": args.image_format, "detail": args.detail}
-    if (kind := args.agent.partition(":")[0]) == "openai":
-        return given | of_server
+    kind = args.agent.partition(":")[0]
+    if is_served(args.agent):
+        pictures = {"image_format": args.image_format, "detail": args.detail}
+        return given | pictures | server_options(args.agent, args.server, args.budget)
     if wrong := [*(given if kind in ("annotator", "random", "sb3") else ()), *(["detail"] if args.detail else ())]:
         flags = ", ".join("--" + name.replace("_", "-") for name in wrong)
         raise RunError(f"agent {args.agent!r} has no {flags}: leave that out, or take openai:MODEL@BASE_URL")
@@ -61,24 +59,6 @@ def read_images(folder: RunFolder, tasks: Sequence[str]) -> list[str] | None:
     """The image behind each of `tasks` in a run's folder, or None where each has one of its own."""
     images = folder.read_json(IMAGES, reader(dict[str, str]))
     return None if images is None else [images[name] for name in tasks]
-
-
-@contextmanager
-def kept_replies(folder: RunFolder, agent: Agent) -> Iterator[None]:
-    """Keep the replies of an agent that asks a model in replies.jsonl, each as it arrives; those that are there are not
-    asked for again."""
-    if not agent.asks:
-        yield
-        return
-    name = "replies.jsonl"
-    with folder.appending(name) as file:
-        agent.log = ReplyLog(folder.records(name, replies.check), file.add, folder / name)
-        if (budget := getattr(getattr(agent, "backend", None), "budget", None)) is not None:
-            budget.spent.update(agent.log.usage)  # limits are of the whole run
-        try:
-            yield
-        finally:
-            agent.log = None
 
 
 def append_groups(

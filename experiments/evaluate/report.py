@@ -1,11 +1,11 @@
 """Report of an evaluation by clicks: numbers for a terminal, plots, and a page that shows episodes."""
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from experiments.common import served
 from experiments.common.episode_viewer import choose, payload
 from experiments.common.html import write_report
 from experiments.common.plots import new_axes, plot_iou_over_actions, png
@@ -13,7 +13,7 @@ from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate import click_quality
 from experiments.evaluate.exclusion import UNSOLVED_FILE
-from experiments.evaluate.metrics import UNSOLVED, Outcome, curves
+from experiments.evaluate.metrics import UNSOLVED, Outcome, curves, finish_reasons
 from search.episode import Episode
 from segenv.types import Task
 
@@ -100,14 +100,14 @@ def text(numbers: dict[str, Any]) -> str:
     excluded = f", {excluded['tasks']} tasks excluded" if excluded else ""
     unsolved = f", {len(numbers['unsolved'])} tasks not solved" if numbers.get("unsolved") else ""
     head = f"{numbers['episodes']} episodes{skipped}{excluded}{unsolved}"
-    return "\n".join([head, table(numbers).text(), f"ms per click   {times or 'no click was made'}"])
+    costs = served.told(numbers)
+    return "\n".join([head, table(numbers).text(), f"ms per click   {times or 'no click was made'}", *costs])
 
 
 def replies(outcomes: Sequence[Outcome]) -> str:
     """Say how the replies ended, how long they are, and what the codec read beside what was asked."""
-    reasons = Counter(one for item in outcomes for one in item.finish_reasons)
     tokens = [one for item in outcomes for one in item.tokens]
-    parts = [f"{count} ended by {reason}" for reason, count in sorted(reasons.items())]
+    parts = [f"{count} ended by {reason}" for reason, count in finish_reasons(outcomes).items()]
     parts += [f"{sum(tokens) / len(tokens):.1f} tokens on average, {max(tokens)} at most"] if tokens else []
     for what, count in (("further actions", "extra"), ("clicks without a sign, read as positive", "unsigned")):
         total = sum(getattr(item, count) for item in outcomes)

@@ -1,15 +1,18 @@
 """Settings of a comparison of tree searches, and its conditions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
+
+from agents.backends.server import BudgetOptions, ServerOptions
 from experiments.common.config import Counts, InFolder, Names, OutFolder, RunError
 from experiments.tree_search.metrics import Condition
 from search import spec
 from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Seed
 
-RESUMABLE = frozenset({"report_tasks"})
+RESUMABLE = frozenset({"report_tasks", "server", "budget"})
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Args:
     """follow links in the data's folder to files outside it"""
     report_tasks: CountOrNone = 3
     """tasks whose trees report.html shows"""
+    server: ServerOptions = field(default_factory=ServerOptions)
+    budget: Annotated[BudgetOptions, tyro.conf.arg(name="")] = field(default_factory=BudgetOptions)
 
 
 def conditions(args: Args) -> list[Condition]:

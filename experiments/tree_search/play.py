@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from experiments.common import cli
+from experiments.common import cli, served
 from experiments.common.config import RunError, check
 from experiments.common.run_folder import COPY, RunFolder, hide_home, manifest, of_tasks
 from experiments.tree_search import metrics, report
@@ -42,6 +42,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
             raise RunError(f"all items of {args.data!r} are bad, the first because: {player.dataset.skipped[:1]}")
         images = player.dataset.images_of(record["task"] for record in results[grid[0]])
         numbers = metrics.summarise(results, args.steps, about["protocol"], images)
+        numbers |= served.spent(player.agent)
         numbers["skipped"] = hide_home(dict(player.dataset.skipped))
         folder.write_json("metrics.json", numbers)
         report.write(folder, results, numbers, about, player.dataset.by_id)
@@ -59,6 +60,7 @@ def _player(args: Args) -> Player:
         seed=args.seed,
         skip_bad=args.skip_bad,
         follow_links=args.follow_links,
+        options=served.server_options(args.agent, args.server, args.budget),
     )
     with cli.setting_up(f"{args.data!r}, {args.tool!r}, {args.agent!r}, {args.values}"):
         player = Player(replace(setup, threads=args.threads))
@@ -105,6 +107,7 @@ def _search_all(
     shown = set(sorted(ids, key=lambda name: seed_of("report", name))[: args.report_tasks])  # whose trees are kept
     groups = [ids[i : i + args.batch_size] for i in range(0, len(ids), args.batch_size)]
     with (
+        served.kept_replies(folder, player.agent),
         folder.appending("trees.jsonl") as trees,
         folder.appending("results.jsonl") as results,
         cli.progress(len(grid) * len(ids), "search", quiet=quiet) as bar,

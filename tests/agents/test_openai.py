@@ -12,7 +12,7 @@ pytest.importorskip("openai")
 
 import agents
 from agents.backends.openai import LARGEST, OpenAIBackend, data_url
-from agents.backends.server import ServerOptions, kept_size
+from agents.backends.server import BudgetOptions, ServerOptions, kept_size
 from agents.base import Agent
 from agents.replies import ReplyLog
 from segenv import codec
@@ -155,23 +155,23 @@ def test_a_budget_ends_the_run_before_it_is_passed(tmp_path):
     prices.write_text("made: {input: 10000, output: 100000}\n", encoding="utf-8")  # 1 and 1 a reply
     for limits, most in (
         ({"max_requests": 3}, 3),
-        ({"max_tokens": 340}, 3),
+        ({"max_total_tokens": 340}, 3),
         ({"max_cost": 6.5, "prices": prices}, 3),
     ):
         with serving(lambda body, times: replies(SAID)) as (url, chat):
-            backend = OpenAIBackend("made", url, options=ServerOptions(**limits), max_new_tokens=10)
+            backend = OpenAIBackend("made", url, budget=BudgetOptions(**limits), max_new_tokens=10)
             with pytest.raises(RunError, match="go on with --resume DIR and a larger limit"):
                 for k in range(9):
                     backend.ask([PICTURE], [str(k)], [0])
         assert len(chat.asked) == most, limits
     untold = json.dumps({**completion(SAID), "usage": None}).encode()
     with serving(lambda body, times: sends(200, untold)) as (url, chat):
-        backend = OpenAIBackend("made", url, options=ServerOptions(max_tokens=10_000))
+        backend = OpenAIBackend("made", url, budget=BudgetOptions(max_total_tokens=10_000))
         assert backend.ask([PICTURE], ["0"], [0])[0].text == SAID
         with pytest.raises(RunError, match="does not tell how many tokens"):
             backend.ask([PICTURE], ["1"], [0])
     with pytest.raises(ValueError, match="expected other: {input"):
-        OpenAIBackend("other", url, options=ServerOptions(max_cost=1.0, prices=prices))
+        OpenAIBackend("other", url, budget=BudgetOptions(max_cost=1.0, prices=prices))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("openai")
 
-from agents.backends.server import ServerOptions
+from agents.backends.server import BudgetOptions, ServerOptions
 from experiments.common.config import RunError
 from experiments.evaluate import evaluate
 from experiments.evaluate.config import Args
@@ -101,16 +101,16 @@ def test_without_skipping_the_first_fault_ends_the_run_and_what_was_paid_for_is_
 def test_a_budget_is_of_the_whole_run_with_what_was_spent_before_it_was_resumed(tmp_path):
     (tmp_path / "data").mkdir()
     data = named_discs(tmp_path / "data", 6)
-    limited = ServerOptions(in_flight=2, max_requests=4)
+    limited = {"server": ServerOptions(in_flight=2), "budget": BudgetOptions(max_requests=4)}
     with serving(lambda body, times: replies(MIDDLE)) as (url, chat):
-        first = settings(url, data, tmp_path / "run", skip_bad=False, server=limited)
+        first = settings(url, data, tmp_path / "run", skip_bad=False, **limited)
         again = Args(**{**vars(first), "out": None, "resume": first.out})
         for args in (first, again):
             with pytest.raises(RunError, match="4 requests are sent"):
                 evaluate.run(args, quiet=True)
             assert len(chat.asked) == 4
-        more = ServerOptions(max_requests=6)
-        numbers = evaluate.run(Args(**{**vars(again), "server": more}), quiet=True)
+        more = BudgetOptions(max_requests=6)
+        numbers = evaluate.run(Args(**{**vars(again), "budget": more}), quiet=True)
     assert numbers["episodes"] == len(chat.asked) == 6
 
 
@@ -150,7 +150,7 @@ def test_a_server_takes_no_executor_and_a_missing_key_or_price_is_said_before_a_
     data = named_discs(tmp_path / "data", 1)
     for given, reason in (
         ({"executor": "process"}, "--executor"),
-        ({"server": ServerOptions(max_cost=1.0)}, "--server.prices"),
+        ({"budget": BudgetOptions(max_cost=1.0)}, "--prices"),
         ({"own_sampling": True, "top_p": 0.5}, "--top-p"),
         ({"prompt": "nothing"}, "a file with a prompt"),
     ):
