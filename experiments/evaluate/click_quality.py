@@ -12,7 +12,8 @@ from segenv.types import Action, Click, Task, object_of
 
 ALL = "all"  # the key of all steps together
 METRIC_DEFINITIONS = {
-    "first_click_in_object": "share of episodes whose first action is a positive click on a pixel of the object",
+    "first_click_in_object": "of episodes on tasks with an object, the share whose first action is a positive click on "
+    "one of its pixels",
     "clicks_on_error": "of the clicks made as the k-th action, and of all, the share on a true error of the mask "
     "before it with the right sign: a positive click on a missing pixel, a negative one on a pixel too many; ignored "
     "pixels are no error. A share of no click has no value. click_counts are the clicks that it is of",
@@ -63,14 +64,16 @@ def summarise(
     over `images`."""
     clicks = ~np.isnan(right)
     columns = {ALL: (np.nansum(right, axis=1), clicks.sum(1).astype(float))}
+    inside = np.asarray(inside, float)
+    first = np.nan_to_num(inside), (~np.isnan(inside)).astype(float)
     columns |= {str(k + 1): (np.nan_to_num(right[:, k]), clicks[:, k].astype(float)) for k in range(right.shape[1])}
     numbers = {
-        "first_click_in_object": float(np.mean(inside)),
+        "first_click_in_object": ratio(*first),
         "clicks_on_error": {key: ratio(*pair) for key, pair in columns.items()},
         "click_counts": {key: int(counts.sum()) for key, (_, counts) in columns.items()},
     }
     intervals = {
-        "first_click_in_object": list(statistics.bootstrap(inside, images=images)),
+        "first_click_in_object": list(statistics.bootstrap_ratio(*first, images=images)),
         "clicks_on_error": {
             key: list(statistics.bootstrap_ratio(*pair, images=images)) for key, pair in columns.items()
         },

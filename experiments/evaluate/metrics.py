@@ -10,13 +10,14 @@ import numpy as np
 from experiments.evaluate import click_quality
 from search.episode import PARTS, Episode
 from segenv import metrics, statistics
-from segenv.types import Task
+from segenv.types import Task, object_of
 
 UNSOLVED = 0.5  # a task is unsolved where no IoU of the annotator reaches this
 THRESHOLDS = (0.50, 0.70, 0.80, 0.85, 0.90, 0.95)  # of NoC and NoF; the field's tables print 85, 90 and 95
 MEASURES = (
     *("miou", "ciou", "iou_at", "noc", "nof", "nof_never", "boundary_iou"),
     *("acc_at_50", "best_iou", "regret", "parse_rate", "exact_rate", "stop_rate"),
+    *("no_target", "n_acc", "t_acc", "absent_steps"),
     *("first_click_in_object", "clicks_on_error", "click_counts"),
 )
 
@@ -34,11 +35,17 @@ METRIC_DEFINITIONS = {
     "boundary_iou": "IoU of the inner rings of the final mask and the target, 0.02 of the diagonal wide, by 3x3 "
     "erosion",
     "acc_at_50": "share of episodes whose final mask's tight box has IoU >= 0.5 with the target's",
-    "best_iou": "mean over episodes of the highest IoU that any of its masks had, the first one included",
+    "best_iou": "mean over episodes of the highest IoU that any of its masks had, the first one included; on a task "
+    "without an object the empty first mask does not count, which every agent has for nothing",
     "regret": "mean of best IoU minus final IoU",
     "parse_rate": "share of replies that the codec could read as an action",
     "exact_rate": "share of replies that are written exactly as asked; others may be read, too",
     "stop_rate": "share of episodes that the agent ended itself",
+    "no_target": "number of episodes on tasks without an object",
+    "n_acc": "of episodes on tasks without an object, the share that the agent ended itself with an empty mask: an "
+    "invalid reply says nothing about the object",
+    "t_acc": "of episodes on tasks with an object, the share whose final mask has a pixel",
+    "absent_steps": "mean number of actions on tasks without an object, but for the one that ends the episode",
     "unsolved": f"of the annotator: best IoU of each task that stays below {UNSOLVED:g}, by task",
     "intervals": "95 % percentile bootstrap over images, each with all of its episodes, 2000 resamples, seed 0; "
     "nothing of the spread over training seeds",
@@ -73,6 +80,8 @@ class Outcome:
     unsigned: int = 0
     finish_reasons: tuple[str, ...] = ()  # of the replies of which it is known
     tokens: tuple[int, ...] = ()
+    has_object: bool = True  # whether the target has a pixel
+    drawn: bool = True  # whether the final mask has one
 
     @property
     def final_iou(self) -> float:
@@ -85,8 +94,13 @@ def outcome_of(episode: Episode, task: Task | None = None) -> Outcome:
     actions = [step.action["type"] for step in episode.steps]
     answered = [step.error is None and step.action["type"] in ("click", "box") for step in episode.steps]
     own: dict[str, Any] = {"ious": np.array(episode.ious), "invalid": actions.count("invalid"), "clicks": sum(answered)}
+    own["has_object"] = _has_object(episode, task)
+    own["drawn"] = bool(episode.mask(len(episode.steps)).any())
+    own["best_iou"] = episode.best_iou if own["has_object"] else max(episode.ious)
     own["right"] = click_quality.right_clicks(episode, task) if task else None
-    own["first_inside"] = click_quality.first_click_inside(episode, task) if task else float("nan")
+    own["first_inside"] = float("nan")
+    if task is not None and own["has_object"]:
+        own["first_inside"] = click_quality.first_click_inside(episode, task)
     steps = episode.steps
     own |= {
         "exact": sum(bool(step.exact) for step in steps),
@@ -97,6 +111,13 @@ def outcome_of(episode: Episode, task: Task | None = None) -> Outcome:
         "tokens": tuple(step.tokens for step in steps if step.tokens is not None),
     }
     return Outcome(**own, **{one.name: getattr(episode, one.name) for one in fields(Outcome) if one.name not in own})
+
+
+def _has_object(episode: Episode, task: Task | None) -> bool:
+    """Whether the target has a pixel; without the task, whether an empty first mask is not already right."""
+    if task is not None:
+        return bool(object_of(task.target).any())
+    return episode.start_iou < 1 or bool(episode.mask(0).any())
 
 
 def read_episode(record: Any) -> Episode:
@@ -141,6 +162,8 @@ def summarise(
     intervals["parse_rate"] = list(statistics.bootstrap_ratio(*read, images=images))
     ends = list(statistics.bootstrap_ratio(*exact, images=images)) if any(exact[1]) else [None, None]
     intervals["exact_rate"] = ends
+    absent, absent_intervals = _no_target(outcomes, images)
+    intervals |= absent_intervals
     right = [np.full(len(item.ious), np.nan) if item.right is None else item.right for item in outcomes]
     inside = [item.first_inside for item in outcomes]
     of_clicks, of_clicks_intervals = click_quality.summarise(click_quality.by_step(right, max_steps), inside, images)
@@ -148,6 +171,7 @@ def summarise(
     numbers = (
         means
         | of_clicks
+        | absent
         | {
             "ciou": metrics.ciou(*areas),
             "nof": {_percent(t): metrics.nof(ious, t, max_steps, published=True) for t in THRESHOLDS},
@@ -169,6 +193,20 @@ def summarise(
 def finish_reasons(outcomes: Sequence[Outcome]) -> dict[str, int]:
     """Number of replies by why they ended, where the backend tells it."""
     return dict(sorted(Counter(one for item in outcomes for one in item.finish_reasons).items()))
+
+
+def _no_target(outcomes: Sequence[Outcome], images: Sequence[Hashable] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Measures of tasks without an object, and of tasks with one as their counterpart, and their intervals; NaN where
+    there is no such task."""
+    absent = np.array([not item.has_object for item in outcomes], float)
+    columns = {
+        "n_acc": (np.array([item.stopped and not item.drawn for item in outcomes]) * absent, absent),
+        "t_acc": (np.array([item.drawn for item in outcomes]) * (1 - absent), 1 - absent),
+        "absent_steps": (np.array([len(item.ious) - item.stopped for item in outcomes]) * absent, absent),
+    }
+    numbers = {name: click_quality.ratio(*pair) for name, pair in columns.items()}
+    ends = {name: list(statistics.bootstrap_ratio(*pair, images=images)) for name, pair in columns.items()}
+    return {"no_target": int(absent.sum()), **numbers}, ends
 
 
 def _seconds(outcomes: Sequence[Outcome]) -> dict[str, Any]:

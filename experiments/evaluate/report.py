@@ -27,6 +27,11 @@ ROWS = (  # key in metrics.json, name, what is better
     ("exact_rate", "Exact rate", "higher"),
     ("stop_rate", "Stop rate", ""),
 )
+ABSENT_ROWS = (  # of tasks without an object, where there are some; as `ROWS`, and digits
+    ("n_acc", "N-acc", "higher", 4),
+    ("t_acc", "T-acc", "higher", 4),
+    ("absent_steps", "Steps on absent objects", "lower", 2),
+)
 SHOWN_CLICKS = (1, 3, 5, 7, 10, 20)
 SHOWN_CLICKS_ON_ERROR = (1, 2, 3, 5, 7)
 SHOWN_THRESHOLDS = ("80", "85", "90", "95")
@@ -71,6 +76,8 @@ def table(numbers: dict[str, Any]) -> Table:
     for t in SHOWN_THRESHOLDS:
         rows.append([f"NoF@{t}", number(numbers["nof"][t], 0), f"{numbers['nof_never'][t]} never", "lower"])
     rows += [_row(name, numbers[key], intervals[key], better) for key, name, better in ROWS]
+    if numbers["no_target"]:
+        rows += [_row(name, numbers[key], intervals[key], better, k) for key, name, better, k in ABSENT_ROWS]
     rows += [_row(*row, "higher") for row in click_quality.rows(numbers, SHOWN_CLICKS_ON_ERROR)]
     return Table(("measure", "value", "95 % interval", "better"), rows, "<>><")
 
