@@ -2,8 +2,8 @@
 
 From the vision tower's features: the colour and shape of the object in a patch, the kinds of sentence that pick it out,
 the place of its first click, and the mask's share. From the language model's image tokens, which follow the
-instruction: whether the patch belongs to the named object, which of its parts are missing or wrong, where to click, and
-for polygons the parts that the object covers. From its few reply tokens alone, a model of this size learns to ground
+instruction: whether the patch belongs to the named object, how much of it is missing or wrong, where to click, and
+which squares of the patch the object covers. From its few reply tokens alone, a model of this size learns to ground
 words only after a long plateau.
 """
 
@@ -28,11 +28,11 @@ UNITS_WEIGHT = 0.1  # of a coordinate's last digit, which is noise to a model of
 class Heads(nn.Module):
     """Linear heads on patches, [..., width] in and logits out. `seen` and `told` name weights in states on disk."""
 
-    def __init__(self, width: int, fine: bool = False) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.sizes = [len(COLOUR_NAMES) + 1, len(SHAPE_NAMES) + 1, len(KINDS), 10, 10, 10, 10, 1]
         self.seen = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.sizes)))
-        self.told = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 + fine * FINE**2))
+        self.told = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 + FINE**2))
 
     def vision_loss(
         self, features: torch.Tensor, batch: dict[str, torch.Tensor]
@@ -70,13 +70,11 @@ class Heads(nn.Module):
         clicked = F.cross_entropy(logits[..., 3], clicks, ignore_index=-1, reduction="sum") / number
         hit = (logits[where, :, 3].argmax(1) == clicks[where]).sum() / number
         on = (shares[:, 0].gather(1, logits[..., 0].argmax(1)[:, None]) > 0.3).float().mean()
-        metrics = {"named": named, "click_patch": hit, "named_patch": on}
-        total = named + clicked + 2 * part.mean((0, 2)).sum()
-        if "fine" in batch:  # the object's mask within each patch
-            fine = F.binary_cross_entropy_with_logits(logits[..., 4:], batch["fine"], reduction="none").mean(-1)
-            balance = torch.where(shares[:, 0] > 0, 1.0, 0.1)
-            metrics["fine"] = (fine * balance).sum() / balance.sum()
-            total = total + 4 * metrics["fine"]
+        fine = F.binary_cross_entropy_with_logits(logits[..., 4:], batch["fine"], reduction="none").mean(-1)
+        balance = torch.where(shares[:, 0] > 0, 1.0, 0.1)
+        fine = (fine * balance).sum() / balance.sum()  # the object's mask within each patch
+        metrics = {"named": named, "click_patch": hit, "named_patch": on, "fine": fine}
+        total = named + clicked + 2 * part.mean((0, 2)).sum() + 4 * fine
         return total, {name: float(value.detach()) for name, value in metrics.items()}
 
 
@@ -131,8 +129,7 @@ class Collator:
         batch["which"] = torch.tensor([asked[k][1] for k in order])
         batch["shares"] = torch.from_numpy(np.stack([question.shares for question in questions]))
         batch["clicks"] = torch.tensor([question.click for question in questions])
-        if fine := [question.fine for question in questions if question.fine is not None]:
-            batch["fine"] = torch.from_numpy(np.stack(fine))
+        batch["fine"] = torch.from_numpy(np.stack([question.fine for question in questions]))
         columns = zip(*(texts[k] for k in order), strict=True)
         padded = (nn.utils.rnn.pad_sequence(list(column), batch_first=True) for column in columns)
         ids, labels, weights, attention = padded

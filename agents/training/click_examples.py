@@ -21,7 +21,7 @@ from segenv.data.synthetic import scenes
 from segenv.data.synthetic.shapes import COLOURS
 from segenv.mdp import SegMDP, SegState
 from segenv.tools.base import SegTool
-from segenv.types import Action, Click, Stop, Task
+from segenv.types import Action, Click, Stop, Task, object_of
 
 COLOUR_NAMES = list(COLOURS)
 SHAPE_NAMES = sorted({shape for level in scenes.DIFFICULTIES for shape in level.shapes})
@@ -29,6 +29,7 @@ SUPERLATIVES = (*scenes.SIZE_WORDS, *scenes.PLACE_WORDS[1:])
 KINDS = list(product(SUPERLATIVES, (False, True), (False, True)))  # superlative, with colour, with shape
 MAX_OBJECTS = 8
 FINE = 4  # squares along the side of a patch
+STEADY = 0.75  # of the annotator's depth: as deep as a steady click is, at least
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Question:
     shares: np.ndarray  # [3, N] float32, the parts of a patch that are target, missing from the mask, wrongly in it
     click: int  # the patch of the reply's click, or -1 where it stops
     iou: float  # of the mask
-    fine: np.ndarray | None = None  # [N, FINE²] float32, the shares of target in the squares of a patch
+    fine: np.ndarray  # [N, FINE²] float32, the shares of target in the squares of a patch
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,7 +216,7 @@ class ClickExamples:
             states = [state for state in self.played(number) if state[0] in tasks]  # turned, some lose their name
             for i in sorted(rng.permutation(len(states))[: self.mixture.trajectory]):
                 k, mask, action = states[i]
-                yield tasks[k], turned(mask, turn), turned_action(action, mask.shape, turn)
+                yield tasks[k], turned(mask, turn), action if isinstance(action, Stop) else None
         known = list(tasks.values())
         for k in range(self.mixture.cheap):
             task = known[k % len(known)]
@@ -228,7 +229,7 @@ class ClickExamples:
         target = task.target.view(bool)
         shares = np.stack([self._shares(part) for part in (target, target & ~mask, mask & ~target)])
         click = self._patch(action.x, action.y, task) if isinstance(action, Click) else -1
-        return Question(picture, task.instruction, reply, shares, click, iou)
+        return Question(picture, task.instruction, reply, shares, click, iou, fine_shares(target, self.grid))
 
     def _patch(self, x: int, y: int, task: Task) -> int:
         """The index of the patch that holds a pixel."""
@@ -250,7 +251,7 @@ class ClickExamples:
                 for word, coloured, shaped in KINDS
             ]
             task = self._task(scene, k, "")
-            click = annotator.next_click(task.target, nothing)
+            click = steady_click(task.target.view(bool), nothing)
             assert click is not None
             digits = [d for text in self.codec.points.write_point(click, task) for d in leading_digits(int(text))]
             names = [COLOUR_NAMES.index(thing.colour), SHAPE_NAMES.index(thing.shape)]
@@ -264,10 +265,42 @@ def leading_digits(value: int) -> tuple[int, int]:
     return value // 100, value // 10 % 10
 
 
+def fine_shares(target: np.ndarray, grid: int) -> np.ndarray:
+    """The part of each square of each of grid x grid patches that `target` (bool [H, W]) covers, float32 [N, FINE²]."""
+    squares = cv2.resize(target.astype(np.float32), (grid * FINE,) * 2, interpolation=cv2.INTER_AREA)
+    return squares.reshape(grid, FINE, grid, FINE).swapaxes(1, 2).reshape(-1, FINE**2)
+
+
 def correct_action(task: Task, mask: np.ndarray, clicks: Sequence[Click], stop_iou: float) -> Action:
-    """The annotator's action on `mask` (bool [H, W]): its next click, or a stop from `stop_iou` on."""
-    click = None if metrics.iou(task.target, mask) >= stop_iou else annotator.next_click(task.target, mask, clicks)
+    """The action to learn on `mask` (bool [H, W]): the steady click, or a stop from `stop_iou` on."""
+    enough = metrics.iou(task.target, mask) >= stop_iou
+    click = None if enough else steady_click(object_of(task.target), mask, clicks)
     return Stop() if click is None else click
+
+
+def steady_click(target: np.ndarray, mask: np.ndarray, clicks: Sequence[Click] = ()) -> Click | None:
+    """The annotator's next click, moved to a place that can be foreseen; `target` and `mask` are bool [H, W].
+
+    The deepest pixel of a bar or a ring is one of many that are nearly as deep, and single pixels of its outline decide
+    which. So in the part of the error that the annotator clicks, this is the pixel nearest to a point a little above
+    its middle, among those of `STEADY` times the depth.
+    """
+    click = annotator.next_click(target, mask, clicks)
+    if click is None:
+        return None
+    error = (target & ~mask if click.positive else mask & ~target).view(np.uint8)
+    parts = cv2.connectedComponents(error, connectivity=4)[1]
+    x, y, width, height = cv2.boundingRect((parts == parts[click.y, click.x]).view(np.uint8))
+    part = (parts[y : y + height, x : x + width] == parts[click.y, click.x]).view(np.uint8)
+    depth = cv2.distanceTransform(cv2.copyMakeBorder(part, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0), cv2.DIST_L2, 5)
+    for one in clicks:
+        if 0 <= one.x - x < width and 0 <= one.y - y < height:
+            depth[one.y - y + 1, one.x - x + 1] = 0
+    rows, columns = np.nonzero(depth >= STEADY * depth.max())
+    inside = np.argwhere(part)
+    middle = inside.mean(0) + 1 - np.array([1 + 0.1 * np.sqrt(len(inside)), 0])
+    nearest = int(np.hypot(rows - middle[0], columns - middle[1]).argmin())
+    return Click(x + int(columns[nearest]) - 1, y + int(rows[nearest]) - 1, click.positive)
 
 
 def _named(scene: scenes.Scene) -> list[tuple[int, list[str]]]:
@@ -280,15 +313,6 @@ def turned(array: np.ndarray, turn: int) -> np.ndarray:
     array = array[:, ::-1] if turn & 1 else array
     array = array[::-1] if turn & 2 else array
     return np.ascontiguousarray(array.swapaxes(0, 1) if turn & 4 else array)
-
-
-def turned_action(action: Action, shape: tuple[int, ...], turn: int) -> Action:
-    """An action on an image of `shape` (height, width) as it is on the turned image."""
-    if not isinstance(action, Click):
-        return action
-    x = shape[1] - 1 - action.x if turn & 1 else action.x
-    y = shape[0] - 1 - action.y if turn & 2 else action.y
-    return replace(action, x=y, y=x) if turn & 4 else replace(action, x=x, y=y)
 
 
 def rotated(scene: scenes.Scene, turn: int) -> scenes.Scene:

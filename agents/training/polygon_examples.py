@@ -8,17 +8,16 @@ that is not there, which is answered by an empty list.
 from itertools import product
 from typing import Any
 
-import cv2
 import numpy as np
 
 from agents.training.click_examples import (
     COLOUR_NAMES,
-    FINE,
     SHAPE_NAMES,
     ClickExample,
     ClickExamples,
     Mixture,
     Question,
+    fine_shares,
 )
 from segenv import queries, render
 from segenv.codec import polygons
@@ -85,9 +84,7 @@ class PolygonExamples(ClickExamples):
         starts = output_type == "mask" and self.order in ("canonical", "reversed")
         rows, columns = np.nonzero(task.target)  # the first is the topmost vertex, at which canonical rings start
         first = self._patch(int(columns[0]), int(rows[0]), task) if starts and len(rows) else -1
-        squares = cv2.resize(task.target.astype(np.float32), (self.grid * FINE,) * 2, interpolation=cv2.INTER_AREA)
-        fine = squares.reshape(self.grid, FINE, self.grid, FINE).swapaxes(1, 2).reshape(-1, FINE**2)
-        return Question(0, query.prompt, reply, shares, first, 0.0, fine)
+        return Question(0, query.prompt, reply, shares, first, 0.0, fine_shares(object_of(task.target), self.grid))
 
 
 def format_rings(

@@ -35,7 +35,6 @@ class PolygonTrainer(TinyTrainer):
     """Trains the model of a checkpoint in one stage, `draw`."""
 
     stages = POLYGON_STAGES
-    fine = True
 
     def fresh(self) -> tuple[Any, Any]:
         """The checkpoint's model, with tokens for polygons, and its processor."""

@@ -56,7 +56,6 @@ class EvalState:
 class TinyTrainer(Trainer):
     """Trains a tiny multimodal model on replies, and auxiliary heads that are dropped at the end."""
 
-    fine = False  # whether image tokens learn the target within their patches
     collate_fn = list
 
     def __init__(self, args: Any) -> None:
@@ -67,7 +66,7 @@ class TinyTrainer(Trainer):
         if device == "cpu" and has_bfloat16(device):
             model.set_attn_implementation("eager")  # backwards, several times faster than fused attention in bfloat16
         self.collate = Collator(self.processor)
-        heads = Heads(model.config.text_config.hidden_size, self.fine)
+        heads = Heads(model.config.text_config.hidden_size)
         if args.base is not None:
             keep_heads(heads, Path(parse(args.base)[0] or EMBEDDED) / HEADS)
         super().__init__(args, model, heads, device)
@@ -139,11 +138,14 @@ class TinyTrainer(Trainer):
 
 
 def keep_heads(heads: Heads, path: Path) -> None:
-    """Load those heads of a base that are of the same size; a base may have none."""
-    if path.is_file():
-        own = heads.state_dict()
-        known = read_weights(path)
-        heads.load_state_dict(own | {k: v for k, v in known.items() if k in own and v.shape == own[k].shape})
+    """Load the heads of a base, which may have none, or fewer outputs: those are then the first."""
+    if not path.is_file():
+        return
+    own, known = heads.state_dict(), read_weights(path)
+    for name, value in known.items():
+        if name in own and value.shape[1:] == own[name].shape[1:] and len(value) <= len(own[name]):
+            own[name][: len(value)] = value
+    heads.load_state_dict(own)
 
 
 def tiny_checkpoint(base: str, tokens: int = 0) -> tuple[Any, Any, int]:

@@ -106,7 +106,7 @@ def test_outlines_that_begin_anywhere_have_a_loss_too():
     _, processor = tiny.build(seed=1, image_size=32, width=32, vision_layers=1, text_layers=1, heads=2)
     batch = Collator(processor)([lessons[0], lessons[1]])
     assert (batch["clicks"] == -1).all()
-    heads, tokens = Heads(32, fine=True), torch.randn(4, 4, 32, requires_grad=True)
+    heads, tokens = Heads(32), torch.randn(4, 4, 32, requires_grad=True)
     loss, measured = heads.grounding_loss(tokens, batch)
     loss.backward()
     assert loss.isfinite() and tokens.grad is not None and tokens.grad.isfinite().all()
