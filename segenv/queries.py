@@ -15,7 +15,7 @@ import numpy as np
 from segenv import annotator, metrics, render
 from segenv.codec.frames import Scene
 from segenv.codec.polygons import QUESTION, PolygonCodec
-from segenv.types import Box, Click, Invalid, Polygons, Task, object_of
+from segenv.types import Absent, Box, Click, Invalid, Polygons, Task, object_of
 
 KINDS = ("text", "point", "box", "mask")
 PAIRS = tuple(permutations(KINDS, 2))  # what is given, what is asked
@@ -44,13 +44,13 @@ SHORT = {  # for small models: the object alone is a mask's question, and one wo
 @dataclass(frozen=True, eq=False)
 class Query:
     """One question about a task: `prompt` and `picture` (uint8 [H, W, 3]) are what a model gets, `answer` is the right
-    one: `Polygons` for a mask, a `Box`, a positive `Click`, or the text."""
+    one: `Polygons` for a mask, a `Box`, a positive `Click`, the text, or `Absent` where there is no point or box."""
 
     task: Task
     given: str
     asked: str
     prompt: str
-    answer: Polygons | Box | Click | str
+    answer: Polygons | Box | Click | Absent | str
 
     @property
     def id(self) -> str:
@@ -75,7 +75,7 @@ def query(
     `style` "codec" words it with all that a model must know to answer, "instruction" as shortly as a small model needs
     it. `seed` chooses among the phrasings of "codec"; without one, the first is taken, which for `text` to `mask` is
     the codec's own prompt. A task without an instruction gives "the main object" as its text. Raises ValueError where
-    the task has no answer: a point, box or painted mask of an object that is not there, or a text that is asked where
+    there is nothing to give, a point, box or painted mask of an object that is not there, or where a text is asked and
     there is no instruction.
     """
     check(given, asked, style)
@@ -109,14 +109,15 @@ def _named(task: Task, codec: PolygonCodec, given: str) -> str:
     if given == "mask":
         _check_object(task, "mask to show")
         return ""
+    _check_object(task, f"{given} to give")
     shown = answer(task, codec, given)
     assert not isinstance(shown, str)
     return codec.format(shown, task)
 
 
-def answer(task: Task, codec: PolygonCodec, asked: str) -> Polygons | Box | Click | str:
+def answer(task: Task, codec: PolygonCodec, asked: str) -> Polygons | Box | Click | Absent | str:
     """The right answer: the outline in the codec's dialect, the tight box, the pixel deepest inside the object, or the
-    instruction."""
+    instruction. An object that is not there has an empty outline, and its box and point are `Absent`."""
     target = object_of(task.target)
     if asked == "mask":
         return codec.outline(target)
@@ -124,10 +125,8 @@ def answer(task: Task, codec: PolygonCodec, asked: str) -> Polygons | Box | Clic
         if not task.instruction:
             raise ValueError(f"task {task.id} has no instruction; ask for its mask, box or point")
         return task.instruction
-    _check_object(task, f"{asked}; ask for its mask, which is empty")
     found = metrics.box_of(target) if asked == "box" else annotator.next_click(task.target, np.zeros_like(target))
-    assert found is not None
-    return found
+    return Absent() if found is None else found
 
 
 def _check_object(task: Task, lacking: str) -> None:
@@ -144,13 +143,18 @@ def reply(asked: Query, codec: PolygonCodec, budget: int | None = None, length: 
     return codec.format(asked.answer, asked.task)
 
 
-def read(text: str, task: Scene, codec: PolygonCodec, asked: str = "mask") -> Polygons | Box | Click | str | Invalid:
-    """Read a reply to a question for `asked`; `Invalid` where it answers nothing, or something else."""
+def read(
+    text: str, task: Scene, codec: PolygonCodec, asked: str = "mask"
+) -> Polygons | Box | Click | Absent | str | Invalid:
+    """Read a reply to a question for `asked`; `Absent` where it says that there is no point or box to give, and
+    `Invalid` where it answers nothing, or something else."""
     if asked not in KINDS:
         raise ValueError(f"asked is {asked!r}; expected one of {', '.join(KINDS)}")
     if asked == "text":
         return text.strip() or Invalid(text, "the reply is empty; expected a text")
     found = codec.read(text, task, asked=asked).action if asked in ("point", "box") else codec.parse(text, task)
+    if asked != "mask" and isinstance(found, Polygons) and not found.rings:
+        return Absent()
     kind = {Polygons: "mask", Box: "box", Click: "point"}.get(type(found))
     if kind in (asked, None):  # None: invalid already
         return found  # type: ignore[return-value]

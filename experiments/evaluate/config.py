@@ -24,12 +24,12 @@ class FilterOptions:
 
 @dataclass(frozen=True)
 class PolygonOptions:
-    """Options of the task polygon."""
+    """Options of the tasks polygon, box and point."""
 
     given: Literal["text", "point", "box", "mask"] = "text"
     """prompt type: how the object is named"""
     asked: Literal["mask", "box", "point", "text"] = "mask"
-    """output type: what the reply is to hold"""
+    """output type: what the reply is to hold; of the tasks box and point, what they are named after"""
     temperature: NotNegative = 0.0
     """above 0, replies are also sampled at it"""
     samples: Count = 1
@@ -46,9 +46,9 @@ class PolygonOptions:
 class Args:
     """Flags of the command line; specs as in docs/evaluate.md and docs/data.md."""
 
-    task: Literal["segment", "filter", "polygon"] = "segment"
-    """filter: the agent predicts the IoU of masks, see experiments.evaluate.filter; polygon: it writes polygons in
-    one reply, see experiments.evaluate.polygons"""
+    task: Literal["segment", "filter", "polygon", "box", "point"] = "segment"
+    """filter: the agent predicts the IoU of masks, see experiments.evaluate.filter; polygon, box and point: it answers
+    with polygons, a box or a point in one reply, see experiments.evaluate.polygons"""
     data: str = "synthetic:val"
     """what to segment: synthetic[:SPLIT], index:DIR, folder:DIR, coco:ANNOTATIONS@IMAGES, …"""
     tool: str = "sam"

@@ -1,5 +1,6 @@
 """Dispatch of an evaluation to the page of its task."""
 
+from dataclasses import replace
 from typing import Any
 
 from experiments.common.config import RunError, check
@@ -12,9 +13,19 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     check(args)
     if args.start is not None and args.task != "segment":
         raise RunError(f"--start {args.start} is of episodes of clicks; leave it out, or take --task segment")
+    args = _spelled_out(args)
     return {"segment": clicks.run, "filter": filter.run, "polygon": polygons.run}[args.task](args, quiet)
 
 
 def text(task: str, numbers: dict[str, Any]) -> str:
     """The numbers of a finished evaluation for a terminal."""
-    return {"segment": report.text, "filter": filter.text, "polygon": polygon_report.text}[task](numbers)
+    return {"segment": report.text, "filter": filter.text}.get(task, polygon_report.text)(numbers)
+
+
+def _spelled_out(args: Args) -> Args:
+    """`args` with the tasks box and point as what they are short for: the task polygon, asked for one of them."""
+    if args.task not in ("box", "point"):
+        return args
+    if args.polygon.asked not in ("mask", args.task):
+        raise RunError(f"--task is {args.task} and --polygon.asked {args.polygon.asked}; leave out one of them")
+    return replace(args, task="polygon", polygon=replace(args.polygon, asked=args.task))

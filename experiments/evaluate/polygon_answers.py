@@ -22,17 +22,17 @@ UNITS = ("tokens", "vertices", "characters")
 
 
 class OracleAgent(Agent):
-    """Writes the best polygons of the target within a budget; nothing where not even a rectangle fits. Privileged: its
-    IoU is the upper bound of any model with this codec and budget."""
+    """Writes the best polygons of the target within a budget, and nothing where not even a rectangle fits; or the box
+    or point that is `asked`. Privileged: its IoU is the upper bound of any model with this codec and budget."""
 
     privileged = True
     spec = "annotator"
 
-    def __init__(self, codec: PolygonCodec, budget: int = 128, unit: str = "tokens") -> None:
+    def __init__(self, codec: PolygonCodec, budget: int = 128, unit: str = "tokens", asked: str = "mask") -> None:
         super().__init__(codec)
         if budget < 1 or unit not in UNITS:
             raise ValueError(f"budget {budget} {unit}; expected 1 or more of {', '.join(UNITS)}")
-        self.dialect, self.budget, self.unit = codec, budget, unit
+        self.dialect, self.budget, self.unit, self.asked = codec, budget, unit, asked
         self.tokens = token_counter()
 
     @property
@@ -42,6 +42,10 @@ class OracleAgent(Agent):
 
     def reply(self, task: Task) -> str:
         """Write the reply to a task."""
+        if self.asked != "mask":
+            right = queries.answer(task, self.dialect, self.asked)
+            assert not isinstance(right, str)
+            return self.dialect.format(right, task)
 
         def vertices(text: str) -> int:
             return sum(map(len, getattr(self.dialect.parse(text, task), "rings", ())))
@@ -81,7 +85,7 @@ def answers(
 ) -> list[Record]:
     """Score one reply of `agent` (a `PromptedAgent` or `OracleAgent` with a polygon codec) to each task. `seeds`, one a
     task, drive the sampling at `temperature`; 0 is greedy. Raises ValueError where a task does not allow the query."""
-    codec = polygon_codec(agent.codec, agent.spec)
+    codec = polygon_codec(agent.codec, agent.spec, output_type)
     if isinstance(agent, OracleAgent):
         texts = [agent.reply(task) for task in tasks]
         replies = [Reply(text, tokens=agent.tokens(text)) for text in texts]
@@ -101,7 +105,7 @@ def question(
     agent: PromptedAgent, task: Task, sample: int, prompt_type: str, output_type: str
 ) -> tuple[np.ndarray, str, dict[str, Any]]:
     """The picture as it is sent, and the prompt, of a query about a task; and what its reply is about."""
-    codec, own = polygon_codec(agent.codec, agent.spec), agent.template
+    codec, own = polygon_codec(agent.codec, agent.spec, output_type), agent.template
     style = "codec" if own is not None else agent.prompt_style
     query = queries.query(task, codec, prompt_type, output_type, style)
     prompt = query.prompt if own is None else own.replace("{instruction}", task.instruction or "the main object")
@@ -109,10 +113,10 @@ def question(
     return agent.backend.sent(query.picture), prompt, item
 
 
-def polygon_codec(codec: Codec, agent: str) -> PolygonCodec:
-    """The codec of masks that an agent speaks: its own, or that of its family."""
+def polygon_codec(codec: Codec, agent: str, asked: str = "mask") -> PolygonCodec:
+    """The codec of masks that an agent speaks, asked for `asked`: its own, or that of its family."""
     try:
-        return of_family(codec)
+        return of_family(codec, asked)
     except ValueError as error:
         raise RunError(
             f"agent {agent!r} speaks {codec.name!r}; give it a --codec of {', '.join(DIALECTS)} or text4seg, or of its "

@@ -1,11 +1,14 @@
 """One-shot segmentation: the agent answers each task with polygons, in one reply (SimpleSeg, arXiv 2601.19228).
 
     python -m experiments.evaluate --task polygon --agent mllm:tiny-polygon --data synthetic:val --out runs/polygons
+    python -m experiments.evaluate --task box --agent mllm:NAME_OR_PATH --codec qwen2.5-vl --out runs/boxes
 
-`--polygon.given` and `--polygon.asked` choose the prompt type and the output type (`segenv.queries`), of text, point,
-box and mask. Replies are greedy; with `--polygon.temperature 1 --polygon.samples 4`, four sampled ones are measured
-beside each. `--agent annotator` writes the target's own polygons in `--polygon.budget` tokens: a codec's upper bound.
-The run's folder holds answers.jsonl (every reply and its scores), metrics.json, plots/ and report.html.
+The second, and `--task point` likewise, ask for a box or a point in the words of the codec's family, and are short for
+`--task polygon --polygon.asked box`. `--polygon.given` and `--polygon.asked` choose the prompt type and the output type
+(`segenv.queries`), of text, point, box and mask. Replies are greedy; with `--polygon.temperature 1 --polygon.samples
+4`, four sampled ones are measured beside each. `--agent annotator` writes the target's own polygons in
+`--polygon.budget` tokens, or its box, or the point deepest inside: a codec's upper bound. The run's folder holds
+answers.jsonl (every reply and its scores), metrics.json, plots/ and report.html.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +56,8 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         raise RunError(f"data {args.data!r} holds no task; nothing to ask")
     agent = make_agent(args.agent, args.codec, args.seed, options, **model_options(args))
     data = data.checked(agent.check)
-    codec, samples = polygon_codec(agent.codec, args.agent), range(1 + options.samples if options.temperature else 1)
+    codec = polygon_codec(agent.codec, args.agent, options.asked)
+    samples = range(1 + options.samples if options.temperature else 1)
     set_threads(args.threads)
     with cli.open_run(args, RESUMABLE) as folder:
         about = folder.keep_manifest(_manifest(args, agent, data, chosen), METRIC_DEFINITIONS)
@@ -101,16 +105,16 @@ def make_agent(spec: str, codec: str | None, seed: int, options: PolygonOptions,
     """Make the agent of a command line: a model, or the annotator as an `OracleAgent`."""
     with cli.setting_up(f"agent {spec!r} with codec {codec!r}"):
         if spec == "annotator":
-            polygons = polygon_codec(codecs.make(codec or "rings"), spec)
-            if options.asked != "mask" or options.temperature:
+            polygons = polygon_codec(codecs.make(codec or "rings"), spec, options.asked)
+            if options.asked == "text" or options.temperature:
                 raise RunError(
-                    f"the annotator writes masks, the same ones each time; got asked {options.asked!r} and temperature "
-                    f"{options.temperature}"
+                    f"the annotator writes masks, boxes and points, the same ones each time; got asked "
+                    f"{options.asked!r} and temperature {options.temperature}"
                 )
-            return OracleAgent(polygons, options.budget, options.unit)
+            return OracleAgent(polygons, options.budget, options.unit, options.asked)
         if spec.partition(":")[0] == "random":
             raise RunError(f"agent {spec!r} writes no polygons; expected annotator, mllm or mllm:NAME_OR_PATH")
-        spoken = polygon_codec(codecs.make(codec), spec) if codec else None  # a family's, too, at a mask's length
+        spoken = polygon_codec(codecs.make(codec), spec, options.asked) if codec else None  # at a mask's length
         agent = agents.make(spec, spoken, seed=seed, **({"max_new_tokens": options.max_new_tokens} | given))
         if not isinstance(agent, PromptedAgent):
             raise RunError(f"agent {spec!r} is asked about clicks alone; expected a model, or a PromptedAgent of yours")
@@ -127,7 +131,8 @@ def _ask_at_once(
     check: Callable[[Any], Any],
 ) -> None:
     """Ask an agent that takes many questions at a time, and score each reply when it is there."""
-    options, codec = args.polygon, polygon_codec(agent.codec, args.agent)
+    options = args.polygon
+    codec = polygon_codec(agent.codec, args.agent, options.asked)
 
     def ask(task: Task, sample: int) -> Future[Reply]:
         with _as_run_error():

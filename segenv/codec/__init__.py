@@ -27,6 +27,7 @@ from segenv.codec.grammars import (
     IBISAGENT,
     INTERN_TAGS,
     LISTS,
+    LLAVA,
     MEDSAM,
     MINICPM,
     MOLMO,
@@ -75,7 +76,7 @@ CODECS: dict[str, tuple[Frame, Frame, Grammar]] = {
             ("deepseek-vl2", Frame(999), DEEPSEEK),
             ("paligemma", Frame(1023, "yx"), PALIGEMMA),
             ("florence-2", Frame(999), FLORENCE),
-            ("llava-1.5", Frame(padded_square, decimals=3), LISTS),
+            ("llava-1.5", Frame(padded_square, decimals=3), LLAVA),
         )
     },
 }

@@ -84,8 +84,11 @@ def _pattern(template: str, frame: Frame, signs: str) -> str:
     return text.replace("\0s\0", signs).replace("\0l\0", '[^"<>]{0,100}').replace("\n", r"\s+")
 
 
+REGION = "Please provide the bounding box coordinate of the region this sentence describes"  # LLaVA and InternVL
+
 WORDS = Grammar("{sign} point: ({0}, {1})", "Box: ({0}, {1}, {2}, {3})", "Positive", "Negative")
 LISTS = replace(WORDS, point="{sign} point: [{0}, {1}]", box="Box: [{0}, {1}, {2}, {3}]")
+LLAVA = replace(LISTS, questions={"box": f"{REGION}: {{0}}"})
 SEGAGENT = replace(WORDS, box="<box>({0},{1}),({2},{3})</box>", absent="No Object Found", lead=True)
 QWEN_TAGS = replace(
     WORDS,
@@ -100,7 +103,7 @@ QWEN2_TAGS = replace(
 INTERN_TAGS = replace(
     WORDS,
     box="<box>[[{0}, {1}, {2}, {3}]]</box>",
-    questions={"box": "Please provide the bounding box coordinates of what this sentence describes: <ref>{0}</ref>"},
+    questions={"box": f"{REGION}: <ref>{{0}}</ref>"},
 )
 MOLMO = Grammar(
     '<point x="{0}" y="{1}" alt="{sign}">{sign}</point>',
@@ -130,9 +133,10 @@ GLM = replace(
     box="<|begin_of_box|>[{0}, {1}, {2}, {3}]<|end_of_box|>",
     finish="<|begin_of_box|>Finish<|end_of_box|>",
     questions={
-        "box": "Please locate {0} and give its bounding box as [x1, y1, x2, y2] within <|begin_of_box|> and "
+        "box": "Help me to locate {0} in the image and give me its bounding box as [x1, y1, x2, y2] within "
+        "<|begin_of_box|> and <|end_of_box|>.",
+        "point": "Help me to locate {0} in the image and give me its point as [x, y] within <|begin_of_box|> and "
         "<|end_of_box|>.",
-        "point": "Please point at {0} and give the point as [x, y] within <|begin_of_box|> and <|end_of_box|>.",
     },
     answers={"point": "<|begin_of_box|>[{0}, {1}]<|end_of_box|>"},
 )
@@ -160,17 +164,12 @@ FLORENCE = replace(
 )
 
 
-def json_objects(point: str, box: str, questions: dict[str, str] | None = None, order: str = "") -> Grammar:
+def json_objects(point: str, box: str, questions: dict[str, str]) -> Grammar:
     """JSON objects of the Qwen and Gemini families, with these keys."""
-    asked = "Locate {0} and report its {1} in JSON format{2}."
-    own = {
-        "box": asked.format("{0}", f"bounding box as `{box}`", order),
-        "point": asked.format("{0}", f"point as `{point}`", order),
-    }
     return Grammar(
         f'{{{{"{point}": [{{0}}, {{1}}], "label": "{{sign}}"}}}}',
         f'{{{{"{box}": [{{0}}, {{1}}, {{2}}, {{3}}]}}}}',
-        questions=questions or own,
+        questions=questions,
         answers={
             "point": f'{{{{"{point}": [{{0}}, {{1}}], "label": "{{label}}"}}}}',
             "box": f'{{{{"{box}": [{{0}}, {{1}}, {{2}}, {{3}}], "label": "{{label}}"}}}}',
@@ -178,8 +177,24 @@ def json_objects(point: str, box: str, questions: dict[str, str] | None = None, 
     )
 
 
-QWEN_JSON = json_objects("point_2d", "bbox_2d")
-GEMINI = json_objects("point", "box_2d", order=", with y before x")
+QWEN_JSON = json_objects(
+    "point_2d",
+    "bbox_2d",
+    {
+        "box": "Locate {0}, output its bbox coordinates using JSON format.",
+        "point": 'Point to {0}, output its coordinates using JSON format like {{"point_2d": [x, y], "label": "name"}}.',
+    },
+)
+GEMINI = json_objects(
+    "point",
+    "box_2d",
+    {
+        "box": "Detect {0}. Output a JSON list where each entry contains the 2D bounding box in `box_2d`, as [ymin, "
+        "xmin, ymax, xmax] normalized to 0-1000, and a text label in `label`.",
+        "point": 'Point to {0}. The answer should follow the JSON format: [{{"point": [y, x], "label": "name"}}]. The '
+        "points are in [y, x] format normalized to 0-1000.",
+    },
+)
 SEG_ZERO = replace(
     QWEN_JSON,
     questions={

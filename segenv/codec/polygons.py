@@ -84,12 +84,13 @@ def make(spec: str) -> PolygonCodec:
     return PolygonCodec(spec, DIALECTS[spec])
 
 
-def of_family(codec: Codec) -> PolygonCodec:
+def of_family(codec: Codec, asked: str = "mask") -> PolygonCodec:
     """The codec of masks that counts as a codec of clicks does: all rings of a mask in its frame and order; points and
-    boxes by the family's own questions. Raises ValueError where points and boxes count differently."""
+    boxes by the family's own questions. Raises ValueError where a mask is `asked`, and points and boxes count
+    differently."""
     if isinstance(codec, PolygonCodec):
         return codec
-    if (
+    if asked == "mask" and (
         codec.points.order != codec.boxes.order
         or codec.points.start != codec.boxes.start
         or (codec.points.extent != codec.boxes.extent)
@@ -105,7 +106,8 @@ class PolygonCodec(Codec):
     module's docstring."""
 
     def __init__(self, name: str, dialect: Dialect, family: Codec | None = None) -> None:
-        super().__init__(name, dialect.frame, dialect.frame, LISTS)
+        points, boxes = (family.points, family.boxes) if family else (dialect.frame, dialect.frame)
+        super().__init__(name, points, boxes, LISTS)
         self.dialect = dialect
         self.family = family
         self.union = dialect.contour != "rings"
@@ -135,7 +137,7 @@ class PolygonCodec(Codec):
             return ""
         if asked not in FORMS:
             raise ValueError(f"asked is {asked!r}; expected one of text, {', '.join(FORMS)}")
-        form, rest = f"`{self._list(self._form(FORMS[asked]))}`", ""
+        form, rest = f"`{self._list(self._form(FORMS[asked], self._frame(asked)))}`", ""
         if asked == "mask":
             form = f"a list of polygons, {form}"
             if self.dialect.planned:
@@ -143,17 +145,21 @@ class PolygonCodec(Codec):
             fill = "Draw each part of the object by itself." if self.union else "A polygon inside another cuts a hole."
             nothing = self._statement(Polygons(()), task).replace("\n", " ")
             rest = f" {fill} If the object is not in the image, answer `{nothing}`."
-        return f"Answer with {form}, and nothing else.{rest}\n{self.numbers(task)}"
+        return f"Answer with {form}, and nothing else.{rest}\n{self.numbers(task, asked)}"
 
-    def _form(self, form: Sequence) -> Sequence:
+    def _frame(self, asked: str) -> Frame:
+        """The frame of a point, a box or a mask."""
+        return {"point": self.points, "box": self.boxes}.get(asked, self.dialect.frame)
+
+    def _form(self, form: Sequence, frame: Frame) -> Sequence:
         """A form with its numbers in the order of the frame."""
         if all(isinstance(one, str) and one != "…" for one in form):
-            return self.dialect.frame.ordered(form)
-        return [one if isinstance(one, str) else self._form(one) for one in form]
+            return frame.ordered(form)
+        return [one if isinstance(one, str) else self._form(one, frame) for one in form]
 
-    def numbers(self, task: Scene) -> str:
-        """Say in a sentence what numbers mean."""
-        across = self.points.range(task, point=False)
+    def numbers(self, task: Scene, asked: str = "mask") -> str:
+        """Say in a sentence what the numbers of a point, a box or a mask mean."""
+        across = self._frame(asked).range(task, point=False)
         return f"Numbers run over {across}, from the upper left corner of the image to the lower right one."
 
     def outline(self, mask: np.ndarray, ratio: float = 0.001) -> Polygons:
@@ -190,12 +196,16 @@ class PolygonCodec(Codec):
                 raise ValueError("a polygon codec has no word for a negative click; expected a positive one")
             case Click() | Box():
                 super()._statement(action, task)  # raises where it is not on the image
-                frame = self.dialect.frame
-                write = frame.write_point(action, task) if isinstance(action, Click) else frame.write_box(action, task)
-                return self._list([number.zfill(self._width) for number in write])
+                if isinstance(action, Click):
+                    numbers = self.points.write_point(action, task)
+                else:
+                    numbers = self.boxes.write_box(action, task)
+                return self._list([number.zfill(self._width) for number in numbers])
+            case Absent():
+                return self._list([])
             case Invalid(text):
                 return text
-        raise TypeError(f"action is {type(action).__name__}; expected Polygons, Click, Box or Invalid")
+        raise TypeError(f"action is {type(action).__name__}; expected Polygons, Click, Box, Absent or Invalid")
 
     def _vertices(self, ring: np.ndarray, task: Scene) -> list[list[str]]:
         """The numbers of a ring's vertices, rounded to the frame's grid, without repeats of the vertex before."""
@@ -300,7 +310,7 @@ class PolygonCodec(Codec):
 
     def _expected(self) -> str:
         """Name the answers that would have been understood."""
-        return f"`{self._list(self._form(FORMS['mask']))}`"
+        return f"`{self._list(self._form(FORMS['mask'], self.dialect.frame))}`"
 
 
 def _structure(found: re.Match[str]) -> tuple[np.ndarray, bool]:

@@ -10,8 +10,9 @@
 
 All are in 0..1. A reply that is no mask has 0 of each. One that breaks off has the values of what it drew, and a
 `format` of 0. Where the object is not in the image, nothing drawn has 1 of each and anything drawn 0, but for
-`format`. SimpleSeg names the first three (arXiv 2601.19228), and publishes neither the distance's form nor the weights;
-those here are ours, and so is `chamfer`.
+`format`. Where it is in the image, nothing drawn has 0 of each, `format` too: an empty list, or the words that there is
+none, has no polygon whose form could be right. SimpleSeg names the first three (arXiv 2601.19228), and publishes
+neither the distance's form nor the weights; those here are ours, and so is `chamfer`.
 
 Of other answers, a box is compared as the mask that it fills; a point has 1 of each part on the object and 0 beside it;
 a text has 1 where it is the instruction, but for case, blanks and a full stop.
@@ -34,9 +35,9 @@ from segenv.geometry import mask_to_polygons, polygons_to_mask
 from segenv.geometry.rasterize import PackedMask, runs
 from segenv.geometry.rle import MaskError, encode_mask, rle_size, segmentation_mask
 from segenv.rewards import clicks
-from segenv.types import IGNORE, Box, Click, Invalid, Polygons, Task, ignored_of, object_of
+from segenv.types import IGNORE, Absent, Box, Click, Invalid, Polygons, Task, ignored_of, object_of
 
-Answer = Polygons | Box | Click | str | Invalid
+Answer = Polygons | Box | Click | Absent | str | Invalid
 
 TOLERANCE = 0.008  # of the image's diagonal, within which boundaries are the same (DAVIS; Perazzi et al. 2016)
 SPREAD = 0.05  # of the image's diagonal, the boundaries' distance at which `chamfer` falls to 1/e
@@ -155,10 +156,12 @@ class Goal:
             case str() | Click():
                 right = float(self._right(answer))
                 return {name: 1.0 if name == "format" else right for name in names}
+            case Absent():
+                drawn, whole = Region(Polygons(()), self.height, self.width), float(not self.region.size)
             case Box():
                 drawn, whole = self._filled(answer), 1.0
-            case Polygons():
-                drawn, whole = self._known(answer), float(not answer.truncated)
+            case Polygons(rings, _, truncated):
+                drawn, whole = self._known(answer), float(not truncated and bool(rings or not self.region.size))
         compared = self.region.size and drawn.size
         missed = float(not self.region.size and not drawn.size)  # as it should, where both are empty
         return {

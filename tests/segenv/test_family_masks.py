@@ -47,6 +47,18 @@ def test_what_asks_for_a_point_is_answered_by_the_point_of_an_object():
         of_family(codec.make("segagent"))
 
 
+def test_where_points_and_boxes_count_differently_each_is_asked_for_in_its_own_numbers():
+    task = Task("a", np.zeros((1000, 2000, 3), np.uint8), np.ones((1000, 2000), bool), "red cup")
+    point, box = (
+        queries.query(task, of_family(codec.make("segagent"), asked), asked=asked).prompt for asked in ("point", "box")
+    )
+    assert "`[y, x]`" in point and "0..1000" in point and "`[x0, y0, x1, y1]`" in box and "0..999" in box
+    spoken = of_family(codec.make("segagent"), "box")
+    assert queries.read("[0, 0, 999, 500]", task, spoken, "box") == Box(0, 0, 2000, 500000 / 999)
+    assert queries.read("[250, 500]", task, spoken, "point") == Click(1000, 250)
+    assert queries.read(spoken.format(Click(1500, 250), task), task, spoken, "point") == Click(1500, 250)
+
+
 def test_a_mask_is_drawn_in_the_size_that_the_model_saw():
     mask = np.zeros((480, 640), bool)
     mask[:240, :320] = True

@@ -67,7 +67,7 @@ def test_the_right_mask_has_1_of_every_part_even_where_there_is_none(target: np.
 def test_parts_agree_with_rasters(pair: tuple[np.ndarray, np.ndarray]) -> None:
     target, mask = pair
     score = ALL.of(drawn(mask), task_of(target))
-    assert score["iou"] == metrics.iou(target, mask) and score["format"] == 1
+    assert score["iou"] == metrics.iou(target, mask) and score["format"] == float(mask.any() or not target.any())
     if target.any() and mask.any():
         centres = [np.argwhere(region).mean(axis=0) for region in pair]
         away = np.linalg.norm(centres[0] - centres[1]) / np.hypot(*target.shape)
@@ -83,8 +83,9 @@ def test_the_right_answer_to_another_question_has_1_too(target: np.ndarray, aske
     task = task_of(target)
     if object_of(target).any():
         assert ALL.of(queries.answer(task, RINGS, asked), task, asked)["total"] == len(PARTS)
-    elif asked == "point":
-        assert ALL.of(Click(0, 0), task, asked)["iou"] == 0
+    elif asked != "text":
+        assert ALL.of(queries.answer(task, RINGS, asked), task, asked)["total"] == len(PARTS)
+        assert ALL.of(Click(0, 0), task, "point")["iou"] == 0
 
 
 # ------------------------------------------------------------------------------------------------------------ by hand
@@ -124,6 +125,10 @@ def test_a_reply_that_breaks_off_has_what_it_drew_and_no_format() -> None:
 def test_no_object_is_answered_by_nothing() -> None:
     task = task_of(np.zeros((50, 50), bool))
     assert ALL.score("Vertices: 0\n[]", task)["total"] == len(PARTS)
+    for text in ("[]", "There is no cat in the image."):
+        for asked in ("mask", "box", "point"):
+            assert ALL.score(text, task, asked)["total"] == len(PARTS)
+            assert ALL.score(text, task_of(square(20)), asked)["total"] == 0, "it has no form that could be right"
     made_up = ALL.score("Vertices: 3\n[[[000,000],[000,500],[500,500]]]", task)
     assert made_up["total"] == made_up["format"] == 1
     assert ALL.score("I would rather not say", task)["total"] == 0

@@ -14,7 +14,7 @@ from segenv import codec, metrics, queries
 from segenv.codec import polygons
 from segenv.codec.polygons import PolygonCodec
 from segenv.geometry import polygons_to_mask
-from segenv.types import Box, Click, Invalid, Polygons, Task, object_of
+from segenv.types import Absent, Box, Click, Invalid, Polygons, Task, object_of
 
 masks = st.tuples(st.integers(2, 24), st.integers(2, 24)).flatmap(lambda shape: arrays(bool, shape))
 PAIRS = [pytest.param(*pair, id="-".join(pair)) for pair in queries.PAIRS]
@@ -88,13 +88,19 @@ def test_braces_in_an_instruction_are_only_braces(spoken: PolygonCodec, task: Ta
         assert "a {0} {cat} {}" in queries.query(odd, spoken, style=style).prompt
 
 
-def test_an_object_that_is_not_there_has_an_empty_mask_and_nothing_else(spoken: PolygonCodec) -> None:
+def test_an_object_that_is_not_there_has_an_empty_mask_and_is_absent(spoken: PolygonCodec) -> None:
     task = task_of(np.zeros((8, 9), bool))
     question = queries.query(task, spoken)
     found = queries.read(queries.reply(question, spoken), task, spoken)
     assert question.answer == found == Polygons((), spoken.union)
+    for asked in ("point", "box"):
+        question = queries.query(task, spoken, asked=asked)
+        assert question.answer == Absent()
+        for text in (queries.reply(question, spoken), "There is no cat in the image."):
+            assert queries.read(text, task, spoken, asked) == Absent()
+    assert queries.query(task, spoken, "text", "point").answer == Absent()
     for given, asked in queries.PAIRS:
-        if (given, asked) != ("text", "mask"):
+        if given != "text":
             with pytest.raises(ValueError, match="task a has no object, and so no"):
                 queries.query(task, spoken, given, asked)
 
@@ -109,7 +115,8 @@ def test_a_task_without_words_is_asked_for_the_main_object(spoken: PolygonCodec,
 @drawn(text=st.text(), asked=st.sampled_from(queries.KINDS))
 def test_any_reply_is_an_answer_of_the_kind_asked_or_says_why_not(text: str, asked: str) -> None:
     found = queries.read(text, task_of(np.ones((8, 9), bool)), polygons.make("rings"), asked)
-    assert isinstance(found, (Invalid, {"mask": Polygons, "box": Box, "point": Click, "text": str}[asked]))
+    kinds = {"mask": (Polygons,), "box": (Box, Absent), "point": (Click, Absent), "text": (str,)}
+    assert isinstance(found, (Invalid, *kinds[asked]))
     assert not isinstance(found, Invalid) or (found.text == text and found.reason)
 
 
@@ -117,7 +124,7 @@ def test_another_kind_of_answer_is_none(task: Task) -> None:
     rings = polygons.make("rings")
     for asked, text, reason in (
         ("mask", "[000,000,500,500]", "the reply is a box; expected a mask"),
-        ("point", "[]", "the reply is a mask; expected a point"),
+        ("point", "[[[000,000],[000,500],[500,500]]]", "the reply is a mask; expected a point"),
         ("box", "[100,100]", "the reply is a point; expected a box"),
         ("text", " \n", "the reply is empty"),
     ):
