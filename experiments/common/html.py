@@ -38,11 +38,16 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def jpeg_uri(picture: np.ndarray, quality: int = 82) -> str:
-    """A picture, uint8 [H, W, 3], as the URL of a JPEG."""
+def jpeg(picture: np.ndarray, quality: int = 82) -> bytes:
+    """A picture, uint8 [H, W, 3], as a JPEG."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "JPEG", quality=quality)
-    return data_uri(buffer.getvalue(), "image/jpeg")
+    return buffer.getvalue()
+
+
+def jpeg_uri(picture: np.ndarray, quality: int = 82) -> str:
+    """A picture, uint8 [H, W, 3], as the URL of a JPEG."""
+    return data_uri(jpeg(picture, quality), "image/jpeg")
 
 
 def save_plots(folder: Path, plots: Mapping[str, bytes], prefix: str = "") -> dict[str, str]:

@@ -61,7 +61,7 @@ def plot_lines(lines: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, 
     axes = new_axes()
     for label, points in lines.items():
         axes.plot(*np.array(points).T, marker="o", markersize=3.5, linewidth=1.6, label=label)
-    return png(axes, "best", xlabel=xlabel, ylabel=ylabel, **settings)
+    return png(axes, "outside lower center", xlabel=xlabel, ylabel=ylabel, **settings)
 
 
 def plot_iou_over_actions(axes: Any, measured: Mapping[str, Mapping[str, Any]], legend: str, **settings: Any) -> bytes:

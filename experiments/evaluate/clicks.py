@@ -6,7 +6,7 @@ from typing import Any
 from experiments.common import cli, served
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
-from experiments.evaluate import exclusion, metrics, records, report
+from experiments.evaluate import episode_page, exclusion, metrics, records, report
 from experiments.evaluate.config import RESUMABLE, Args
 from experiments.evaluate.metrics import Outcome
 from search.executors import Player, Setup, Skipped, play
@@ -48,7 +48,9 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         numbers = metrics.summarise(ordered, args.max_steps, about["protocol"], images) | served.spent(player.agent)
         numbers["unsolved"] = _unsolved(folder, args, player, ordered)
         numbers = records.write_metrics(folder, numbers, skipped)
-        report.write(folder, numbers, about, ordered, data.by_id, args.report_episodes)
+        limit = args.report_episodes
+        shown = episode_page.write(folder, ordered, data.by_id, player.agent, args.max_steps, limit, quiet)
+        report.write(folder, numbers, about, ordered, shown)
         folder.finish("evaluate")
         return numbers
 

@@ -102,8 +102,9 @@ class Args:
     """pass over bad items, and count them"""
     follow_links: bool = False
     """follow links in the data's folder to files outside it"""
-    report_episodes: CountOrNone = 24
-    """episodes that report.html shows: worst, best and random ones"""
+    report_episodes: CountOrNone | None = None
+    """episodes that report.html shows, a third each the worst, the best and random; by default all of a task segment,
+    and 24 of the others"""
     server: ServerOptions = field(default_factory=ServerOptions)
     budget: Annotated[BudgetOptions, tyro.conf.arg(name="")] = field(default_factory=BudgetOptions)
     filter: FilterOptions = field(default_factory=FilterOptions)

@@ -152,7 +152,8 @@ def _write_results(folder: RunFolder, args: Args, about: dict[str, Any], data: D
     }
     numbers = records.write_metrics(folder, numbers, skipped)
     shown = iou_report.MaskSet(args.data, masks, predicted, data.by_id)
-    section = iou_report.section_of(folder, shown, {"all": numbers["readings"]}, "", args.report_episodes, "greedy")
+    limit = 24 if args.report_episodes is None else args.report_episodes
+    section = iou_report.section_of(folder, shown, {"all": numbers["readings"]}, "", limit, "greedy")
     section["notes"] = [f"{name}: {_acceptance_text(found)}" for name, found in numbers["acceptance"].items()]
     title = f"{args.agent} as a judge of masks by {args.tool} on {args.data}"
     lead = f"{len(masks)} masks of {len(entries)} tasks, of random points in the target's box."

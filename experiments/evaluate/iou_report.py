@@ -87,7 +87,7 @@ def plot_reliability(readings: Mapping[str, Mapping[str, Any]]) -> bytes:
         label = f"{name}: MAE {found['mae']:.3f}, ECE {found['ece']:.3f}"
         (line,) = axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.6, label=label)
         axes.vlines(x + 0.003 * k, low, high, color=line.get_color(), alpha=0.35, linewidth=2)
-    return png(axes, "upper left", 8, xlabel="predicted IoU", ylabel="true IoU", xlim=(0, 1), ylim=(0, 1))
+    return png(axes, "outside lower center", 8, xlabel="predicted IoU", ylabel="true IoU", xlim=(0, 1), ylim=(0, 1))
 
 
 def plot_density(predicted: Sequence[float], true: Sequence[float], name: str) -> bytes:

@@ -85,7 +85,7 @@ def plot_ious(records: Sequence[Record]) -> bytes:
     other = [one.iou for one in records if one.error is not None]
     labels = [f"valid ({len(valid)})", f"no answer ({len(other)})"]
     axes.hist([valid, other], np.linspace(0, 1, 21), stacked=True, label=labels, color=["C0", "C3"])
-    return png(axes, "upper left", xlabel="IoU", ylabel="replies", xlim=(0, 1))
+    return png(axes, "outside lower center", xlabel="IoU", ylabel="replies", xlim=(0, 1))
 
 
 def plot_sizes(records: Sequence[Record]) -> bytes:
@@ -118,7 +118,7 @@ def _scatter(groups: Mapping[str, Sequence[tuple[float, float]]], colors: Sequen
     if len(parts) == 8:
         means = [x[part].mean() for part in parts], [y[part].mean() for part in parts]
         axes.plot(*means, color="0.25", marker="o", ms=3.5)
-    return png(axes, "lower right", ylabel="IoU", ylim=(0, 1.02), **options)
+    return png(axes, "outside lower center", ylabel="IoU", ylim=(0, 1.02), **options)
 
 
 def picture(one: Record, task: Task, codec: PolygonCodec, output_type: str) -> np.ndarray:

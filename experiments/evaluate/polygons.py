@@ -83,7 +83,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         if sampled:
             numbers["sampled"] = measures(sampled, images)
         numbers = records.write_metrics(folder, numbers, dict(data.skipped))
-        limit = args.report_episodes
+        limit = 24 if args.report_episodes is None else args.report_episodes
         polygon_report.write(folder, numbers, about, greedy, codec, data.by_id, limit)
         folder.finish("evaluate")
         return numbers

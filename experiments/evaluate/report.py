@@ -1,12 +1,11 @@
 """Report of an evaluation by clicks: numbers for a terminal, plots, and a page that shows episodes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from experiments.common import served
-from experiments.common.episode_viewer import choose, payload
 from experiments.common.html import write_report
 from experiments.common.plots import new_axes, plot_iou_over_actions, png
 from experiments.common.run_folder import RunFolder
@@ -14,8 +13,6 @@ from experiments.common.tables import Table, interval, number
 from experiments.evaluate import click_quality
 from experiments.evaluate.exclusion import UNSOLVED_FILE
 from experiments.evaluate.metrics import UNSOLVED, Outcome, curves, finish_reasons
-from search.episode import Episode
-from segenv.types import Task
 
 ROWS = (  # key in metrics.json, name, what is better
     ("ciou", "cIoU", "higher"),
@@ -42,26 +39,19 @@ def write(
     numbers: dict[str, Any],
     about: dict[str, Any],
     outcomes: Sequence[Outcome],
-    load: Callable[[str], Task],
-    limit: int,
+    episodes: Mapping[str, Any],
 ) -> None:
-    """Write plots and report.html. `load` gives the task of an id, and at most `limit` episodes are shown."""
+    """Write plots and report.html with `episodes` of `episode_page.write`."""
     protocol, by_step = numbers["protocol"], curves(outcomes, len(numbers["iou_at"])).astype(np.float32)
     label, limits = f"{protocol['agent']} (n = {numbers['episodes']})", {"ylim": (0, 1), "xlim": (0.5, None)}
     pictures = {
-        "iou_over_clicks": plot_iou_over_actions(new_axes(), {label: numbers}, "lower right", **limits),
+        "iou_over_clicks": plot_iou_over_actions(new_axes(), {label: numbers}, "outside lower center", **limits),
         "noc": plot_clicks({t: by_step >= np.float32(t) for t in (0.50, 0.70, 0.80, 0.85, 0.90)}),
     }
-    groups = choose({(item.task, item.sample): item.final_iou for item in outcomes}, limit)
-    shown = {}
-    for record in folder.records("episodes.jsonl"):
-        if (key := (record["task"], record["sample"])) in groups:
-            shown[key] = payload(load(record["task"]), Episode.from_json(record), groups[key])
     title = f"{protocol['agent']} with {protocol['tool']} on {protocol['data']}"
     context = {"title": title, "numbers": numbers, "table": table(numbers), "manifest": about}
     context["replies"] = replies(outcomes)
     context["sections"] = sections(numbers)
-    episodes = [shown[key] for key in groups if key in shown]
     write_report(folder, "evaluate.html", pictures, episodes=episodes, **context)
 
 
@@ -131,4 +121,4 @@ def plot_clicks(reached: dict[float, np.ndarray]) -> bytes:
         axes.step(np.arange(1, len(share) + 1), share, where="post", linewidth=1.8, label=label)
     axes.xaxis.get_major_locator().set_params(integer=True)
     limits = {"ylim": (0, 1.02), "xlim": (0.5, None)}
-    return png(axes, "upper left", xlabel="actions", ylabel="share of episodes that reached it", **limits)
+    return png(axes, "outside lower center", xlabel="actions", ylabel="share of episodes that reached it", **limits)

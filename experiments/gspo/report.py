@@ -134,7 +134,7 @@ def plot_log(log: Sequence[Mapping[str, Any]], labels: Mapping[str, str], ylabel
         axes.plot(steps, values, color=f"C{k}", alpha=0.25, linewidth=0.8)
         smooth = np.convolve(values, np.ones(width) / width, "valid")
         axes.plot(steps[width - 1 :], smooth, color=f"C{k}", linewidth=1.8, label=label)
-    return plots.png(axes, "best", xlabel="steps", ylabel=ylabel, ylim=limits)
+    return plots.png(axes, "outside lower center", xlabel="steps", ylabel=ylabel, ylim=limits)
 
 
 def panel(run: Run, replies: Mapping[int, Sequence[Record]]) -> bytes:

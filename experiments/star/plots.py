@@ -135,7 +135,7 @@ def plot_loss(logs: Mapping[int, Log]) -> bytes:
     low, high = axes.get_ylim()
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 10 * low else NullFormatter())
-    return png(axes, "best")
+    return png(axes, "outside lower center")
 
 
 def _axes() -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from experiments.common.episode_viewer import describe, payload
+from experiments.common.episode_viewer import describe, payload, write_episodes
 from experiments.common.html import data_uri, write_report
 from experiments.common.run_folder import RunFolder, finite, write_atomic
 from experiments.common.tables import Table, interval
@@ -161,7 +161,8 @@ def write(
     strips = [strip(shown[name], pairs[name], names, groups[name]) for name in groups]
     episodes = [payload(shown[name], pairs[name][k], names[k]) for k in (0, 1) for name in groups]
     context = {"title": title, "numbers": numbers, "rows": table(numbers), "manifest": about, "names": names}
-    write_report(folder, "star.html", plots, strips=strips, episodes=episodes, **context)
+    view = write_episodes(folder.path, episodes, len(episodes))
+    write_report(folder, "star.html", plots, strips=strips, episodes=view, **context)
 
 
 def write_tensorboard(folder: RunFolder, numbers: dict[str, Any], logs: Mapping[int, Sequence]) -> None:

@@ -242,7 +242,7 @@ def test_no_word_of_a_reply_becomes_part_of_the_page(task, tmp_path):
         table=report.table(numbers),
         plots={},
         manifest={"command": [hostile]},
-        episodes=[shown],
+        episodes=episode_viewer.write_episodes(tmp_path, [shown], 1),
     )
     text = page.read_text()
     assert "<script>alert" not in text and "<img src=x" not in text
@@ -250,7 +250,7 @@ def test_no_word_of_a_reply_becomes_part_of_the_page(task, tmp_path):
         "http://www.w3.org/2000/svg", ""
     )
     held = text.split('<script type="application/json" id="episodes">')[1].split("</script>")[0]
-    assert json.loads(held)[0]["steps"][0]["text"] == hostile
+    assert json.loads(held)["episodes"][0]["steps"][0]["text"] == hostile
 
 
 def test_the_report_shows_worst_best_and_others():
