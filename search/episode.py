@@ -105,19 +105,29 @@ class Episode:
 
 
 def step_of(
-    mdp: SegMDP, state: SegState, text: str, action: Action, following: SegState, stated_iou: float | None
+    mdp: SegMDP,
+    state: SegState,
+    text: str,
+    action: Action,
+    following: SegState,
+    stated_iou: float | None,
+    before: tuple[float, str],
 ) -> Step:
-    """The record of an action in `state` that led to `following`."""
-    mask = following.mask
+    """The record of an action in `state`, whose mask has the IoU and the run lengths `before`, that led to
+    `following`."""
+    iou, counts = before
+    if following.packed is not state.packed:
+        mask = following.mask
+        iou, counts = metrics.prepared(following.task).iou(mask), encode_mask(mask)
     return Step(
         text=text,
         action=action_to_json(action),
-        iou=float(metrics.iou(following.task.target, mask)),
-        reward=mdp.reward(state, action, following),
+        iou=iou,
+        reward=mdp.reward(state, action, following, (before[0], iou)),
         score=None if np.isnan(following.score) else float(following.score),
         error=following.error,
         stated_iou=stated_iou,
-        mask=encode_mask(mask),
+        mask=counts,
     )
 
 

@@ -112,12 +112,12 @@ def to_episode(mdp: SegMDP, agent: Agent, tree: Tree) -> Episode:
         assert node.action is not None
         reply = node.reply or Reply(node.text)
         reading = read_reply(agent.codec, reply, tree.task)
-        step = step_of(mdp, episode.state, node.text, node.action, node.state, reading.stated_iou)
+        step = step_of(mdp, episode.state, node.text, node.action, node.state, reading.stated_iou, episode.last)
         episode.steps.append(replace(step, **told_of(reply, reading)))
         episode.state = node.state
     if not mdp.terminal(episode.state):
         (stopped,) = mdp.transition([episode.state], [Stop()])
-        episode.steps.append(step_of(mdp, episode.state, "", Stop(), stopped, None))
+        episode.steps.append(step_of(mdp, episode.state, "", Stop(), stopped, None, episode.last))
         episode.state = stopped
     episode.seconds.update(tree.seconds)
     return episode.finish()

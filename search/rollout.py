@@ -166,14 +166,19 @@ class RunningEpisode:
 
     def __post_init__(self) -> None:
         mask = self.state.mask
-        self.start_iou = metrics.iou(self.state.task.target, mask)
+        self.start_iou = metrics.prepared(self.state.task).iou(mask)
         self.start_mask = encode_mask(mask)
+
+    @property
+    def last(self) -> tuple[float, str]:
+        """The IoU of the present mask, and its run lengths."""
+        return (self.steps[-1].iou, self.steps[-1].mask) if self.steps else (self.start_iou, self.start_mask)
 
     def finish(self) -> Episode:
         """The episode, with the metrics of its last mask."""
         began = time.perf_counter()
         task, mask = self.state.task, self.state.mask
-        intersection, union = metrics.areas(task.target, mask)
+        intersection, union = metrics.prepared(task).areas(mask)
         boundary_iou, box_iou = metrics.boundary_iou(task.target, mask), metrics.box_iou(task.target, mask)
         self.seconds["other"] += time.perf_counter() - began
         return Episode(
@@ -245,7 +250,7 @@ def _play(
         raise ToolError(f"{error} (asked about tasks {', '.join(state.task.id for state in states)})") from error
     spent = {part: mdp.tool.seconds[part] - before[part] for part in ("encode", "decode")}
     for k, (episode, reply, reading, state) in enumerate(zip(episodes, replies, readings, following, strict=True)):
-        step = step_of(mdp, episode.state, reply.text, reading.action, state, reading.stated_iou)
+        step = step_of(mdp, episode.state, reply.text, reading.action, state, reading.stated_iou, episode.last)
         episode.steps.append(dataclasses.replace(step, other=tried.get(k), **told_of(reply, reading)))
         episode.state = state
     spent["other"] = time.perf_counter() - began - sum(spent.values())
@@ -261,5 +266,5 @@ def _corrections(
     """Try what a corrector would do in `states`, where it does not give None: `{"action", "iou"}` by index."""
     better = {k: action for k, action in enumerate(corrected) if action is not None}
     after = mdp.transition([states[k] for k in better], list(better.values()))
-    ious = [float(metrics.iou(state.task.target, state.mask)) for state in after]
+    ious = [metrics.prepared(state.task).iou(state.mask) for state in after]
     return {k: {"action": action_to_json(better[k]), "iou": iou} for k, iou in zip(better, ious, strict=True)}

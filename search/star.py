@@ -61,7 +61,8 @@ class Rules:
 
     def correction(self, state: SegState, action: Action, following: SegState) -> Action | None:
         """The annotator's action in `state` if `action` was bad, as `correct` of `search.rollout.rollout`."""
-        before, after = (float(metrics.iou(state.task.target, each.mask)) for each in (state, following))
+        target = metrics.prepared(state.task)
+        before, after = target.iou(state.mask), target.iou(following.mask)
         if self.good(type(action).__name__.lower(), before, after):
             return None
         return self.annotator_action(state.task, state.mask, state.clicks, before)

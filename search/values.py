@@ -58,7 +58,7 @@ class OracleValue(ValueFunction):
     privileged = True
 
     def values(self, states: Sequence[SegState]) -> np.ndarray:
-        return np.array([metrics.iou(state.task.target, state.mask) for state in states], np.float64)
+        return np.array([metrics.prepared(state.task).iou(state.mask) for state in states], np.float64)
 
 
 class ToolValue(ValueFunction):

@@ -10,9 +10,9 @@ always the same ones for the same input; branching is keeping a reference. The t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -52,6 +52,13 @@ class SegState:
         if self.packed is None:
             return frozen(np.zeros(shape, bool))
         return frozen(np.unpackbits(self.packed, count=shape[0] * shape[1]).view(bool).reshape(shape))
+
+    def looks_like(self, other: SegState) -> bool:
+        """Whether two states have the same task and equal masks."""
+        first, second = self.packed, other.packed
+        if self.task is not other.task or first is None or second is None:
+            return self.task is other.task and first is second
+        return first is second or first.tobytes() == second.tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,28 +128,28 @@ class SegMDP:
                 raise ValueError(
                     f"task {state.task.id} ended at step {state.step}; start a new episode with initial(task)"
                 )
-            moved = replace(state, step=state.step + 1, error=None)
+            moved = _with(state, step=state.step + 1, error=None)
             match action:
                 case Click() | Box() if reason := _outside(action, state.task):
-                    following[i] = replace(moved, error=reason)
+                    following[i] = _with(moved, error=reason)
                 case Click():
-                    prompted.append((i, replace(moved, clicks=(*state.clicks, action), undone=state)))
+                    prompted.append((i, _with(moved, clicks=(*state.clicks, action), undone=state)))
                 case Box():
-                    prompted.append((i, replace(moved, box=action, undone=state)))
+                    prompted.append((i, _with(moved, box=action, undone=state)))
                 case Stop():
-                    following[i] = replace(moved, stopped=True)
+                    following[i] = _with(moved, stopped=True)
                 case Absent():  # nothing is there, whatever the mask was
-                    following[i] = replace(moved, packed=None, logits=None, score=float("nan"), stopped=True)
+                    following[i] = _with(moved, packed=None, logits=None, score=float("nan"), stopped=True)
                 case Undo() if (earlier := state.undone) is not None:
-                    following[i] = replace(earlier, step=state.step + 1, error=None)
+                    following[i] = _with(earlier, step=state.step + 1, error=None)
                 case Undo():
-                    following[i] = replace(moved, error="nothing to undo: no click has been made")
+                    following[i] = _with(moved, error="nothing to undo: no click has been made")
                 case Polygons(rings, union):  # a whole mask, whatever was there before, and without the tool
                     drawn = polygons_to_mask(rings, state.task.height, state.task.width, union)
                     packed = frozen(np.packbits(drawn))
-                    following[i] = replace(moved, packed=packed, logits=None, score=float("nan"), undone=state)
+                    following[i] = _with(moved, packed=packed, logits=None, score=float("nan"), undone=state)
                 case Invalid():
-                    following[i] = replace(moved, error=action.reason)
+                    following[i] = _with(moved, error=action.reason)
                 case _:
                     raise TypeError(
                         f"action is {type(action).__name__}; expected Click, Box, Polygons, Stop, Absent, "
@@ -171,7 +178,7 @@ class SegMDP:
         return [
             (
                 i,
-                replace(
+                _with(
                     state,
                     packed=frozen(np.packbits(prediction.mask)),
                     logits=None if prediction.logits is None else frozen(prediction.logits),
@@ -185,17 +192,18 @@ class SegMDP:
         """Stopped by the agent, or out of steps."""
         return state.stopped or state.step >= self.max_steps
 
-    def observation(self, state: SegState) -> Observation:
-        """Observe `state` as an agent may."""
+    def observation(self, state: SegState, mask: np.ndarray | None = None) -> Observation:
+        """Observe `state` as an agent may. `mask` is the state's, from callers who have it already."""
         task = state.task
         left = self.max_steps - state.step
-        return Observation(
-            task.id, task.image, state.mask, task.instruction, state.step, left, state.error, state.clicks
-        )
+        seen = state.mask if mask is None else mask
+        return Observation(task.id, task.image, seen, task.instruction, state.step, left, state.error, state.clicks)
 
-    def reward(self, state: SegState, action: Action, following: SegState) -> float:
-        """The reward of having taken `action` in `state`, which led to `following`."""
-        return float(sum(self.reward_terms(state, action, following).values()))
+    def reward(
+        self, state: SegState, action: Action, following: SegState, ious: tuple[float, float] | None = None
+    ) -> float:
+        """The reward of having taken `action` in `state`, which led to `following`; `ious` as in `reward_terms`."""
+        return float(sum(self.reward_terms(state, action, following, ious).values()))
 
     def reward_terms(
         self, state: SegState, action: Action, following: SegState, ious: tuple[float, float] | None = None
@@ -212,6 +220,11 @@ class SegMDP:
     def reward_range(self) -> tuple[float, float]:
         """The bounds of one step's reward; infinite for a function."""
         return rewards.reward_range(self.reward_name)
+
+
+def _with(state: SegState, **changes: Any) -> SegState:
+    """The state with changed fields: `dataclasses.replace`, without its search for them at every step."""
+    return SegState(**{**vars(state), **changes})
 
 
 def _outside(action: Click | Box, task: Task) -> str | None:

@@ -6,11 +6,12 @@ nothing. Every function that can meet two empty masks says what it returns then,
 """
 
 from collections.abc import Sequence
+from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
 
-from segenv.types import Box, ignored_of, object_of
+from segenv.types import Box, Task, ignored_of, object_of
 
 Numbers = Sequence[float] | np.ndarray  # one for each item, [N]
 
@@ -24,20 +25,60 @@ def errors(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.n
 def areas(target: np.ndarray, prediction: np.ndarray) -> tuple[int, int]:
     """Intersection and union in pixels."""
     wanted, predicted = _pair(target, prediction)
-    first, second = cv2.boundingRect(wanted.view(np.uint8)), cv2.boundingRect(predicted.view(np.uint8))
-    boxes = [(x, y, x + w, y + h) for x, y, w, h in (first, second) if w]
-    if not boxes:
-        return 0, 0
-    x0, y0 = (min(box[side] for box in boxes) for side in (0, 1))
-    x1, y1 = (max(box[side] for box in boxes) for side in (2, 3))
-    wanted, predicted = wanted[y0:y1, x0:x1], predicted[y0:y1, x0:x1]
-    return _count(wanted & predicted), _count(wanted | predicted)
+    intersection = _count(wanted & predicted)
+    return intersection, _count(wanted) + _count(predicted) - intersection
 
 
 def iou(target: np.ndarray, prediction: np.ndarray, empty: float = 1.0) -> float:
     """Intersection over union; `empty` where both masks are empty (SegAgent counts 1, RITM NaN, others 0)."""
     intersection, union = areas(target, prediction)
     return intersection / union if union else empty
+
+
+class PreparedTarget:
+    """A target for many IoUs, which are those of `areas` and `iou`: its object and its ignored pixels are found once,
+    and cut to their boxes. The target must not change afterwards. `prepared` keeps one for each task."""
+
+    def __init__(self, target: np.ndarray) -> None:
+        ignored = ignored_of(target)
+        self.shape = target.shape
+        self._box, self._object = _cut(object_of(target))
+        self._area = _count(self._object)
+        self._ignored = None if ignored is None else _cut(ignored)
+
+    def areas(self, prediction: np.ndarray) -> tuple[int, int]:
+        """Intersection and union in pixels."""
+        if prediction.shape != self.shape:
+            raise ValueError(_shapes(self.shape, prediction))
+        predicted = np.ascontiguousarray(prediction.astype(bool, copy=False))
+        intersection, found = _count(predicted[self._box] & self._object), _count(predicted)
+        if self._ignored is not None:
+            box, ignored = self._ignored
+            found -= _count(predicted[box] & ignored)
+        return intersection, self._area + found - intersection
+
+    def iou(self, prediction: np.ndarray, empty: float = 1.0) -> float:
+        """Intersection over union; `empty` where both masks are empty."""
+        intersection, union = self.areas(prediction)
+        return intersection / union if union else empty
+
+
+_PREPARED: WeakKeyDictionary[Task, PreparedTarget] = WeakKeyDictionary()
+
+
+def prepared(task: Task) -> PreparedTarget:
+    """The target of a task for many IoUs; prepared once, and kept while the task is."""
+    found = _PREPARED.get(task)
+    if found is None:
+        found = _PREPARED[task] = PreparedTarget(task.target)
+    return found
+
+
+def _cut(mask: np.ndarray) -> tuple[tuple[slice, slice], np.ndarray]:
+    """The box of a bool mask [H, W], as rows and columns, and the mask within it."""
+    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    box = slice(y, y + height), slice(x, x + width)
+    return box, np.ascontiguousarray(mask[box])
 
 
 def ciou(intersections: Numbers, unions: Numbers, empty: float = 1.0) -> float:
@@ -93,14 +134,16 @@ def box_iou(target: np.ndarray, prediction: np.ndarray, empty: float = 1.0) -> f
 def _pair(target: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The object and the prediction without ignored pixels, bool [H, W] each, C-contiguous."""
     if target.shape != prediction.shape or target.ndim != 2:
-        raise ValueError(
-            f"target is {list(target.shape)} and prediction {list(prediction.shape)}; both must be [H, W] of one image"
-        )
+        raise ValueError(_shapes(target.shape, prediction))
     wanted, predicted = object_of(target), prediction.astype(bool, copy=False)
     ignored = ignored_of(target)
     if ignored is not None:
         predicted = predicted & ~ignored
     return np.ascontiguousarray(wanted), np.ascontiguousarray(predicted)
+
+
+def _shapes(target: tuple[int, ...], prediction: np.ndarray) -> str:
+    return f"target is {list(target)} and prediction {list(prediction.shape)}; both must be [H, W] of one image"
 
 
 def _count(mask: np.ndarray) -> int:

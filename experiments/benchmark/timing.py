@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segenv.types import SegenvError
@@ -12,8 +12,9 @@ PARSER_BYTES, PARSER_LIMIT_MS = 100_000, 20.0
 
 @dataclass(frozen=True)
 class Timing:
-    """A row of the table: milliseconds of the plain way (None where there is none) and of the fast one; `passed` is
-    None where there is no limit; `note` says what was timed, or why it could not be."""
+    """A row of the table: milliseconds of the plain way (None where there is none) and of the fast one; `note` says
+    what was timed, or why it could not be; `goal` is the limit in words, and `passed` whether it is kept, None where
+    there is none."""
 
     name: str
     case: str
@@ -21,10 +22,19 @@ class Timing:
     fast_ms: float | None
     note: str
     passed: bool | None = None
+    goal: str = ""
 
     @property
     def ratio(self) -> float | None:
         return None if self.plain_ms is None or self.fast_ms is None else self.plain_ms / self.fast_ms
+
+    def at_least(self, ratio: float) -> "Timing":
+        """The row with the goal that its ratio is no smaller than this."""
+        return replace(self, goal=f"≥ {ratio:g}", passed=self.ratio is not None and self.ratio >= ratio)
+
+    def at_most(self, ratio: float) -> "Timing":
+        """The row with the goal that its ratio is no greater than this."""
+        return replace(self, goal=f"≤ {ratio:g}", passed=self.ratio is not None and self.ratio <= ratio)
 
 
 def compare(
@@ -79,4 +89,4 @@ def time_parser(name: str, reply: str, parse: Callable[[str], Any]) -> Timing:
     slowest = max(texts, key=read)
     best = min(read(slowest) for _ in range(3))  # again, so that a pause of the machine does not count
     note = f"slowest of {len(texts)} texts of {PARSER_BYTES // 1000} kB: {slowest}"
-    return Timing("parser", name, None, best, note, best < PARSER_LIMIT_MS)
+    return Timing("parser", name, None, best, note, best < PARSER_LIMIT_MS, f"< {PARSER_LIMIT_MS:g} ms")

@@ -9,6 +9,7 @@ back within one grid step.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import ceil, floor, sqrt
 from typing import Protocol
 
@@ -117,13 +118,28 @@ class Frame:
 
     def _axes(self, scene: Scene) -> list[tuple[int, Fraction, Fraction]]:
         """Size in pixels, extent and start, of the x axis and the y axis."""
-        return list(zip((scene.width, scene.height), self.extents(scene), self.starts(scene), strict=True))
+        size = scene.width, scene.height
+        found = self._known.get(size)
+        if found is None:
+            if len(self._known) >= 64:
+                self._known.clear()
+            found = self._known[size] = list(zip(size, self.extents(scene), self.starts(scene), strict=True))
+        return found
+
+    @cached_property
+    def _known(self) -> dict[tuple[int, int], list[tuple[int, Fraction, Fraction]]]:
+        """The axes of the latest sizes of images."""
+        return {}
 
     def write_point(self, click: Click, scene: Scene) -> list[str]:
         """The two numbers of a click's pixel."""
         steps, unit = [], 10**self.decimals
         for i, (size, extent, start) in zip((click.x, click.y), self._axes(scene), strict=True):
-            steps.append(ceil((Fraction(2 * i + 1, 2 * size) * extent + start) * unit - Fraction(1, 2)))
+            # ((i + 1/2) / size * extent + start) * unit - 1/2, rounded up, over one denominator
+            below = 2 * size * extent.denominator * start.denominator
+            above = unit * (2 * i + 1) * extent.numerator * start.denominator
+            above += unit * 2 * size * extent.denominator * start.numerator - below // 2
+            steps.append(-(-above // below))
         return self.ordered([self.text(step) for step in steps])
 
     def write_box(self, box: Box, scene: Scene) -> list[str]:

@@ -1,6 +1,5 @@
 """Base of the environments whose episodes are those of a `SegMDP`."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array"], "render_fps": 2}
+    borrowed = False  # whether an observation's arrays may change at the next step, for a caller that copies them
     _spec: EnvSpec | None = None
 
     def __init__(
@@ -90,7 +90,7 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         raise NotImplementedError
 
     def _observe(self, observation: Observation) -> dict[str, Any]:
-        """A new observation, sharing no memory with the state."""
+        """A new observation, sharing no memory with the state, nor with the environment unless it is `borrowed`."""
         raise NotImplementedError
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict]:
@@ -144,7 +144,7 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         if self.render_mode == "human":
             self.render()
         info = self._info(after) | {
-            "action": {"type": type(parsed).__name__.lower(), **dataclasses.asdict(parsed)},
+            "action": {"type": type(parsed).__name__.lower(), **vars(parsed)},
             "parsed": parsed,
             "valid": following.error is None,
             "rewards": terms,
@@ -153,10 +153,15 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
 
     def _moment(self, state: SegState) -> Moment:
         """A state with its observation and IoU, of which the last one is kept."""
-        if self._last is None or self._last.state is not state:
-            observation = self.mdp.observation(state)
-            self._last = Moment(state, observation, metrics.iou(state.task.target, observation.mask))
-        return self._last
+        last = self._last
+        if last is None or last.state is not state:
+            if last is not None and state.looks_like(last.state):
+                mask, iou = last.observation.mask, last.iou
+            else:
+                mask = state.mask
+                iou = metrics.prepared(state.task).iou(mask)
+            last = self._last = Moment(state, self.mdp.observation(state, mask), iou)
+        return last
 
     def render(self) -> np.ndarray | None:
         """The present state for a person: mask in blue, target outlined in yellow, clicks numbered, IoU in words.
@@ -170,7 +175,8 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
                 "render() shows nothing without a render_mode; make the environment with render_mode='rgb_array'"
             )
             return None
-        words = f"step {state.step}/{self.mdp.max_steps}, IoU {metrics.iou(state.task.target, state.mask):.3f}"
+        iou = metrics.prepared(state.task).iou(state.mask)
+        words = f"step {state.step}/{self.mdp.max_steps}, IoU {iou:.3f}"
         words += f": {state.task.instruction}" * bool(state.task.instruction)
         shown = state.task.image, state.mask, state.clicks, state.task.target
         picture = render.frame(*shown, words, self.render_size, square=True)

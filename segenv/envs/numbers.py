@@ -28,15 +28,16 @@ class View:
         if self.features.space is not None:
             self.spaces["instruction"] = self.features.space
         self._scene: tuple[np.ndarray, str, Task | None, np.ndarray, np.ndarray | None] | None = None
-        self._shown: tuple[np.ndarray, np.ndarray] | None = None  # a mask, and as it is observed
+        self._shown: np.ndarray | None = None  # the mask in the scene's image
 
     @property
     def reads_target(self) -> bool:
         """Whether a reference click or box is seen, which is made of the target."""
         return bool(self.features.channels)
 
-    def of(self, observation: Observation, task: Task | None) -> dict[str, np.ndarray]:
-        """New arrays of an observation. `task` is needed where the view `reads_target`."""
+    def of(self, observation: Observation, task: Task | None, borrowed: bool = False) -> dict[str, np.ndarray]:
+        """The arrays of an observation: new ones or, where they are `borrowed`, those that the next call may change.
+        `task` is needed where the view `reads_target`."""
         scene = self._scene
         if (
             scene is None
@@ -45,16 +46,16 @@ class View:
             or scene[2] is not task
         ):
             self._scene = scene = observation.image, observation.instruction, task, *self._still(observation, task)
-        *_, still, words = scene
-        image = still.copy()
-        if self._shown is None or self._shown[0] is not observation.mask:  # which an unchanged mask stays
-            self._shown = observation.mask, self._shrunk(observation.mask.view(np.uint8) * np.uint8(255))
-        image[..., 3] = self._shown[1]
+            self._shown = None
+        *_, image, words = scene
+        if self._shown is not observation.mask:  # which an unchanged mask stays
+            image[..., 3] = self._shrunk(observation.mask.view(np.uint8) * np.uint8(255))
+            self._shown = observation.mask
         left = observation.steps_left / (observation.step + observation.steps_left)
         seen = {"image": image, "steps_left": np.array([left], np.float32)}
         if words is not None:
-            seen["instruction"] = words.copy()
-        return seen
+            seen["instruction"] = words
+        return seen if borrowed else {key: part.copy() for key, part in seen.items()}
 
     def _still(self, observation: Observation, task: Task | None) -> tuple[np.ndarray, np.ndarray | None]:
         """What stays as it is for an episode: the image without its mask, and the instruction."""
@@ -109,8 +110,8 @@ class GridActions:
             row, column = divmod(cell, self.grid)
         if sign == 2:
             return Stop()
-        xs, ys = self.middles(observation.height, observation.width)
-        return Click(int(xs[column]), int(ys[row]), sign == 0)
+        x, y = (2 * column + 1) * observation.width, (2 * row + 1) * observation.height
+        return Click(x // (2 * self.grid), y // (2 * self.grid), sign == 0)
 
     def middles(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
         """The pixel columns and rows that hold the middles of the grid's columns and rows."""
@@ -121,8 +122,9 @@ class GridActions:
         """Which actions make sense, bool [mask_size]: see `segenv.envs.numeric.HLMATGridEnv.action_masks`."""
         xs, ys = self.middles(observation.height, observation.width)
         on = observation.mask[np.ix_(ys, xs)]
-        clicked = {(click.x, click.y) for click in observation.clicks}
-        new = np.array([[(x, y) not in clicked for x in xs.tolist()] for y in ys.tolist()])
+        new = np.ones_like(on)
+        for click in observation.clicks:
+            new[np.ix_(ys == click.y, xs == click.x)] = False
         signs, stop = np.stack([new & ~on, new & on]), np.ones(int(self.stop), np.bool_)  # [2, rows, columns]
         if self.actions == "multidiscrete":
             parts = np.append(signs.any((1, 2)), stop), signs.any((0, 1)), signs.any((0, 2))

@@ -92,7 +92,7 @@ class NumericEnv(SegEnv):
         return seen, reward, terminated, truncated, info
 
     def _observe(self, observation: Observation) -> dict[str, Any]:
-        seen: dict[str, Any] = self.view.of(observation, self._now("step").task)
+        seen: dict[str, Any] = self.view.of(observation, self._now("step").task, self.borrowed)
         if self.action_mask == "observation":
             seen["action_mask"] = self.action_masks().astype(np.int8)
         return seen

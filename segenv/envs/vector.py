@@ -6,6 +6,7 @@ Environment `i` plays the episodes of a single environment that is reset with se
 """
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -74,6 +75,8 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
             require(Count, max_episode_steps=max_episode_steps)
         self.max_episode_steps = None if max_episode_steps == -1 else max_episode_steps
         self.envs = self._make(options, pool)
+        for env in self.envs:
+            env.borrowed = True  # observations go into the buffers
         first = self.envs[0]
         self.metadata = {**first.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = first.render_mode
@@ -177,7 +180,7 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
             seen, rewards[i], terminations[i], truncations[i], infos[i] = self.envs[i].arrive(action, following)
             truncations[i] |= self.max_episode_steps is not None and following.step >= self.max_episode_steps
             if self.autoreset_mode is AutoresetMode.SAME_STEP and (terminations[i] or truncations[i]):
-                ends[i] = {"final_obs": seen, "final_info": infos[i]}
+                ends[i] = {"final_obs": deepcopy(seen), "final_info": infos[i]}
             else:
                 self._write(i, seen)
         self._ended = terminations | truncations
@@ -256,11 +259,29 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
 
     def _gather(self, infos: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         """Arrays of what the environments tell, by Gymnasium's rules."""
-        gathered: dict[str, Any] = {}
-        for i, info in enumerate(infos):
-            if info:
-                self._add_info(gathered, info, i)
-        return gathered
+        return self._joined([(i, info) for i, info in enumerate(infos) if info])
+
+    def _joined(self, infos: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
+        """`_add_info` of all at once, key by key, since it looks at every value anew."""
+        joined: dict[str, Any] = {}
+        for key in dict.fromkeys(key for _, info in infos for key in info):
+            told = [(i, info[key]) for i, info in infos if key in info]
+            first = told[0][1]
+            if isinstance(first, dict) and key != "final_obs":
+                array: Any = self._joined(told)
+            else:
+                if key != "final_obs" and (type(first) in (int, float, bool) or isinstance(first, np.number)):
+                    array = np.zeros(self.num_envs, type(first))
+                elif key != "final_obs" and isinstance(first, np.ndarray):
+                    array = np.zeros((self.num_envs, *first.shape), first.dtype)
+                else:
+                    array = np.full(self.num_envs, None, object)
+                for i, value in told:
+                    array[i] = value
+            there = np.zeros(self.num_envs, np.bool_)
+            there[[i for i, _ in told]] = True
+            joined[key], joined[f"_{key}"] = array, there
+        return joined
 
 
 class HLMATVectorEnv(SegVectorEnv):

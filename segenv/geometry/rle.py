@@ -7,6 +7,7 @@ image.
 import math
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco
 
@@ -26,7 +27,8 @@ class MaskError(SegenvError, ValueError):
 
 def encode_mask(mask: np.ndarray) -> str:
     """Encode a bool mask [H, W] in COCO's compressed run lengths (down the columns), in ASCII."""
-    return coco.encode(np.asfortranarray(mask, dtype=np.uint8))["counts"].decode("ascii")
+    columns = cv2.transpose(np.ascontiguousarray(mask, np.uint8))  # faster than NumPy's copy in Fortran's order
+    return coco.encode(columns.T)["counts"].decode("ascii")
 
 
 def decode_mask(counts: str | bytes, height: int, width: int) -> np.ndarray:

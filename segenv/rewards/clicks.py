@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from segenv.metrics import errors, iou
+from segenv.metrics import errors, prepared
 from segenv.ranges import Share, require
 from segenv.types import Action, Box, Click, Invalid, Stop, Task
 
@@ -41,7 +41,9 @@ class IoUReward:
         return self.weight * self.rule(before, after, action, terminal)
 
     def __call__(self, task: Task, before: np.ndarray, action: Action, after: np.ndarray, terminal: bool) -> float:
-        known = (iou(task.target, before), iou(task.target, after)) if self.measures else (math.nan, math.nan)
+        known = math.nan, math.nan
+        if self.measures:
+            known = prepared(task).iou(before), prepared(task).iou(after)
         return self.of(*known, action, terminal)
 
 

@@ -148,7 +148,7 @@ class PromptedSam(SegTool):
 
     def _encode(self, images: Sequence[np.ndarray]) -> list[Encoding]:
         encodings: list[Encoding] = []
-        at_once = max((1 << 20) // self.side**2, 1)  # bounds memory
+        at_once = max((1 << (17 if self.device.type == "cpu" else 20)) // self.side**2, 1)  # bounds memory
         for start in range(0, len(images), at_once):
             chunk = images[start : start + at_once]
             pixels = np.stack([self.frame(*image.shape[:2]).pixels(image, self.mean, self.std) for image in chunk])
@@ -168,7 +168,8 @@ class PromptedSam(SegTool):
             key = (len(prompt.clicks), prompt.box is not None, logits[i] is not None)
             groups.setdefault(key, []).append(i)
         predictions: dict[int, Prediction] = {}
-        at_once = max((1 << 24) // self.side**2, 1)  # bounds memory
+        at_once = max((1 << 24) // self.side**2, 1)  # bounds memory; a CPU is as fast with few
+        at_once = min(at_once, 8) if self.device.type == "cpu" else at_once
         for places in groups.values():
             for start in range(0, len(places), at_once):
                 chunk = places[start : start + at_once]

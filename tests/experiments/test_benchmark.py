@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmark import __main__, cases, timing
+from experiments.benchmark import __main__, cases, environments, timing
 
 
 def test_writes_what_it_measured_and_only_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     __main__.main(["--only", "iou", "--seconds", "0.01", "--out", str(tmp_path)])
     result = json.loads((tmp_path / "benchmark.json").read_text())
     assert set(result) == {"rows", "manifest"}
-    (row,) = result["rows"]
-    assert set(row) == {"name", "case", "plain_ms", "fast_ms", "ratio", "note", "passed"}
+    row, _ = result["rows"]
+    assert set(row) == {"name", "case", "plain_ms", "fast_ms", "ratio", "note", "passed", "goal"}
     assert row["name"] == "iou"
     assert row["ratio"] == pytest.approx(row["plain_ms"] / row["fast_ms"])
     assert "iou" in capsys.readouterr().out
+    assert (tmp_path / "benchmark.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize("name", ["next-click", "overlay", "branch"])
@@ -32,6 +33,25 @@ def test_batches_give_what_single_calls_give() -> None:
     assert all(row.ratio for row in cases.time_tool("disc", "disc", 0.01))
     mdp = cases.SegMDP(cases.tools.make("disc"), max_steps=3)
     assert cases.time_rollout(mdp, cases.agents.make("annotator"), 4, "disc", 0.01).ratio
+
+
+def test_environments_are_compared_on_equal_episodes(tmp_path: Path) -> None:
+    """What stands for today's and for Gymnasium's way gives the rewards of the fast one, or is not timed."""
+    pool = environments.Pool(environments.data.make("synthetic:val#easy"), 3)
+    assert environments.light(environments.NullTool(), "null", pool, 0.0).at_most(99).passed
+    (row,) = environments.step("disc", list(pool), "disc", 1.05, 0.0)
+    assert row.ratio is not None and row.ratio > 1  # a step holds what the tool does in it
+    (row,) = environments.photos(None, 0.0)
+    assert row.ratio is None and "--photos" in row.note
+    rows = list(environments.photos_iou(list(pool), 0.0))
+    assert [row.ratio is not None for row in rows] == [True]
+    assert __main__.plot([row, *rows])[:4] == b"\x89PNG"
+
+
+def test_a_goal_is_missed_or_kept() -> None:
+    row = timing.Timing("a", "b", 3.0, 1.0, "")
+    assert (row.at_least(3).passed, row.at_least(3.1).passed, row.at_most(3).passed) == (True, False, True)
+    assert row.at_most(2.9).goal == "≤ 2.9" and not row.at_most(2.9).passed
 
 
 def test_episodes_that_differ_are_seen_but_for_one_in_ten() -> None:

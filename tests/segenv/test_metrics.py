@@ -1,6 +1,8 @@
 """Metrics: worked examples, empty-mask rules, and laws against slow definitions."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from segenv import metrics, statistics
-from segenv.types import Box
+from segenv.types import Box, Task
 
 sizes = st.tuples(st.integers(1, 24), st.integers(1, 24))
 pairs = sizes.flatmap(
@@ -52,6 +54,10 @@ def test_areas_and_errors_are_their_definitions(pair):
     intersection = ((target == 255) & prediction & counted).sum()
     union = (((target == 255) | prediction) & counted).sum()
     assert metrics.areas(target, prediction) == (intersection, union)
+    ready = metrics.PreparedTarget(target)
+    for predicted in (prediction, np.asfortranarray(prediction), prediction.astype(np.uint8) * 9):
+        assert ready.areas(predicted) == (intersection, union)
+    assert ready.iou(prediction, empty=0.5) == metrics.iou(target, prediction, empty=0.5)
     assert metrics.iou(target, prediction) == (intersection / union if union else 1.0)
     missing, extra = metrics.errors(target, prediction)
     assert not (missing & extra).any() and missing.sum() + extra.sum() == union - intersection
@@ -92,6 +98,17 @@ def test_ciou_weighs_masks_by_their_size_and_miou_does_not():
 def test_masks_of_different_sizes_are_refused():
     with pytest.raises(ValueError, match=r"target is \[20, 20\] and prediction \[5, 5\]"):
         metrics.iou(rectangle(0, 0, 3, 3), np.zeros((5, 5), bool))
+    with pytest.raises(ValueError, match=r"target is \[20, 20\] and prediction \[5, 5\]"):
+        metrics.PreparedTarget(rectangle(0, 0, 3, 3)).iou(np.zeros((5, 5), bool))
+
+
+def test_a_target_is_prepared_once_and_kept_no_longer_than_its_task():
+    task = Task("a", np.zeros((20, 20, 3), np.uint8), rectangle(2, 2, 9, 9))
+    ready = weakref.ref(metrics.prepared(task))
+    assert metrics.prepared(task) is ready() and metrics.prepared(task).iou(rectangle(2, 2, 9, 9)) == 1.0
+    del task
+    gc.collect()
+    assert ready() is None
 
 
 def slow_ring(mask: np.ndarray, steps: int) -> np.ndarray:

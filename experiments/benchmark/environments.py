@@ -1,0 +1,237 @@
+"""Time environments: a step beside the tool's part of it, batches against Gymnasium's, memory, and large images.
+
+    python -m experiments.benchmark --only vector
+    python -m experiments.benchmark --only photos --photos index:DIR
+
+All play `segenv/HLMATGrid-v0` with clicks drawn at random, in step: every episode has as many steps.
+"""
+
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import cv2
+import gymnasium as gym
+import numpy as np
+
+from experiments.benchmark.timing import Timing, compare, where_installed
+from segenv import data, metrics, tools
+from segenv.data.pool import Pool
+from segenv.envs.base import Moment
+from segenv.envs.numbers import View
+from segenv.envs.numeric import HLMATGridEnv
+from segenv.mdp import Observation, SegState
+from segenv.tools.base import SegTool
+from segenv.tools.cache import Encoding
+from segenv.tools.disc import DiscTool
+from segenv.types import IGNORE, Prediction, Prompt, Task, ignored_of, object_of
+
+ID = "segenv:segenv/HLMATGrid-v0"
+MANY, SOME = 32, 16  # environments
+STEPS, LONG = 5, 20  # of an episode
+LARGE = 2048  # px, a side of a large image
+MEGABYTES = 60  # that many environments may take above one
+SAMS = ("sam:refine=none", "sam")  # the model alone, and with its finish
+
+
+class NullTool(DiscTool):
+    """A tool that does nothing: it gives the mask back."""
+
+    def _predict(self, encodings: Sequence[Encoding], prompts: Sequence[Prompt]) -> list[Prediction]:
+        shapes = [encoding["size"] for encoding in encodings]
+        return [
+            Prediction(np.zeros(shape, bool) if prompt.mask is None else prompt.mask)
+            for shape, prompt in zip(shapes, prompts, strict=True)
+        ]
+
+
+# --- a step, and the tool's part of it ----------------------------------------------------------------------------
+
+
+def steps(seconds: float) -> Iterator[Timing]:
+    tasks = list(data.make("synthetic:val")[:MANY])
+    for spec in SAMS:
+        case = f"{spec}, {MANY} scenes"
+        yield from where_installed("step", spec, partial(step, spec, tasks, case, 1.05, seconds))
+
+
+def step(spec: str, tasks: Sequence[Task], case: str, most: float, seconds: float) -> Iterator[Timing]:
+    """Time steps of as many environments as there are tasks, and `predict` within these steps."""
+    tool = tools.make(spec)
+    envs = make(tool, tasks, len(tasks), autoreset_mode="Disabled")
+    clicks = actions(envs, STEPS)
+    best, end, turns = [(float("inf"), 0.0)] * STEPS, time.perf_counter() + seconds, 0
+    while turns < 3 or time.perf_counter() < end:
+        envs.reset(options={"task": list(tasks)})
+        for i, click in enumerate(clicks):
+            decoded, began = tool.seconds["decode"], time.perf_counter()
+            envs.step(click)
+            took = time.perf_counter() - began
+            best[i] = min(best[i], (took, tool.seconds["decode"] - decoded))
+        turns += 1
+    whole, part = (1000 * sum(each) for each in zip(*best, strict=True))
+    yield Timing("step", case, whole, part, f"{STEPS} steps | the batched predict in them").at_most(most)
+
+
+# --- batches ------------------------------------------------------------------------------------------------------
+
+
+def make(tool: str | SegTool, tasks: Any, count: int, mode: str | None = None, **options: Any) -> Any:
+    """`count` environments whose episodes have `STEPS` steps; `mode` is Gymnasium's way to make a batch of singles."""
+    return gym.make_vec(ID, count, mode, tool=tool, data=tasks, **{"max_steps": STEPS, "stop": False, **options})
+
+
+def actions(envs: Any, count: int) -> list[np.ndarray]:
+    envs.action_space.seed(0)
+    return [envs.action_space.sample() for _ in range(count)]
+
+
+def play(envs: Any, clicks: Sequence[np.ndarray], fresh: bool) -> np.ndarray:
+    """Rewards of one episode each, [steps, environments]; `fresh` forgets what was encoded before."""
+    if fresh:
+        for env in envs.envs:
+            env.unwrapped.mdp.tool.cache.clear()
+    envs.reset(seed=0)
+    return np.stack([envs.step(click)[1] for click in clicks])
+
+
+def nearly(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether rewards are equal but for what a batch's rounding tips over, which later steps may enlarge."""
+    return bool((np.abs(first - second) <= 1e-3).mean() >= 0.9)
+
+
+def vectors(seconds: float) -> Iterator[Timing]:
+    pool = Pool(data.make("synthetic:val"), MANY)
+    yield light(NullTool(), "a tool that does nothing", pool, seconds).at_least(2)
+    yield light(DiscTool(), "disc", pool, seconds)
+    for spec in SAMS:
+        yield from where_installed("vector", spec, partial(with_sam, spec, seconds))
+
+
+def light(tool: SegTool, case: str, pool: Pool, seconds: float) -> Timing:
+    """Time what surrounds the tool, on tasks in memory and with episodes of the usual length."""
+    plain, fast = (make(tool, pool, MANY, mode, max_steps=LONG) for mode in ("sync", None))
+    clicks = actions(fast, LONG)
+    times = compare(lambda: play(plain, clicks, False), lambda: play(fast, clicks, False), np.array_equal, seconds)
+    return Timing("vector", f"{case}, {MANY} in memory", *times, f"Sync | vector, {LONG} steps and a reset")
+
+
+def with_sam(spec: str, seconds: float) -> Iterator[Timing]:
+    """Time episodes with the embedded SAM: on scenes drawn and encoded anew, and on a pool of them."""
+    scenes = data.make("synthetic:val")
+    pool = Pool(scenes, 2 * SOME)
+    sync, fast = make(spec, scenes, SOME, "sync"), make(spec, scenes, SOME)
+    known, pooled = make(spec, pool, SOME, "sync"), make(spec, scenes, SOME, pool=2 * SOME)
+    clicks = actions(fast, STEPS)
+    case, note = f"{spec}, {SOME}", f"an episode of {STEPS} steps"
+    new = compare(lambda: play(sync, clicks, True), lambda: play(fast, clicks, True), nearly, seconds)
+    yield Timing("vector", f"{case} fresh scenes", *new, f"Sync | vector, {note}").at_least(1.5)
+    warm = compare(lambda: play(known, clicks, False), lambda: play(pooled, clicks, False), nearly, seconds)
+    both = f"Sync on fresh scenes | vector with a warm pool, {note}"
+    yield Timing("vector", f"{case} with a pool", new[0], warm[1], both).at_least(3)
+    yield Timing("vector", f"{case} in memory", *warm, f"Sync | vector, both with all in memory, {note}")
+
+
+# --- memory -------------------------------------------------------------------------------------------------------
+
+
+def memory(seconds: float) -> Iterator[Timing]:
+    yield from where_installed("memory", "sam", more_memory)
+
+
+def more_memory() -> Iterator[Timing]:
+    """Compare the highest memory of processes that play on fresh scenes."""
+    tools.make("sam")  # is it there?
+    code = "from experiments.benchmark.environments import peak; print(peak({}))"
+    held = []
+    for count in (1, MANY):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(count)], capture_output=True, text=True, check=True, timeout=600
+        )
+        held.append(float(done.stdout.split()[-1]))
+    more, note = held[1] - held[0], f"{MANY} environments | one: {held[1]:.0f} | {held[0]:.0f} MB at their highest"
+    yield Timing("memory", f"sam, {MANY} fresh scenes", None, None, note, more < MEGABYTES, f"< {MEGABYTES} MB more")
+
+
+def peak(count: int) -> float:
+    """The highest memory of this process, in MB, after an episode in `count` environments."""
+    cv2.setNumThreads(1)
+    envs = make("sam", data.make("synthetic:val"), count)
+    play(envs, actions(envs, STEPS), False)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+# --- large images -------------------------------------------------------------------------------------------------
+
+
+class PlainGridEnv(HLMATGridEnv):
+    """An environment that keeps nothing between two steps: each resizes the image, and finds both IoUs by sums."""
+
+    def _moment(self, state: SegState) -> Moment:
+        observation = self.mdp.observation(state)
+        return Moment(state, observation, plain_iou(state.task.target, observation.mask))
+
+    def _observe(self, observation: Observation) -> dict[str, Any]:
+        self.view = View(self.size)
+        return super()._observe(observation)
+
+
+def large(seconds: float) -> Iterator[Timing]:
+    rows, columns = np.ogrid[:LARGE, :LARGE]
+    away = np.hypot(rows - 1000, columns - 900)
+    image = np.random.default_rng(0).integers(0, 256, (LARGE, LARGE, 3), dtype=np.uint8)
+    task = Task("large", image, np.where(away < 400, 255, np.where(away < 420, 128, 0)).astype(np.uint8))
+    clicks = np.random.default_rng(0).integers(0, 256, STEPS).tolist()
+
+    def episode(env: gym.Env) -> list[Any]:
+        env.reset()
+        seen = [env.step(click)[:2] for click in clicks]
+        return [(step["image"].tobytes(), reward) for step, reward in seen]
+
+    for tool, case in ((NullTool(), "a tool that does nothing"), (DiscTool(200), "disc")):
+        plain, fast = (kind(tool, [task], max_steps=STEPS, stop=False) for kind in (PlainGridEnv, HLMATGridEnv))
+        times = compare(partial(episode, plain), partial(episode, fast), list.__eq__, seconds)
+        note = f"nothing kept between steps | one resize and one target an episode; {STEPS} steps and a reset"
+        yield Timing("large", f"{case}, {LARGE} px", *times, note).at_least(2)
+
+
+# --- photographs --------------------------------------------------------------------------------------------------
+
+
+def photos(spec: str | None, seconds: float) -> Iterator[Timing]:
+    """Time steps and IoUs on photographs of the user's."""
+    if spec is None:
+        yield Timing("photos", "", None, None, "not measured: name photographs with --photos, a data spec")
+        return
+    tasks = list(data.make(spec)[:MANY])
+    for tool in SAMS:
+        case = f"{tool}, {len(tasks)} photos"
+        yield from where_installed("step", tool, partial(step, tool, tasks, case, 1.08, seconds))
+    yield from photos_iou(tasks, seconds)
+
+
+def photos_iou(tasks: Sequence[Task], seconds: float) -> Iterator[Timing]:
+    """Time the IoU of each object with a mask that is some pixels larger."""
+    masks = [cv2.dilate(object_of(task.target).astype(np.uint8), np.ones((15, 15))).astype(bool) for task in tasks]
+
+    def plain() -> list[float]:
+        return [plain_iou(task.target, mask) for task, mask in zip(tasks, masks, strict=True)]
+
+    def fast() -> list[float]:
+        return [metrics.prepared(task).iou(mask) for task, mask in zip(tasks, masks, strict=True)]
+
+    row = Timing("iou", f"{len(tasks)} photos", *compare(plain, fast, list.__eq__, seconds), "")
+    ignoring = sum(ignored_of(task.target) is not None for task in tasks)
+    yield replace(row, note=f"sums over the image | counts; {ignoring} photos have ignored pixels").at_least(3)
+
+
+def plain_iou(target: np.ndarray, prediction: np.ndarray) -> float:
+    """The IoU by sums over the whole image."""
+    wanted, counted = object_of(target), target != IGNORE  # which no bool is
+    union = ((wanted | prediction) & counted).sum()
+    return float((wanted & prediction & counted).sum() / union) if union else 1.0
