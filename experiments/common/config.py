@@ -139,7 +139,8 @@ def parse_args(kind: type[Config], argv: Sequence[str] | None = None, descriptio
     """Read the command line into the dataclass `kind`.
 
     A `kind` with fields `out` and `resume` has defaults for all. With `--resume DIR` the settings come from DIR, and
-    the flags that are given count on top; `RunFolder.resume` checks them.
+    the flags that are given count on top; `RunFolder.resume` checks them. A `kind` with a method `preset` gives other
+    defaults by it, which may depend on the flags.
     """
     import tyro
 
@@ -150,6 +151,9 @@ def parse_args(kind: type[Config], argv: Sequence[str] | None = None, descriptio
     args: Any = tyro.cli(kind, args=argv, description=description)
     check(args)
     if getattr(args, "resume", None) is None:
+        if hasattr(args, "preset") and (chosen := args.preset()) is not args:  # flags that are given count on top
+            args = tyro.cli(kind, args=argv, default=chosen, description=description)
+            check(args)
         return args
     saved: Any = load_config(args.resume, kind)
     settings: Any = tyro.cli(kind, args=argv, default=saved, description=description)

@@ -49,6 +49,11 @@ class Args:
     task: Literal["segment", "filter", "polygon", "box", "point"] = "segment"
     """filter: the agent predicts the IoU of masks, see experiments.evaluate.filter; polygon, box and point: it answers
     with polygons, a box or a point in one reply, see experiments.evaluate.polygons"""
+    protocol: str | None = None
+    """named protocol, which fixes all that its table is made under: refcoco-umd, refcoco-unc, reasonseg, grefcoco,
+    ritm-davis, sam2-coco-500x5, segnext-hq44k, hlmat-synthetic-v1"""
+    root: str | None = None
+    """folder of the protocol's data, in place of --data"""
     data: str = "synthetic:val"
     """what to segment: synthetic[:SPLIT], index:DIR, folder:DIR, coco:ANNOTATIONS@IMAGES, …"""
     tool: str = "sam"
@@ -109,3 +114,9 @@ class Args:
     budget: Annotated[BudgetOptions, tyro.conf.arg(name="")] = field(default_factory=BudgetOptions)
     filter: FilterOptions = field(default_factory=FilterOptions)
     polygon: PolygonOptions = field(default_factory=PolygonOptions)
+
+    def preset(self) -> "Args":
+        """Settings by default, but for those that the named protocol fixes; these settings where none is named."""
+        from experiments.evaluate import protocols
+
+        return protocols.preset(self)

@@ -1,10 +1,11 @@
 """Dispatch of an evaluation to the page of its task."""
 
+import sys
 from dataclasses import replace
 from typing import Any
 
 from experiments.common.config import RunError, check
-from experiments.evaluate import clicks, filter, polygon_report, polygons, report
+from experiments.evaluate import clicks, filter, polygon_report, polygons, protocols, report
 from experiments.evaluate.config import Args
 
 
@@ -14,12 +15,18 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     if args.start is not None and args.task != "segment":
         raise RunError(f"--start {args.start} is of episodes of clicks; leave it out, or take --task segment")
     args = _spelled_out(args)
+    if args.protocol is not None and not quiet:
+        print(protocols.text(protocols.about(args)), file=sys.stderr)
     return {"segment": clicks.run, "filter": filter.run, "polygon": polygons.run}[args.task](args, quiet)
 
 
 def text(task: str, numbers: dict[str, Any]) -> str:
     """The numbers of a finished evaluation for a terminal."""
-    return {"segment": report.text, "filter": filter.text}.get(task, polygon_report.text)(numbers)
+    found = {"segment": report.text, "filter": filter.text}.get(task, polygon_report.text)(numbers)
+    parts = [
+        [*part["notes"], *([part["table"].text()] if part["table"] else [])] for part in protocols.section(numbers)
+    ]
+    return "\n".join([*(line for part in parts for line in part), found])
 
 
 def _spelled_out(args: Args) -> Args:

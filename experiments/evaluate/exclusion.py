@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, write_atomic
+from experiments.evaluate import protocols
 from experiments.evaluate.config import Args
 from experiments.evaluate.metrics import UNSOLVED, Outcome
 from segenv.data import Dataset
@@ -21,18 +22,21 @@ SHOWN = 5  # ids that a message names
 
 @dataclass(frozen=True)
 class Choice:
-    """The tasks that are evaluated, by their `positions` in the data, and for the protocol `excluded`: the hash of the
-    file, the tasks that it leaves out, and the ids in it that the data does not hold; None without a file."""
+    """The tasks that are evaluated, by their `positions` in the data, and entries `about` them for the protocol: what
+    `protocols.about` says, and with a file `exclude`: its hash, the tasks that it leaves out, and the ids in it that
+    the data does not hold."""
 
     positions: Sequence[int]
-    excluded: dict[str, Any] | None
+    about: dict[str, Any]
 
 
 def choose(data: Dataset, args: Args) -> Choice:
-    """Choose the tasks of `args`: the first `args.limit` of those that `args.exclude` does not name. Ids that the data
-    does not hold are said on stderr. RunError where the file cannot be read, or nothing is left."""
+    """Choose the tasks of `args`: the first `args.limit` of those that `args.protocol` samples and `args.exclude` does
+    not name. Ids that the data does not hold are said on stderr. RunError where the file cannot be read, or nothing is
+    left."""
+    about, every = protocols.about(args, len(data)), protocols.positions(args, data)
     if args.exclude is None:
-        return Choice(range(len(data))[: args.limit], None)
+        return Choice(every[: args.limit], about)
     path = Path(args.exclude)
     try:
         content = path.read_bytes()
@@ -52,11 +56,11 @@ def choose(data: Dataset, args: Args) -> Choice:
     if unknown:
         named = ", ".join(map(repr, unknown[:SHOWN])) + (", …" if len(unknown) > SHOWN else "")
         print(f"--exclude {path}: {len(unknown)} ids are of no task of {args.data!r}: {named}", file=sys.stderr)
-    positions = [i for i in range(len(data)) if i not in out] if out else range(len(data))
+    positions = [i for i in every if i not in out] if out else every
     if not positions:
-        raise RunError(f"--exclude {path} names all {len(data)} tasks of {args.data!r}; nothing to evaluate")
-    about = {"hash": content_hash(content), "tasks": len(out), "unknown": len(unknown)}
-    return Choice(positions[: args.limit], about)
+        raise RunError(f"--exclude {path} names all {len(every)} tasks of {args.data!r}; nothing to evaluate")
+    excluded = {"hash": content_hash(content), "tasks": len(out), "unknown": len(unknown)}
+    return Choice(positions[: args.limit], {**about, "exclude": excluded})
 
 
 def unsolved(outcomes: Sequence[Outcome]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from experiments.common.episode_viewer import choose
 from experiments.common.plots import new_axes, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
+from experiments.evaluate import protocols
 from experiments.evaluate.polygon_metrics import SIZES, Record, rasterize
 from segenv import queries, render
 from segenv.codec.polygons import PolygonCodec
@@ -167,4 +168,4 @@ def write(
     tables = {"table": table(numbers), "groups": groups(numbers), "quantiles": _quantiles(numbers)}
     pictures = examples(records, task, codec, protocol["asked"], limit)
     context = {"title": title, "numbers": numbers, "manifest": about, "examples": pictures}
-    html.write_report(folder, "polygons.html", plots, **tables, **context)
+    html.write_report(folder, "polygons.html", plots, **tables, **context, sections=protocols.section(numbers))

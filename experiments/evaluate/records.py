@@ -10,6 +10,7 @@ from experiments.common import cli
 from experiments.common.config import RunError
 from experiments.common.run_folder import OBJECT, RunFolder, hide_home
 from experiments.common.served import is_served, server_options
+from experiments.evaluate import protocols
 from experiments.evaluate.config import Args
 from experiments.evaluate.exclusion import Choice
 from segenv.data import Dataset
@@ -22,7 +23,7 @@ IMAGES = "images.json"  # the image of each task, where several tasks have one
 def settings(args: Args, chosen: Choice) -> dict[str, Any]:
     """Settings of `args` that every protocol holds."""
     own = {name: getattr(args, name) for name in ("data", "limit", "seed", "threads", "batch_size")}
-    return own | ({"exclude": chosen.excluded} if chosen.excluded else {})
+    return own | chosen.about
 
 
 def agent_options(args: Args) -> dict[str, Any]:
@@ -138,7 +139,9 @@ def _have(folder: RunFolder, name: str, read: Callable[[Any], Any], key: Mapping
 
 
 def write_metrics(folder: RunFolder, numbers: Mapping[str, Any], skipped: Mapping[str, str]) -> dict[str, Any]:
-    """Write metrics.json, and return its content."""
+    """Write metrics.json, with the `headline` of the protocol that the run has the name of, and return its content."""
+    if measures := protocols.headline(numbers):
+        numbers = {**numbers, "headline": measures}
     folder.write_json("metrics.json", {**numbers, "skipped": hide_home(dict(skipped))})
     return folder.load_json("metrics.json")
 

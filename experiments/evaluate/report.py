@@ -10,7 +10,7 @@ from experiments.common.html import write_report
 from experiments.common.plots import new_axes, plot_iou_over_actions, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
-from experiments.evaluate import click_quality
+from experiments.evaluate import click_quality, protocols
 from experiments.evaluate.exclusion import UNSOLVED_FILE
 from experiments.evaluate.metrics import UNSOLVED, Outcome, curves, finish_reasons
 
@@ -74,7 +74,7 @@ def table(numbers: dict[str, Any]) -> Table:
 
 def sections(numbers: dict[str, Any]) -> list[dict[str, Any]]:
     """Parts of the page below the measures: each a title, notes, and a table or None."""
-    found: list[dict[str, Any]] = []
+    found = protocols.section(numbers)
     if numbers.get("unsolved"):
         rows = [[name, number(iou)] for name, iou in sorted(numbers["unsolved"].items(), key=lambda pair: pair[1])]
         notes = [

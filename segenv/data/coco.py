@@ -82,6 +82,15 @@ class Coco(Dataset):
         }
         return Task(item, image, target, f"the {found.category}" if named else "", meta=meta)
 
+    def crowd(self, i: int) -> bool:
+        """Whether annotation `i` is of a crowd. Raises `BadItem`."""
+        return self._file.read(i).crowd
+
+    def area(self, i: int) -> float:
+        """Pixels of the object that annotation `i` states; 0 where it states none. Raises `BadItem`."""
+        stated = self._file.read(i).record.get("area")
+        return float(stated) if isinstance(stated, (int, float)) else 0.0
+
     def lacks(self, i: int, instruction: str) -> bool:
         """Whether the class of "the <class>" is annotated nowhere in the image of task `i`, and said to be absent where
         the image says which are (LVIS)."""

@@ -5,6 +5,7 @@ github.com/SysCV/sam-hq.
 """
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 from PIL import Image
 
 from segenv import specs
-from segenv.data.base import DataError, folder
+from segenv.data.base import DataError, Dataset, folder
 from segenv.data.folder import Pair, Pairs, pair_up
 from segenv.data.images import MAX_PIXELS, gray_values
 from segenv.files import json_hash
+from segenv.types import BadItem, Task
 
 LAYOUTS = (("im", "gt"), ("images", "masks"), ("images", "masks_max255"))  # folders of images and masks
 WHAT = (
@@ -25,6 +27,13 @@ WHAT = (
     "github.com/liewjunhao/thin-object-selection), or images/ and masks_max255/ (HRSOD in HQ-SAM's HQSeg-44K: "
     "github.com/SysCV/sam-hq)"
 )
+
+HQ44K = {  # the parts of HQSeg-44K's validation, by where they lie in a folder as published
+    "DIS5K-VD": "DIS5K/DIS-VD",
+    "COIFT": "thin_object_detection/COIFT",
+    "HRSOD": "thin_object_detection/HRSOD",
+    "ThinObject5K-TE": "thin_object_detection/ThinObject5K#test",
+}
 
 
 def soft_labels(mask: Image.Image, threshold: int) -> np.ndarray:
@@ -60,6 +69,39 @@ class SoftMasks(Pairs):
     def fingerprint(self) -> str:
         """Hash of ids, the images' sizes in bytes, the masks' contents and the threshold."""
         return json_hash([self.threshold, super().fingerprint])
+
+
+class HqSeg44k(Dataset):
+    """The four validation sets of HQ-SAM's HQSeg-44K, one after the other, in the folder that it publishes. Ids are
+    the part's name and the image's."""
+
+    def __init__(self, root: str, skip_bad: bool = False, max_pixels: int = MAX_PIXELS) -> None:
+        super().__init__(skip_bad)
+        self.spec = f"hq44k:{root}"
+        home = folder(root, "DIS5K/ and thin_object_detection/ (HQSeg-44K: github.com/SysCV/sam-hq)")
+        self._parts = {name: SoftMasks(f"dis:{home / path}", False, max_pixels) for name, path in HQ44K.items()}
+        self._places = [(name, i) for name, part in self._parts.items() for i in range(len(part))]
+
+    @cached_property
+    def ids(self) -> Sequence[str]:
+        return [f"{name}/{item}" for name, part in self._parts.items() for item in part.ids]
+
+    @property
+    def sources(self) -> Sequence[str]:
+        return [f"{name}/{image}" for name, part in self._parts.items() for image in part.sources]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the fingerprints of the parts."""
+        return json_hash([[name, part.fingerprint] for name, part in self._parts.items()])
+
+    def load(self, i: int) -> Task:
+        name, k = self._places[i]
+        try:
+            task = self._parts[name].load(k)
+        except BadItem as error:
+            raise BadItem(f"in {name}: {error}") from error
+        return replace(task, id=self.ids[i], meta={**task.meta, "part": name})
 
 
 def _pairs(root: Path, part: str) -> list[Pair]:
