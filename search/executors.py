@@ -23,7 +23,7 @@ from agents.replies import Record, ReplyLog, read_records
 from search import spec
 from search.episode import Episode
 from search.planner import to_episode
-from search.rollout import rollout
+from search.rollout import Correct, Reference, rollout
 from search.star import Rules
 from segenv import data, ranges, tools
 from segenv.data.base import Dataset
@@ -64,6 +64,7 @@ class Setup:
     threads: Processes = 1
     temperature: NotNegative | None = None  # of agents that sample; None: their own
     rules: Rules | None = None  # by which the annotator's action is tried in place of a bad one
+    reference: bool = False  # try the annotator's click in every state, too, to compare with; not of a search
     search: str = "none"  # a spec of `search.spec`, on top of the agent
     options: Mapping[str, Any] = field(default_factory=dict)  # further ones of the agent
     replies: str | None = None  # file of replies that workers need not ask for
@@ -104,7 +105,8 @@ class Player:
             for tree in self.search.search(self.mdp, self.agent, tasks, self.value, **options):
                 yield to_episode(self.mdp, self.agent, tree)
         else:
-            correct = setup.rules.correction if setup.rules else None
+            correct: Correct | None = Reference() if setup.reference else None
+            correct = setup.rules.correction if setup.rules else correct
             skip = self._skip if setup.skip_bad else None
             yield from rollout(self.mdp, self.agent, tasks, correct=correct, skip=skip, **options)
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from agents.backends.base import Reply
 from agents.base import Agent
 from search.episode import PARTS, Episode, Step, action_to_json, read_reply, step_of, told_of
-from segenv import metrics
+from segenv import annotator, metrics
 from segenv.geometry.rle import encode_mask
 from segenv.mdp import Observation, SegMDP, SegState
 from segenv.seeds import seed_of
@@ -20,6 +20,17 @@ from segenv.types import Action, AgentError, Task, ToolError
 
 # Called with a state, the action and the following state; gives the action to try instead, or None.
 Correct = Callable[[SegState, Action, SegState], Action | None]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Tries the annotator's next click in every state, to compare gains with; what that takes is not counted among the
+    episode's seconds."""
+
+    def __call__(self, state: SegState, action: Action, following: SegState) -> Action | None:
+        return annotator.next_click(state.task.target, state.mask, state.clicks)
+
+
 Skip = Callable[[str, AgentError], None]  # called with the id of a task that the agent could not be asked about
 Item = TypeVar("Item")
 Run = TypeVar("Run")
@@ -245,10 +256,15 @@ def _play(
     before = dict(mdp.tool.seconds)
     try:
         following = list(mdp.transition(states, actions))
+        counted, stopped = dict(mdp.tool.seconds), time.perf_counter()
         tried = _corrections(mdp, states, map(correct, states, actions, following)) if correct else {}
     except ToolError as error:
         raise ToolError(f"{error} (asked about tasks {', '.join(state.task.id for state in states)})") from error
-    spent = {part: mdp.tool.seconds[part] - before[part] for part in ("encode", "decode")}
+    if isinstance(correct, Reference):
+        began += time.perf_counter() - stopped
+    else:
+        counted = mdp.tool.seconds
+    spent = {part: counted[part] - before[part] for part in ("encode", "decode")}
     for k, (episode, reply, reading, state) in enumerate(zip(episodes, replies, readings, following, strict=True)):
         step = step_of(mdp, episode.state, reply.text, reading.action, state, reading.stated_iou, episode.last)
         episode.steps.append(dataclasses.replace(step, other=tried.get(k), **told_of(reply, reading)))

@@ -1,6 +1,7 @@
 """Play episodes of clicks and measure them."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from experiments.common import cli, served
@@ -9,8 +10,9 @@ from experiments.common.run_folder import RunFolder, manifest, of_tasks
 from experiments.evaluate import episode_page, exclusion, metrics, records, report
 from experiments.evaluate.config import RESUMABLE, Args
 from experiments.evaluate.metrics import Outcome
+from search.episode import Episode
 from search.executors import Player, Setup, Skipped, play
-from segenv.data.base import Dataset, unique
+from segenv.data.base import unique
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
@@ -25,7 +27,13 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     indices, skipped = records.indices(data), Skipped()
     with cli.open_run(args, RESUMABLE) as folder:
         about = folder.keep_manifest(_manifest(args, player, chosen), metrics.METRIC_DEFINITIONS)
-        outcomes = _finished(folder, indices, data)
+        shared = Counter(sources := data.sources)
+
+        def outcome(episode: Episode) -> Outcome:
+            index = indices[episode.task]
+            return metrics.outcome_of(episode, data[index], player.agent.codec, shared[sources[index]] > 1)
+
+        outcomes = _finished(folder, indices, outcome)
         missing = {position for k, position in enumerate(chosen.positions) if k not in outcomes}
         with (
             folder.appending("episodes.jsonl") as file,
@@ -38,7 +46,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
                 if index in outcomes:
                     continue  # in a group that a kill cut
                 file.add(episode.to_json())
-                outcomes[index] = metrics.outcome_of(episode, data[index])
+                outcomes[index] = outcome(episode)
                 total += outcomes[index].final_iou
                 bar.set_postfix(mIoU=f"{total / len(outcomes):.4f}", refresh=False)
                 bar.update()
@@ -61,10 +69,19 @@ def make_player(args: Args) -> Player:
         name: getattr(args, name)
         for name in ("search", "seed", "batch_size", "skip_bad", "follow_links", "threads", "start")
     }
+    options["reference"] = reference(args)
     options["options"] = records.agent_options(args)
     named = ("data", "tool", "agent", "search", "start")
     with cli.setting_up(", ".join(f"{name} {getattr(args, name)!r}" for name in named if getattr(args, name))):
         return Player(Setup(args.data, args.tool, args.agent, args.codec, args.max_steps, **options))
+
+
+def reference(args: Args) -> bool:
+    """Whether the annotator's click is tried in every state, too: by default, unless the annotator plays itself."""
+    if args.reference and args.search != "none":
+        raise RunError("--reference compares single actions; leave it out, or --search")
+    default = args.search == "none" and args.agent.partition(":")[0] != "annotator"
+    return default if args.reference is None else args.reference
 
 
 def _unsolved(folder: RunFolder, args: Args, player: Player, outcomes: Sequence[Outcome]) -> dict[str, float] | None:
@@ -85,6 +102,7 @@ def _manifest(args: Args, player: Player, chosen: exclusion.Choice) -> dict[str,
         "search": str(player.search or "none"),
         "value": player.value.settings if player.value else None,
         "max_steps": args.max_steps,
+        "reference": reference(args),
         "start": args.start or "the task's initial mask, or an empty one where it has none",
         **metrics.METRIC_DEFINITIONS,
     }
@@ -92,13 +110,12 @@ def _manifest(args: Args, player: Player, chosen: exclusion.Choice) -> dict[str,
     return manifest(args.seed, protocol, hashes)
 
 
-def _finished(folder: RunFolder, indices: dict[str, int], data: Dataset) -> dict[int, Outcome]:
+def _finished(folder: RunFolder, indices: dict[str, int], outcome: Callable[[Episode], Outcome]) -> dict[int, Outcome]:
     """Outcomes of the episodes that the run has already, by the index of their task."""
     check = of_tasks(metrics.read_episode, indices)
 
     def read(record: Any) -> Outcome:
-        episode = check(record)
-        return metrics.outcome_of(episode, data[indices[episode.task]])
+        return outcome(check(record))
 
     found = list(folder.records("episodes.jsonl", read))
     unique((item.task for item in found), "episodes of task", folder / "episodes.jsonl")

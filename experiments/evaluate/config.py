@@ -87,6 +87,9 @@ class Args:
     """actions an episode may take"""
     limit: Count | None = None
     """use the first N tasks only, of those not excluded"""
+    reference: bool | None = None
+    """try the annotator's click in every state, too, to compare gains with: one more answer of the tool a step, on an
+    encoding that it has; by default where the agent is another and there is no search"""
     exclude: str | None = None
     """file of tasks to leave out, such as those with wrong labels: an id a line, comments behind #"""
     seed: Seed = 0

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evaluate import click_quality
+from experiments.evaluate import click_quality, diagnosis
+from experiments.evaluate.step_facts import StepFacts, step_facts
 from search.episode import PARTS, Episode
 from segenv import metrics, statistics
+from segenv.codec.base import Codec
 from segenv.types import Task, object_of
 
 UNSOLVED = 0.5  # a task is unsolved where no IoU of the annotator reaches this
@@ -50,8 +52,10 @@ METRIC_DEFINITIONS = {
     "intervals": "95 % percentile bootstrap over images, each with all of its episodes, 2000 resamples, seed 0; "
     "nothing of the spread over training seeds",
     **click_quality.METRIC_DEFINITIONS,
+    **diagnosis.DEFINITIONS,
     "seconds": "wall-clock time summed over episodes (and so over workers), an equal share of a batch for each; "
-    "per_click divides it by the clicks and boxes that the tool answered. Timings vary between runs, the rest does not",
+    "per_click divides it by the clicks and boxes that the tool answered. The annotator's clicks that are tried to "
+    "compare with are not in it. Timings vary between runs, the rest does not",
 }
 
 
@@ -82,6 +86,7 @@ class Outcome:
     tokens: tuple[int, ...] = ()
     has_object: bool = True  # whether the target has a pixel
     drawn: bool = True  # whether the final mask has one
+    facts: StepFacts | None = None  # from which answers are taken apart
 
     @property
     def final_iou(self) -> float:
@@ -89,11 +94,13 @@ class Outcome:
         return float(self.ious[-1])
 
 
-def outcome_of(episode: Episode, task: Task | None = None) -> Outcome:
-    """Reduce an episode to its numbers; those of its clicks need its task."""
+def outcome_of(episode: Episode, task: Task | None = None, codec: Codec | None = None, shared: bool = False) -> Outcome:
+    """Reduce an episode to its numbers; those of its clicks need its task. With the agent's codec, or of a task that
+    has its image in common with others (`shared`), they tell more."""
     actions = [step.action["type"] for step in episode.steps]
     answered = [step.error is None and step.action["type"] in ("click", "box") for step in episode.steps]
     own: dict[str, Any] = {"ious": np.array(episode.ious), "invalid": actions.count("invalid"), "clicks": sum(answered)}
+    own["facts"] = step_facts(episode, task, codec, shared) if task else None
     own["has_object"] = _has_object(episode, task)
     own["drawn"] = bool(episode.mask(len(episode.steps)).any())
     own["best_iou"] = episode.best_iou if own["has_object"] else max(episode.ious)
@@ -184,10 +191,19 @@ def summarise(
         "episodes": len(outcomes),
         **{key: numbers[key] for key in MEASURES},
         "finish_reasons": finish_reasons(outcomes),
+        "decomposed": _decomposed(outcomes, images),
         "seconds": _seconds(outcomes),
         "intervals": {key: intervals[key] for key in MEASURES if key in intervals},
         "protocol": protocol,
     }
+
+
+def _decomposed(outcomes: Sequence[Outcome], images: Sequence[Hashable] | None) -> dict[str, Any] | None:
+    """Take the answers apart, where the tasks of all are known."""
+    facts = [item.facts for item in outcomes if item.facts is not None]
+    if len(facts) < len(outcomes):
+        return None
+    return diagnosis.diagnose(facts, [item.final_iou for item in outcomes], images)
 
 
 def finish_reasons(outcomes: Sequence[Outcome]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from experiments.common.html import write_report
 from experiments.common.plots import new_axes, plot_iou_over_actions, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
-from experiments.evaluate import click_quality, protocols
+from experiments.evaluate import click_quality, diagnosis, protocols
 from experiments.evaluate.exclusion import UNSOLVED_FILE
 from experiments.evaluate.metrics import UNSOLVED, Outcome, curves, finish_reasons
 
@@ -75,6 +75,8 @@ def table(numbers: dict[str, Any]) -> Table:
 def sections(numbers: dict[str, Any]) -> list[dict[str, Any]]:
     """Parts of the page below the measures: each a title, notes, and a table or None."""
     found = protocols.section(numbers)
+    if numbers.get("decomposed"):
+        found += diagnosis.sections(numbers)
     if numbers.get("unsolved"):
         rows = [[name, number(iou)] for name, iou in sorted(numbers["unsolved"].items(), key=lambda pair: pair[1])]
         notes = [
@@ -98,7 +100,8 @@ def text(numbers: dict[str, Any]) -> str:
     unsolved = f", {len(numbers['unsolved'])} tasks not solved" if numbers.get("unsolved") else ""
     head = f"{numbers['episodes']} episodes{skipped}{excluded}{unsolved}"
     costs = served.told(numbers)
-    return "\n".join([head, table(numbers).text(), f"ms per click   {times or 'no click was made'}", *costs])
+    lines = [diagnosis.text(numbers)] if numbers.get("decomposed") else []
+    return "\n".join([head, table(numbers).text(), *lines, f"ms per click   {times or 'no click was made'}", *costs])
 
 
 def replies(outcomes: Sequence[Outcome]) -> str:
