@@ -27,7 +27,7 @@ from experiments.common.config import OutPath
 from experiments.common.run_folder import manifest, write_atomic, write_json
 from segenv.ranges import Positive
 
-Part = Literal["iou", "next-click", "overlay", "branch", "parser", "geometry", "tool", "rollout", "tree"]
+Part = Literal["iou", "next-click", "overlay", "branch", "parser", "geometry", "tool", "service", "rollout", "tree"]
 EnvironmentPart = Literal["step", "vector", "memory", "large", "photos"]
 VERDICTS = {None: "", True: "[green]ok[/]", False: "[red]missed[/]"}
 

@@ -57,7 +57,8 @@ class Args:
     data: str = "synthetic:val"
     """what to segment: synthetic[:SPLIT], index:DIR, folder:DIR, coco:ANNOTATIONS@IMAGES, …"""
     tool: str = "sam"
-    """what makes masks of clicks: sam, sam:NAME_OR_PATH, segment-anything:TYPE@FILE, grabcut, disc"""
+    """what makes masks of clicks: sam, sam:NAME_OR_PATH, segment-anything:TYPE@FILE, grabcut, disc,
+    http://HOST:PORT"""
     agent: str = "annotator"
     """who clicks: annotator[:VARIANT], random, mllm, mllm:NAME_OR_PATH, openai:MODEL@BASE_URL, sb3:DIR,
     MODULE:CLASS"""

@@ -1,4 +1,5 @@
-"""Segmentation tools by spec: `sam`, `sam:NAME_OR_PATH`, `segment-anything:vit_b@FILE.pth`, `grabcut`, `disc`."""
+"""Segmentation tools by spec: `sam`, `sam:NAME_OR_PATH`, `segment-anything:vit_b@FILE.pth`, `grabcut`, `disc`, and
+`http://HOST:PORT` of a tool service."""
 
 from importlib import import_module
 from typing import Any
@@ -14,6 +15,7 @@ TOOLS = {  # name: (module, class, what its argument after the colon is, or None
     "segment-anything": ("segenv.tools.segment_anything", "SegmentAnythingTool", "checkpoint"),
     "grabcut": ("segenv.tools.grabcut", "GrabCutTool", None),
     "disc": ("segenv.tools.disc", "DiscTool", None),
+    "http": ("segenv.tools.service.client", "HttpTool", "url"),
 }
 
 

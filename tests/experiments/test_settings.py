@@ -48,6 +48,7 @@ COMMANDS = {  # what is typed, with the flags that have to be given, and the nam
     "polygons_ceiling": "polygons_ceiling.Args",
     "prm": "prm.config.Args",
     "results A --name a": "results.Args",
+    "serve_tool": "serve_tool.Args",
     "sft": "sft.config.ClickArgs",
     "sft --mode polygon": "sft.config.PolygonArgs",
     "star": "star.config.Args",
