@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from segenv.tools.base import SegTool
 
 
+NO_MASK: dict[str, Any] = {"packed": None, "logits": None, "score": float("nan")}  # of a state, and nothing of a tool
+
+
 @dataclass(frozen=True, eq=False)
 class SegState:
     """One moment of an episode; read-only, and shared freely between branches.
@@ -113,61 +116,64 @@ class SegMDP:
         packed = None if task.initial_mask is None else frozen(np.packbits(task.initial_mask))
         return SegState(task, packed)
 
-    def transition(self, states: Sequence[SegState], actions: Sequence[Action]) -> list[SegState]:
-        """The states that follow, one for each pair of state and action; the given states are left as they are."""
+    def transition(
+        self, states: Sequence[SegState], actions: Sequence[Action], masks: Sequence[np.ndarray] | None = None
+    ) -> list[SegState]:
+        """The states that follow, one for each pair of state and action; the given states are left as they are. `masks`
+        are theirs, from callers who have them already."""
         if len(states) != len(actions):
             raise ValueError(
                 f"transition got {len(states)} states and {len(actions)} actions; give one action for each state"
             )
         following: list[SegState | None] = [None] * len(states)
-        prompted: list[
-            tuple[int, SegState]
-        ] = []  # what the tool must answer: place in the batch, and state without its new mask
+        prompted: list[tuple[int, SegState]] = []  # what the tool must answer: place, and state without its new mask
         for i, (state, action) in enumerate(zip(states, actions, strict=True)):
             if self.terminal(state):
                 raise ValueError(
                     f"task {state.task.id} ended at step {state.step}; start a new episode with initial(task)"
                 )
-            moved = _with(state, step=state.step + 1, error=None)
+            moved: dict[str, Any] = {"step": state.step + 1, "error": None}
             match action:
                 case Click() | Box() if reason := _outside(action, state.task):
-                    following[i] = _with(moved, error=reason)
+                    following[i] = _with(state, **moved | {"error": reason})
                 case Click():
-                    prompted.append((i, _with(moved, clicks=(*state.clicks, action), undone=state)))
+                    prompted.append((i, _with(state, **moved, clicks=(*state.clicks, action), undone=state)))
                 case Box():
-                    prompted.append((i, _with(moved, box=action, undone=state)))
+                    prompted.append((i, _with(state, **moved, box=action, undone=state)))
                 case Stop():
-                    following[i] = _with(moved, stopped=True)
+                    following[i] = _with(state, **moved, stopped=True)
                 case Absent():  # nothing is there, whatever the mask was
-                    following[i] = _with(moved, packed=None, logits=None, score=float("nan"), stopped=True)
+                    following[i] = _with(state, **moved | NO_MASK, stopped=True)
                 case Undo() if (earlier := state.undone) is not None:
-                    following[i] = _with(earlier, step=state.step + 1, error=None)
+                    following[i] = _with(earlier, **moved)
                 case Undo():
-                    following[i] = _with(moved, error="nothing to undo: no click has been made")
+                    following[i] = _with(state, **moved | {"error": "nothing to undo: no click has been made"})
                 case Polygons(rings, union):  # a whole mask, whatever was there before, and without the tool
                     drawn = polygons_to_mask(rings, state.task.height, state.task.width, union)
                     packed = frozen(np.packbits(drawn))
-                    following[i] = _with(moved, packed=packed, logits=None, score=float("nan"), undone=state)
+                    following[i] = _with(state, **moved | NO_MASK | {"packed": packed}, undone=state)
                 case Invalid():
-                    following[i] = _with(moved, error=action.reason)
+                    following[i] = _with(state, **moved | {"error": action.reason})
                 case _:
                     raise TypeError(
                         f"action is {type(action).__name__}; expected Click, Box, Polygons, Stop, Absent, "
                         "Undo or Invalid"
                     )
         if prompted:
-            for i, state in self._answer(prompted):
+            for i, state in self._answer(prompted, masks):
                 following[i] = state
         return following  # type: ignore[return-value]  # every place is filled by now
 
-    def _answer(self, prompted: list[tuple[int, SegState]]) -> list[tuple[int, SegState]]:
+    def _answer(
+        self, prompted: list[tuple[int, SegState]], masks: Sequence[np.ndarray] | None
+    ) -> list[tuple[int, SegState]]:
         """Fill in the masks of the states whose prompt changed, with one call of the tool."""
         tasks = [state.task for _, state in prompted]
         encodings = self.tool.encode([task.image for task in tasks], [task.image_hash for task in tasks])
-        prompts = [
-            Prompt(state.clicks, state.box, None if state.packed is None else state.mask, state.logits)
-            for _, state in prompted
-        ]
+        prompts = []
+        for i, state in prompted:
+            mask = None if state.packed is None else state.mask if masks is None else masks[i]
+            prompts.append(Prompt(state.clicks, state.box, mask, state.logits))
         predictions = self.tool.predict(encodings, prompts)
         for task, prediction in zip(tasks, predictions, strict=True):
             if prediction.mask.shape != task.image.shape[:2]:

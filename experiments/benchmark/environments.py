@@ -117,8 +117,19 @@ def light(tool: SegTool, case: str, pool: Pool, seconds: float) -> Timing:
     """Time what surrounds the tool, on tasks in memory and with episodes of the usual length."""
     plain, fast = (make(tool, pool, MANY, mode, max_steps=LONG) for mode in ("sync", None))
     clicks = actions(fast, LONG)
-    times = compare(lambda: play(plain, clicks, False), lambda: play(fast, clicks, False), np.array_equal, seconds)
-    return Timing("vector", f"{case}, {MANY} in memory", *times, f"Sync | vector, {LONG} steps and a reset")
+    compare(lambda: play(plain, clicks, False), lambda: play(fast, clicks, False), np.array_equal, 0.0)
+    best, end, turns = np.full((2, LONG), np.inf), time.perf_counter() + seconds, 0
+    while turns < 3 or time.perf_counter() < end:
+        for envs in (plain, fast):
+            envs.reset(seed=0)
+        for i, click in enumerate(clicks):  # in turns at each step, of which the fastest counts: they are short
+            for envs, times in zip((plain, fast), best, strict=True):
+                began = time.perf_counter()
+                envs.step(click)
+                times[i] = min(times[i], time.perf_counter() - began)
+        turns += 1
+    plain_ms, fast_ms = (1000 * best.sum(1)).tolist()
+    return Timing("vector", f"{case}, {MANY} at once", plain_ms, fast_ms, f"Sync | vector, {LONG} steps")
 
 
 def with_sam(spec: str, seconds: float) -> Iterator[Timing]:

@@ -124,8 +124,13 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
     def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Carry out `action`. Never truncates: the steps left are observed, so their end terminates."""
         parsed = self.read_action(action)
-        [following] = self.mdp.transition([self._now("step")], [parsed])
+        [following] = self.mdp.transition([self._now("step")], [parsed], [self.mask])
         return self.arrive(parsed, following)
+
+    @property
+    def mask(self) -> np.ndarray:
+        """The present mask, bool [H, W], read-only."""
+        return self._moment(self._now("mask")).observation.mask
 
     def read_action(self, action: Any) -> Action:
         """Read `action` in the present state. Raises `ResetNeeded` where the episode has ended."""

@@ -38,8 +38,10 @@ class AnswerMDP(SegMDP):
 
     asked: str = "mask"
 
-    def transition(self, states: Sequence[SegState], actions: Sequence[Action]) -> list[SegState]:
-        return super().transition(states, [Stop() if isinstance(one, (Click, Box)) else one for one in actions])
+    def transition(
+        self, states: Sequence[SegState], actions: Sequence[Action], masks: Sequence[np.ndarray] | None = None
+    ) -> list[SegState]:
+        return super().transition(states, [Stop() if isinstance(one, (Click, Box)) else one for one in actions], masks)
 
     @cached_property
     def _terms(self) -> dict[str, Reward]:

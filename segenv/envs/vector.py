@@ -171,7 +171,7 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
         acting = np.flatnonzero(~self._ended).tolist()
         parsed = [self.envs[i].read_action(each[i]) for i in acting]
         states = [self.envs[i].state for i in acting]
-        followings = self.envs[0].mdp.transition(states, parsed)
+        followings = self.envs[0].mdp.transition(states, parsed, [self.envs[i].mask for i in acting])
         rewards = np.zeros(self.num_envs)
         terminations, truncations = np.zeros((2, self.num_envs), np.bool_)
         infos: list[dict[str, Any]] = [{} for _ in self.envs]
