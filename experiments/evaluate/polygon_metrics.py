@@ -33,6 +33,7 @@ METRIC_DEFINITIONS = {
     "empty": "two empty masks have IoU 1, box IoU 1 and boundary F 1; a reply that is no answer has 0, whatever the "
     "target",
     "giou": "mean IoU over tasks; where there are several replies to a task, of their mean",
+    "inside": "asked for a point: share of replies whose point is on the object, or that rightly tell of none: gIoU",
     "ciou": "sum of intersections over sum of unions, over all replies",
     "acc_at_50": "share of replies whose tight box has IoU >= 0.5 with the target's",
     "precision_at_50": "share of replies whose mask has IoU >= 0.5",
@@ -41,7 +42,8 @@ METRIC_DEFINITIONS = {
     "valid": "share of replies that the codec reads as what was asked for, truncated ones included",
     "truncated": "share of replies that broke off, or have fewer vertices than they planned; their prefix is scored",
     "missed": "share of replies that draw nothing, of those to tasks with an object",
-    "no_target": "over tasks without an object: share of replies that are valid and draw nothing",
+    "no_target": "over tasks without an object: share of replies that are valid and draw nothing; n_acc is the same",
+    "t_acc": "over tasks with an object: share of replies that draw something",
     "tokens": "of a reply, without its end: mean over tasks, and quantiles over replies",
     "vertices": "of a reply, as it was read; 0 where it was not",
     "sizes": "COCO's by the object's area in pixels: small under 32^2, medium under 96^2, large; images whose longer "
@@ -183,8 +185,14 @@ def measures(records: Sequence[Record], images: Mapping[str, str] | None = None)
     tokens = [one.tokens for one in records]
     quantiles = dict(zip(map(str, QUANTILES), np.percentile(tokens, QUANTILES).tolist(), strict=True))
     accuracy = {"accuracy": (silent[0], images_of(absent, images))}
+    there = [one for one in records if one.has_object]
+    drawn = by_task(there, lambda one: float(one.drawn)), images_of(there, images)
+    known = _means({"n_acc": (silent[0], images_of(absent, images)), "t_acc": drawn})
+    found = _table(records, MEANS, images)
     return {
-        **_table(records, MEANS, images),
+        **found,
+        **known,
+        "intervals": {**found["intervals"], **known["intervals"]},
         "no_target": {"tasks": len(silent[0]), **_means(accuracy)} if absent else None,
         "finish_reasons": dict(sorted(Counter(one.finish_reason for one in records if one.finish_reason).items())),
         "token_quantiles": {**quantiles, "100": float(max(tokens))},

@@ -43,10 +43,16 @@ def table(numbers: Mapping[str, Any]) -> Table:
         (name, numbers[key], numbers["intervals"][key], sampled and sampled[key], better, digits)
         for key, name, better, digits in ROWS
     ]
+    if "inside" in numbers:
+        other = sampled and sampled["giou"]
+        lines.insert(0, ("Inside the mask", numbers["inside"], numbers["intervals"]["inside"], other, "higher", 4))
     if found is not None:
         other = sampled and sampled["no_target"]["accuracy"]
-        name = f"No target ({found['tasks']})"
+        name = f"N-acc ({found['tasks']} tasks without an object)"
         lines.append((name, found["accuracy"], found["intervals"]["accuracy"], other, "higher", 4))
+        lines.append(
+            ("T-acc", numbers["t_acc"], numbers["intervals"]["t_acc"], sampled and sampled["t_acc"], "higher", 4)
+        )
     rows = [
         [name, number(value, digits), interval(ends, digits), *([number(other, digits)] if sampled else []), better]
         for name, value, ends, other, better, digits in lines

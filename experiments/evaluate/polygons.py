@@ -82,6 +82,9 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         numbers |= served.spent(agent)
         if sampled:
             numbers["sampled"] = measures(sampled, images)
+        if options.asked == "point":
+            numbers["inside"] = numbers["giou"]
+            numbers["intervals"]["inside"] = numbers["intervals"]["giou"]
         numbers = records.write_metrics(folder, numbers, dict(data.skipped))
         limit = 24 if args.report_episodes is None else args.report_episodes
         polygon_report.write(folder, numbers, about, greedy, codec, data.by_id, limit)

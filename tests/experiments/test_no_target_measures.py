@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,21 +73,32 @@ def test_a_set_without_absent_objects_has_no_such_measure():
     assert "N-acc" not in [row[0] for row in table(numbers).rows]
 
 
-def test_the_annotator_answers_absent_objects_by_nothing(tmp_path):
+def things(root: Path) -> str:
+    """Six images of a rectangle, each named by another word."""
+    items = []
     for k in range(6):
         mask = np.zeros((20, 30), np.uint8)
         mask[4:16, 2 + 3 * k : 10 + 3 * k] = 255
-        save(tmp_path / "data/images" / f"{k}.png", np.full((20, 30, 3), 40 * k, np.uint8))
-        save(tmp_path / "data/masks" / f"{k}.png", mask)
-    (tmp_path / "data/index.json").write_text(
-        str(
-            [
-                {"name": f"{k}", "image": f"images/{k}.png", "mask": f"masks/{k}.png", "instruction": f"thing{k}"}
-                for k in range(6)
-            ]
-        ).replace("'", '"')
-    )
-    data = f"no-target:0.5:index:{tmp_path / 'data'}"
-    numbers = run(Args(data=data, tool="disc:radius=6", max_steps=4, out=str(tmp_path / "run")), quiet=True)
+        save(root / f"{k}.png", np.full((20, 30, 3), 40 * k, np.uint8))
+        save(root / f"{k}_mask.png", mask)
+        items.append({"name": f"{k}", "image": f"{k}.png", "mask": f"{k}_mask.png", "instruction": f"thing{k}"})
+    (root / "index.json").write_text(json.dumps(items))
+    return f"index:{root}"
+
+
+def test_the_annotator_answers_absent_objects_by_nothing(tmp_path):
+    data = f"no-target:0.5:{things(tmp_path)}"
+    args = Args(data=data, tool="disc:radius=6", max_steps=4, report_episodes=0, out=str(tmp_path / "run"))
+    numbers = run(args, quiet=True)
     assert 0 < numbers["no_target"] < 6
     assert numbers["n_acc"] == numbers["t_acc"] == 1 and numbers["absent_steps"] == 0
+
+
+@pytest.mark.parametrize("task", ["box", "point", "polygon"])
+def test_boxes_points_and_polygons_of_absent_objects_are_measured(tmp_path, task):
+    data = f"no-target:0.5:{things(tmp_path)}"
+    args = Args(task=task, data=data, agent="annotator", report_episodes=0, out=str(tmp_path / "run"))
+    numbers = run(args, quiet=True)
+    assert numbers["no_target"]["tasks"] in range(1, 6)
+    assert numbers["n_acc"] == numbers["t_acc"] == numbers["acc_at_50"] == numbers["giou"] == 1
+    assert numbers["intervals"]["n_acc"] == [1, 1] and ("inside" in numbers) == (task == "point")

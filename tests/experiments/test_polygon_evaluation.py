@@ -84,6 +84,9 @@ def test_measures_are_what_they_say() -> None:
     assert (several["replies"], several["tasks"]) == (8, 2)
     assert several["giou"] == pytest.approx((np.mean([one.iou for one in scored]) + 1 / 3) / 2)
     assert several["no_target"]["accuracy"] == pytest.approx(1 / 3) and several["missed"] == 0.2
+    assert several["n_acc"] == several["no_target"]["accuracy"] and numbers["n_acc"] is None
+    assert several["t_acc"] == numbers["t_acc"] == pytest.approx(0.6)  # neither the empty reply nor the invalid one
+    assert len(several["intervals"]["n_acc"]) == len(several["intervals"]["t_acc"]) == 2
 
 
 def test_ignored_pixels_count_in_nothing() -> None:
