@@ -19,18 +19,20 @@ FAULTS = 0.1  # a share of replies with one fault, above which it is told
 AHEAD = 0.1  # another frame is told where it has so much more of the first clicks on the object
 SURE = 0.9  # a share of first clicks on the object that needs no control
 GAIN = 0.5  # of the annotator's gain, below which an agent's is told
+EVIDENCE = 5  # episodes with a mask that is to be stopped at, from which stopping is told of
 EARLY = 0.05  # IoU that a stop leaves to the annotator's next click, from which it is early
 FIELDS = {"size": tuple(SIZES), "expression": EXPRESSIONS, "part": PARTS, "neighbours": NEIGHBOURS}
 
 DEFINITIONS = {
     "decomposed": "each line has its value, its 95 % interval over images, a control and whether it fails; a line "
     f"fails where: more than {FAULTS:g} of all replies have a fault; another frame has at least {AHEAD:g} more of the "
-    f"first clicks on the object; the first click, on it in less than {SURE:g} of the episodes, is not shown to be "
-    "better than a random one and the image's middle; signs of clicks on an error are worse than always positive, or "
-    f"wrong more often than right; clicks gain less than {GAIN:g} of what the annotator's click gains in the same "
-    f"state; of the masks at which nothing is left to gain (IoU {GOOD:g}, or the annotator's click gains nothing) less "
-    f"than half end the episode; more than half of the stops leave a gain of {EARLY:g} to the annotator's click. Shown "
-    "means: by the interval. The first line to fail explains those behind it"
+    "first clicks on the object, and more than random ones; the first click, on it in less than "
+    f"{SURE:g} of the episodes, is not shown to be better than a random one and the image's middle; signs of clicks on "
+    f"an error are worse than always positive, or wrong more often than right; clicks gain less than {GAIN:g} of what "
+    "the annotator's click gains in the same state; of the masks at which nothing is left to gain (IoU "
+    f"{GOOD:g}, or neither the annotator's click nor anything later gains) less than half end the episode, in "
+    f"{EVIDENCE} episodes or more; more than half of the stops leave a gain of {EARLY:g} to the annotator's click. "
+    "Shown means: by the interval. The first line to fail explains those behind it"
 }
 
 
@@ -139,9 +141,10 @@ def _frame(facts: Sequence[StepFacts], there: Sequence[StepFacts], images: Image
         values = [one.on_object.get(name, 0.0) for one in there]
         value, ends = _mean(values, of_images)
         difference, low, _ = statistics.bootstrap_difference(values, read, images=of_images)
+        _, above, _ = statistics.bootstrap_difference(values, [one.random for one in there], images=of_images)
         label = f"First click on the object, with {name}" if name == EXCHANGED else f"First click …, read as {name}"
         line = Line("frame", label, value, ends, float(np.mean(read)), "as declared")
-        ahead[name] = line, difference if low > 0 and difference >= AHEAD else 0.0
+        ahead[name] = line, difference if min(low, above) > 0 and difference >= AHEAD else 0.0
     best = max(ahead, key=lambda name: ahead[name][1], default=None)
     for name, (line, difference) in ahead.items():
         lines.append(replace(line, fails=name == best and difference > 0))
@@ -187,7 +190,8 @@ def _gain(there: Sequence[StepFacts], images: Images) -> list[Line]:
 def _stop(facts: Sequence[StepFacts], images: Images) -> list[Line]:
     ended = [float((one.ended * one.done).sum()) for one in facts]
     value, ends = _ratio(ended, _sums(facts, "done"), images)
-    lines = [Line("stop", "Masks with nothing left to gain that end the episode", value, ends, fails=ends[1] < 0.5)]
+    fails = ends[1] < 0.5 and sum(bool(one.done.any()) for one in facts) >= EVIDENCE
+    lines = [Line("stop", "Masks with nothing left to gain that end the episode", value, ends, fails=fails)]
     known = [float((one.ended * ~np.isnan(one.missed)).sum()) for one in facts]
     early = [float((one.ended * (np.nan_to_num(one.missed) >= EARLY)).sum()) for one in facts]
     value, ends = _ratio(early, known, images)

@@ -72,7 +72,8 @@ def step_facts(episode: Episode, task: Task, codec: Codec | None = None, shared:
     table: dict[str, np.ndarray] = {name: np.full(len(episode.steps), np.nan) for name in names}
     iou = episode.start_iou
     for k, step in enumerate(episode.steps):
-        for name, value in _facts(task, episode.mask(k), step, iou).items():
+        later = max(one.iou for one in episode.steps[k:])
+        for name, value in _facts(task, episode.mask(k), step, iou, later).items():
             table[name][k] = value
         iou = step.iou
     others, on_other = _others(task, first)
@@ -104,11 +105,11 @@ def fault_of(step: Step) -> str | None:
     return "outside" if " lies outside " in reason else "invalid"
 
 
-def _facts(task: Task, mask: np.ndarray, step: Step, iou: float) -> dict[str, float]:
-    """Facts of one step from a mask, bool [H, W], of an IoU."""
+def _facts(task: Task, mask: np.ndarray, step: Step, iou: float, later: float) -> dict[str, float]:
+    """Facts of one step from a mask, bool [H, W], of an IoU; `later` is the best IoU from this step on."""
     facts: dict[str, float] = {"ended": float(step.action["type"] in ("stop", "absent"))}
     reference = None if step.other is None else step.other["iou"] - iou
-    facts["done"] = float(iou >= GOOD or (reference is not None and reference <= 0))
+    facts["done"] = float(iou >= GOOD or (reference is not None and reference <= 0 and later <= iou))
     if reference is not None:
         facts["missed"] = reference
     if not isinstance(click := _action(step), Click):
