@@ -29,7 +29,7 @@ class MllmAgent(PromptedAgent):
     nor the caller gives them, they are `segagent`, "codec", None (images are sent as they are, or stretched to the
     square that the processor would cut out of them) and 64 (512 for polygon codecs).
 
-    `prompt`, `temperature` and `proposal_temperature` are those of `PromptedAgent`; `options` go to
+    `prompt`, `history`, `temperature` and `proposal_temperature` are those of `PromptedAgent`; `options` go to
     `TransformersBackend`.
     """
 
@@ -45,6 +45,7 @@ class MllmAgent(PromptedAgent):
         prompt: str | None = None,
         image_size: int | Sequence[int] | None = None,
         max_new_tokens: int | None = None,
+        history: int = 0,
         **options: Any,
     ) -> None:
         require(NotNegative, temperature=temperature, proposal_temperature=proposal_temperature)
@@ -73,7 +74,7 @@ class MllmAgent(PromptedAgent):
         prompt = prompt or declared.get("prompt", "codec")
         if prompt == declared.get("prompt", "codec") not in PROMPTS:  # a checkpoint names no file of ours
             raise ValueError(f"agent {self.spec!r}: prompt is {prompt!r}; expected one of {', '.join(PROMPTS)}")
-        super().__init__(codec, backend, prompt, temperature, proposal_temperature)
+        super().__init__(codec, backend, prompt, temperature, proposal_temperature, history)
 
 
 def checkpoint(spec: str) -> Path | str | None:

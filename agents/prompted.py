@@ -11,13 +11,14 @@ from agents.backends.base import SENT_AT, Backend, Reply
 from agents.base import Agent
 from agents.replies import Record, key_of, question_of, record_of, recorded
 from segenv import render
-from segenv.codec.base import Codec
+from segenv.codec.base import SHORT, Codec
 from segenv.codec.frames import padded_square
 from segenv.files import content_hash
 from segenv.mdp import Observation
+from segenv.ranges import CountOrNone, require
 from segenv.types import BadItem, Task
 
-PROMPTS = ("codec", "instruction")
+PROMPTS = ("codec", "short", "instruction")
 MAX_NEW_TOKENS = 64  # of a reply, unless a checkpoint or the caller gives another number
 POLYGON_TOKENS = 512  # of a reply of a polygon codec: room for some 40 vertices
 EXAMPLE = Observation("", np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640), bool), "{instruction}", 0, 1)
@@ -26,8 +27,9 @@ EXAMPLE = Observation("", np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640)
 class PromptedAgent(Agent):
     """Prompts the model of `backend` with `picture` and `prompt`, and returns its replies. Subclasses give `spec`.
 
-    `prompt` is "codec" (the codec's whole prompt), "instruction" (the task's instruction alone), or a file with a
-    prompt of one's own, in which `{instruction}` stands for the instruction. `act` samples at `temperature`, where 0 is
+    `prompt` is "codec" (the codec's whole prompt), "short" (one sentence, as SegAgent's), "instruction" (the task's
+    instruction alone), or a file with a prompt of one's own, in which `{instruction}` stands for the instruction. It
+    ends with the agent's last `history` clicks. `act` samples at `temperature`, where 0 is
     greedy; `propose` samples at `proposal_temperature` (0.5: on 200 tasks of `synthetic:test` it served a search of the
     embedded policy as well as 0.8).
     """
@@ -41,12 +43,15 @@ class PromptedAgent(Agent):
         prompt: str = "codec",
         temperature: float = 0.0,
         proposal_temperature: float = 0.5,
+        history: int = 0,
     ) -> None:
         super().__init__(codec)
+        require(CountOrNone, history=history)
+        self.history = history
         self.backend = backend
         self.in_flight = backend.in_flight
         self.prompt_style = prompt
-        self.template = None if prompt in PROMPTS else self._read(prompt)
+        self.template = None if prompt in ("codec", "instruction") else self._read(prompt)
         backend.squared = codec.points.extent is padded_square
         fixed, size = SENT_AT.get(getattr(codec, "writes", "")), backend.image_size
         if fixed is not None and size is not None and tuple(np.atleast_1d(size)) != fixed:
@@ -61,7 +66,9 @@ class PromptedAgent(Agent):
         self.proposal_temperature = proposal_temperature
 
     def _read(self, file: str) -> str:
-        """The prompt in a file."""
+        """The prompt in a file, or the short one."""
+        if file == "short":
+            return SHORT
         if not Path(file).is_file():
             expected = f"one of {', '.join(PROMPTS)}, or a file with a prompt"
             raise ValueError(f"agent {self.spec!r}: prompt is {file!r}; expected {expected}")
@@ -81,6 +88,7 @@ class PromptedAgent(Agent):
             "prompt_hash": content_hash(text.encode()),
             "temperature": self.temperature,
             "proposal_temperature": self.proposal_temperature,
+            **({"history": self.history} if self.history else {}),
             **self.backend.settings,
         }
 
@@ -101,6 +109,11 @@ class PromptedAgent(Agent):
 
     def prompt(self, observation: Observation) -> str:
         """The prompt for the model: the codec's, the instruction alone, or that of the file."""
+        clicks = observation.clicks[-self.history :] if self.history else ()
+        told = "\nYour last actions: " + "; ".join(self.codec.format(one, observation) for one in clicks)
+        return self._prompt(observation) + (told if clicks else "")
+
+    def _prompt(self, observation: Observation) -> str:
         if self.template is None:
             return observation.instruction if self.prompt_style == "instruction" else self.codec.prompt(observation)
         text = self.template.replace("{instruction}", observation.instruction or "the main object")

@@ -32,6 +32,7 @@ class ServedAgent(PromptedAgent):
         proposal_temperature: float = 0.5,
         prompt: str | None = None,
         max_new_tokens: int | None = None,
+        history: int = 0,
         server: ServerOptions = ServerOptions(),  # noqa: B008  # frozen
         **options: Any,
     ) -> None:
@@ -55,4 +56,4 @@ class ServedAgent(PromptedAgent):
             max_new_tokens=max_new_tokens or usual,
             **options,
         )
-        super().__init__(codec, backend, prompt or "codec", temperature, proposal_temperature)
+        super().__init__(codec, backend, prompt or "codec", temperature, proposal_temperature, history)

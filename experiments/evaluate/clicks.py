@@ -7,7 +7,7 @@ from typing import Any
 from experiments.common import cli, served
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
-from experiments.evaluate import episode_page, exclusion, metrics, records, report
+from experiments.evaluate import episode_page, exclusion, metrics, records, report, sensitivity
 from experiments.evaluate.config import RESUMABLE, Args
 from experiments.evaluate.metrics import Outcome
 from search.episode import Episode
@@ -20,6 +20,8 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     player = make_player(args)
     if player.agent.in_flight > 1 and args.executor != "serial":
         raise RunError("a server is asked many things at a time as it is: leave out --executor")
+    if args.sensitivity:
+        sensitivity.arms(player.agent)  # an agent without a prompt is refused here
     chosen = exclusion.choose(player.dataset, args)
     data = player.dataset.select(chosen.positions)
     if not len(data):
@@ -55,6 +57,8 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         images = records.keep_images(folder, data, [item.task for item in ordered])
         numbers = metrics.summarise(ordered, args.max_steps, about["protocol"], images) | served.spent(player.agent)
         numbers["unsolved"] = _unsolved(folder, args, player, ordered)
+        if args.sensitivity:
+            numbers["sensitivity"] = sensitivity.measure(folder, args, player.agent, ordered, images, run, quiet)
         numbers = records.write_metrics(folder, numbers, skipped)
         limit = args.report_episodes
         shown = episode_page.write(folder, ordered, data.by_id, player.agent, args.max_steps, limit, quiet)

@@ -9,7 +9,8 @@ from agents.backends.server import BudgetOptions, ServerOptions
 from experiments.common.config import InFolder, OutFolder
 from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Range, Seed, Share
 
-RESUMABLE = frozenset({"executor", "workers", "report_episodes", "server", "budget"})  # settings that change no result
+# settings that change no result
+RESUMABLE = frozenset({"executor", "workers", "report_episodes", "server", "budget", "sensitivity"})
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,12 @@ class Args:
     codec: str | None = None
     """how the agent writes actions; by default its own"""
     prompt: str | None = None
-    """of a model: codec (the whole prompt), instruction (that alone), or a file in which {instruction} stands for it"""
+    """of a model: codec (the whole prompt), short (one sentence), instruction (that alone), or a file in which
+    {instruction} stands for it"""
+    history: CountOrNone = 0
+    """of a model: how many of its own clicks the prompt tells it"""
+    sensitivity: bool = False
+    """play the tasks again with three prompts and with a history of 0, 1 and 4, and compare, paired"""
     max_new_tokens: Count | None = None
     """tokens that a reply of a model may have, thinking included; by default what the checkpoint declares, else 64, and
     1,024 of a model behind a server"""

@@ -14,6 +14,8 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     check(args)
     if args.start is not None and args.task != "segment":
         raise RunError(f"--start {args.start} is of episodes of clicks; leave it out, or take --task segment")
+    if args.sensitivity and args.task != "segment":
+        raise RunError("--sensitivity is of episodes of clicks; leave it out, or take --task segment")
     args = _spelled_out(args)
     if args.protocol is not None and not quiet:
         print(protocols.text(protocols.about(args)), file=sys.stderr)

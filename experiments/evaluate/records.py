@@ -30,6 +30,7 @@ def agent_options(args: Args) -> dict[str, Any]:
     """Options of an agent that asks a model, as `args` give them; RunError where another is given some."""
     names = ("prompt", "max_new_tokens", "temperature", "top_p")
     given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    given |= {"history": args.history} if args.history else {}
     given |= {"own_sampling": True} if args.own_sampling else {}
     if args.own_sampling and (args.temperature is not None or args.top_p is not None):
         raise RunError("--own-sampling samples as the model does; leave out --temperature and --top-p")

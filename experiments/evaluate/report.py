@@ -10,7 +10,7 @@ from experiments.common.html import write_report
 from experiments.common.plots import new_axes, plot_iou_over_actions, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
-from experiments.evaluate import click_quality, diagnosis, protocols
+from experiments.evaluate import click_quality, diagnosis, protocols, sensitivity
 from experiments.evaluate.exclusion import UNSOLVED_FILE
 from experiments.evaluate.metrics import UNSOLVED, Outcome, curves, finish_reasons
 
@@ -77,6 +77,7 @@ def sections(numbers: dict[str, Any]) -> list[dict[str, Any]]:
     found = protocols.section(numbers)
     if numbers.get("decomposed"):
         found += diagnosis.sections(numbers)
+    found += sensitivity.section(numbers)
     if numbers.get("unsolved"):
         rows = [[name, number(iou)] for name, iou in sorted(numbers["unsolved"].items(), key=lambda pair: pair[1])]
         notes = [
@@ -101,6 +102,7 @@ def text(numbers: dict[str, Any]) -> str:
     head = f"{numbers['episodes']} episodes{skipped}{excluded}{unsolved}"
     costs = served.told(numbers)
     lines = [diagnosis.text(numbers)] if numbers.get("decomposed") else []
+    lines += [part["table"].text() for part in sensitivity.section(numbers)]
     return "\n".join([head, table(numbers).text(), *lines, f"ms per click   {times or 'no click was made'}", *costs])
 
 

@@ -207,7 +207,7 @@ def test_unknown_names_and_options_say_what_was_expected():
         agents.make("random:p")
     with pytest.raises(ValueError, match="p is 2.0; expected 0 or more and at most 1"):
         agents.make("random:p=2")
-    with pytest.raises(ValueError, match="prompt is 'long'; expected one of codec, instruction"):
+    with pytest.raises(ValueError, match="prompt is 'long'; expected one of codec, short, instruction"):
         agents.make("mllm:untrained", prompt="long")
 
 
