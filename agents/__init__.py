@@ -11,7 +11,7 @@
 | `mllm:NAME_OR_PATH` | any image-text-to-text checkpoint that transformers loads |
 | `mllm:NAME_OR_PATH#448`, `…#336x448` | the same, sent images whose longest side (height x width) is that in pixels |
 | `openai:MODEL@BASE_URL`, `…#448` | a model behind a server that speaks OpenAI's chat completions |
-| `sb3:DIR` | a policy that Stable-Baselines3 trained, see `agents.sb3_policy` |
+| `sb3:DIR`, `sb3:FILE.zip` | a policy that Stable-Baselines3 trained, see `agents.sb3_policy`, `agents.sb3_zip` |
 | `MODULE:CLASS` | your own subclass of `Agent` |
 """
 

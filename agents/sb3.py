@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from agents import sb3_policy
+from agents import sb3_policy, sb3_zip
 from agents.base import Agent
 from agents.sb3_policy import PolicyConfig
 from segenv.checkpoints import weights_hash
@@ -16,9 +16,9 @@ from segenv.mdp import Observation, SegState
 
 
 class Sb3Agent(Agent):
-    """Plays the policy in a folder that `agents.sb3_policy.save` wrote, on the arrays of `segenv.envs.numbers`, as in
-    its environment. It takes the likeliest action; proposals of a search are sampled. One item is asked about at a
-    time, so that no bit depends on the others.
+    """Plays the policy in a folder that `agents.sb3_policy.save` wrote, or in a `.zip` file of `model.save`, on the
+    arrays of `segenv.envs.numbers`, as in its environment. It takes the likeliest action; proposals of a search are
+    sampled. One item is asked about at a time, so that no bit depends on the others.
 
     A policy that sees a reference click or box is privileged: these are made of the target. The part of the steps that
     is left then counts from the `max_steps` of its training, else from those of the evaluation.
@@ -26,7 +26,8 @@ class Sb3Agent(Agent):
 
     def __init__(self, source: str | Path, codec: Codec) -> None:
         super().__init__(codec)
-        self.policy, self.config = sb3_policy.load(source)
+        path = Path(source)
+        self.policy, self.config = sb3_zip.read(path) if path.suffix == ".zip" else sb3_policy.load(path)
         self._start(str(source))
 
     def _start(self, source: str) -> None:

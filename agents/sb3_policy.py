@@ -48,7 +48,7 @@ class PolicyConfig:
     environment: str = "segenv/HLMATGrid-v0"
     policy: str = "MultiInputPolicy"
     extractor: str | None = None  # "grid" for `GridExtractor`; None for the policy's own
-    channels: Width = 48  # of `GridExtractor`
+    channels: Width = 32  # of `GridExtractor`
     net_arch: dict[str, list[int]] | list[int] | None = None
     size: Annotated[int, Range(8, 1024)] = 84
     observe: str | None = None
@@ -118,15 +118,16 @@ class GridExtractor(BaseFeaturesExtractor):
     look at what lies around them, with equal weights. Means and maxima over the image follow, and the other
     observations. With `net_arch={"pi": [], "vf": [64]}` and `start_at_logits`, the policy begins as these logits."""
 
-    def __init__(self, observation_space: gym.spaces.Dict, grid: int, stop: bool = True, channels: int = 48) -> None:
+    def __init__(self, observation_space: gym.spaces.Dict, grid: int, stop: bool = True, channels: int = 32) -> None:
         others = [key for key in observation_space if key != "image"]
         extra = sum(gym.spaces.utils.flatdim(observation_space[key]) for key in others)
         super().__init__(observation_space, 2 * grid * grid + stop + 2 * channels + extra)
         assert (shape := observation_space["image"].shape) is not None
         self.others, half = others, max(channels // 2, 1)
-        self.stem = nn.Sequential(nn.Conv2d(shape[0], 16, 5, 2, 2), nn.ReLU(), nn.Conv2d(16, half, 3, 2, 1), nn.ReLU())
+        stride = 2 if min(shape[1:]) >= 8 * grid else 1  # so that a cell has a place of its own
+        self.stem = nn.Sequential(nn.Conv2d(shape[0], 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, half, 3, 2, 1), nn.ReLU())
         self.words = nn.Linear(extra, half)
-        self.middle = nn.Sequential(nn.Conv2d(half, channels, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(grid))
+        self.middle = nn.Sequential(nn.Conv2d(half, channels, 3, stride, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(grid))
         self.around = nn.Conv2d(channels, channels, 3, 1, 1)
         self.whole = nn.Linear(2 * channels, channels)
         self.cells = nn.Conv2d(channels, 2, 1)
@@ -159,16 +160,21 @@ def algorithm_class(name: str) -> Any:
     return getattr(importlib.import_module(ALGORITHMS[name]), name)
 
 
-def build(config: PolicyConfig) -> BasePolicy:
-    """A new policy, untrained. Raises ValueError where the configuration makes none."""
+def channels_first(space: gym.Space) -> gym.Space:
+    """The space of images as SB3's policies see it."""
     from stable_baselines3.common.vec_env import VecTransposeImage
 
+    return VecTransposeImage.transpose_space(space, "image")  # type: ignore[arg-type]
+
+
+def build(config: PolicyConfig) -> BasePolicy:
+    """A new policy, untrained. Raises ValueError where the configuration makes none."""
     config.check()
     seen, action = config.both_spaces()
     fits = {"observation": repr(seen), "action": repr(action)}
     if config.spaces and config.spaces != fits:
         raise ValueError(f"its spaces are {config.spaces}; this version of segenv makes {fits} of its options")
-    first = {**seen.spaces, "image": VecTransposeImage.transpose_space(seen["image"], "image")}  # type: ignore[arg-type]
+    first = {**seen.spaces, "image": channels_first(seen["image"])}
     kinds = algorithm_class(config.algorithm).policy_aliases
     kind = kinds[specs.name_of("policy", config.policy, kinds)[0]]
     try:

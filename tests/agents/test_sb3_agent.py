@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,46 @@ def test_a_saved_policy_plays_as_in_its_environment_bit_by_bit(case: str, tasks:
             told.append(info["action"])
         assert episode.ious == ious and [step.action for step in episode.steps] == told
         assert all(step.error is None for step in episode.steps)
+
+
+class Bomb:
+    """Creates a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("case", ["seen mask", "three numbers", "values", "told"])
+def test_a_zip_is_read_without_running_what_it_holds(case: str, tasks: list[Task], tmp_path: Path) -> None:
+    options = {"grid": 3, "observe": "instruction"} if case == "told" else CASES[case][2]
+    kind = PPO if case == "told" else CASES[case][0]
+    task = replace(tasks[0], instruction="the red disc")
+    env = gym.make(GRID, tool=DiscTool(5), data=[task], max_steps=3, size=36, **options)
+    model = kind("MultiInputPolicy", env, policy_kwargs={"net_arch": [8]}, device="cpu")
+    model.bomb = Bomb(tmp_path / "exploded")
+    model.save(tmp_path / "model.zip")
+    agent = agents.make(f"sb3:{tmp_path / 'model.zip'}")
+    assert agent.config.algorithm == kind.__name__
+    sb3_policy.save(model, tmp_path / "folder", size=36, net_arch=[8], **options)
+    again = agents.make(f"sb3:{tmp_path / 'folder'}")
+    mdp = SegMDP(DiscTool(5), 3)
+    seen = [mdp.observation(mdp.initial(task))]
+    assert agent.propose(seen, 5, [1]) == again.propose(seen, 5, [1]) and not (tmp_path / "exploded").exists()
+    assert {name: agent.settings[name] for name in ("weights", "algorithm")}.items() <= again.settings.items()
+
+
+def test_a_zip_that_needs_a_pickle_is_refused(tasks: list[Task], tmp_path: Path) -> None:
+    file = tmp_path / "model.zip"
+    model, _ = trained("grid", tasks, tmp_path / "folder")
+    model.save(file)
+    with pytest.raises(CheckpointError, match="which only a pickle tells; in Python, load a file that you trust"):
+        agents.make(f"sb3:{file}")
+    file.write_bytes(b"PK nothing")
+    with pytest.raises(CheckpointError, match="no file of Stable-Baselines3"):
+        agents.make(f"sb3:{file}")
 
 
 def test_proposals_follow_their_seeds(tasks: list[Task], tmp_path: Path) -> None:
