@@ -28,7 +28,7 @@ from experiments.common.tables import Table
 
 PATH = re.compile(r"(?<![\w./)\]])(?:~|\.{1,2})?/[\w.+-][^\s@#,|`'\"]*")
 VERSIONS = ("segenv", "torch", "transformers", "numpy")
-STAGES = ("evaluate", "star", "tree_search", "prm", "gspo", "ablation")  # the last stage of a command, X.DONE
+STAGES = ("evaluate", "star", "tree_search", "prm", "gspo", "ablation", "ppo")  # the last stage of a command, X.DONE
 HAND = {"question": "What is asked.", "meaning": "What the tables mean, and what they do not."}
 ESTIMATES = {"MAE": "mae", "bias": "bias", "Pearson": "pearson", "Spearman": "spearman", "ECE": "ece"}
 REPLIES = {"gIoU": "giou", "cIoU": "ciou", "boundary F": "boundary_f", "valid": "valid", "tokens": "tokens"}

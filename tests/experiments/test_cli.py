@@ -29,7 +29,7 @@ def test_a_console_that_lacks_a_character_shows_another(monkeypatch, stream, enc
 @pytest.mark.parametrize(
     "name",
     ["evaluate", "compare", "annotate", "train_tool", "polygons_ceiling", "inputs", "benchmark", "results", "gspo"]
-    + ["filmstrip", "trajectories", "prm", "polygon_ablation", "tree_search", "sft", "star"],
+    + ["filmstrip", "trajectories", "prm", "polygon_ablation", "tree_search", "sft", "star", "ppo"],
 )
 def test_every_command_takes_such_a_console(monkeypatch, name):
     module = importlib.import_module(f"experiments.{name}")

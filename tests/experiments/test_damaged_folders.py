@@ -19,7 +19,7 @@ from experiments.tree_search.report import read_tree
 ENTIRE = {"empty": b"", "binary": bytes(range(256)) + b"\n", "a list": b"[1]\n", "null": b"null\n", "text": b'"no"\n'}
 LINES = {"binary": bytes(range(256)) + b"\n", "a list": b"[1]\n", "a number": b"3\n", "other names": b'{"other": 1}\n'}
 RESUMABLE = ["evaluate", "annotate", "train_tool", "gspo", "trajectories", "prm", "polygon_ablation", "tree_search"]
-RESUMABLE += ["sft", "star"]
+RESUMABLE += ["sft", "star", "ppo"]
 PLAYED = ["--data", "synthetic:val", "--tool", "disc", "--agent", "annotator", "--limit", "2"]
 
 

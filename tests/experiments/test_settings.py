@@ -43,6 +43,7 @@ COMMANDS = {  # what is typed, with the flags that have to be given, and the nam
     "evaluate": "evaluate.config.Args",
     "filmstrip --out OUT": "filmstrip.Args",
     "gspo": "gspo.config.Args",
+    "ppo": "ppo.config.Args",
     "inputs": "inputs.Args",
     "polygon_ablation": "polygon_ablation.Args",
     "polygons_ceiling": "polygons_ceiling.Args",
