@@ -2,7 +2,8 @@
 
     config.yaml     the settings; written once
     manifest.json   provenance: versions, platform, command, seed, data and model hashes, protocol
-    *.jsonl         records, appended one a line; a line that a kill cut short is dropped when the run is resumed
+    *.jsonl         records, appended one a line; a line that a kill cut short is dropped when the run is resumed;
+                    *-00017.jsonl is one part of several, which are read as one file
     *.DONE          one for each finished stage
 
 Everything but the .jsonl files appears whole or not at all (temporary file, fsync, rename). Nothing is pickled.
@@ -217,11 +218,15 @@ class RunFolder:
         return kept
 
     def records(self, name: str, read: Callable[[Any], Any] = OBJECT) -> Iterator[Any]:
-        """The records of the file `name`, in the order written, as `read` makes them; a last line that was cut short is
-        passed over. Raises RunError for a line that is damaged, or that `read` refuses with a ValueError."""
-        path = self / name
-        if not path.exists():
-            return
+        """The records of the file `name` and of its parts (`part_name`), in the order written, as `read` makes them; a
+        last line that was cut short is passed over. Raises RunError for a line that is damaged, or that `read` refuses
+        with a ValueError."""
+        whole = self / name
+        parts = whole.parent.glob(f"{whole.stem}-{'[0-9]' * 5}{whole.suffix}")
+        for path in (*([whole] if whole.exists() else []), *sorted(parts)):
+            yield from self._lines(path, read)
+
+    def _lines(self, path: Path, read: Callable[[Any], Any]) -> Iterator[Any]:
         if not path.is_file():
             raise RunError(f"{path} is no file; expected records, one a line; {COPY}")
         with open(path, "rb") as file:
@@ -310,6 +315,12 @@ class Appender:
     def _sync(self) -> None:
         os.fsync(self._file.fileno())
         self._synced = time.monotonic()
+
+
+def part_name(name: str, part: int | None) -> str:
+    """The name of part number `part` of the file `name`, such as episodes-00017.jsonl; `name` itself for None."""
+    path = Path(name)
+    return name if part is None else str(path.with_name(f"{path.stem}-{part:05}{path.suffix}"))
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 
 from experiments.common import cli, served
 from experiments.common.config import RunError
-from experiments.common.run_folder import RunFolder, manifest, of_tasks
-from experiments.evaluate import episode_page, exclusion, metrics, records, report, sensitivity
+from experiments.common.run_folder import RunFolder, manifest, of_tasks, part_name
+from experiments.evaluate import episode_page, exclusion, metrics, records, report, sensitivity, shards
 from experiments.evaluate.config import RESUMABLE, Args
 from experiments.evaluate.metrics import Outcome
 from search.episode import Episode
@@ -22,7 +22,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         raise RunError("a server is asked many things at a time as it is: leave out --executor")
     if args.sensitivity:
         sensitivity.arms(player.agent)  # an agent without a prompt is refused here
-    chosen = exclusion.choose(player.dataset, args)
+    chosen, part = shards.of(exclusion.choose(player.dataset, args), args)
     data = player.dataset.select(chosen.positions)
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to evaluate")
@@ -38,7 +38,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         outcomes = _finished(folder, indices, outcome)
         missing = {position for k, position in enumerate(chosen.positions) if k not in outcomes}
         with (
-            folder.appending("episodes.jsonl") as file,
+            folder.appending(part_name("episodes.jsonl", part)) as file,
             served.kept_replies(folder, player.agent),
             cli.progress(len(data), "episode", len(outcomes), quiet=quiet) as bar,
         ):
@@ -108,6 +108,7 @@ def _manifest(args: Args, player: Player, chosen: exclusion.Choice) -> dict[str,
         "max_steps": args.max_steps,
         "reference": reference(args),
         "start": args.start or "the task's initial mask, or an empty one where it has none",
+        **({} if args.shard is None else {"shard": args.shard}),
         **metrics.METRIC_DEFINITIONS,
     }
     hashes = {"data": player.dataset.fingerprint, "tool": player.tool.fingerprint, "agent": protocol.get("weights")}

@@ -99,6 +99,8 @@ class Args:
     encoding that it has; by default where the agent is another and there is no search"""
     exclude: str | None = None
     """file of tasks to leave out, such as those with wrong labels: an id a line, comments behind #"""
+    shard: str | None = None
+    """K/N: play the K-th of N parts of the tasks alone, on one of several machines; experiments.merge joins the runs"""
     seed: Seed = 0
     """of the agent's randomness"""
     out: OutFolder | None = None

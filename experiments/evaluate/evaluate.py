@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.common.config import RunError, check
-from experiments.evaluate import clicks, filter, polygon_report, polygons, protocols, report
+from experiments.evaluate import clicks, filter, polygon_report, polygons, protocols, report, shards
 from experiments.evaluate.config import Args
 
 
@@ -16,6 +16,10 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         raise RunError(f"--start {args.start} is of episodes of clicks; leave it out, or take --task segment")
     if args.sensitivity and args.task != "segment":
         raise RunError("--sensitivity is of episodes of clicks; leave it out, or take --task segment")
+    if args.shard is not None:
+        shards.parse(args.shard)
+        if args.task != "segment":
+            raise RunError(f"--shard {args.shard} is of episodes of clicks; leave it out, or take --task segment")
     args = _spelled_out(args)
     if args.protocol is not None and not quiet:
         print(protocols.text(protocols.about(args)), file=sys.stderr)

@@ -45,6 +45,8 @@ COMMANDS = {  # what is typed, with the flags that have to be given, and the nam
     "gspo": "gspo.config.Args",
     "ppo": "ppo.config.Args",
     "inputs": "inputs.Args",
+    "merge A B --out OUT": "merge.Args",
+    "plan A": "plan.Args",
     "polygon_ablation": "polygon_ablation.Args",
     "polygons_ceiling": "polygons_ceiling.Args",
     "prm": "prm.config.Args",
