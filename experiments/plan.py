@@ -17,8 +17,8 @@ from typing import Any
 import tyro
 
 from experiments.common import cli
-from experiments.common.config import Counts, RunError
-from experiments.common.run_folder import RunFolder, as_expected
+from experiments.common.config import Counts, OutFile, RunError
+from experiments.common.run_folder import RunFolder, as_expected, write_json
 from experiments.common.tables import Table
 from search.episode import PARTS
 from segenv.ranges import Count, Processes
@@ -38,6 +38,8 @@ class Args:
     """processes that play at the same time, on all machines"""
     part: Count = 100_000
     """episodes of one part"""
+    json: OutFile | None = None
+    """also write the plan to this file"""
 
 
 def plan(args: Args) -> dict[str, Any]:
@@ -68,6 +70,8 @@ def plan(args: Args) -> dict[str, Any]:
 def show(args: Args) -> str:
     """Plan, and return the tables for a terminal."""
     found = plan(args)
+    if args.json is not None:
+        write_json(args.json, found)
     costs = [[name, f"{1000 * value:.2f} ms"] for name, value in found["seconds"].items()]
     costs += [["all", f"{1000 * sum(found['seconds'].values()):.2f} ms"], ["disk", f"{found['bytes'] / 1000:.2f} kB"]]
     rows = [

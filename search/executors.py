@@ -1,9 +1,9 @@
 """Play the tasks of a dataset in this process, in several, or on Ray, with equal episodes."""
 
+import copy
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -20,8 +20,9 @@ import numpy as np
 import agents
 from agents.base import Agent
 from agents.replies import Record, ReplyLog, read_records
-from search import spec
+from search import on_ray, spec
 from search.episode import Episode
+from search.on_ray import RayOptions, WorkerError
 from search.planner import to_episode
 from search.rollout import Correct, Reference, rollout
 from search.star import Rules
@@ -33,15 +34,11 @@ from segenv.mdp import SegMDP
 from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Seed
 from segenv.seeds import seed_of
 from segenv.tools.base import SegTool
-from segenv.types import AgentError, BadItem, SegenvError, Task
+from segenv.types import AgentError, BadItem, Task
 
 EXECUTORS = ("serial", "process", "ray")
 Skipped = dict[str, str]  # id of a bad item: why it was skipped
 Chunk = tuple[list[Episode], Skipped, list[Record]]
-
-
-class WorkerError(SegenvError):
-    """Raised where a worker of an executor is lost, or the executor is missing; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +147,7 @@ def play(
     workers: int,
     skipped: Skipped,
     missing: Container[int] | None = None,
+    ray: RayOptions = RayOptions(),  # noqa: B008  # frozen
 ) -> Iterator[Episode]:
     """Yield the episodes of the tasks at `positions` as they get ready, and put bad items into `skipped`.
 
@@ -159,6 +157,7 @@ def play(
 
     `serial` keeps the order and uses `player` itself; `process` and `ray` build players of their own in `workers`
     processes, and yield groups as they are completed. Raises WorkerError where a worker dies; yielded episodes remain.
+    On Ray a worker that is lost is replaced, and its group is played again, as `ray` says.
     Episodes of an agent that takes many questions at a time advance each on its own, in one group, and are yielded as
     they end.
     """
@@ -177,16 +176,37 @@ def play(
             yield from player.play(group)
             skipped.update(player.dataset.skipped)
         return
-    log, setup = player.agent.log, player.setup
+    log = player.agent.log
+    setup = _with_weights(player, ray) if executor == "ray" else player.setup
     if log is not None and log.path is not None:
         setup = replace(setup, replies=str(log.path))
-    run: Callable[..., Iterator[Chunk]] = _in_processes if executor == "process" else _on_ray
-    for episodes, bad, replies in run(setup, groups, min(workers, len(groups)) or 1):
+    workers = min(workers, len(groups)) or 1
+    if executor == "process":
+        found = _in_processes(setup, groups, workers)
+    else:
+        sources = player.dataset.sources
+        found = on_ray.play(Player, setup, groups, sources.__getitem__, workers, setup.threads, ray)
+    for episodes, bad, replies in found:
         if log is not None:
             for record in replies:
                 log.add(record)
         skipped.update(bad)
         yield from episodes
+
+
+def _with_weights(player: Player, ray: RayOptions) -> Setup:
+    """The setup with a tool and an agent that have weights in place of their specs, so that workers need no file of
+    them; where there are GPUs, each worker loads its own onto its GPU."""
+    setup = player.setup
+    if ray.num_gpus or ("torch" in sys.modules and sys.modules["torch"].cuda.is_available()):
+        return setup
+    if isinstance(setup.tool, str) and setup.tool.partition(":")[0] in ("sam", "segment-anything"):
+        setup = replace(setup, tool=player.tool)
+    if isinstance(setup.agent, str) and setup.agent.partition(":")[0] == "mllm":
+        agent = copy.copy(player.agent)
+        agent.log = None
+        setup = replace(setup, agent=agent)
+    return setup
 
 
 def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[Chunk]:
@@ -243,57 +263,6 @@ def _player() -> Player:
 
 def _play_chunk(positions: Sequence[int]) -> Chunk:
     return _player().chunk(positions)
-
-
-def _on_ray(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[Chunk]:
-    try:
-        import ray
-        from ray.util import ActorPool
-    except ImportError as error:
-        raise WorkerError("executor 'ray' needs Ray: pip install 'segenv[ray]', or take --executor process") from error
-    ours = not ray.is_initialized()  # a script that started Ray itself, on a cluster for example, keeps it
-    watcher = _start_ray(ray, workers) if ours else None
-    actor: Any = ray.remote(num_cpus=1, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(setup.threads)}})(Player)
-    try:
-        pool = ActorPool([actor.remote(setup) for _ in range(workers)])
-        yield from pool.map_unordered(lambda player, chunk: player.chunk.remote(chunk), chunks)
-    except ray.exceptions.RayTaskError as error:
-        raise error.as_instanceof_cause() from error
-    except ray.exceptions.RayError as error:
-        raise WorkerError(
-            f"Ray lost a worker ({error}); the episodes that had come back are kept. Go on with --resume DIR"
-        ) from error
-    finally:
-        if watcher is not None:
-            ray.shutdown()
-            watcher.kill()
-            watcher.communicate()
-
-
-# Ends the processes that have files open in a Ray session's folder, once our process has ended, however it did: of a
-# kill, Ray's own agents learn only after a minute.
-_WATCH = """
-import os, signal, sys
-sys.stdin.read()
-for one in os.listdir("/proc") if os.path.isdir("/proc") else ():
-    try:
-        names = [os.readlink(f"/proc/{one}/fd/{k}") for k in os.listdir(f"/proc/{one}/fd")]
-        if any(name.startswith(sys.argv[1]) for name in names):
-            os.kill(int(one), signal.SIGKILL)
-    except (OSError, ValueError):
-        pass
-"""
-
-
-def _start_ray(ray: Any, workers: int) -> subprocess.Popen:
-    """Start Ray on this machine, with a process that ends it when ours ends; SIGTERM stays with who had it."""
-    mine = threading.current_thread() is threading.main_thread()
-    before = signal.getsignal(signal.SIGTERM)
-    context = ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    if mine:
-        signal.signal(signal.SIGTERM, before)  # Ray's own handler ends the process at once
-    watch = [sys.executable, "-I", "-c", _WATCH, context.address_info["session_dir"]]
-    return subprocess.Popen(watch, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True)
 
 
 def run_parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:

@@ -43,7 +43,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
             cli.progress(len(data), "episode", len(outcomes), quiet=quiet) as bar,
         ):
             total = sum(item.final_iou for item in outcomes.values())
-            for episode in play(player, chosen.positions, args.executor, args.workers, skipped, missing):
+            for episode in play(player, chosen.positions, args.executor, args.workers, skipped, missing, args.ray):
                 index = indices[episode.task]
                 if index in outcomes:
                     continue  # in a group that a kill cut

@@ -7,10 +7,11 @@ import tyro
 
 from agents.backends.server import BudgetOptions, ServerOptions
 from experiments.common.config import InFolder, OutFolder
+from search.on_ray import RayOptions
 from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Range, Seed, Share
 
 # settings that change no result
-RESUMABLE = frozenset({"executor", "workers", "report_episodes", "server", "budget", "sensitivity"})
+RESUMABLE = frozenset({"executor", "workers", "report_episodes", "server", "budget", "sensitivity", "ray"})
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,7 @@ class Args:
     report_episodes: CountOrNone | None = None
     """episodes that report.html shows, a third each the worst, the best and random; by default all of a task segment,
     and 24 of the others"""
+    ray: RayOptions = field(default_factory=RayOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
     budget: Annotated[BudgetOptions, tyro.conf.arg(name="")] = field(default_factory=BudgetOptions)
     filter: FilterOptions = field(default_factory=FilterOptions)

@@ -6,10 +6,11 @@ from typing import Any, ClassVar, Literal
 from experiments.common import config
 from experiments.common.config import InFolder, OutFolder, RunError, TrainerOptions
 from experiments.common.splits import HEADLINE
+from search.on_ray import RayOptions
 from search.star import Rules
 from segenv.ranges import MOST_SEED, Count, CountOrNone, Gain, NotNegative, Positive, Processes, Seed
 
-RESUMABLE = frozenset({"executor", "workers", "report_episodes", "dry_run", "follow_links"})
+RESUMABLE = frozenset({"executor", "workers", "report_episodes", "dry_run", "follow_links", "ray"})
 S_0_STEPS = 600  # for an agent that has not learned from the annotator before
 
 
@@ -106,6 +107,7 @@ class Args:
     """follow links in the data's folder to files outside it"""
     report_episodes: CountOrNone = 12
     """held-out episodes that report.html shows before and after"""
+    ray: RayOptions = field(default_factory=RayOptions)
 
     @property
     def rules(self) -> Rules:

@@ -89,7 +89,7 @@ class Run:
         executor, workers, skipped = self.args.executor or "serial", self.args.workers, Skipped()
         bar = cli.progress(len(indices) * samples, "episode", len(have), path)
         with self.folder.appending(path) as file, bar:
-            for episode in play(player, indices, executor, workers, skipped, missing):
+            for episode in play(player, indices, executor, workers, skipped, missing, self.args.ray):
                 if (episode.task, episode.sample) not in have:
                     file.add(episode.to_json())
                     bar.update()

@@ -1,5 +1,7 @@
 """`python -m experiments.plan`: costs of many episodes from those of a few."""
 
+import json
+
 import pytest
 from test_merge import discs, evaluate
 
@@ -20,7 +22,8 @@ def test_costs_are_those_of_the_small_run_times_the_episodes(tmp_path, capsys):
     assert few["gigabytes"] == pytest.approx(1000 * (run / "episodes.jsonl").stat().st_size / 6 / 1e9)
     assert (few["parts"], many["parts"]) == (4, 333_334)
     assert many["hours"] == pytest.approx(10**5 * few["hours"])
-    assert plan.main([str(run), "--episodes", "1000000"]) == 0
+    assert plan.main([str(run), "--episodes", "1000000", "--json", str(tmp_path / "plan.json")]) == 0
+    assert json.loads((tmp_path / "plan.json").read_text())["episodes"]["1000000"]["parts"] == 10
     assert "1,000,000" in capsys.readouterr().out
     (run / "evaluate.DONE").unlink()
     assert plan.main([str(run)]) == 1
