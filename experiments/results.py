@@ -114,7 +114,7 @@ def _load_json(path: Path) -> Study:
         kind = "ceiling" if isinstance(content, list) else "compare" if "names" in content else "inputs"
         flags = content["protocol"] if kind == "inputs" else {}
         words = [f"--{key} {hidden(str(flags[key]))}" for key in ("data", "tool", "limit") if key in flags]
-        command = {"ceiling": "polygons_ceiling", "compare": "compare FIRST SECOND"}.get(kind, kind)
+        command = {"ceiling": "polygons_ceiling", "compare": "compare RUNS"}.get(kind, kind)
         day = time.strftime("%Y-%m-%d", time.gmtime(path.stat().st_mtime))
         return Study(f"- `{' '.join([f'python -m experiments.{command}', *words])}`, {day}", list(_rows(kind, content)))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -133,18 +133,22 @@ def hidden(text: str) -> str:
 
 def _made(command: str, about: Row) -> str:
     """A list item with the command, the date, the versions and the hashes of a manifest."""
-    program, *words = about["command"]
-    line = f"`python -m experiments.{command}` from Python"
-    if program in (f"{command}.py", "__main__.py"):
-        pairs = zip(words, ["", *words[:-1]], strict=True)  # each word with the one before it
-        kept = [word for word, last in pairs if not {word, last} & {"--out", "--resume"}]
-        line = (
-            f"`{' '.join([f'python -m experiments.{command}', *(shlex.quote(hidden(one)) for one in kept)]).strip()}`"
-        )
+    typed = command_line(command, about)
+    line = f"`{typed}`" if typed else f"`python -m experiments.{command}` from Python"
     versions = ", ".join(f"{name} {about['versions'][name]}" for name in VERSIONS if name in about["versions"])
     hashes = {name: re.search(r"\b[0-9a-f]{16,}\b", str(value)) for name, value in about["hashes"].items()}
     shown = ", ".join(f"{name} {found[0][:8]}" for name, found in hashes.items() if found)
     return f"- {line}\n  {about['started'][:10]}; {versions}; hashes: {shown or 'none'}"
+
+
+def command_line(command: str, about: Row) -> str:
+    """The command line in a manifest, without places on the machine; empty for a run that Python began."""
+    program, *words = about["command"]
+    if program not in (f"{command}.py", "__main__.py"):
+        return ""
+    pairs = zip(words, ["", *words[:-1]], strict=True)  # each word with the one before it
+    kept = [word for word, last in pairs if not {word, last} & {"--out", "--resume"}]
+    return " ".join([f"python -m experiments.{command}", *(shlex.quote(hidden(one)) for one in kept)]).strip()
 
 
 def _rows(kind: str, numbers: Any) -> Iterator[tuple[str, Row]]:
@@ -178,10 +182,13 @@ def _rows(kind: str, numbers: Any) -> Iterator[tuple[str, Row]]:
     elif kind == "ceiling":
         yield from ((kind, row | {"intervals": {"difference": row["interval"]}}) for row in numbers)
     else:
-        rows = numbers.get("measures") or {f"IoU@{k}": row for k, row in numbers["iou_at"].items()}
-        yield kind, {"paired": "run", "first": numbers["names"][0], "second": numbers["names"][1], "difference": ""}
-        for name, row in rows.items():
-            yield kind, row | {"paired": name, "intervals": {"difference": row["interval"]}}
+        for k, other in enumerate(numbers["names"][1:]):
+            yield kind, {"paired": "run", "first": numbers["names"][0], "second": other, "difference": ""}
+            for name, row in numbers["measures"].items():
+                pair = {"paired": name, "first": row["values"][0], "second": row["values"][k + 1]}
+                difference = row["differences"][k]
+                pair["difference"] = difference["difference"]
+                yield kind, pair | {"intervals": {"difference": difference["interval"]}}
 
 
 def cell(row: Row, path: str) -> str:

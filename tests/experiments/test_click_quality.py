@@ -10,7 +10,7 @@ from made_data import photo, save, square
 from made_episodes import CLICK, INVALID, MISS, STOP, made_episode, made_task, part
 
 from experiments.common.run_folder import RunFolder
-from experiments.compare import compare
+from experiments.compare.compare import compare
 from experiments.evaluate import Args, click_quality, run
 from experiments.evaluate.metrics import outcome_of, summarise
 from experiments.evaluate.report import table
