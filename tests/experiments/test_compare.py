@@ -106,7 +106,7 @@ def test_any_number_of_runs_is_compared_with_the_first_on_a_page_that_shows_wher
     three = [str(runs / name) for name in ("24", "12", "random")]
     assert compare_main([*three, "--out", str(tmp_path / "page"), "--gallery", "2"]) == 0
     told = capsys.readouterr().out
-    assert "A − C" in told and "C: disc / random / segagent" in told
+    assert "A − C" in told and "C: disc / random / pixels" in told
     result = json.loads((tmp_path / "page/comparison.json").read_text())
     assert [len(row["values"]) for row in result["measures"].values()] == [3] * len(result["measures"])
     assert sum(result["better"][1].values()) == result["episodes"] == 6
