@@ -263,25 +263,38 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
 
     def _joined(self, infos: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
         """`_add_info` of all at once, key by key, since it looks at every value anew."""
+        keys, everywhere = list(infos[0][1]) if infos else [], [i for i, _ in infos]
+        if all(list(info) == keys for _, info in infos):  # as at most steps
+            columns = {key: (everywhere, [info[key] for _, info in infos]) for key in keys}
+        else:
+            columns = {key: ([], []) for key in dict.fromkeys(key for _, info in infos for key in info)}
+            for i, info in infos:
+                for key, value in info.items():
+                    columns[key][0].append(i)
+                    columns[key][1].append(value)
         joined: dict[str, Any] = {}
-        for key in dict.fromkeys(key for _, info in infos for key in info):
-            told = [(i, info[key]) for i, info in infos if key in info]
-            first = told[0][1]
-            if isinstance(first, dict) and key != "final_obs":
-                array: Any = self._joined(told)
-            else:
-                if key != "final_obs" and (type(first) in (int, float, bool) or isinstance(first, np.number)):
-                    array = np.zeros(self.num_envs, type(first))
-                elif key != "final_obs" and isinstance(first, np.ndarray):
-                    array = np.zeros((self.num_envs, *first.shape), first.dtype)
-                else:
-                    array = np.full(self.num_envs, None, object)
-                for i, value in told:
-                    array[i] = value
+        for key, (places, values) in columns.items():
             there = np.zeros(self.num_envs, np.bool_)
-            there[[i for i, _ in told]] = True
-            joined[key], joined[f"_{key}"] = array, there
+            there[places] = True
+            joined[key], joined[f"_{key}"] = self._array(key, places, values), there
         return joined
+
+    def _array(self, key: str, places: list[int], values: list[Any]) -> Any:
+        """The values of a key at their places: numbers, arrays or objects, or the dict of what dicts hold."""
+        first = values[0]
+        if key == "final_obs":
+            array = np.full(self.num_envs, None, object)
+        elif isinstance(first, dict):
+            return self._joined(list(zip(places, values, strict=True)))
+        elif type(first) in (int, float, bool) or isinstance(first, np.number):
+            array = np.zeros(self.num_envs, type(first))
+        elif isinstance(first, np.ndarray):
+            array = np.zeros((self.num_envs, *first.shape), first.dtype)
+        else:
+            array = np.full(self.num_envs, None, object)
+        for i, value in zip(places, values, strict=True):
+            array[i] = value
+        return array
 
 
 class HLMATVectorEnv(SegVectorEnv):
