@@ -198,6 +198,9 @@ def key_of(variable: str) -> str | None:
     return os.environ.get(variable, "").strip() or None
 
 
+LONGEST = 200  # times the shorter side
+
+
 def kept_size(codec: str, width: int, height: int, size: int | Sequence[int] | None = None) -> Size:
     """Width and height at which an image of `width` x `height` pixels is sent so that servers of the family whose codec
     is `codec` keep it: its own, or a smaller one of about the same shape. `size` is one to send at most: the longest
@@ -230,8 +233,10 @@ def _scaled(width: int, height: int, size: int | Sequence[int] | None) -> Size:
     return (width, height) if size is None else (size[1], size[0])
 
 
-def _patches(width: int, height: int, side: int, fewest: int, most: int) -> Size:
-    """The size in whole patches of `side` pixels, between `fewest` and `most` of them, nearest in shape."""
+def _patches(width: float, height: float, side: int, fewest: int, most: int) -> Size:
+    """The size in whole patches of `side` pixels, between `fewest` and `most` of them, nearest in shape; no side is
+    longer than 200 times the other, which Qwen's processors refuse."""
+    width, height = max(width, height / LONGEST), max(height, width / LONGEST)
     columns, rows = max(1, round(width / side)), max(1, round(height / side))
     if columns * rows > most:
         scale = math.sqrt(most * side * side / (width * height))
@@ -241,6 +246,12 @@ def _patches(width: int, height: int, side: int, fewest: int, most: int) -> Size
         scale = math.sqrt(fewest * side * side / (width * height))
         columns = min(fewest, math.ceil(width * scale / side))
         rows = max(math.ceil(height * scale / side), math.ceil(fewest / columns))
+    if rows > LONGEST * columns:
+        columns = math.ceil(rows / LONGEST)
+        rows = min(rows, most // columns)
+    elif columns > LONGEST * rows:
+        rows = math.ceil(columns / LONGEST)
+        columns = min(columns, most // rows)
     return columns * side, rows * side
 
 

@@ -104,7 +104,7 @@ def parser(seconds: float) -> Iterator[Timing]:
         dialect = codec.make(name)
 
         def parse(text: str, dialect: codec.Codec = dialect) -> None:
-            dialect.parse(text, task), dialect.stated_iou(text)
+            dialect.read(text, task)
 
         yield time_parser(name, dialect.format(Click(500, 300), task), parse)
 

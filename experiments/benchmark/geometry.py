@@ -16,6 +16,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from experiments.benchmark.timing import Timing, compare, time_parser
+from segenv import codec
 from segenv.codec import polygons
 from segenv.geometry import polygon_iou, polygon_ious, polygons_to_mask
 from segenv.geometry.rasterize import PackedMask
@@ -99,6 +100,6 @@ def parsers() -> Iterator[Timing]:
     """Time each polygon codec on the slowest of many hostile texts."""
     task = Task("scene", np.zeros((480, 640, 3), np.uint8), np.zeros((480, 640), np.uint8))
     answer = Polygons((np.array([[10, 10], [10, 90], [90, 90.0]]), np.array([[200, 10], [200, 90], [300, 50.0]])))
-    for name in polygons.DIALECTS:
-        dialect = polygons.make(name)
-        yield time_parser(name, dialect.format(answer, task), partial(dialect.parse, task=task))
+    for name in (*polygons.DIALECTS, "text4seg"):
+        dialect = codec.make(name)
+        yield time_parser(name, dialect.format(answer, task), partial(dialect.read, task=task))

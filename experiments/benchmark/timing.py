@@ -68,7 +68,8 @@ def adversarial_texts(reply: str) -> Iterator[tuple[str, str]]:
     """Make texts of 100 kB on which a parser may backtrack, nest or count without end, each with a description; many
     grow from a good `reply`: its beginnings over and over, and the whole of it torn open at each place."""
     units = ["(", "[", "{", "<", '"', "\\", " ", "\n", "-", ".", "9", "1,", "1 ", "1e9", "\0", "٣", "😀", "IOU: "]
-    units += ["[1,", '{"a":', "```json\n"]
+    units += ["[1,", '{"a":', "```json\n", "（", "<think>", "click(", "location: [", "others *1, "]
+    units += ['{"point":[1,2],', "[[0.1, 0.2], [0.3, 0.4], [0.5, 0.1]], "]
     for unit in [*units, *(reply[:i] for i in range(1, len(reply) + 1))]:
         yield f"{unit!r} over and over", (unit * (PARSER_BYTES // len(unit) + 1))[:PARSER_BYTES]
     for filling in " 9(":

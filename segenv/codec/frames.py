@@ -106,8 +106,8 @@ class Frame:
         if self.start is not None:
             return self.start
         if self.extent is padded_square:
-            across, down = self.extents(scene)
-            return (1 - across) / 2, (1 - down) / 2
+            side = max(scene.width, scene.height)  # an odd row of padding lies right or below
+            return Fraction((side - scene.width) // 2, side), Fraction((side - scene.height) // 2, side)
         return Fraction(0), Fraction(0)
 
     def ordered(self, values: Sequence) -> list:

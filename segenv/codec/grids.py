@@ -20,6 +20,7 @@ import numpy as np
 from segenv.codec.base import _clip
 from segenv.codec.frames import Frame, Scene
 from segenv.codec.polygons import Dialect, PolygonCodec
+from segenv.codec.reading import Reading
 from segenv.geometry import mask_to_polygons, polygons_to_mask
 from segenv.types import Action, Invalid, Polygons
 
@@ -27,7 +28,6 @@ OTHERS, TARGET = "others", "target"
 GRID, _FINER = 16, 8
 _TAG = re.compile(r"</?seg>|```[a-z]*")
 _NUMBERED = re.compile(r"\A(?:row\s*)?[0-9]{1,3}\s*[.:)]\s*", re.IGNORECASE)
-_RUN = re.compile(r"\s*[\"']?([^\"'*]{1,60}?)[\"']?\s*\*\s*([0-9]{1,6})\s*\.?\s*\Z")
 
 
 class GridCodec(PolygonCodec):
@@ -69,8 +69,16 @@ class GridCodec(PolygonCodec):
             return self._text(cells_of(mask, self.grid))
         return super()._statement(action, task)
 
+    def _read(self, answer: str, task: Scene, asked: str = "") -> Reading:
+        cells = self._cells(answer)
+        if not isinstance(cells, np.ndarray):
+            return super()._read(answer, task, asked)
+        whole = len(cells) == self.grid**2
+        exact = whole and answer.strip() == self._text(cells.reshape(self.grid, -1))
+        return Reading(self._of_cells(cells, task), exact)
+
     def _is_exact(self, answer: str, action: Action, task: Scene) -> bool:
-        return answer == self.format(action, task)
+        return not isinstance(action, Polygons) and super()._is_exact(answer, action, task)
 
     def _text(self, cells: np.ndarray) -> str:
         lines = []
@@ -86,39 +94,44 @@ class GridCodec(PolygonCodec):
         return Polygons(tuple(ring * scale for ring in mask_to_polygons(cells)), self.union, truncated)
 
     def _parse(self, text: str, task: Scene) -> Action:
+        cells = self._cells(text)
+        if isinstance(cells, Invalid):
+            return cells
+        return super()._parse(text, task) if cells is None else self._of_cells(cells, task)
+
+    def _of_cells(self, cells: np.ndarray, task: Scene) -> Polygons:
+        """The mask of cells, bool [at most G x G]; those that lack belong to nothing, and make it truncated."""
+        truncated = len(cells) < self.grid**2
+        filled = np.append(cells, np.zeros(self.grid**2 - len(cells), bool))
+        return self._drawn(filled.reshape(self.grid, -1), task.height, task.width, truncated)
+
+    def _cells(self, text: str) -> np.ndarray | Invalid | None:
+        """The cells that a reply fills, row by row, bool [at most G x G]; None where it has no runs."""
         if "*" not in text:
-            return super()._parse(text, task)
+            return None
         lines = _TAG.sub("", text).strip().split("\n", 2 * self.grid + 9)
         lines = [line for line in lines if line.strip(" \t\r*`")]
         read = list(map(_row, lines))
         places = [k for k, row in enumerate(read) if row]
         if not places:
-            return super()._parse(text, task)
+            return None
         rows = read[places[0] : places[-1] + 1]
         if not all(rows):  # what follows would move up by a row
             broken = _clip(lines[places[0] + [bool(row) for row in rows].index(False)])
             return Invalid(text, f"`{broken}` between two rows is none; expected runs, as `{OTHERS} *{self.grid}`")
-        sizes = [sum(count for _, count in row) for row in rows]
+        sizes, whole = [sum(count for _, count in row) for row in rows], self.grid**2
         if len(rows) == 1 and self.grid > 1:  # one list, or a reply that ended in its first row
-            runs, whole = rows[0], self.grid**2
-            labels = np.repeat([label for label, _ in runs], [min(count, whole + 1) for _, count in runs])
-            if len(labels) > whole:
-                return Invalid(text, f"the reply fills {len(labels)} cells; expected {whole}")
-            cells = np.zeros(whole, bool)
-            cells[: len(labels)] = labels
-            return self._drawn(cells.reshape(self.grid, -1), task.height, task.width, len(labels) < whole)
-        wrong = [k for k, size in enumerate(sizes) if size != self.grid and (k < len(sizes) - 1 or size > self.grid)]
-        if wrong or len(rows) > self.grid:
-            found = (
-                f"row {wrong[0] + 1} of `{_clip(text)}` fills {sizes[wrong[0]]} cells" if wrong else f"{len(rows)} rows"
-            )
-            return Invalid(text, f"{found}; expected {self.grid} rows of {self.grid} cells, as `{OTHERS} *{self.grid}`")
-        cells = np.zeros((self.grid, self.grid), bool)
-        for k, row in enumerate(rows):
-            labels = np.repeat([label for label, _ in row], [count for _, count in row])
-            cells[k, : len(labels)] = labels
-        truncated = len(rows) < self.grid or sizes[-1] < self.grid
-        return self._drawn(cells, task.height, task.width, truncated)
+            if sizes[0] > whole:
+                return Invalid(text, f"the reply fills {sizes[0]} cells; expected {whole}")
+        else:
+            wrong = [k for k, n in enumerate(sizes) if n != self.grid and (k < len(sizes) - 1 or n > self.grid)]
+            if wrong or len(rows) > self.grid:
+                row = f"row {wrong[0] + 1} of `{_clip(text)}` fills {sizes[wrong[0]]} cells" if wrong else ""
+                found = row or f"{len(rows)} rows"
+                right = f"{self.grid} rows of {self.grid} cells, as `{OTHERS} *{self.grid}`"
+                return Invalid(text, f"{found}; expected {right}")
+        runs = [run for row in rows for run in row]
+        return np.repeat([label for label, _ in runs], [count for _, count in runs])
 
 
 def cells_of(mask: np.ndarray, grid: int) -> np.ndarray:
@@ -134,8 +147,9 @@ def _row(line: str) -> Sequence[tuple[bool, int]]:
     """The runs of a line, whether each is of the object, and its cells; none where the line is something else."""
     runs: list[tuple[bool, int]] = []
     for part in re.split(r"[,|]", _NUMBERED.sub("", line.strip(" \t\r*`")), maxsplit=512):
-        run = _RUN.match(part)
-        if run is None:
+        label, star, count = part.partition("*")
+        label, count = label.strip().strip("\"'").strip(), count.strip().removesuffix(".").rstrip()
+        if not (star and 0 < len(label) <= 60 and len(count) <= 6 and count.isdecimal() and count.isascii()):
             return runs if runs and not part.strip(" .;\"'") else []
-        runs.append((run[1].strip().lower() != OTHERS, int(run[2])))
+        runs.append((label.lower() != OTHERS, int(count)))
     return runs

@@ -47,13 +47,14 @@ QUESTION = "Outline exactly this object and nothing else: {}"
 FORMS: dict[str, Sequence] = {"point": ["x", "y"], "box": ["x0", "y0", "x1", "y1"], "mask": [[["x", "y"], "…"], "…"]}
 
 # No pattern has repeats of the same characters next to each other, or an end that could fail behind a long repeat.
-_NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
+_NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[-+]?[0-9]{1,3})?"
 _VERTEX = rf"\[\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\]"
 _NEXT = r"\s*(?:,\s*|\]\s*(?:,\s*)?\[\s*)"  # between two vertices of one ring, or of two
 _MASK = re.compile(rf"\[\s*(?:\[\s*)?{_VERTEX}(?:{_NEXT}{_VERTEX})*|\[\s*\[\s*\[", re.ASCII)
 _CLOSED = re.compile(r"\s*(?:,\s*)?\]", re.ASCII)
 _BOX = r"\s*,\s*".join(f"(?P<b{i}>{_NUMBER})" for i in range(4))
 _FLAT = re.compile(rf"\[\s*(?:(?P<x>{_NUMBER})\s*,\s*(?P<y>{_NUMBER})\s*|{_BOX}\s*)?\]", re.ASCII)
+_TUPLES = re.compile(rf"\((\s*{_NUMBER}\s*,\s*{_NUMBER}\s*)\)", re.ASCII)
 _PLAN = re.compile(r"vertices\s*:\s*([0-9]{1,9})\b", re.ASCII)
 _DENIES = re.compile(r"no|n't|absent")  # what a reply may say that draws nothing
 _BLANKS = str.maketrans("[],", "   ")
@@ -259,6 +260,8 @@ class PolygonCodec(Codec):
     def _parse(self, text: str, task: Scene) -> Action:
         """The mask, point or box that a reply states; `Invalid` with the reason where it states none."""
         lower = lowered(text)
+        if "[(" in lower:  # a list of tuples
+            lower = _TUPLES.sub(r"[\1]", lower)
         for found in deque(_MASK.finditer(lower), maxlen=1):
             return self._polygons(text, found, task)
         for found in deque(_FLAT.finditer(lower), maxlen=1):

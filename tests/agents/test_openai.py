@@ -181,6 +181,8 @@ def test_a_budget_ends_the_run_before_it_is_passed(tmp_path):
         ("qwen2.5-vl", 4000, 3000, None),
         ("qwen2.5-vl", 30, 2000, None),
         ("qwen2.5-vl", 1, 1, None),
+        ("qwen2.5-vl", 3, 5000, None),
+        ("qwen2.5-vl", 7368, 2, None),
         ("claude", 4000, 3000, None),
         ("claude", 640, 480, (640, 480)),
         ("gpt", 4000, 2000, (1536, 768)),
@@ -193,7 +195,7 @@ def test_pictures_are_sent_at_a_size_that_servers_of_the_family_keep(name, width
     w, h = kept_size(name, width, height)
     assert size is None or (w, h) == size
     if name == "qwen2.5-vl":
-        assert w % 28 == h % 28 == 0 and 256 <= w * h // 784 <= 1280
+        assert w % 28 == h % 28 == 0 and 256 <= w * h // 784 <= 1280 and max(w, h) <= 200 * min(w, h)
     if name == "claude":
         assert max(w, h) <= 1568 and w * h <= 1_150_000 and abs(w / h - width / height) < 0.01
     if name in ("claude", "gpt"):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segenv import codec
+from segenv.codec import statements
 from segenv.codec.frames import Frame, qwen_size
 from segenv.types import Absent, Box, Click, Invalid, Stop, Undo
 
@@ -72,7 +73,8 @@ HOSTILE = {
         "Positive point: (١٢, ٣)", "finish ", "Finish\n",
         "1 finish", " " * 60 + "finish x", "undo", "box", "box_", "box:", "Box: (1,2,3,", "<box>", "<box>(1,2),(",
         "<box>[[", "<point ",
-        '<point x="1" y="2" alt="', '"point_2d": [1, 2]', '"point_2d"', '"bbox_2d": [', '"point"',
+        '<point x="1" y="2" alt="', '<points x1="1" y1="2">', '{"point":[1,2],', "location: [",
+        '"point_2d": [1, 2]', '"point_2d"', '"bbox_2d": [', '"point"',
         '"label": "positive", ', '"label":', "current iou",
         "Current IOU: ", "The mask misses 3 points of the cat's positively long tail. ",
     )},
@@ -201,6 +203,17 @@ class TestCodecContract:
         for sign, positive in ((spoken.grammar.positive, True), (spoken.grammar.negative, False)):
             assert template.format(*names, sign=sign) in codec.make(spec.split(":")[0]).prompt(SCENE)
             assert spoken.parse(spoken.format(Click(0, 0, positive), SCENE), SCENE) == Click(0, 0, positive)
+
+
+def test_what_is_searched_in_a_reply_has_a_limit(monkeypatch):
+    """So time grows as the length of a reply does, whatever the search costs: all else takes one pass."""
+    searched = []
+    monkeypatch.setattr(statements, "find", lambda text: searched.append(text) or [])
+    for text in HOSTILE.values():
+        codec.make("segagent").read(text + text, SCENE)
+    assert len(searched) == len(HOSTILE) and max(map(len, searched)) == statements.TAIL
+    for pattern, most in ((statements._HEAD, statements.HEADS), (statements._NUMBERS, statements.NUMBERS)):
+        assert max(len(pattern.findall(text)) for text in searched) == most
 
 
 # ------------------------------------------------------------------------------------------------------------- segagent

@@ -8,8 +8,8 @@ import pytest
 from segenv import codec, queries
 from segenv.codec.polygons import of_family
 from segenv.geometry import polygon_iou
-from segenv.types import Box, Click, Task
-from tests.segenv.test_codec import SCENE
+from segenv.types import Box, Click, Polygons, Task
+from tests.segenv.test_codec import SCENE, Scene, grid
 
 
 @pytest.mark.parametrize("spec", [spec for spec in codec.CODECS if spec != "segagent"])
@@ -45,6 +45,17 @@ def test_what_asks_for_a_point_is_answered_by_the_point_of_an_object():
     assert spoken.read(answer, SCENE, asked="box").action == Box(160, 0, 320, 480) == spoken.parse(answer, SCENE)
     with pytest.raises(ValueError, match="counts points and boxes differently"):
         of_family(codec.make("segagent"))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5000), (2160, 3840)])
+@pytest.mark.parametrize("spec", [spec for spec in codec.CODECS if spec != "segagent"])
+def test_masks_of_odd_sizes_come_back_within_a_grid_step(spec, size):
+    spoken, scene = of_family(codec.make(spec)), Scene(*size)
+    corners = np.array([(0, 0), (0, size[0]), (size[1] / 3, size[0]), (size[1] / 3, 0)])
+    read = spoken.read(spoken.format(Polygons((corners,)), scene), scene)
+    steps = np.array([float(step) for step in grid(spoken.points, scene)])
+    apart = np.abs(corners[:, None] - read.action.rings[0][None]) / steps  # repeats on the grid are dropped
+    assert read.exact and (apart.max(axis=2).min(axis=1) <= 0.5 + 1e-6).all()
 
 
 def test_where_points_and_boxes_count_differently_each_is_asked_for_in_its_own_numbers():

@@ -78,14 +78,31 @@ def test_what_is_no_grid_is_invalid(text, reason):
     assert isinstance(action, Invalid) and reason in action.reason
 
 
-@pytest.mark.parametrize("piece", ["a*1,", "*", "a*1\n", "others *16\n", "|", "a" * 60 + "*", "9*9", " *", "\n"])
-def test_no_100_kb_of_text_takes_20_ms(piece):
-    spoken, text, best = codec.make("text4seg:grid=64"), piece * (100_000 // len(piece)), float("inf")
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "a*1,",
+        "*",
+        "a*1\n",
+        "others *16\n",
+        "|",
+        "a" * 60 + "*",
+        "9*9",
+        " *",
+        "\n",
+        "[[0.1, 0.1], [0.2, 0.5], [0.9, 0.3]], ",
+    ],
+)
+def test_no_100_kb_of_text_takes_long(piece):
+    """As in `test_codec.py`, told apart from seconds."""
+    spoken, text, best = codec.make("text4seg:grid=256"), piece * (100_000 // len(piece)), float("inf")
     for _ in range(8):
         began = time.thread_time()
-        spoken.parse(text, SCENE)
+        spoken.read(text, SCENE)
         best = min(best, time.thread_time() - began)
-    assert best < 0.02
+        if best < 0.1:
+            break
+    assert best < 0.1
 
 
 def test_a_budget_that_is_too_small_and_a_grid_that_is_none_say_so():
