@@ -112,9 +112,10 @@ class SegMDP:
         return rewards.terms(self.reward_name)
 
     def initial(self, task: Task) -> SegState:
-        """The start: an empty mask, or the task's `initial_mask`."""
-        packed = None if task.initial_mask is None else frozen(np.packbits(task.initial_mask))
-        return SegState(task, packed)
+        """The start: an empty mask, or the task's `initial_mask` with the box that it was made of."""
+        if task.initial_mask is None:
+            return SegState(task)
+        return SegState(task, frozen(np.packbits(task.initial_mask)), box=task.initial_box)
 
     def transition(
         self, states: Sequence[SegState], actions: Sequence[Action], masks: Sequence[np.ndarray] | None = None

@@ -66,10 +66,11 @@ class Task:
     """One thing to segment: an image, what to segment in it, and (hidden from the agent) the answer.
 
     `image` is uint8 [H, W, 3], RGB. `target` is uint8 or bool [H, W] (see the module's docstring). `initial_mask` is
-    bool [H, W] or None: the mask that a refinement starts from. `meta` carries what a dataset knows beside that
-    (subset, difficulty, licence, text of other objects); nothing in it reaches an observation. The arrays become
-    read-only. `instruction` is a text, or None where there is none, which becomes ""; control characters in it become
-    spaces, and half an emoji becomes U+FFFD, with a warning. Raises `BadItem` for anything else.
+    bool [H, W] or None: the mask that a refinement starts from, and `initial_box` the box that it was made of, which
+    stays a prompt of the tool. `meta` carries what a dataset knows beside that (subset, difficulty, licence, text of
+    other objects); nothing in it reaches an observation. The arrays become read-only. `instruction` is a text, or None
+    where there is none, which becomes ""; control characters in it become spaces, and half an emoji becomes U+FFFD,
+    with a warning. Raises `BadItem` for anything else.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Task:
     instruction: str = ""
     initial_mask: np.ndarray | None = None
     meta: dict[str, Any] = field(default_factory=dict, repr=False)
+    initial_box: "Box | None" = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "instruction", _instruction(self.id, self.instruction))

@@ -18,9 +18,9 @@ class RefineEnv(HLMATEnv):
     `start` says where the mask comes from: `box` (the tool's answer to the object's bounding box; the default),
     `points` (its answer to random points in that box), `distort` (the target, distorted to a drawn IoU), `given` (the
     task's `initial_mask`) or `empty`. Options follow a colon, see `segenv.envs.starts.make`. The first three read the
-    target, once, and the mask that they make is all that the episode keeps: neither box, points nor logits remain, and
-    `undo` goes no further back than this mask. The episode's task (`env.unwrapped.state.task`) carries the mask, so
-    that a `given` start repeats it.
+    target, once, and the episode keeps the mask that they make. A box stays a prompt of the tool; neither points nor
+    logits remain, and `undo` goes no further back than this mask. The episode's task (`env.unwrapped.state.task`)
+    carries mask and box, so that a `given` start repeats them.
     """
 
     def __init__(

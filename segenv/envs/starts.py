@@ -31,11 +31,11 @@ def given(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
 
 def empty(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
     """Start from an empty mask, whatever `initial_mask` the task has."""
-    return replace(task, initial_mask=None)
+    return replace(task, initial_mask=None, initial_box=None)
 
 
 def box(task: Task, tool: SegTool, rng: np.random.Generator) -> Task:
-    """Start from the tool's mask of the object's bounding box."""
+    """Start from the tool's mask of the object's bounding box, which stays a prompt of the tool."""
     x0, y0, x1, y1 = object_bounds(task)
     return predicted_start(task, tool, Prompt(box=Box(x0, y0, x1, y1)))
 
@@ -53,7 +53,7 @@ def distort(task: Task, tool: SegTool, rng: np.random.Generator, low: float = 0.
 
     Each is drawn from: grown, shrunk, shifted, ragged, a part cut off, a round part added.
     """
-    return replace(task, initial_mask=distorted(task.target, rng, low, high))
+    return replace(task, initial_mask=distorted(task.target, rng, low, high), initial_box=None)
 
 
 def distorted(target: np.ndarray, rng: np.random.Generator, low: float = 0.4, high: float = 0.9) -> np.ndarray:
@@ -100,7 +100,7 @@ def object_bounds(task: Task) -> tuple[int, int, int, int]:
 def predicted_start(task: Task, tool: SegTool, prompt: Prompt) -> Task:
     """The task, starting from the tool's answer to `prompt`."""
     [prediction] = tool.predict(tool.encode([task.image], [task.image_hash]), [prompt])
-    return replace(task, initial_mask=prediction.mask)
+    return replace(task, initial_mask=prediction.mask, initial_box=prompt.box)
 
 
 def _lowered(mask: np.ndarray, target: np.ndarray, goal: float, rng: np.random.Generator) -> np.ndarray:

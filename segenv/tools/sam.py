@@ -187,20 +187,13 @@ class PromptedSam(SegTool):
         return replace(prompt, box=prompt.box or box_of(prompt.mask))
 
     def _finished(self, found: Prediction, encoding: Encoding, frame: Frame, prompt: Prompt) -> Prediction:
-        """The prediction with the finish's mask. A mask that was given, or that has settled, is edited around the last
-        click; without logits it stays a given one."""
-        finish, small = self.finish, encoding["image"]
-        assert finish is not None and found.logits is not None
+        """The prediction with the finish's mask. Without logits, a mask stays a given one."""
+        assert self.finish is not None and found.logits is not None
+        small = encoding["image"]
         logits = frame.unpadded(found.logits, small.shape[:2])
-        mask = finish.mask(small, logits, prompt.clicks, (frame.height, frame.width))
-        if prompt.mask is not None and prompt.mask.any() and prompt.clicks:
-            given = prompt.logits is None
-            mask = finish.edited(prompt.mask, mask, prompt.clicks, given)
-            if given:
-                found = replace(found, logits=None)
-        for click in prompt.clicks:
-            mask[click.y, click.x] = click.positive
-        return replace(found, mask=mask)
+        mask = self.finish.mask(small, logits, prompt, (frame.height, frame.width))
+        given = prompt.clicks and prompt.logits is None and prompt.mask is not None and prompt.mask.any()
+        return replace(found, mask=mask, logits=None if given else found.logits)
 
     def _fed_back(self, frame: Frame, prompt: Prompt) -> np.ndarray | None:
         if prompt.logits is not None:

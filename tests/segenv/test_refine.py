@@ -27,6 +27,8 @@ def test_a_refinement_starts_from_a_mask_that_replays(make_env: Callable[..., gy
     again = make_env("segenv/Refine-v0", start="given", codec="pixels")
     repeated, _ = again.reset(options={"task": env.unwrapped.state.task})  # type: ignore[attr-defined]
     assert data_equivalence(repeated, seen, exact=True)
+    boxes = [one.unwrapped.state.box for one in (env, again)]  # type: ignore[attr-defined]
+    assert boxes[0] == boxes[1] and (boxes[0] is not None) == (start == "box"), "a box stays a prompt of the tool"
     click, undo = [env.step(text) for text in ("Positive point: (3, 3)", "Undo")]
     assert click[0]["mask"][3, 3] and data_equivalence(undo[0]["mask"], seen["mask"], exact=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 
 import cv2
@@ -20,11 +21,11 @@ from conftest import disc_task
 from test_sam_reference import draw_weights, original_model, transformers_model
 from test_tools import IMAGES, PROMPTS, ToolContract, same
 
-from segenv import annotator, data
+from segenv import annotator, data, metrics
 from segenv.tools import make
 from segenv.tools.sam import EMBEDDED, LOGIT_LIMIT, Frame, SamTool
 from segenv.tools.segment_anything import SegmentAnythingTool
-from segenv.types import Click, Prompt, ToolError, object_of
+from segenv.types import Box, Click, Prompt, ToolError, object_of
 
 SIDE = 128
 SAM_2 = {  # what SAM 2 and EdgeTAM have in common
@@ -252,6 +253,24 @@ class TestFinishedSam(ToolContract):
         assert (found.mask[rows, columns] == click.positive).all()
         assert found.logits is None
 
+    def test_a_box_bounds_the_mask_unless_a_positive_click_lies_outside(self, tool):
+        """Nor does a box alone give an empty mask. The scene is larger than what the colour models are fitted on."""
+        task = data.make("synthetic:val#easy")[3]
+        target, (encoding,) = object_of(task.target), tool.encode([task.image])
+        assert max(target.shape) > tool.finish.fit
+        box = metrics.box_of(target)
+        half = Box(box.x0, box.y0, (box.x0 + box.x1) // 2, box.y1)
+        left, right = (np.argwhere(target & cut) for cut in _halves(target.shape[1], int(half.x1)))
+        near, far = (Click(int(x), int(y)) for y, x in (left[len(left) // 2], right[len(right) // 2]))
+        prompts = [Prompt(box=half), Prompt((near,), half), Prompt((near, replace(far, positive=False)), half)]
+        for prompt in prompts:
+            [found] = tool.predict([encoding], [prompt])
+            cv2.setRNGSeed(17)
+            same(found, tool.predict([encoding], [prompt])[0])
+            assert found.mask.any() and not found.mask[:, int(half.x1) :].any()
+        [wide] = tool.predict([encoding], [Prompt((near, far), half)])
+        assert wide.mask[:, int(half.x1) :].sum() > 1
+
     def test_the_finish_is_named_in_the_spec_and_the_fingerprint(self, tool):
         plain = make("sam:refine=none")
         assert (tool.spec, plain.spec) == ("sam", "sam:refine=none") and tool.fingerprint != plain.fingerprint
@@ -263,6 +282,12 @@ class TestFinishedSam(ToolContract):
         assert make(f"sam:{EMBEDDED},refine=grabcut").spec == f"sam:{EMBEDDED},refine=grabcut"
         with pytest.raises(ValueError, match="refine is 'sharp'; expected 'none' or 'grabcut'"):
             make("sam:refine=sharp")
+
+
+def _halves(width, at):
+    """bool [1, width] twice: the columns left of `at`, and the others."""
+    left = np.arange(width)[None] < at
+    return left, ~left
 
 
 class TestSegmentAnything(ToolContract):
