@@ -16,7 +16,7 @@ from segenv.codec.frames import padded_square
 from segenv.files import content_hash
 from segenv.mdp import Observation
 from segenv.ranges import CountOrNone, require
-from segenv.types import BadItem, Task
+from segenv.types import AgentError, BadItem, Task
 
 PROMPTS = ("codec", "short", "instruction")
 MAX_NEW_TOKENS = 64  # of a reply, unless a checkpoint or the caller gives another number
@@ -133,6 +133,13 @@ class PromptedAgent(Agent):
             each = zip(pictures, prompts, seeds, items, strict=True)
             futures = [self.submit_question(shown, text, seed, temperature, item) for shown, text, seed, item in each]
             wait(futures)  # those that arrive are kept, though another fails
+            errors = {k: error for k, one in enumerate(futures) if (error := one.exception()) is not None}
+            if first := next((error for error in errors.values() if not isinstance(error, AgentError)), None):
+                raise first
+            if errors:
+                failed = AgentError(str(next(iter(errors.values()))))
+                failed.of = {k: error for k, error in errors.items() if isinstance(error, AgentError)}
+                raise failed
             self.backend.replies = [future.result() for future in futures]
             return self.backend.replies
         told = None if self.backend.own_sampling else temperature

@@ -98,13 +98,13 @@ class Player:
         setup, tasks = self.setup, self.started(self.dataset.select(positions))
         options: dict[str, Any] = {name: getattr(setup, name) for name in ("seed", "round_index", "samples")}
         options["batch_size"] = max(1, len(positions) * setup.samples)
+        skip = self.skip if setup.skip_bad else None
         if self.search:
-            for tree in self.search.search(self.mdp, self.agent, tasks, self.value, **options):
+            for tree in self.search.search(self.mdp, self.agent, tasks, self.value, skip=skip, **options):
                 yield to_episode(self.mdp, self.agent, tree)
         else:
             correct: Correct | None = Reference() if setup.reference else None
             correct = setup.rules.correction if setup.rules else correct
-            skip = self._skip if setup.skip_bad else None
             yield from rollout(self.mdp, self.agent, tasks, correct=correct, skip=skip, **options)
 
     def started(self, tasks: Iterable[Task]) -> Iterator[Task]:
@@ -122,7 +122,8 @@ class Player:
                     continue
             yield task
 
-    def _skip(self, task: str, error: AgentError) -> None:
+    def skip(self, task: str, error: AgentError) -> None:
+        """Count a task that the agent gives no reply to among the bad items."""
         self.dataset.skip(task, str(error))
 
     def chunk(self, positions: Sequence[int]) -> Chunk:

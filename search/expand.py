@@ -23,7 +23,7 @@ from search.values import ValueFunction
 from segenv.codec.polygons import PolygonCodec
 from segenv.mdp import SegMDP, SegState
 from segenv.seeds import seed_of
-from segenv.types import Action, Box, Click, Task, ToolError
+from segenv.types import Action, AgentError, Box, Click, Task, ToolError
 
 
 @dataclass
@@ -66,6 +66,7 @@ class Expander:
         backend = getattr(agent, "backend", None)
         reply_tokens = 0 if backend is None else backend.max_new_tokens
         value_tokens = 0 if value_fn is None else value_fn.max_tokens
+        self.lost: dict[Tree, AgentError] = {}  # of the last call: those that the agent gave no reply to, where known
         self.max_value_cost = Cost(tokens=value_tokens, value_calls=int(value_fn is not None))
         self.max_sample_cost = Cost(policy_calls=1, tokens=reply_tokens, tool_calls=1) + self.max_value_cost
 
@@ -84,12 +85,19 @@ class Expander:
         return trees
 
     def __call__(self, requests: Sequence[tuple[Tree, Sequence[ExpansionRequest]]]) -> list[list[list[Node]]]:
-        """The nodes that the paid samples led to, in their order, for each tree and each of its requests."""
+        """The nodes that the paid samples led to, in their order, for each tree and each of its requests. Raises
+        AgentError where the agent gives no reply: the trees are as before, and `lost` names those whose questions
+        failed."""
         began = time.perf_counter()
         granted = [self._grant(tree, of_tree) for tree, of_tree in requests]
         samples = [sample for families in granted for family in families for sample in family if sample.child is None]
         costs = Costs()
-        self._sample_replies(samples, costs)
+        try:
+            self._sample_replies(samples, costs)
+        except AgentError:
+            for sample in samples:
+                sample.node.sample_count -= sample.number > 0
+            raise
         first = self._merge(samples)
         self._transition(first, costs)
         self._value([(sample.tree, sample.child) for sample in first if sample.child is not None], costs)
@@ -132,10 +140,15 @@ class Expander:
                 continue
             began = time.perf_counter()
             items, seeds = [observed[sample.node] for sample in batch], [_seed(sample) for sample in batch]
-            if greedy:
-                texts = agent.act_on(items, seeds) if agent.privileged else agent.act(items, seeds)
-            else:
-                texts = [text for (text,) in agent.propose(items, 1, seeds)]
+            self.lost = {}
+            try:
+                if greedy:
+                    texts = agent.act_on(items, seeds) if agent.privileged else agent.act(items, seeds)
+                else:
+                    texts = [text for (text,) in agent.propose(items, 1, seeds)]
+            except AgentError as error:
+                self.lost = {batch[k].tree: one for k, one in error.of.items()}
+                raise
             share = (time.perf_counter() - began) / len(batch)
             backend = getattr(agent, "backend", None)  # of a language model
             for k, (sample, text) in enumerate(zip(batch, texts, strict=True)):

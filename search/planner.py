@@ -9,13 +9,13 @@ from agents.base import Agent
 from search.budget import Limits
 from search.episode import Episode, read_reply, step_of, told_of
 from search.expand import Expander
-from search.rollout import RunningEpisode, in_batches
+from search.rollout import RunningEpisode, Skip, in_batches
 from search.tree import Algorithm, ExpansionRequest, Node, Search, Tree
 from search.values import ValueFunction
 from segenv import ranges
 from segenv.mdp import SegMDP
 from segenv.ranges import CountOrNone, Share
-from segenv.types import Stop, Task
+from segenv.types import AgentError, Stop, Task
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,13 @@ def run_searches(
     round_index: int = 0,
     samples: int = 1,
     batch_size: int = 8,
+    skip: Skip | None = None,
 ) -> Iterator[Tree]:
     """Search each task `samples` times and yield the finished trees, in the order of tasks and then samples.
 
     At most `batch_size` searches run at once. Seeds derive from `seed`, task id, `round_index` and sample as in
-    `search.rollout.rollout`, so no result depends on `batch_size` or on the tasks around it.
+    `search.rollout.rollout`, so no result depends on `batch_size` or on the tasks around it. Where the model behind the
+    agent gives no reply, `skip` is told, and the tree is left out; without it AgentError ends the searches.
     """
     if batch_size < 1 or samples < 1:
         raise ValueError(f"batch_size {batch_size} and samples {samples} must be 1 or more")
@@ -59,19 +61,41 @@ def run_searches(
         trees = expand.make_roots(list(items), config.limits, seed, round_index)
         return [_RunningSearch(tree, algorithm(tree.root), config) for tree in trees]
 
+    lost: set[Tree] = set()
+
+    def lose(search: _RunningSearch, error: AgentError) -> None:
+        assert skip is not None
+        skip(search.tree.task.id, error)
+        lost.add(search.tree)
+
     def advance(searches: list[_RunningSearch]) -> None:
         unfinished = [search for search in searches if search.requests]
-        expanded = expand([(search.tree, search.requests) for search in unfinished]) if unfinished else []
+        if not unfinished:
+            return
+        try:
+            expanded = expand([(search.tree, search.requests) for search in unfinished])
+        except AgentError as error:
+            if skip is None:
+                raise
+            failed = expand.lost
+            for search in unfinished:
+                if search.tree in failed or len(unfinished) == 1:
+                    lose(search, failed.get(search.tree, error))
+            rest = [search for search in unfinished if search.tree not in lost]
+            for part in [rest] if failed else [[search] for search in rest]:  # which of them it is, alone
+                advance(part)
+            return
         for search, families in zip(unfinished, expanded, strict=True):
             search.resume(families)
 
-    return in_batches(
-        ((task, sample) for task in tasks for sample in range(samples)),
-        batch_size,
-        start,
-        advance,
-        lambda search: None if search.requests else search.tree,
-    )
+    def result_of(search: _RunningSearch) -> Tree | bool | None:
+        if search.tree in lost:
+            return False
+        return None if search.requests else search.tree
+
+    items = ((task, sample) for task in tasks for sample in range(samples))
+    found = in_batches(items, batch_size, start, advance, result_of)
+    return (tree for tree in found if isinstance(tree, Tree))
 
 
 @dataclass

@@ -9,8 +9,10 @@ attracts no click.
 """
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,10 @@ class ToolError(SegenvError):
 
 class AgentError(SegenvError):
     """A model behind an agent gave no answer, or none that is one. Never scored: it stops the run, which can be
-    resumed, or the item is skipped and listed."""
+    resumed, or the item is skipped and listed. `of` are the errors of single questions of a batch, by their index, as
+    far as they are known."""
+
+    of: Mapping[int, "AgentError"] = MappingProxyType({})
 
 
 class RunError(SegenvError):

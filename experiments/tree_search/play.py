@@ -12,6 +12,7 @@ from experiments.tree_search.config import RESUMABLE, Args, conditions
 from experiments.tree_search.metrics import Condition, Record
 from search import values
 from search.executors import Player, Setup
+from search.rollout import Skip
 from search.tree import Tree
 from search.values import ValueFunction
 from segenv.mdp import SegMDP
@@ -30,9 +31,12 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     with cli.open_run(args, RESUMABLE) as folder:
         about = folder.keep_manifest(_manifest(args, player), metrics.METRIC_DEFINITIONS)
         _search_all(folder, args, player, indices, grid, quiet)
+        skipped = dict(player.dataset.skipped)
         results: dict[Condition, list[Record]] = {condition: [] for condition in grid}
         for record in folder.records("results.jsonl", of_tasks(reader(metrics.Found), indices)):
             condition = Condition(record["search"], record["depth"])
+            if record["task"] in skipped:
+                continue  # under another condition: all are compared on the same tasks
             if condition not in results:
                 raise RunError(f"{folder / 'results.jsonl'} holds {condition}, which was not asked for; {COPY}")
             results[condition].append(record)
@@ -43,7 +47,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         images = player.dataset.images_of(record["task"] for record in results[grid[0]])
         numbers = metrics.summarise(results, args.steps, about["protocol"], images)
         numbers |= served.spent(player.agent)
-        numbers["skipped"] = hide_home(dict(player.dataset.skipped))
+        numbers["skipped"] = hide_home(skipped)
         folder.write_json("metrics.json", numbers)
         report.write(folder, results, numbers, about, player.dataset.by_id)
         folder.finish("tree_search")
@@ -122,7 +126,8 @@ def _search_all(
             ]
             bar.update(len(ids) - sum(map(len, missing)))
             chosen = [[indices[name] for name in group] for group in missing]
-            for group, found in zip(missing, _search(condition, player, chosen, args.seed), strict=True):
+            skip = player.skip if args.skip_bad else None
+            for group, found in zip(missing, _search(condition, player, chosen, args.seed, skip), strict=True):
                 for tree in found:
                     key = (*condition.key, tree.task.id)
                     if tree.task.id in shown and key not in kept:
@@ -133,7 +138,7 @@ def _search_all(
 
 
 def _search(
-    condition: Condition, player: Player, groups: Sequence[Sequence[int]], seed: int
+    condition: Condition, player: Player, groups: Sequence[Sequence[int]], seed: int, skip: Skip | None
 ) -> Iterator[Iterable[Tree]]:
     """Search each group of tasks together. Images are encoded before, so that no condition pays for another."""
     mdp = SegMDP(player.tool, condition.depth)
@@ -141,4 +146,4 @@ def _search(
     for group in groups:
         tasks = list(player.dataset.select(group))
         mdp.tool.encode([task.image for task in tasks], [task.image_hash for task in tasks])
-        yield condition.parsed.search(mdp, player.agent, tasks, value_fn, seed=seed, batch_size=len(group))
+        yield condition.parsed.search(mdp, player.agent, tasks, value_fn, seed=seed, batch_size=len(group), skip=skip)
