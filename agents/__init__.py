@@ -10,6 +10,7 @@
 | `mllm:tiny-mllm`, … | an embedded checkpoint, by the bare name of its folder in agents/weights |
 | `mllm:NAME_OR_PATH` | any image-text-to-text checkpoint that transformers loads |
 | `mllm:NAME_OR_PATH#448`, `…#336x448` | the same, sent images whose longest side (height x width) is that in pixels |
+| `vllm:NAME_OR_PATH`, `…#448` | the same, in vLLM's engine on a GPU |
 | `openai:MODEL@BASE_URL`, `…#448` | a model behind a server that speaks OpenAI's chat completions |
 | `sb3:DIR`, `sb3:FILE.zip` | a policy that Stable-Baselines3 trained, see `agents.sb3_policy`, `agents.sb3_zip` |
 | `MODULE:CLASS` | your own subclass of `Agent` |
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from segenv.codec.base import Codec
 
 __all__ = ["Agent", "make"]
-NAMES = ("annotator", "random", "mllm", "openai", "sb3")
+NAMES = ("annotator", "random", "mllm", "vllm", "openai", "sb3")
 
 
 def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **options: Any) -> Agent:
@@ -43,7 +44,8 @@ def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **o
     if isinstance(spec, Agent):
         return spec
     expected = (
-        "one of annotator[:VARIANT], random[:p=P], mllm[:NAME_OR_PATH], openai:MODEL@BASE_URL, sb3:DIR, MODULE:CLASS"
+        "one of annotator[:VARIANT], random[:p=P], mllm[:NAME_OR_PATH], vllm:NAME_OR_PATH, openai:MODEL@BASE_URL, "
+        "sb3:DIR, MODULE:CLASS"
     )
     own = own_class(spec)
     name, rest = ("own", "") if own else specs.name_of("agent", spec, NAMES, expected)
@@ -68,6 +70,10 @@ def make(spec: str | Agent, codec: str | Codec | None = None, seed: int = 0, **o
         from agents.served import ServedAgent
 
         return ServedAgent(rest, codec, **options)
+    if name == "vllm":
+        from agents.vllm import VllmAgent
+
+        return VllmAgent(rest, codec, **options)
     from agents.mllm import MllmAgent
 
     return MllmAgent(rest or None, codec, seed=seed, **options)

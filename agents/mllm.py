@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from agents import tiny
 from agents.backends.base import SENT_AT
 from agents.backends.transformers import Checkpoint, TransformersBackend
 from agents.base import EMBEDDED, WEIGHTS
 from agents.prompted import MAX_NEW_TOKENS, POLYGON_TOKENS, PROMPTS, PromptedAgent, size_of
 from segenv import codec as codecs
+from segenv.checkpoints import is_local
 from segenv.codec.base import Codec
 from segenv.codec.frames import padded_square
 from segenv.codec.polygons import PolygonCodec
@@ -64,17 +67,32 @@ class MllmAgent(PromptedAgent):
             source = tiny.build(seed) if name == UNTRAINED else name or EMBEDDED
         backend = TransformersBackend(source, **options)
         declared = getattr(backend.model.config, "segenv", None) or {}
-        codec = codec or codecs.make(declared.get("codec", "segagent"))
-        usual = POLYGON_TOKENS if isinstance(codec, PolygonCodec) else MAX_NEW_TOKENS
-        backend.max_new_tokens = max_new_tokens or declared.get("max_new_tokens", usual)
-        crop = None if codec.points.extent is padded_square else backend.crop  # stretched to that, an image stays whole
-        sizes = (image_size, sent, declared.get("image_size"), SENT_AT.get(codec.name.partition(":")[0]), crop)
-        size = next((size for size in sizes if size is not None), None)
-        backend.image_size = size if size is None or isinstance(size, int) else tuple(size)
-        prompt = prompt or declared.get("prompt", "codec")
-        if prompt == declared.get("prompt", "codec") not in PROMPTS:  # a checkpoint names no file of ours
-            raise ValueError(f"agent {self.spec!r}: prompt is {prompt!r}; expected one of {', '.join(PROMPTS)}")
+        codec, prompt = settle(self.spec, backend, declared, codec, prompt, max_new_tokens, (image_size, sent))
         super().__init__(codec, backend, prompt, temperature, proposal_temperature, history)
+
+
+def settle(
+    spec: str,
+    backend: Any,
+    declared: dict[str, Any],
+    codec: Codec | None,
+    prompt: str | None,
+    max_new_tokens: int | None,
+    sizes: Sequence[int | Sequence[int] | None],
+) -> tuple[Codec, str]:
+    """Codec and prompt of the agent `spec`, as given, else as its checkpoint `declared`, else usual ones; the length of
+    replies and the first of `sizes` of images that is given are set in the backend, likewise."""
+    codec = codec or codecs.make(declared.get("codec", "segagent"))
+    usual = POLYGON_TOKENS if isinstance(codec, PolygonCodec) else MAX_NEW_TOKENS
+    backend.max_new_tokens = max_new_tokens or declared.get("max_new_tokens", usual)
+    crop = None if codec.points.extent is padded_square else backend.crop  # stretched to that, an image stays whole
+    every = (*sizes, declared.get("image_size"), SENT_AT.get(codec.name.partition(":")[0]), crop)
+    size = next((size for size in every if size is not None), None)
+    backend.image_size = size if size is None or isinstance(size, int) else tuple(size)
+    prompt = prompt or declared.get("prompt", "codec")
+    if prompt == declared.get("prompt", "codec") not in PROMPTS:  # a checkpoint names no file of ours
+        raise ValueError(f"agent {spec!r}: prompt is {prompt!r}; expected one of {', '.join(PROMPTS)}")
+    return codec, prompt
 
 
 def checkpoint(spec: str) -> Path | str | None:
@@ -86,6 +104,11 @@ def checkpoint(spec: str) -> Path | str | None:
     if path == UNTRAINED or (not path and not (EMBEDDED / "config.json").is_file()):
         return None
     return path or EMBEDDED
+
+
+def declared(source: Path | str) -> dict[str, Any]:
+    """The `segenv` entry in the configuration of a checkpoint: how it is to be prompted."""
+    return getattr(AutoConfig.from_pretrained(source, local_files_only=is_local(source)), "segenv", None) or {}
 
 
 def parse(rest: str) -> tuple[str | None, int | tuple[int, int] | None]:

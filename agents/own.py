@@ -27,7 +27,7 @@ def own_class(spec: str) -> type[Agent] | None:
     name = name.partition("#")[0]
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         return None
-    if module in ("annotator", "random", "mllm", "openai", "sb3"):
+    if module in ("annotator", "random", "mllm", "vllm", "openai", "sb3"):
         return None
     try:
         if importlib.util.find_spec(module) is None:

@@ -1,14 +1,75 @@
 """Processors of multimodal checkpoints, for programs that send pictures and never videos."""
 
+from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from transformers import AutoProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available
 
+from agents.backends.base import Size
 from segenv.checkpoints import is_local
+
+
+class Sizes:
+    """A part of backends that have a checkpoint's own `processor`: sizes of images as it tells them."""
+
+    processor: Any
+    sent: Callable[[np.ndarray], np.ndarray]
+
+    @cached_property
+    def _taken(self) -> set[Size]:
+        """Sizes that the processor takes."""
+        return set()
+
+    @cached_property
+    def _seen(self) -> dict[Size, Size]:
+        """Sizes that the processor makes, by the image's."""
+        return {}
+
+    @property
+    def crop(self) -> tuple[int, int] | None:
+        """Height and width of the middle to which the processor cuts images; None where it leaves them whole."""
+        pictures = self.processor.image_processor
+        if not getattr(pictures, "do_center_crop", False):
+            return None
+        return int(pictures.crop_size["height"]), int(pictures.crop_size["width"])
+
+    def check_size(self, width: int, height: int) -> None:
+        """Raise the processor's own error where it takes no image of `width` x `height` pixels, after `sent`."""
+        if (width, height) not in self._taken:
+            picture = self.sent(np.zeros((height, width, 3), np.uint8))
+            self.processor.image_processor([Image.fromarray(picture)], return_tensors="pt")
+            self._taken.add((width, height))
+
+    def seen_size(self, width: int, height: int) -> Size:
+        """Width and height, in pixels, at which the model sees an image of `width` x `height`: after `sent`, and what
+        the checkpoint's own processor makes of that. Raises ValueError where the processor does not tell."""
+        if (width, height) not in self._seen:
+            picture = self.sent(np.zeros((height, width, 3), np.uint8))
+            if (seen := self.frame_of(picture.shape[1], picture.shape[0])) is None:
+                raise ValueError(
+                    f"{type(self.processor.image_processor).__name__} does not tell the size at which the model "
+                    "sees an image, in whose pixels this codec counts; name a codec of normalised coordinates"
+                )
+            self._seen[width, height] = seen
+        return self._seen[width, height]
+
+    def frame_of(self, width: int, height: int) -> Size | None:
+        """Width and height, in pixels, at which the model sees a picture that is sent at `width` x `height`, or None
+        where the processor does not tell."""
+        picture = Image.fromarray(np.zeros((height, width, 3), np.uint8))
+        made = self.processor.image_processor([picture], return_tensors="np")
+        if "image_grid_thw" not in made:
+            return None
+        _, rows, columns = np.asarray(made["image_grid_thw"])[0].tolist()
+        patch = self.processor.image_processor.patch_size
+        return columns * patch, rows * patch
 
 
 class _Pictures:

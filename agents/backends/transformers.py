@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from agents.backends.base import Backend, Reply, Size
-from agents.backends.processors import processor_of
+from agents.backends.processors import Sizes, processor_of
 from agents.tiny import vision_tower  # noqa: F401  # its import makes the embedded model's tower known to the Auto classes
 from segenv.checkpoints import check_words, is_local, load_pretrained, reading, weights_hash
 
@@ -30,7 +30,7 @@ WHAT = "image-text-to-text checkpoint"
 Checkpoint = str | Path | tuple[Any, Any]  # a name or folder, or a model with its processor
 
 
-class TransformersBackend(Backend):
+class TransformersBackend(Sizes, Backend):
     """A checkpoint that answers prompts about images, in this process.
 
     `source` is a name or folder for transformers, or a (model, processor) pair. `device` is None for a GPU where
@@ -56,8 +56,6 @@ class TransformersBackend(Backend):
         self.model.to(self.device).eval()
         self.dtype = str(self.model.dtype).removeprefix("torch.")
         self.batch_size = batch_size
-        self._taken: set[Size] = set()  # sizes that the processor takes
-        self._seen: dict[Size, Size] = {}  # sizes that the processor makes
         if not isinstance(source, tuple):
             self._try(source)
 
@@ -70,37 +68,6 @@ class TransformersBackend(Backend):
     def settings(self) -> dict[str, Any]:
         """Every choice that changes replies."""
         return {**super().settings, "dtype": self.dtype, "weights": self.fingerprint}
-
-    @property
-    def crop(self) -> tuple[int, int] | None:
-        """Height and width of the middle to which the processor cuts images; None where it leaves them whole."""
-        pictures = self.processor.image_processor
-        if not getattr(pictures, "do_center_crop", False):
-            return None
-        return int(pictures.crop_size["height"]), int(pictures.crop_size["width"])
-
-    def check_size(self, width: int, height: int) -> None:
-        """Raise the processor's own error where it takes no image of `width` x `height` pixels, after `sent`."""
-        if (width, height) not in self._taken:
-            picture = self.sent(np.zeros((height, width, 3), np.uint8))
-            self.processor.image_processor([Image.fromarray(picture)], return_tensors="pt")
-            self._taken.add((width, height))
-
-    def seen_size(self, width: int, height: int) -> Size:
-        """Width and height, in pixels, at which the model sees an image of `width` x `height`: after `sent`, and what
-        the checkpoint's own processor makes of that. Raises ValueError where the processor does not tell."""
-        if (width, height) not in self._seen:
-            picture = self.sent(np.zeros((height, width, 3), np.uint8))
-            made = self.processor.image_processor([Image.fromarray(picture)], return_tensors="np")
-            if "image_grid_thw" not in made:
-                raise ValueError(
-                    f"{type(self.processor.image_processor).__name__} does not tell the size at which the model "
-                    "sees an image, in whose pixels this codec counts; name a codec of normalised coordinates"
-                )
-            _, rows, columns = np.asarray(made["image_grid_thw"])[0].tolist()
-            patch = self.processor.image_processor.patch_size
-            self._seen[width, height] = columns * patch, rows * patch
-        return self._seen[width, height]
 
     @torch.inference_mode()
     def _ask(
