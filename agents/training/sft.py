@@ -1,6 +1,7 @@
 """Supervised fine-tuning of a checkpoint on questions about pictures, with TRL's `SFTTrainer`; the loss is on the
 replies alone."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -120,9 +121,11 @@ def check_options(options: SFTOptions) -> None:
 
 
 def _arguments(state: Path, options: SFTOptions) -> SFTConfig:
-    micro = options.micro_batch_size or options.batch_size
-    if options.batch_size % micro:
-        raise ValueError(f"batch_size {options.batch_size} is no multiple of micro_batch_size {micro}")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # of accelerate; the batch is shared out among them
+    micro = options.micro_batch_size or max(1, options.batch_size // processes)
+    if options.batch_size % (micro * processes):
+        parts = f"micro_batch_size {micro}" + f" on {processes} devices" * (processes > 1)
+        raise ValueError(f"batch_size {options.batch_size} is no multiple of {parts}")
     return trl_arguments(
         SFTConfig,
         state,
@@ -130,7 +133,7 @@ def _arguments(state: Path, options: SFTOptions) -> SFTConfig:
         max_steps=options.steps or -1,
         num_train_epochs=options.epochs,
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=options.batch_size // micro,
+        gradient_accumulation_steps=options.batch_size // (micro * processes),
         lr_scheduler_type="cosine",
         weight_decay=options.weight_decay,
         save_steps=options.save_steps,

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+from agents.backends.server import ServerOptions
 from experiments.common import config
 from experiments.common.config import InFolder, OutFolder, RunError, TrainerOptions
 from experiments.common.splits import HEADLINE
@@ -10,7 +11,9 @@ from search.on_ray import RayOptions
 from search.star import Rules
 from segenv.ranges import MOST_SEED, Count, CountOrNone, Gain, NotNegative, Positive, Processes, Seed
 
-RESUMABLE = frozenset({"executor", "workers", "report_episodes", "dry_run", "follow_links", "ray"})
+RESUMABLE = frozenset(
+    {"executor", "workers", "report_episodes", "dry_run", "follow_links", "ray", "serve", "server", "launch"}
+)
 S_0_STEPS = 600  # for an agent that has not learned from the annotator before
 
 
@@ -38,6 +41,15 @@ class Args:
     """the policy to improve: mllm, mllm:NAME_OR_PATH"""
     codec: str | None = None
     """text format of actions; by default the agent's own"""
+    policy_server: str | None = None
+    """openai:{folder}@BASE_URL: the policies play through the server at that address, each under the name of the folder
+    of its weights, instead of in this process"""
+    serve: str | None = None
+    """command that serves the weights in {folder} at that address; it is started before a policy plays, and ended
+    before a training. Without it, serve each policy when the run asks for it, and resume"""
+    server: ServerOptions = field(default_factory=ServerOptions)
+    launch: str | None = None
+    """what starts a training in several processes, such as "accelerate launch --num_processes 8"; by default none do"""
     variant: Literal["star+", "star", "control", "demonstrations"] = "star+"
     """filter each action and correct it; whole trajectories; D_0 alone, the control for what more training does; or D_0
     and demonstrations on new tasks, of as many of the annotator's actions as star+ asks for"""
@@ -147,6 +159,10 @@ def check(args: Args) -> None:
         raise RunError(f"--seed is {args.seed}, and --ablation-seeds lead to {last}; expected {MOST_SEED} at most")
     if args.variant == "demonstrations" and args.rounds > 1:
         raise RunError(f"--variant demonstrations has one round; got --rounds {args.rounds}")
+    if args.policy_server is None and args.serve is not None:
+        raise RunError("--serve needs --policy-server: openai:{folder}@BASE_URL of the server that it starts")
+    if args.policy_server is not None and (args.ablation or args.executor not in (None, "serial")):
+        raise RunError("--policy-server is asked many things at a time as it is: leave out --executor and --ablation")
     if args.resume is None and args.out is None:
         raise RunError("a run needs a folder: give out, or resume")
 

@@ -1,19 +1,23 @@
 """Folder, tasks and stages of a StaR run: all but the algorithm."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from agents.base import Agent
 from agents.training.options import SFTOptions
-from experiments.common import cli
+from experiments.common import cli, served
 from experiments.common.config import choices
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.common.splits import split
 from experiments.star import metrics, report
 from experiments.star.config import RESUMABLE, Args, check, with_defaults
+from experiments.star.serving import PolicyServer
 from search import star
 from search.episode import Episode
 from search.executors import Player, Setup, Skipped, play
@@ -36,6 +40,7 @@ class Run:
     eval_data: Dataset
     train_indices: Sequence[int]
     eval_indices: Sequence[int]
+    server: PolicyServer | None = None
 
     @classmethod
     def prepare(cls: type[R], args: Args) -> R:
@@ -48,6 +53,8 @@ class Run:
             checkpoint(args.agent)
             data = split(args.data, args.eval_data, args.limit, args.eval_limit, args.skip_bad, args.follow_links)
         this = cls(args, RunFolder(args.resume or args.out or ""), *data)
+        if args.policy_server is not None:
+            this.server = PolicyServer(args.policy_server, args.serve, this.folder / "server.log")
         with cli.setting_up("the training"):
             check_options(this.sft_options(1))
         return this
@@ -60,7 +67,11 @@ class Run:
         about = manifest(this.args.seed, this.protocol(), this.hashes())
         with cli.open_run(this.args, RESUMABLE) as this.folder:
             this.folder.keep_manifest(about, metrics.METRIC_DEFINITIONS)
-            yield this
+            try:
+                yield this
+            finally:
+                if this.server is not None:
+                    this.server.close()
 
     def new_indices(self, count: int) -> list[int]:
         """Indices of at most `count` training tasks that come after the run's own."""
@@ -73,9 +84,25 @@ class Run:
         """Do a stage of round n, unless it was done before the run was resumed."""
         cli.run_stage(self.folder, f"round{n}/{name}", lambda: work(n))
 
-    def player(self, data: Dataset, agent: str, **options: Any) -> Player:
+    def policy_player(self, data: Dataset, n: int, **options: Any) -> Player:
+        """The player of S_n: in this process, or through the server, prompted as its checkpoint declares."""
+        if self.server is None:
+            return self.player(data, self.policy(n), **options)
+        from agents import mllm
+
+        args, weights = self.args, self.checkpoint(n)
+        declared = mllm.declared(weights)
+        spec = self.server.serve(str(weights), f"--resume {self.folder.path}")
+        if "#" not in spec:
+            own = mllm.parse(args.agent.partition(":")[2])[1] or declared.get("image_size")
+            spec += "" if own is None else "#" + "x".join(map(str, np.atleast_1d(own)))
+        told = {"server": args.server, "max_new_tokens": declared.get("max_new_tokens", mllm.MAX_NEW_TOKENS)}
+        told["prompt"] = declared.get("prompt")
+        return self.player(data, spec, args.codec or declared.get("codec"), options=told, **options)
+
+    def player(self, data: Dataset, agent: str, codec: str | None = None, **options: Any) -> Player:
         """Make the player of `agent` on `data`; RunError where tool or agent cannot be made."""
-        args, codec = self.args, None if agent == "annotator" else self.args.codec
+        args, codec = self.args, None if agent == "annotator" else codec or self.args.codec
         options |= {name: getattr(args, name) for name in ("seed", "batch_size", "skip_bad", "follow_links", "threads")}
         setup = Setup(data.spec, args.tool, agent, codec, args.max_steps, **options)
         with cli.setting_up(f"tool {setup.tool!r} and agent {setup.agent!r}"):
@@ -88,7 +115,9 @@ class Run:
         missing = {index for index in indices if any((ids[index], sample) not in have for sample in range(samples))}
         executor, workers, skipped = self.args.executor or "serial", self.args.workers, Skipped()
         bar = cli.progress(len(indices) * samples, "episode", len(have), path)
-        with self.folder.appending(path) as file, bar:
+        asked = served.is_served(player.agent.spec)
+        kept = served.kept_replies(self.folder, player.agent, f"{name}.") if asked else nullcontext()
+        with self.folder.appending(path) as file, bar, kept:
             for episode in play(player, indices, executor, workers, skipped, missing, self.args.ray):
                 if (episode.task, episode.sample) not in have:
                     file.add(episode.to_json())
@@ -169,7 +198,8 @@ class Run:
                     data.by_id(task)
                 except BadItem as error:
                     refused[task] = str(error)
-            self.folder.write_json(f"{name}.skipped.json", refused)
+            if os.environ.get("RANK", "0") == "0":  # of several processes that train
+                self.folder.write_json(f"{name}.skipped.json", refused)
         return data, [row for row in rows if row.task not in refused]
 
     def sft_options(self, n: int) -> Any:
@@ -228,6 +258,8 @@ class Run:
             or f"  S_0: {args.agent} as it is",
             f"  evaluation: {len(self.eval_indices)} held-out tasks, for S_0 and each round",
         ]
+        if args.policy_server is not None:
+            lines.append(f"  policies play through {args.policy_server}, served by {args.serve or 'you'}")
         rolled = min(args.rollout_tasks, tasks)
         for n in range(1, args.rounds + 1):
             if args.variant != "control":

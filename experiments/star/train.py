@@ -10,6 +10,8 @@ alone, and from D_0 and as many of the annotator's actions on new tasks as StaR+
 thresholds, which the paper does not publish. `Run` has folders, tasks and stages.
 """
 
+import shlex
+import subprocess
 from typing import Any
 
 from experiments.common.config import RunError
@@ -55,7 +57,7 @@ class Star(Run):
 
     def play_greedily(self, n: int) -> None:
         """Play training tasks greedily with S_n, to choose on them what is not to be chosen on held-out ones."""
-        player = self.player(self.train_data, self.policy(n))
+        player = self.policy_player(self.train_data, n)
         self.play(f"round{n}/greedy", player, self.train_indices[: self.args.rollout_tasks])
 
     def rollout(self, n: int) -> None:
@@ -64,7 +66,7 @@ class Star(Run):
         args, ids = self.args, self.train_data.ids
         shuffled = sorted(self.train_indices, key=lambda index: seed_of(args.seed, "rollout", n, ids[index]))
         options = {"samples": args.samples, "temperature": args.temperature, "round_index": n, "rules": args.rules}
-        player = self.player(self.train_data, self.policy(n - 1), **options)
+        player = self.policy_player(self.train_data, n - 1, **options)
         self.play(f"round{n}/rollout", player, sorted(shuffled[: args.rollout_tasks]))
 
     def filter_rollouts(self, n: int) -> None:
@@ -79,12 +81,30 @@ class Star(Run):
         self.write_examples(n, examples, counts)
 
     def finetune(self, n: int) -> None:
-        """S_0 from the agent and D_0; S_n from S_0, or from S_{n-1} if `args.start_from` says so."""
+        """S_0 from the agent and D_0, if at all; S_n from S_0 or S_{n-1}: here, or in processes of `args.launch`."""
+        if n == 0 and not self.args.start_steps:
+            return  # S_0 is the agent
+        if self.server is not None:
+            self.server.close()  # its memory is needed
+        self.launch(n) if self.args.launch else self.train_policy(n)
+
+    def launch(self, n: int) -> None:
+        """Train S_n in processes of its own; RunError where these fail."""
+        words = [*shlex.split(self.args.launch or ""), "-m", "experiments.star.finetune", str(self.folder.path), str(n)]
+        try:
+            done = subprocess.run(words, check=False).returncode
+        except OSError as error:
+            raise RunError(
+                f"--launch is {self.args.launch!r}, which cannot be run ({error.strerror or error})"
+            ) from error
+        if done or not self.weights(n).exists():
+            raise RunError(f"the training ended with status {done}: {shlex.join(words)}; go on with --resume")
+
+    def train_policy(self, n: int) -> None:
+        """Train S_n from S_0, or from S_{n-1} if `args.start_from` says so, and S_0 from the agent and D_0."""
         from agents.training.sft import finetune
 
         args = self.args
-        if n == 0 and not args.start_steps:
-            return  # S_0 is the agent
         examples = self.read_examples(n) if n else []
         if n == 0 or args.variant != "star":
             examples = self.read_examples(0) + examples  # the control has no D_n
@@ -100,7 +120,7 @@ class Star(Run):
 
     def evaluate(self, n: int) -> None:
         """Play the held-out tasks greedily with S_n; metrics of stops need the annotator's action beside bad ones."""
-        player = self.player(self.eval_data, self.policy(n), rules=self.args.rules)
+        player = self.policy_player(self.eval_data, n, rules=self.args.rules)
         self.play(f"round{n}/evaluate", player, self.eval_indices)
 
 
