@@ -26,6 +26,7 @@ SIDE = 640  # pixels of a picture's longer side in a report
 IN_PAGE = 48  # episodes that a page holds itself
 IN_FILE = 8  # episodes of each file beside it
 FOLDER = "report"  # of these files
+TEXT = "text"  # type of an answer that draws nothing
 Key = tuple[Any, ...]  # of an example: (task, sample)
 
 
@@ -89,6 +90,7 @@ def _shrunk(mask: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def _step(step: Step, mask: str, so_far: Iterable[Step]) -> dict[str, Any]:
     told = {"exact": step.exact, "extra": step.extra, "unsigned": step.unsigned}
+    history = clicks_of(one for one in so_far if one.action["type"] != TEXT)
     return {
         "text": step.text,
         "action": describe(step.action),
@@ -103,7 +105,7 @@ def _step(step: Step, mask: str, so_far: Iterable[Step]) -> dict[str, Any]:
         "ended": step.finish_reason,
         "tokens": step.tokens,
         "mask": mask,
-        "clicks": [[click.x, click.y, click.positive] for click in clicks_of(so_far)],
+        "clicks": [[click.x, click.y, click.positive] for click in history],
         **{name: value for name, value in told.items() if value},
     }
 

@@ -121,8 +121,8 @@ class Args:
     follow_links: bool = False
     """follow links in the data's folder to files outside it"""
     report_episodes: CountOrNone | None = None
-    """episodes that report.html shows, a third each the worst, the best and random; by default all of a task segment,
-    and 24 of the others"""
+    """episodes that report.html shows, a third each the worst, the best and random; by default all, and 24
+    masks of the task filter"""
     ray: RayOptions = field(default_factory=RayOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
     budget: Annotated[BudgetOptions, tyro.conf.arg(name="")] = field(default_factory=BudgetOptions)

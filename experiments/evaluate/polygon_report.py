@@ -1,13 +1,12 @@
-"""Report of an evaluation by polygons: tables, plots, and pictures with the polygons of reply and target."""
+"""Report of an evaluation by polygons: tables, plots, and a page that shows replies."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 
 from experiments.common import html, served
-from experiments.common.episode_viewer import choose
 from experiments.common.plots import new_axes, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
@@ -144,34 +143,17 @@ def picture(one: Record, task: Task, codec: PolygonCodec, output_type: str) -> n
     return shown
 
 
-def examples(
-    records: Sequence[Record], task: Callable[[str], Task], codec: PolygonCodec, output_type: str, limit: int
-) -> dict[str, list[dict[str, str]]]:
-    """Pictures of some replies, by group."""
-    shown: dict[str, list[dict[str, str]]] = {}
-    by_name = {(one.task,): one for one in records}
-    for key, group in choose({key: one.iou for key, one in by_name.items()}, limit).items():
-        one, source = by_name[key], task(key[0])
-        words = {"title": source.instruction or source.id, "reply": one.text, "error": one.error or ""}
-        uri = html.jpeg_uri(picture(one, source, codec, output_type), 85)
-        shown.setdefault(group, []).append({"picture": uri, **words})
-    return shown
-
-
 def write(
     folder: RunFolder,
     numbers: Mapping[str, Any],
     about: Mapping[str, Any],
     records: Sequence[Record],
-    codec: PolygonCodec,
-    task: Callable[[str], Task],
-    limit: int,
+    episodes: Mapping[str, Any],
 ) -> None:
-    """Write plots and report.html of greedy `records`, of which at most `limit` are shown; `task` loads one by id."""
+    """Write plots and report.html of greedy `records`, with `episodes` of `reply_page.write`."""
     plots = {"iou": plot_ious(records), "iou_by_size": plot_sizes(records), "iou_by_tokens": plot_tokens(records)}
     protocol = numbers["protocol"]
     title = f"Outlines by {protocol['agent']} in {protocol['codec']} on {protocol['data']}"
     tables = {"table": table(numbers), "groups": groups(numbers), "quantiles": _quantiles(numbers)}
-    pictures = examples(records, task, codec, protocol["asked"], limit)
-    context = {"title": title, "numbers": numbers, "manifest": about, "examples": pictures}
+    context = {"title": title, "numbers": numbers, "manifest": about, "episodes": episodes}
     html.write_report(folder, "polygons.html", plots, **tables, **context, sections=protocols.section(numbers))

@@ -24,7 +24,7 @@ from agents.prompted import PromptedAgent
 from experiments.common import cli, served
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
-from experiments.evaluate import exclusion, polygon_report, records
+from experiments.evaluate import exclusion, polygon_report, records, reply_page
 from experiments.evaluate.config import Args, PolygonOptions
 from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec, question, read, score
 from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record, measures
@@ -86,8 +86,9 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
             numbers["inside"] = numbers["giou"]
             numbers["intervals"]["inside"] = numbers["intervals"]["giou"]
         numbers = records.write_metrics(folder, numbers, dict(data.skipped))
-        limit = 24 if args.report_episodes is None else args.report_episodes
-        polygon_report.write(folder, numbers, about, greedy, codec, data.by_id, limit)
+        how, limit = (options.given, options.asked), args.report_episodes
+        shown = reply_page.write(folder, greedy, data.by_id, agent, codec, *how, limit, quiet)
+        polygon_report.write(folder, numbers, about, greedy, shown)
         folder.finish("evaluate")
         return numbers
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import compare, merge
+from experiments import merge
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
+from experiments.compare import compare
 from experiments.evaluate import __main__, shards
 from experiments.evaluate.config import Args
 from experiments.evaluate.exclusion import Choice

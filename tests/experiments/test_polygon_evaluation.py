@@ -154,7 +154,12 @@ def test_the_annotator_reaches_what_a_codec_can_say(shapes: str, tmp_path: Path,
         "holes": 1,
     }
     page = (tmp_path / "rings" / "report.html").read_text()
-    assert "reads the target" in page and page.count("<figure>") == 3
+    held = json.loads(page.split('<script type="application/json" id="episodes">')[1].split("</script>")[0])
+    records = {one.task: one for one in polygon_answers.read(RunFolder(tmp_path / "rings"))}
+    assert "reads the target" in page and {row["id"]: row["iou"] for row in held["rows"]} == {
+        name: one.iou for name, one in records.items()
+    }
+    assert all(len(one["steps"][0]["rings"]) and one["steps"][0]["kind"] == "polygons" for one in held["episodes"])
     assert "gIoU" in capsys.readouterr().out
 
     result = compare.compare(tmp_path / "rings", tmp_path / "simpleseg")
@@ -232,7 +237,9 @@ def test_a_box_or_a_point_is_a_task_of_its_own(task: str, shapes: str, tmp_path:
         assert numbers["valid"] == 1 and numbers["giou"] > 0.98 and numbers["protocol"]["asked"] == task
     long = ["--task", "polygon", "--polygon.asked", task, *flags, "gemini", "--out", str(tmp_path / "long")]
     assert __main__.main(long) == 0
-    assert compare.compare(tmp_path / "gemini", tmp_path / "long")["measures"]["giou"]["difference"] == 0
+    assert (
+        compare.compare(tmp_path / "gemini", tmp_path / "long")["measures"]["giou"]["differences"][0]["difference"] == 0
+    )
     assert __main__.main(["--resume", str(tmp_path / "gemini")]) == 0
     model = ["--data", shapes, "--agent", "mllm:untrained", "--polygon.max-new-tokens", "3", "--limit", "1"]
     assert __main__.main(["--task", task, *model, "--out", str(tmp_path / "model")]) == 0
