@@ -1,9 +1,11 @@
-"""Serve a checkpoint with `transformers serve`, the embedded tiny models included: their vision tower is registered
+r"""Serve a checkpoint with `transformers serve`, the embedded tiny models included: their vision tower is registered
 first. Flags are those of `transformers serve`.
 
     python -m agents.backends.serve agents/weights/tiny-mllm --dtype float32 --port 8000
-    python -m experiments.evaluate --agent openai:tiny-mllm@http://localhost:8000/v1 --prompt instruction
+    python -m experiments.evaluate --agent openai:agents/weights/tiny-mllm@http://localhost:8000/v1#128x128 \
+        --prompt instruction
 
+The server answers for the name that it was given alone, and images are sent at the model's size.
 Needs the extra `serve` beside `openai`.
 """
 

@@ -142,6 +142,7 @@ def test_thoughts_are_kept_apart_and_a_cut_reply_is_invalid(tmp_path):
     assert steps["item-0"]["action"] == steps["item-2"]["action"] and steps["item-0"]["action"]["positive"]
     assert steps["item-1"]["action"]["type"] == "invalid" and "cut after 10 tokens" in steps["item-1"]["error"]
     assert steps["item-1"]["finish_reason"] == "length" and numbers["parse_rate"] == 2 / 3
+    assert numbers["finish_reasons"] == {"length": 1, "stop": 2}
     assert "1 ended by length, 2 ended by stop" in (tmp_path / "run" / "report.html").read_text("utf-8")
 
 
