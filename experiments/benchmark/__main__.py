@@ -66,7 +66,7 @@ def show(args: Args) -> str:
     for row in measured(args):
         rows.append(row)
         numbers = ("" if value is None else f"{value:.3g}" for value in (row.plain_ms, row.fast_ms))
-        ratio = "" if row.ratio is None else f"{row.ratio:.3g}x"
+        ratio = "" if row.ratio is None else f"{row.ratio:{'.3f' if row.ratio < 2 else '.3g'}}x"
         console.print(line(f"{row.name}, {row.case}", *numbers, ratio, row.goal, VERDICTS[row.passed], row.note))
         result = {"rows": [{**asdict(row), "ratio": row.ratio} for row in rows], "manifest": about}
         write_json(args.out / "benchmark.json", result)

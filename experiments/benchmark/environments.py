@@ -65,16 +65,17 @@ def step(spec: str, tasks: Sequence[Task], case: str, most: float, seconds: floa
     tool = tools.make(spec)
     envs = make(tool, tasks, len(tasks), autoreset_mode="Disabled")
     clicks = actions(envs, STEPS)
-    best, end, turns = [(float("inf"), 0.0)] * STEPS, time.perf_counter() + seconds, 0
+    parts, rests = np.full((2, STEPS), np.inf)
+    end, turns = time.perf_counter() + seconds, 0
     while turns < 3 or time.perf_counter() < end:
         envs.reset(options={"task": list(tasks)})
         for i, click in enumerate(clicks):
             decoded, began = tool.seconds["decode"], time.perf_counter()
             envs.step(click)
-            took = time.perf_counter() - began
-            best[i] = min(best[i], (took, tool.seconds["decode"] - decoded))
+            part = tool.seconds["decode"] - decoded
+            parts[i], rests[i] = min(parts[i], part), min(rests[i], time.perf_counter() - began - part)
         turns += 1
-    whole, part = (1000 * sum(each) for each in zip(*best, strict=True))
+    part, whole = 1000 * float(parts.sum()), 1000 * float((parts + rests).sum())
     yield Timing("step", case, whole, part, f"{STEPS} steps | the batched predict in them").at_most(most)
 
 

@@ -44,12 +44,14 @@ def test_action_masks_allow_what_could_correct_an_error(seed: int, grid: int, st
     for _ in range(6):
         allowed = env.action_masks()
         assert allowed.dtype == bool and allowed.shape == (env.action_space.n,) and allowed.any()
-        state, fresh = env.state, []
-        for action in np.flatnonzero(allowed[: 2 * grid * grid]):
-            click = env._parse(int(action), env.mdp.observation(state))
-            [after] = env.mdp.transition([state], [click])
-            new = (click.x, click.y) not in {(c.x, c.y) for c in state.clicks}
-            fresh.append(new and after.mask[click.y, click.x] != state.mask[click.y, click.x])
+        state, seen = env.state, env.mdp.observation(env.state)
+        clicks = [env._parse(int(action), seen) for action in np.flatnonzero(allowed[: 2 * grid * grid])]
+        afters = env.mdp.transition([state] * len(clicks), clicks)
+        known = {(c.x, c.y) for c in state.clicks}
+        fresh = [
+            (c.x, c.y) not in known and after.mask[c.y, c.x] != seen.mask[c.y, c.x]
+            for c, after in zip(clicks, afters, strict=True)
+        ]
         assert all(fresh) or (not stop and allowed.all()), "everything is allowed only where nothing is left"
         assert not stop or allowed[-1]
         choices = np.flatnonzero(allowed[: 2 * grid * grid])
