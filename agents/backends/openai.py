@@ -261,7 +261,7 @@ class OpenAIBackend(Backend):
                 ) from None
             reason = plain(cause, self.key) or type(cause).__name__
         except openai.APIStatusError as error:
-            said = error.message.removeprefix(f"Error code: {error.status_code}").lstrip(" -")
+            said = error.message.removeprefix(f"Error code: {error.status_code}").lstrip(" -") or error.response.text
             reason = f"status {error.status_code}: {plain(said, self.key)}"
             if error.status_code in (401, 403, 404) or error.code == "insufficient_quota":
                 raise RunError(f"{self.base_url} refuses to answer for {self.model!r} ({reason})") from None

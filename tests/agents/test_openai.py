@@ -61,6 +61,7 @@ FAULTS = {
     "compressed": (sends(200, b"a", Content_Encoding="gzip"), "compressed"),
     "500": (sends(500, b"{}"), "status 500"),
     "400": (sends(400, b'{"error": {"message": "too long"}}'), "too long"),
+    "detail": (sends(400, b'{"detail": "pinned to another"}'), "status 400: .*pinned to another"),
     "filter": (replies("half a", "content_filter"), "content filter"),
 }
 
