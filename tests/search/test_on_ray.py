@@ -90,3 +90,16 @@ def test_a_group_that_ends_each_worker_stops_the_run(monkeypatch):
     player = executors.Player(setup)
     with pytest.raises(WorkerError, match=r"lost the worker of the tasks at \[0\] 2 times.*--resume"):
         list(executors.play(player, range(1), "ray", 1, {}, None, RayOptions(retries=2)))
+
+
+@pytest.mark.slow
+def test_weights_travel_by_the_object_store():
+    pytest.importorskip("ray")
+    setup = executors.Setup("synthetic:val#easy", "sam:refine=none", "mllm", max_steps=2, batch_size=4)
+    player = executors.Player(setup)
+    sent = executors._with_weights(player, RayOptions())
+    assert sent.tool is player.tool and not isinstance(sent.agent, str)
+    assert executors._with_weights(player, RayOptions(num_gpus=1)) is setup, "workers load theirs onto their GPU"
+    serial = list(executors.play(player, range(8), "serial", 1, {}))
+    there = list(executors.play(player, range(8), "ray", 2, {}))
+    assert sorted((e.task, e.steps) for e in there) == sorted((e.task, e.steps) for e in serial)
