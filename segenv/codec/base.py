@@ -150,7 +150,7 @@ class Codec:
         """Read an answer without its thought. `asked` is `point` or `box` where only such a statement answers."""
         text = statements.tail(values.lowered(answer[-statements.TAIL :]))
         place = len(answer) - len(text)
-        found = statements.find(text)
+        found = statements.find(text, asked)
         block = statements.last_block(text, found)
         if asked:
             block = [one for one in block if one.kind in (asked, "broken", "absent")]

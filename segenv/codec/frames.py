@@ -173,7 +173,7 @@ class Frame:
             if value is None:
                 raise ValueError(f"holds {number.text[:12]}, which is no number")
             part = value / 100 if number.unit == "%" else (value - start) / extent
-            step = Fraction(1, 10**self.decimals) / extent if start.denominator > 1 else 0
+            step = Fraction(1, 10**self.decimals) / extent if max(start.denominator, extent.denominator) > 1 else 0
             if step and -step < part < 1 + step:  # the edge of the image lies between two steps of the grid
                 part = min(max(part, Fraction(0)), Fraction(1))
             inside = 0 <= part <= 1 and not (part == 1 and point and self.extent is image_size)

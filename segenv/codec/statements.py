@@ -20,26 +20,35 @@ from segenv.codec.values import Statement, numbered, values
 _FILL = r"[\s*`_\"'$\\]*"  # white space, emphasis, quotes and the like
 _SIGNED = re.compile(
     rf"(?<![a-z])(?P<sign>positive|negative|foreground|background)[\s*`_-]*"
-    rf"(?P<point>(?:points?|clicks?|prompts?|coordinates?)(?![a-z]))?{_FILL}(?:(?:at|is)\b{_FILL})?"
-    rf"(?:(?:the\s)?(?:coordinates?|location|position|pixel)\b{_FILL})?(?P<colon>[:=]|-+>?)?"
+    rf"(?P<point>(?:points?|clicks?|prompts?|coordinates?)(?![a-z])"
+    rf"(?:\s?#?[0-9]{{1,2}}(?=[\s*`]*:)|\s\([^()\n0-9]{{1,60}}\)(?=[\s*`]*:))?)?{_FILL}(?:(?:at|is)\b{_FILL})?"
+    rf"(?:(?:-\s[\s*`_]*)?(?:the\s)?(?:coordinates?|location|position|pixel)\b{_FILL})?(?P<colon>[:=]|-+>?)?"
 )
 _POINT = re.compile(rf"(?<![a-z])(?:point|click|coordinate|coord|location)s?(?![a-z]){_FILL}(?:(?:at|is|on)\b{_FILL})?"
                     r"(?P<colon>[:=]|->)?")  # fmt: skip
 _BOX = re.compile(
-    rf"(?<![a-z])(?:b|bounding[\s_-]*)?box(?:es)?(?![a-z]){_FILL}(?:(?:at|is)\b{_FILL})?(?P<colon>[:=]|->)?"
+    rf"(?<![a-z])(?:b|bounding[\s_-]*)?box(?:es)?(?![a-z]){_FILL}(?:coordinates?\s)?(?:(?:at|is|are)\b{_FILL})?(?P<colon>[:=]|->)?"
 )
 _TAG = re.compile(
     r"<(?P<box>box|bbox|\|box_start\||\|det\||\|begin_of_box\|)>|<(?P<point>point|\|point_start\|)>"
-    r"|<points?(?P<open>\s)(?P<attributes>[^<>\n]*)(?P<closed>>)?|(?P<bins>(?:<loc_?[0-9]{1,5}>\s*)+)(?P<more><)?"
+    r"|<(?:points?|tracks)(?P<open>\s)(?P<attributes>[^<>\n]*)(?P<closed>>)?|(?P<bins>(?:<loc_?[0-9]{1,5}>\s*)+)(?P<more><)?"
 )
 _ATTRIBUTE = re.compile(r"([a-z_]+?)([0-9]*)\s*=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"'<>]+))")
 _CLOSING = re.compile(r"([^<>\n]{0,300})</points?>")
 _LABEL = re.compile(r"[^<>\n;]{0,60};")  # behind the box that it names
 
-_PAIR = re.compile(r"\s*(?:,|;|and\b)\s*[(\[]\s*[-+.0-9e]{1,20}\s*,\s*[-+.0-9e]{1,20}\s*[)\]]")
+_ITEM = r"\n\s*(?:[-*]|[0-9]{1,2}[.)])"
+_LABELLED = re.compile(r"[\s*`-]*(?:label|sign|type|polarity)[\s*`]*:[\s*`\"']*(positive|negative)\b")
+_LISTED = re.compile(rf"\s*{_ITEM}\s*(?=[(\[])")
+_PAIR = re.compile(rf"\s*(?:,|;|and\b|or\b|{_ITEM})\s*[(\[]\s*[-+.0-9e]{{1,20}}\s*,\s*[-+.0-9e]{{1,20}}\s*[)\]]")
 _CALL = re.compile(r"(?<![a-z_])(?:[a-z]{1,12}_)?(?:point|click)(?:_[a-z]{1,12})?\(([^()\n]{0,200})\)")
 _ARGUMENT = re.compile(r"(?:[a-z_]{1,20}\s*=\s*)?[\"']?\b(positive|negative)\b[\"']?\s*,?")
 
+_CORNERS = re.compile(
+    r"(?:top|upper)[\s_-]?left(?:\scorner)?[\s:=*`]*[(\[]([^()\[\]\n]{1,40})[)\]][\s,;*`-]*(?:and\s)?(?:the\s)?"
+    r"(?:bottom|lower)[\s_-]?right(?:\scorner)?[\s:=*`]*[(\[]([^()\[\]\n]{1,40})[)\]]"
+)
+_EITHER = re.compile(r"(?<![a-z])(positive|negative)\s*(?:/|or|and)\s*\Z")
 _KEY = re.compile(r"[\"']\s*:")
 
 _STOPS, _UNDOES = r"(?:finish(?:ed)?|terminate[d]?|stop|done|submit)", r"undo"
@@ -55,28 +64,33 @@ _MENTION = re.compile(
     rf"(?=[`*\"'acprs])(?:(?<![`*\"'])[`*\"']+|{_CHOICE}[`*\"']*)(?:(?P<stop>finish(?:ed)?|terminate)|(?P<undo>undo))(?![a-z])(?P<quote>[`*\"'.!]*)"
 )
 _DENIAL = re.compile(
-    r"(?<![a-z])(?=[tiawdc])(?:there(?:\s(?:is|are|was|were)|'s)\s(?:no\b|not\s(?:any|an?)\b|none\b)(?P<what>[^.!?\n]{0,120})"
+    r"(?<![a-z])(?=[tiawdcps])(?:there(?:\s(?:is|are|was|were)|'s)\s(?:no\b|not\s(?:any|an?)\b|none\b)(?P<what>[^.!?\n]{0,120})"
     r"|\b(?:is|are|was|were)(?:\snot|n't)\s(?:in\s(?:the|this)\s(?:image|picture|photo|scene)\b"
     r"|(?:present|visible|shown|depicted|there)(?=\s(?:in|on|within|anywhere)\b|\s*[.!\n]|\s*\Z))"
-    r"|\bdo(?:es)?(?:\snot|n't)\s(?:appear|exist)\b(?!\sto)|\b(?:can(?:\snot|not|'t)|could(?:\snot|n't))\s(?:find|see|locate|detect)\b"
+    r"|\bdo(?:es)?(?:\snot|n't)\s(?:appear|exist)\b(?!\sto)"
+    r"|\b(?:image|picture|photo|scene)\sdoes(?:\snot|n't)\s(?:contain|show|include|depict|have)\b|\b(?:can(?:\snot|not|'t)|could(?:\snot|n't))\s(?:find|see|locate|detect)\b"
     r"(?!\s(?:(?:the|any|an|your)\s)?(?:image|picture)))"
 )
 _IN_VIEW = re.compile(r"\b(?:image|picture|photo|scene|frame)\b|^\s*$|^none\b")
 _OURS = re.compile(r"\b(?:mask|layer|green|overlay|click|point|action|need|reason)")
 _RIGHT = re.compile(r"\b(?:errors?|mistakes?|flaws?|wrong|uncovered|remain|remaining|further|improve|improvements?)\b")
+_SENTENCE = re.compile(r"[.!;,]\s[\s*`_]*\Z")
 _NEGATED = re.compile(r"(?:\bnot|n't|\bnever|\bbefore|\bcannot)\b[^.!?\n]*\Z")
 _OPENS = re.compile(r"(?:\A|[\r\n:>0-9])[ \t*`_\"'$\\(\[{-]*\Z|[\r\n](?:[ \t*`_\"'#>-]|[0-9]{1,3}[.)])*\Z")
 _BEFORE = re.compile(r"(?<![a-z])(positive|negative)[\s*`_-]*(?:point|click)?[\s*`_:([{]*\Z")
 _HEAD = re.compile(
     r"box|point|positive|negative|click|coord|<loc|finish|terminate|stop|undo|done|[\"'](?:[xy]|row|col)"
 )
+_UNSAID = re.compile(r"[,{]\s*[\"']?[a-z_]{1,20}[\"']?\s*:\s*(?:[\"'][^\"'\n]{0,60})?\Z")  # a pair that breaks off
+_EMPTY = re.compile(r"\s*\[\s*\]")
 _NUMBERS = re.compile(r"[0-9]+")
 TAIL, HEADS, NUMBERS, ALONE = 10_240, 200, 800, 400
 _BACK = 64  # characters before a statement that are looked at
 
 
-def find(text: str) -> list[Statement]:
-    """The statements of a `lowered` text in their order, without those that stand within others."""
+def find(text: str, asked: str = "") -> list[Statement]:
+    """The statements of a `lowered` text in their order, without those that stand within others. Where a `box` is
+    `asked`, two corners alone are one."""
     found = sorted(
         (*_tags(text), *statements_of_objects(text), *_calls(text), *_signed(text), *_plain(text), *_words(text)),
         key=lambda one: (one.start, -one.end),
@@ -88,10 +102,12 @@ def find(text: str) -> list[Statement]:
         elif kept[-1].weak and not one.weak:
             kept[-1] = one
     kept = [_with_sign(text, one) for one in kept]
+    if kept and kept[-1].kind == "point" and not kept[-1].sign and _UNSAID.search(text, kept[-1].end):
+        kept[-1] = replace(kept[-1], kind="broken", end=len(text), why="breaks off")
     strong = [one for one in kept if not one.weak]
     if not strong and {"stop", "undo"} <= {one.kind for one in kept}:
         return []  # both are only spoken of
-    return strong or kept or list(_alone(text))
+    return strong or kept or list(_alone(text, asked))
 
 
 def _with_sign(text: str, one: Statement) -> Statement:
@@ -123,8 +139,13 @@ def _signed(text: str) -> Iterator[Statement]:
     for head in _SIGNED.finditer(text):
         if not head["point"] and head["sign"] not in ("positive", "negative"):
             continue
-        found = values(text, head.end(), 2)
+        listed = _LISTED.match(text, text.rfind("\n", head.start(), head.end()) if head["colon"] != ":" else head.end())
+        found = values(text, listed.end() if listed else head.end(), 2)
         sign = "positive" if head["sign"] in ("positive", "foreground") else "negative"
+        if not found.numbers and _EMPTY.match(text, head.end()):
+            continue  # the key of an empty list
+        if (other := _EITHER.search(text[max(0, head.start() - _BACK) : head.start()])) and other[1] != sign:
+            sign = "both"
         plain = not found.bracketed and not (found.numbers and (found.named or (head["point"] and head["colon"])))
         if plain and not (head["point"] and head["colon"]):
             continue
@@ -153,15 +174,22 @@ def _calls(text: str) -> Iterator[Statement]:
 
 
 def _sign_of_line(text: str, start: int, end: int) -> str:
-    """The sign that the line around a point names; `both` where it names both."""
+    """The sign that the line around a point names, or the next one as its label; `both` where it names both."""
     first, last = text.rfind("\n", 0, start) + 1, text.find("\n", end)
     line = text[max(first, start - 200) : min(last if last >= 0 else len(text), end + 200)]
     signs = {sign for sign in ("positive", "negative") if sign in line}
+    if not signs and (label := _LABELLED.match(text, end)):
+        return label[1]
     return "both" if len(signs) == 2 else "".join(signs)
 
 
 def _plain(text: str) -> Iterator[Statement]:
-    """`Point: (1, 2)` and `Box: (1, 2, 3, 4)`; within a sentence they count where nothing else does."""
+    """`Point: (1, 2)`, `Box: (1, 2, 3, 4)` and `Top-left: (1, 2), bottom-right: (3, 4)`; within a sentence they count
+    where nothing else does."""
+    for corners in _CORNERS.finditer(text):
+        found = values(f"({corners[1]}, {corners[2]})", 0, 4)
+        if found.fits(4):
+            yield replace(numbered("box", corners.start(), found, 4), end=corners.end(), weak=True)
     for pattern, kind, want in ((_BOX, "box", 4), (_POINT, "point", 2)):
         for head in pattern.finditer(text):
             if _KEY.search(head[0]) and text[head.start() - 1 : head.start()] in ("'", '"'):
@@ -242,6 +270,8 @@ def _words(text: str) -> Iterator[Statement]:
     for word in _WORD.finditer(text):
         if opens(text, word.start()):
             yield Statement(str(word.lastgroup), word.start(), word.end())
+        elif _SENTENCE.search(text[max(0, word.start() - _BACK) : word.start()]):
+            yield Statement(str(word.lastgroup), word.start(), word.end(), weak=True)
     for word in _MENTION.finditer(text):
         kind = "stop" if word["stop"] else "undo"
         if not _NEGATED.search(text[max(0, word.start() - _BACK) : word.start()]):
@@ -255,10 +285,14 @@ def _words(text: str) -> Iterator[Statement]:
             yield Statement("absent", word.start(), word.end(), weak=True)
 
 
-_CORE = re.compile(r"<[^<>\n]{0,40}>|```[a-z]*|current[\s*`_]+iou[\s*`_:]*[0-9.]+%?|^\s*(?:answer|output|action)\s*:")
+_CORE = re.compile(
+    r"<[^<>\n]{0,40}>|```[a-z]*|current[\s*`_]+iou[\s*`_:]*[0-9.]+%?|^\s*(?:(?:final\s)?answer|output|action)\s*:"
+)
+_NAMED = re.compile(r"[a-z?][a-z? ',.-]{0,120}(?=\[\[|\([0-9.]{1,9}, ?[0-9.]{1,9}\), ?\()")  # the label of a box
+_BEHIND = re.compile(r"[\s*`:,-]*\(?(positive|negative)(?:\s(?:point|click))?[\s*`.)]*\Z")
 
 
-def _alone(text: str) -> Iterator[Statement]:
+def _alone(text: str, asked: str) -> Iterator[Statement]:
     """Numbers that are the whole reply, or its last line: a point or a box; an empty list, which is no object."""
     core = _CORE.sub(lambda match: " " * len(match[0]), text)
     lines = core.rstrip().rsplit("\n", 1)
@@ -267,18 +301,25 @@ def _alone(text: str) -> Iterator[Statement]:
             continue
         start = len(text) - len(line) if line is core else core.rstrip().rfind("\n") + 1
         bare = line.strip(" \t\r\n*`_\"'$.")
+        label = _NAMED.match(bare)
+        bare = bare[label.end() :] if label else bare
         if re.fullmatch(r"\[\s*(?:\[\s*\])?\s*\]", bare):
             yield Statement("absent", start, len(text))
             return
-        found = values(bare, 0, 2)
+        two_corners = bool(label) or asked == "box"
+        found, four = values(bare, 0, 2), values(bare, 0, 4)
+        if four.fits(4) and ((four.named and not four.bracketed) or two_corners):
+            found = four
         if not (found.bracketed or (found.numbers and found.named)):
             continue
-        found = found if found.groups[:1] == (2,) else values(bare, 0, 4)
-        if bare[found.end :].strip(" \n)]}.,;*`") or len(set(found.groups)) > 1 or found.groups == (2, 2):
+        found = found if found.groups[:1] == (2,) else four
+        sign = _BEHIND.match(bare, found.end)
+        rest = "" if sign else bare[found.end :].strip(" \n)]}.,;*`")
+        if rest or len(set(found.groups)) > 1 or (found.groups == (2, 2) and not two_corners):
             continue
-        for kind, want in (("point", 2), ("box", 4)):
-            if found.fits(want):
-                yield numbered(kind, start, found, want)
+        for kind, want in (("box", 4), ("point", 2)) if two_corners else (("point", 2), ("box", 4)):
+            if found.fits(want) and (kind == "box" or not label) and (kind == "point" or not sign):
+                yield numbered(kind, start, found, want, sign[1] if sign else "")
                 return
 
 
@@ -293,7 +334,7 @@ def last_block(text: str, found: Iterable[Statement]) -> list[Statement]:
 
 
 _NOTHING = re.compile(
-    r"\"[^\"\n]{0,120}\"|'[^'\n]{0,60}'|<(\|?)(?:ref|object_ref_start)\1>[^<]{0,120}<|<[^<>\n]{0,40}>"
+    r"\"[^\"\n]{0,120}\"|'[^'\n]{0,60}'|<(\|?)(?:ref|object_ref_start)\1>[^<]{0,120}<[^<>\n]{0,40}>|<[^<>\n]{0,40}>"
     r"|\b(?:json|and|then|next|true|false|null|none|current\s+iou|step|action)\b"
 )
 _REMARK = re.compile(r"\s*(?:[-(#,;:]|/{2}|(?:on|at|to|for|in|inside|of|near)\b)[^\n]*\Z")

@@ -27,7 +27,7 @@ _THOUSANDS = r"[-+]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?=\s*(?:px\s*)?(?:,\s|
 
 def _item(number: str) -> re.Pattern[str]:
     return re.compile(
-        rf"(?:(?P<name>{_NAME})[\s\"'*`]*[:=][\s\"'*`]*)?~?\s*(?P<number>{number})"
+        rf"(?:(?P<name>{_NAME})(?:[\s\"'*`]*[:=]|\s)[\s\"'*`]*)?~?\s*(?P<number>{number})"
         r"(?:\s*(?P<unit>px|pixels?|%)(?![a-z]))?(?![a-z0-9])",
         re.ASCII,
     )
@@ -75,10 +75,13 @@ class Values:
 
 def lowered(text: str) -> str:
     """`text` in lower-case ASCII, of the same length, so that places are the same: full-width and typographic signs
-    become plain ones, escapes what they stand for, each other character `?`."""
+    become plain ones, escapes what they stand for, TeX's words for brackets spaces, each other character `?`."""
     if not text.isascii():
         text = text.translate(_TO_PLAIN).encode("ascii", "replace").decode("ascii")
-    return text.replace('\\"', '" ').replace("\\n", " \n").lower()
+    text = text.replace('\\"', '" ').replace("\\n", " \n").lower()
+    for word in ("\\left", "\\right", "\\boxed") if "\\" in text else ():
+        text = text.replace(word, " " * len(word))
+    return text
 
 
 def values(text: str, place: int, want: int) -> Values:

@@ -208,7 +208,7 @@ class TestCodecContract:
 def test_what_is_searched_in_a_reply_has_a_limit(monkeypatch):
     """So time grows as the length of a reply does, whatever the search costs: all else takes one pass."""
     searched = []
-    monkeypatch.setattr(statements, "find", lambda text: searched.append(text) or [])
+    monkeypatch.setattr(statements, "find", lambda text, asked: searched.append(text) or [])
     for text in HOSTILE.values():
         codec.make("segagent").read(text + text, SCENE)
     assert len(searched) == len(HOSTILE) and max(map(len, searched)) == statements.TAIL

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
 from segenv import codec
@@ -298,3 +301,19 @@ def test_units_that_contradict_the_frame_are_refused():
     read = codec.make("qwen3-vl").parse("Positive point: (500px, 500px)", SCENE)
     assert isinstance(read, Invalid) and "is in pixels; expected numbers over 0..1000" in read.reason
     assert codec.make("pixels").parse("Positive point: (1,920, 1,080)", Scene(2160, 3840)) == Click(1920, 1080)
+
+
+REPLIES = json.loads(Path(__file__).with_name("family_replies.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("one", REPLIES, ids=lambda one: f"{one['codec']} {one['reply'][:20]}")
+def test_replies_as_families_write_them(one):
+    """`read` is the kind of action, with its numbers in pixels of 640 x 480 and its sign; judged by hand."""
+    kind, *values = one["read"]
+    found = codec.make(one["codec"]).read(one["reply"], SCENE, asked=one.get("asked", ""))
+    action = found.action
+    assert type(action).__name__.lower() == kind, action
+    if kind in ("click", "box"):
+        assert list(vars(action).values()) == pytest.approx(values, abs=1.5 if kind == "box" else 0)
+    for name in ("extra", "unsigned"):
+        assert getattr(found, name) == one.get(name, getattr(found, name))
