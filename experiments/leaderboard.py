@@ -117,7 +117,9 @@ def cell(one: Mapping[str, Any] | None, digits: int = 3) -> str:
     if one is None or one["value"] is None:
         return "–"
     text, ends = f"{one['value']:.{digits}f}", one.get("interval")
-    return f"{text} [{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]" if ends and None not in ends else text
+    if not ends or None in ends:
+        return text
+    return f"{text} [{ends[0]:.{digits}f},\N{NO-BREAK SPACE}{ends[1]:.{digits}f}]"  # wraps before the bracket
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
