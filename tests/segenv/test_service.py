@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from segenv.tools import SegTool, make
 from segenv.tools.service import wire
 from segenv.tools.service.client import HttpTool
 from segenv.tools.service.server import Limits, make_app
-from segenv.types import Click, Prompt, ToolError, image_hash
+from segenv.types import Click, Prediction, Prompt, ToolError, image_hash
 
 urllib3 = pytest.importorskip("urllib3")
 
@@ -264,3 +265,9 @@ def test_memory_is_bounded_and_a_batch_that_does_not_fit_says_so(small):
 def test_a_wrong_address_is_explained(url):
     with pytest.raises(ValueError, match="expected http://HOST:PORT"):
         make(url)
+
+
+def test_all_that_a_prompt_and_a_prediction_hold_is_sent():
+    """A field that is added to them has to be added to the format too, or a service would answer something else."""
+    assert [field.name for field in fields(Prompt)] == ["clicks", "box", "mask", "logits"]
+    assert [field.name for field in fields(Prediction)] == ["mask", "logits", "score"]
