@@ -19,7 +19,7 @@ class Finish:
     the tool's mask than `depth` times the radius of a disc of that mask's area, and than `band`. Clicks lead the cut as
     in `segenv.tools.grabcut.labels_of`, with `seed` and `reach`. `band`, `seed` and `reach` are in image diagonals.
     Each clicked pixel has its click's sign. Nothing outside a box stays, unless a positive click lies there; from a box
-    alone, the tool's mask stays where the cut loses more than half of it. `fit`: see `segenv.tools.grabcut.cut`.
+    alone, the tool's mask stays where the cut loses more than half of it.
 
     A mask that has settled (from click number `settled` on) changes only around the last click: within `spread` times
     that click's depth in what it corrects. To a mask that was given, the last click only adds, or from it only takes
@@ -27,8 +27,7 @@ class Finish:
     The constants were chosen on VGG_iseg, `given` and `near` on synthetic:train.
     """
 
-    size: int = 224
-    fit: int = 96
+    size: int = 160
     iterations: int = 1
     certain: float = 0.8
     band: float = 0.02
@@ -80,7 +79,7 @@ class Finish:
         certain[(logits < -sure) & (distances(1 - start) > limit)] = -1
         if outside is not None:
             certain[outside] = -1
-        found = cut(image, labels_of(start, places, reach, seed, certain), start, places, self.iterations, self.fit)
+        found = cut(image, labels_of(start, places, reach, seed, certain), start, places, self.iterations)
         if box is not None and not clicks and 2 * (found & start).sum() < start.sum():
             found = start
         mask = enlarge(found, shape)

@@ -131,26 +131,14 @@ def labels_of(
 
 
 def cut(
-    image: np.ndarray,
-    labels: np.ndarray,
-    start: np.ndarray,
-    places: list[Place],
-    iterations: int = 1,
-    fit: int | None = None,
+    image: np.ndarray, labels: np.ndarray, start: np.ndarray, places: list[Place], iterations: int = 1
 ) -> np.ndarray:
     """The cut from `labels`, which are overwritten: uint8 [h, w], 1 for object. Only the parts stay that hold a
-    positive click or overlap `start`. Without enough samples of both classes, the labels decide alone.
-
-    With `fit`, the colour models start from a cut of the image scaled to at most `fit` px, which takes a quarter of the
-    time that a start at full size takes."""
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    if fit is None or max(labels.shape) <= fit:
-        _grabcut(image, labels, models, iterations, cv2.GC_INIT_WITH_MASK)
-    else:
-        small = shrink(image, fit)
-        coarse = cv2.resize(labels, small.shape[1::-1], interpolation=cv2.INTER_NEAREST)
-        if _grabcut(small, coarse, models, 1, cv2.GC_INIT_WITH_MASK):
-            _grabcut(image, labels, models, iterations, cv2.GC_EVAL)
+    positive click or overlap `start`. Without enough samples of both classes, the labels decide alone."""
+    if np.bincount(labels.ravel() & 1, minlength=2).min() >= SAMPLES:  # odd labels are object, certain or probable
+        cv2.setRNGSeed(0)
+        models = np.zeros((1, 65)), np.zeros((1, 65))
+        cv2.grabCut(image, labels, (0, 0, 0, 0), *models, iterations, cv2.GC_INIT_WITH_MASK)  # no rectangle
     count, parts = cv2.connectedComponents(labels & 1)
     stays = np.zeros(count, np.uint8)
     stays[parts[start > 0]] = 1
@@ -159,18 +147,6 @@ def cut(
             stays[parts[y, x]] = 1
     stays[0] = 0  # background
     return stays[parts]
-
-
-def _grabcut(
-    image: np.ndarray, labels: np.ndarray, models: tuple[np.ndarray, np.ndarray], iterations: int, mode: int
-) -> bool:
-    """OpenCV's GrabCut, which overwrites `labels` and `models`; False, and nothing done, where a class has too few
-    samples."""
-    if np.bincount(labels.ravel() & 1, minlength=2).min() < SAMPLES:  # odd labels are object, certain or probable
-        return False
-    cv2.setRNGSeed(0)
-    cv2.grabCut(image, labels, (0, 0, 0, 0), *models, iterations, mode)  # no rectangle
-    return True
 
 
 def pixels_of(box: Box, sy: float, sx: float) -> tuple[slice, slice]:

@@ -254,10 +254,10 @@ class TestFinishedSam(ToolContract):
         assert found.logits is None
 
     def test_a_box_bounds_the_mask_unless_a_positive_click_lies_outside(self, tool):
-        """Nor does a box alone give an empty mask. The scene is larger than what the colour models are fitted on."""
+        """Nor does a box alone give an empty mask. The scene is larger than what is cut."""
         task = data.make("synthetic:val#easy")[3]
         target, (encoding,) = object_of(task.target), tool.encode([task.image])
-        assert max(target.shape) > tool.finish.fit
+        assert max(target.shape) > tool.finish.size
         box = metrics.box_of(target)
         half = Box(box.x0, box.y0, (box.x0 + box.x1) // 2, box.y1)
         left, right = (np.argwhere(target & cut) for cut in _halves(target.shape[1], int(half.x1)))
