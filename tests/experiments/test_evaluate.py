@@ -26,7 +26,17 @@ from segenv.geometry.rle import encode_mask
 from segenv.types import Task
 
 ROOT = Path(__file__).resolve().parents[2]
-KEYS = ["episodes", *metrics.MEASURES, "decomposed", "seconds", "intervals", "protocol", "unsolved", "skipped"]
+KEYS = [
+    "episodes",
+    *metrics.MEASURES,
+    "finish_reasons",
+    "decomposed",
+    "seconds",
+    "intervals",
+    "protocol",
+    "unsolved",
+    "skipped",
+]
 
 
 @pytest.fixture(scope="module")
