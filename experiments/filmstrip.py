@@ -19,7 +19,7 @@ from PIL import Image
 from experiments.common import cli
 from experiments.common.config import InFolder, OutFile, RunError, read_yaml
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate.metrics import read_episode
+from experiments.evaluate.episodes.metrics import read_episode
 from search.episode import Episode, clicks_of
 from search.executors import Player, Setup
 from segenv import data, render

@@ -22,7 +22,7 @@ from experiments.common import cli
 from experiments.common.config import OutFile, RunError, check
 from experiments.common.run_folder import write_atomic
 from experiments.common.tables import Table, interval, number
-from experiments.evaluate.click_quality import first_click_inside
+from experiments.evaluate.episodes.click_quality import first_click_inside
 from search.episode import Episode
 from search.executors import set_threads
 from search.rollout import rollout

@@ -86,7 +86,7 @@ def row_of(run: Run) -> dict[str, Any]:
 
 
 def costs(run: Run) -> dict[str, float | None]:
-    """What a run took: seconds of an episode, and requests to the model with the tokens of its replies, where known."""
+    """Costs of a run: seconds of an episode, and requests to the model with the tokens of its replies, where known."""
     numbers, episodes = run.numbers, run.numbers.get("episodes")
     seconds = numbers.get("seconds")
     spent = numbers.get("spent")

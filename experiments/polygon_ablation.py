@@ -33,9 +33,9 @@ from experiments.common.plots import plot_intervals
 from experiments.common.run_folder import RunFolder, manifest
 from experiments.common.splits import HEADLINE
 from experiments.common.tables import Table
-from experiments.evaluate.polygon_answers import answers
-from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, PARTS, TOPOLOGIES, Record, measures
-from experiments.evaluate.records import append_groups
+from experiments.evaluate.answers.polygon_answers import answers
+from experiments.evaluate.answers.polygon_metrics import METRIC_DEFINITIONS, PARTS, TOPOLOGIES, Record, measures
+from experiments.evaluate.episodes.records import append_groups
 from experiments.sft import config as sft_config
 from experiments.sft.config import PolygonArgs
 from segenv import data as datasets

@@ -20,8 +20,8 @@ from experiments.common import cli
 from experiments.common.config import Counts, Names, OutFile, RunError
 from experiments.common.run_folder import write_json
 from experiments.common.tables import Table, number
-from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec
-from experiments.evaluate.polygon_metrics import NONE, TOPOLOGIES, Record
+from experiments.evaluate.answers.polygon_answers import OracleAgent, answers, polygon_codec
+from experiments.evaluate.answers.polygon_metrics import NONE, TOPOLOGIES, Record
 from segenv import codec as codecs
 from segenv import data as datasets
 from segenv import statistics

@@ -176,7 +176,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _row(one: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """What the list shows of an episode, and what it is searched, sorted and filtered by."""
+    """The row of an episode in the list: shown, and searched, sorted and filtered by."""
     steps, start = one["steps"], one["start"]["iou"]
     ious = [start, *(step["iou"] for step in steps)]
     kinds = {step["kind"] for step in steps}

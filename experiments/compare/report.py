@@ -16,9 +16,9 @@ from experiments.common.run_folder import write_atomic, write_json
 from experiments.common.tables import Table, number
 from experiments.compare.compare import letters, shared, table
 from experiments.compare.values import Item, Values, images_of, moments
-from experiments.evaluate import polygon_answers
+from experiments.evaluate.answers import polygon_answers
+from experiments.evaluate.answers.polygon_metrics import rasterize
 from experiments.evaluate.finished import Run
-from experiments.evaluate.polygon_metrics import rasterize
 from experiments.results import command_line
 from search.episode import clicks_of
 from segenv import codec, data, queries, render, statistics
@@ -127,7 +127,7 @@ def _picture(task: Task, mask: Any, clicks: Sequence[Any] = ()) -> np.ndarray:
 
 
 def _shown(run: Run, moment: Mapping[str, Any], task: Task | None) -> dict[str, Any]:
-    """What a run did with an item: picture, reply and a few words."""
+    """An item as a run left it: picture, reply and a few words."""
     mask, clicks, words, reply = None, [], "", ""
     if (episode := moment.get("episode")) is not None:
         mask, clicks = episode.mask(len(episode.steps)), clicks_of(episode.steps)

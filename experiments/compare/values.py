@@ -8,13 +8,13 @@ import numpy as np
 
 from experiments.common.config import RunError
 from experiments.common.run_folder import COPY
-from experiments.evaluate import polygon_answers
-from experiments.evaluate.filter import READINGS, read_masks
+from experiments.evaluate.answers import polygon_answers
+from experiments.evaluate.answers.filter import READINGS, read_masks
+from experiments.evaluate.answers.iou_estimates import TOOL
+from experiments.evaluate.answers.polygon_metrics import MEANS, SIZES, TOPOLOGIES, VALUES, Record, having
+from experiments.evaluate.episodes.metrics import Outcome, curves, outcome_of, read_episode
+from experiments.evaluate.episodes.records import read_images
 from experiments.evaluate.finished import Run
-from experiments.evaluate.iou_estimates import TOOL
-from experiments.evaluate.metrics import Outcome, curves, outcome_of, read_episode
-from experiments.evaluate.polygon_metrics import MEANS, SIZES, TOPOLOGIES, VALUES, Record, having
-from experiments.evaluate.records import read_images
 from segenv import metrics
 from segenv.data.base import unique
 
@@ -25,7 +25,7 @@ FINAL = "final IoU"
 
 @dataclass(frozen=True)
 class Values:
-    """What a run measured: `by_measure` holds a number for each item that the measure is of; `result` is the one by
+    """Measures of a run: `by_measure` holds a number for each item that the measure is of; `result` is the one by
     which runs are said to disagree; `masks` are those that were judged, of the task filter."""
 
     by_measure: Mapping[str, Mapping[Item, float]]

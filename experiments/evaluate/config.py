@@ -49,8 +49,8 @@ class Args:
     """Flags of the command line; specs as in docs/evaluate.md and docs/data.md."""
 
     task: Literal["segment", "filter", "polygon", "box", "point"] = "segment"
-    """filter: the agent predicts the IoU of masks, see experiments.evaluate.filter; polygon, box and point: it answers
-    with polygons, a box or a point in one reply, see experiments.evaluate.polygons"""
+    """filter: the agent predicts the IoU of masks, see experiments.evaluate.answers.filter; polygon, box and point: it
+    answers with polygons, a box or a point in one reply, see experiments.evaluate.answers.polygons"""
     protocol: str | None = None
     """named protocol, which fixes all that its table is made under: refcoco-umd, refcoco-unc, reasonseg, grefcoco,
     ritm-davis, sam2-coco-500x5, segnext-hq44k, hlmat-synthetic-v1"""

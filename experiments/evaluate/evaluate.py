@@ -5,8 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from experiments.common.config import RunError, check
-from experiments.evaluate import clicks, filter, polygon_report, polygons, protocols, report, shards
+from experiments.evaluate import protocols, shards
+from experiments.evaluate.answers import filter, polygon_report, polygons
 from experiments.evaluate.config import Args
+from experiments.evaluate.episodes import clicks, report
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, write_atomic
 from experiments.evaluate import protocols
 from experiments.evaluate.config import Args
-from experiments.evaluate.metrics import UNSOLVED, Outcome
+from experiments.evaluate.episodes.metrics import UNSOLVED, Outcome
 from segenv.data import Dataset
 from segenv.files import content_hash
 

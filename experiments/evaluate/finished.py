@@ -7,8 +7,9 @@ from typing import Any
 
 from experiments.common.config import RunError
 from experiments.common.run_folder import COPY, Manifest, RunFolder, as_expected
-from experiments.evaluate import filter, metrics, polygon_metrics
-from experiments.evaluate.click_quality import METRIC_DEFINITIONS as OF_CLICKS
+from experiments.evaluate.answers import filter, polygon_metrics
+from experiments.evaluate.episodes import metrics
+from experiments.evaluate.episodes.click_quality import METRIC_DEFINITIONS as OF_CLICKS
 
 DEFINITIONS = {
     **polygon_metrics.METRIC_DEFINITIONS,

@@ -13,7 +13,7 @@ from experiments.common.config import RunError, create_or_resume
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate.config import Args
-from experiments.evaluate.metrics import Outcome, outcome_of, read_episode
+from experiments.evaluate.episodes.metrics import Outcome, outcome_of, read_episode
 from segenv import statistics
 
 HISTORIES = (0, 1, 4)  # earlier actions in the prompt

@@ -22,7 +22,7 @@ from experiments.common.config import RunError, choices, create_or_resume
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from experiments.common.splits import HEADLINE, split
 from experiments.common.tables import Table
-from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record
+from experiments.evaluate.answers.polygon_metrics import METRIC_DEFINITIONS, Record
 from experiments.gspo import controls
 from experiments.gspo import train as gspo
 from experiments.gspo.answers import ANSWERS, MODES, Replies, of_mode, read_replies, tasks_of, values

@@ -8,9 +8,9 @@ import numpy as np
 
 from experiments.common.config import choices
 from experiments.common.run_folder import RunFolder, hide_home
-from experiments.evaluate.polygon_answers import answers
-from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, VALUES, Record, by_task
-from experiments.evaluate.records import append_groups
+from experiments.evaluate.answers.polygon_answers import answers
+from experiments.evaluate.answers.polygon_metrics import METRIC_DEFINITIONS, VALUES, Record, by_task
+from experiments.evaluate.episodes.records import append_groups
 from experiments.gspo.config import RESUMABLE, Args
 from segenv.data.base import Dataset
 from segenv.records import reader

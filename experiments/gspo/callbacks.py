@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainerCallback
 
 from agents.mllm import MllmAgent
-from experiments.evaluate.polygon_metrics import measures
+from experiments.evaluate.answers.polygon_metrics import measures
 from experiments.gspo.answers import MODES, Run, of_mode, read_replies
 
 MEASURED = ("giou", "valid", "truncated", "tokens")

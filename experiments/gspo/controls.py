@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate.polygon_answers import answers
-from experiments.evaluate.polygon_metrics import Record, rasterize, score
-from experiments.evaluate.records import append_groups
+from experiments.evaluate.answers.polygon_answers import answers
+from experiments.evaluate.answers.polygon_metrics import Record, rasterize, score
+from experiments.evaluate.episodes.records import append_groups
 from experiments.gspo.answers import Run, read_replies
 from segenv import metrics, queries
 from segenv.codec.polygons import PolygonCodec

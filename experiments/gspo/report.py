@@ -11,8 +11,8 @@ from experiments.common import html, plots
 from experiments.common.ablation import cell
 from experiments.common.run_folder import write_atomic
 from experiments.common.tables import Table
-from experiments.evaluate.polygon_metrics import Record, measures
-from experiments.evaluate.polygon_report import picture
+from experiments.evaluate.answers.polygon_metrics import Record, measures
+from experiments.evaluate.answers.polygon_report import picture
 from experiments.gspo.answers import MODES, Replies, Run, of_mode, read_replies, tasks_of, values
 from segenv import statistics
 

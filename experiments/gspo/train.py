@@ -18,7 +18,7 @@ from experiments.common.cli import open_run, setting_up
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, disk_errors, manifest
 from experiments.common.splits import split
-from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS
+from experiments.evaluate.answers.polygon_metrics import METRIC_DEFINITIONS
 from experiments.gspo import report
 from experiments.gspo.answers import Run
 from experiments.gspo.callbacks import EvalCallback

@@ -21,7 +21,7 @@ from experiments.prm.config import Args
 
 def show(args: Args) -> str:
     """Train and measure; returns the table of the measures."""
-    from experiments.evaluate import iou_report
+    from experiments.evaluate.answers import iou_report
     from experiments.prm.train import run
 
     return iou_report.text(run(args))

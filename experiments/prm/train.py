@@ -15,8 +15,8 @@ from agents.training.options import SFTOptions
 from experiments.common.cli import open_run, progress, run_stage, setting_up
 from experiments.common.config import RunError, check, choices
 from experiments.common.run_folder import RunFolder, hide_home, manifest
-from experiments.evaluate import iou_report
-from experiments.evaluate.iou_estimates import READINGS, action_metrics, histogram, iou_estimate_metrics
+from experiments.evaluate.answers import iou_report
+from experiments.evaluate.answers.iou_estimates import READINGS, action_metrics, histogram, iou_estimate_metrics
 from experiments.prm.config import RESUMABLE, Args
 from search import labelled_masks
 from search.labelled_masks import LabelledMask, observation_of

@@ -20,7 +20,7 @@ from agents.training.click_examples import Mixture
 from agents.training.polygon_examples import TOKENS, PolygonExamples
 from experiments.common import config, trainer
 from experiments.common.config import RunError
-from experiments.evaluate.polygon_metrics import record
+from experiments.evaluate.answers.polygon_metrics import record
 from experiments.sft.config import POLYGON_STAGES, RESUMABLE, PolygonArgs
 from experiments.sft.trainer import EvalState, LazyExamples, TinyTrainer, tiny_checkpoint
 from segenv import queries

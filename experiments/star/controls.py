@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.evaluate.click_quality import by_step, right_clicks
+from experiments.evaluate.episodes.click_quality import by_step, right_clicks
 from search.episode import Episode
 from segenv import statistics
 from segenv.types import Task

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.run_folder import finite
-from experiments.evaluate import metrics as summary
+from experiments.evaluate.episodes import metrics as summary
 from search.episode import Episode
 from search.star import Rules, StarExample, star_plus_examples
 from segenv import metrics, statistics

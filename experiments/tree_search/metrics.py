@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from experiments.evaluate import click_quality
+from experiments.evaluate.episodes import click_quality
 from search import spec
 from search.budget import AXES
 from search.spec import SearchSpec

@@ -47,7 +47,7 @@ class SegImageEnv:
         return seen, reward, done, info
 
     def _seen(self, state: SegState) -> tuple[Seen, dict[str, Any]]:
-        """What VAGEN shows of a state, and logs of it."""
+        """The observation of a state, and what VAGEN logs of it."""
         iou = self.chat.iou(state)
         text = self.chat.prompt(state).replace(PLACE, "")  # VAGEN counts the places of pictures
         seen = {"obs_str": f"{PLACE}\n{text}", "multi_modal_input": {PLACE: [self.chat.picture(state)]}}

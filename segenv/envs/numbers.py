@@ -58,7 +58,7 @@ class View:
         return seen if borrowed else {key: part.copy() for key, part in seen.items()}
 
     def _still(self, observation: Observation, task: Task | None) -> tuple[np.ndarray, np.ndarray | None]:
-        """What stays as it is for an episode: the image without its mask, and the instruction."""
+        """The channels that stay for an episode: the image without its mask, and the instruction."""
         still = np.zeros((self.size, self.size, 4 + len(self.features.channels)), np.uint8)
         still[..., :3] = self._shrunk(observation.image)
         for k, channel in enumerate(self.features.channels):

@@ -17,7 +17,7 @@ from agents.training.polygon_examples import ORDERS, TOKENS, PolygonExamples, ab
 from experiments import polygon_ablation
 from experiments.common.ablation import arm_folder
 from experiments.common.config import RunError
-from experiments.evaluate.polygon_metrics import TOPOLOGIES, Record
+from experiments.evaluate.answers.polygon_metrics import TOPOLOGIES, Record
 from experiments.polygon_ablation import ARMS
 from experiments.sft import __main__, config
 from experiments.sft import polygons as sft_polygon

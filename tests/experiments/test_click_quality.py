@@ -11,9 +11,10 @@ from made_episodes import CLICK, INVALID, MISS, STOP, made_episode, made_task, p
 
 from experiments.common.run_folder import RunFolder
 from experiments.compare.compare import compare
-from experiments.evaluate import Args, click_quality, run
-from experiments.evaluate.metrics import outcome_of, summarise
-from experiments.evaluate.report import table
+from experiments.evaluate import Args, run
+from experiments.evaluate.episodes import click_quality
+from experiments.evaluate.episodes.metrics import outcome_of, summarise
+from experiments.evaluate.episodes.report import table
 from search.episode import PARTS
 from segenv import statistics
 

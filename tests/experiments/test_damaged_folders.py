@@ -13,7 +13,7 @@ from PIL import Image
 from experiments.annotate.report import read_image_record
 from experiments.common import run_folder
 from experiments.common.run_folder import RunFolder, manifest
-from experiments.evaluate.metrics import read_episode
+from experiments.evaluate.episodes.metrics import read_episode
 from experiments.tree_search.report import read_tree
 
 ENTIRE = {"empty": b"", "binary": bytes(range(256)) + b"\n", "a list": b"[1]\n", "null": b"null\n", "text": b'"no"\n'}

@@ -14,10 +14,11 @@ from made_players import FAILURES, Scripted
 
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate import diagnosis, run
+from experiments.evaluate import run
 from experiments.evaluate.config import Args
-from experiments.evaluate.metrics import outcome_of, summarise
-from experiments.evaluate.step_facts import expression_of, fault_of, part_of, step_facts
+from experiments.evaluate.episodes import diagnosis
+from experiments.evaluate.episodes.metrics import outcome_of, summarise
+from experiments.evaluate.episodes.step_facts import expression_of, fault_of, part_of, step_facts
 from search.rollout import Reference, rollout
 from segenv import codec as codecs
 from segenv import data as datasets

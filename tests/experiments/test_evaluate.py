@@ -17,9 +17,10 @@ from PIL import Image
 from experiments.common import episode_viewer, html
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate import __main__, evaluate, metrics, report
+from experiments.evaluate import __main__, evaluate
 from experiments.evaluate.config import Args
-from experiments.evaluate.metrics import Outcome
+from experiments.evaluate.episodes import metrics, report
+from experiments.evaluate.episodes.metrics import Outcome
 from search import executors
 from search.episode import Episode, Step
 from segenv.geometry.rle import encode_mask

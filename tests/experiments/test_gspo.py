@@ -26,8 +26,8 @@ from agents.training.sft import SFTOptions, finetune
 from experiments.common.ablation import arm_folder
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate.polygon_answers import OracleAgent
-from experiments.evaluate.polygon_metrics import record
+from experiments.evaluate.answers.polygon_answers import OracleAgent
+from experiments.evaluate.answers.polygon_metrics import record
 from experiments.gspo import ablation, answers, config, controls
 from experiments.gspo import train as run
 from experiments.gspo.controls import SCALES, TEMPERATURES, best_scale, rescore, scale

@@ -12,8 +12,8 @@ from made_data import save
 from made_episodes import CLICK, INVALID, MISS, SHAPE, STOP, made_episode, made_task, part
 
 from experiments.evaluate import Args, run
-from experiments.evaluate.metrics import outcome_of, summarise
-from experiments.evaluate.report import table
+from experiments.evaluate.episodes.metrics import outcome_of, summarise
+from experiments.evaluate.episodes.report import table
 from search.episode import PARTS
 from segenv.types import Task
 

@@ -14,8 +14,9 @@ from experiments import polygons_ceiling
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
 from experiments.compare import compare
-from experiments.evaluate import __main__, config, evaluate, polygon_answers, polygons
-from experiments.evaluate.polygon_metrics import record, size_of, topology_of
+from experiments.evaluate import __main__, config, evaluate
+from experiments.evaluate.answers import polygon_answers, polygons
+from experiments.evaluate.answers.polygon_metrics import record, size_of, topology_of
 from segenv import codec, data
 from segenv.codec.polygons import DIALECTS
 from segenv.types import IGNORE, Task

@@ -12,8 +12,9 @@ from conftest import disc_task
 import agents
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate import __main__, clicks
+from experiments.evaluate import __main__
 from experiments.evaluate.config import Args
+from experiments.evaluate.episodes import clicks
 from search import executors, spec, values
 from search.budget import Limits
 from search.episode import Episode

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from experiments.common.tables import Table, interval, number
-from experiments.evaluate.polygon_metrics import SIZES
-from experiments.evaluate.step_facts import EXCHANGED, EXPRESSIONS, GOOD, NEIGHBOURS, PARTS, StepFacts
+from experiments.evaluate.answers.polygon_metrics import SIZES
+from experiments.evaluate.episodes.step_facts import EXCHANGED, EXPRESSIONS, GOOD, NEIGHBOURS, PARTS, StepFacts
 from segenv import statistics
 from segenv.geometry.rle import decode_mask
 

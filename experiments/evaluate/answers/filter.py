@@ -15,10 +15,12 @@ import numpy as np
 from experiments.common import cli, served
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
-from experiments.evaluate import exclusion, iou_report, records
-from experiments.evaluate.clicks import make_player
+from experiments.evaluate import exclusion
+from experiments.evaluate.answers import iou_report
+from experiments.evaluate.answers.iou_estimates import READINGS, TOOL, iou_estimate_metrics
 from experiments.evaluate.config import Args
-from experiments.evaluate.iou_estimates import READINGS, TOOL, iou_estimate_metrics
+from experiments.evaluate.episodes import records
+from experiments.evaluate.episodes.clicks import make_player
 from search.executors import Player
 from search.labelled_masks import LabelledMask, observation_of, point_masks
 from segenv.data import Dataset

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evaluate import click_quality, diagnosis
-from experiments.evaluate.step_facts import StepFacts, step_facts
+from experiments.evaluate.episodes import click_quality, diagnosis
+from experiments.evaluate.episodes.step_facts import StepFacts, step_facts
 from search.episode import PARTS, Episode
 from segenv import metrics, statistics
 from segenv.codec.base import Codec

@@ -10,7 +10,7 @@ from agents.base import Agent
 from agents.prompted import PromptedAgent
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate.polygon_metrics import Record, record
+from experiments.evaluate.answers.polygon_metrics import Record, record
 from segenv import queries
 from segenv.codec.base import Codec
 from segenv.codec.polygons import DIALECTS, PolygonCodec, of_family

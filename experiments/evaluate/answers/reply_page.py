@@ -10,8 +10,8 @@ from agents.prompted import PromptedAgent
 from experiments.common import cli
 from experiments.common.episode_viewer import IN_PAGE, TEXT, choose, payload, write_episodes
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate.polygon_answers import question
-from experiments.evaluate.polygon_metrics import Record, rasterize, size_of
+from experiments.evaluate.answers.polygon_answers import question
+from experiments.evaluate.answers.polygon_metrics import Record, rasterize, size_of
 from search.episode import PARTS, Episode, Step, action_to_json
 from segenv import queries
 from segenv.codec.polygons import PolygonCodec

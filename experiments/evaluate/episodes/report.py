@@ -10,9 +10,10 @@ from experiments.common.html import write_report
 from experiments.common.plots import new_axes, plot_iou_over_actions, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
-from experiments.evaluate import click_quality, diagnosis, protocols, sensitivity
+from experiments.evaluate import protocols, sensitivity
+from experiments.evaluate.episodes import click_quality, diagnosis
+from experiments.evaluate.episodes.metrics import UNSOLVED, Outcome, curves, finish_reasons
 from experiments.evaluate.exclusion import UNSOLVED_FILE
-from experiments.evaluate.metrics import UNSOLVED, Outcome, curves, finish_reasons
 
 ROWS = (  # key in metrics.json, name, what is better
     ("ciou", "cIoU", "higher"),

@@ -7,9 +7,10 @@ from typing import Any
 from experiments.common import cli, served
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks, part_name
-from experiments.evaluate import episode_page, exclusion, metrics, records, report, sensitivity, shards
+from experiments.evaluate import exclusion, sensitivity, shards
 from experiments.evaluate.config import RESUMABLE, Args
-from experiments.evaluate.metrics import Outcome
+from experiments.evaluate.episodes import episode_page, metrics, records, report
+from experiments.evaluate.episodes.metrics import Outcome
 from search.episode import Episode
 from search.executors import Player, Setup, Skipped, play
 from segenv.data.base import unique

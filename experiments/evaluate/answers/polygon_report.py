@@ -11,7 +11,7 @@ from experiments.common.plots import new_axes, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate import protocols
-from experiments.evaluate.polygon_metrics import SIZES, Record, rasterize
+from experiments.evaluate.answers.polygon_metrics import SIZES, Record, rasterize
 from segenv import queries, render
 from segenv.codec.polygons import PolygonCodec
 from segenv.types import Click, Polygons, Task

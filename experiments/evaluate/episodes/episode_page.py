@@ -8,8 +8,8 @@ from agents.prompted import PromptedAgent
 from experiments.common import cli
 from experiments.common.episode_viewer import IN_PAGE, choose, payload, write_episodes
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate.metrics import Outcome
-from experiments.evaluate.polygon_metrics import size_of
+from experiments.evaluate.answers.polygon_metrics import size_of
+from experiments.evaluate.episodes.metrics import Outcome
 from search.episode import Episode, clicks_of
 from segenv.mdp import Observation
 from segenv.types import Task

@@ -24,10 +24,12 @@ from agents.prompted import PromptedAgent
 from experiments.common import cli, served
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
-from experiments.evaluate import exclusion, polygon_report, records, reply_page
+from experiments.evaluate import exclusion
+from experiments.evaluate.answers import polygon_report, reply_page
+from experiments.evaluate.answers.polygon_answers import OracleAgent, answers, polygon_codec, question, read, score
+from experiments.evaluate.answers.polygon_metrics import METRIC_DEFINITIONS, Record, measures
 from experiments.evaluate.config import Args, PolygonOptions
-from experiments.evaluate.polygon_answers import OracleAgent, answers, polygon_codec, question, read, score
-from experiments.evaluate.polygon_metrics import METRIC_DEFINITIONS, Record, measures
+from experiments.evaluate.episodes import records
 from search.executors import set_threads
 from segenv import codec as codecs
 from segenv import data as datasets

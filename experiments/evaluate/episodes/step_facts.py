@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.evaluate.polygon_metrics import NONE, size_of
+from experiments.evaluate.answers.polygon_metrics import NONE, size_of
 from search.episode import Episode, Step, action_from_json
 from segenv import metrics
 from segenv.codec.base import Codec

@@ -1,0 +1,1 @@
+"""Tasks that one reply answers: polygons, boxes, points, and the IoU of a given mask."""

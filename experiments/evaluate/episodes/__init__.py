@@ -1,0 +1,1 @@
+"""Episodes of clicks: played, measured, and shown."""
