@@ -68,7 +68,7 @@ def policies(
     columns = zip(played, zip(*outcomes, strict=True), zip(*decided, strict=True), strict=True)
     for n, (episodes, own, choices) in enumerate(columns):
         numbers = summary.summarise(own, max_steps, {}, images)
-        del numbers["protocol"]
+        del numbers["protocol"], numbers["decomposed"]  # an answer is taken apart by evaluate
         first = np.array([outcome.first_inside for outcome in own])
         each = {**_each(episodes, max_steps), "first_click_in_object": first}
         base = base or each
