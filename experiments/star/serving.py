@@ -1,5 +1,6 @@
 """The server that plays the policies of a StaR run: one after the other, each under the name of its folder."""
 
+import http.client
 import shlex
 import subprocess
 import sys
@@ -102,7 +103,7 @@ class PolicyServer:
             urllib.request.urlopen(self.health, timeout=5).close()
         except urllib.error.HTTPError as error:
             return error.code < 500
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return False
         return True
 

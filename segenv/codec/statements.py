@@ -38,7 +38,9 @@ _CLOSING = re.compile(r"([^<>\n]{0,300})</points?>")
 _LABEL = re.compile(r"[^<>\n;]{0,60};")  # behind the box that it names
 
 _ITEM = r"\n\s*(?:[-*]|[0-9]{1,2}[.)])"
-_LABELLED = re.compile(r"[\s*`-]*(?:label|sign|type|polarity)[\s*`]*:[\s*`\"']*(positive|negative)\b")
+_LABELLED = re.compile(
+    r"[\s*`}\]-]{0,20}\n[\s*`-]{0,10}(?:label|sign|type|polarity)[\s*`]*:[\s*`\"']*(positive|negative)\b"
+)
 _LISTED = re.compile(rf"\s*{_ITEM}\s*(?=[(\[])")
 _PAIR = re.compile(rf"\s*(?:,|;|and\b|or\b|{_ITEM})\s*[(\[]\s*[-+.0-9e]{{1,20}}\s*,\s*[-+.0-9e]{{1,20}}\s*[)\]]")
 _CALL = re.compile(r"(?<![a-z_])(?:[a-z]{1,12}_)?(?:point|click)(?:_[a-z]{1,12})?\(([^()\n]{0,200})\)")
@@ -63,13 +65,17 @@ _WORD = re.compile(
 _MENTION = re.compile(
     rf"(?=[`*\"'acprs])(?:(?<![`*\"'])[`*\"']+|{_CHOICE}[`*\"']*)(?:(?P<stop>finish(?:ed)?|terminate)|(?P<undo>undo))(?![a-z])(?P<quote>[`*\"'.!]*)"
 )
+SHORT = 8  # words behind "the image does not show", at most
 _DENIAL = re.compile(
     r"(?<![a-z])(?=[tiawdcps])(?:there(?:\s(?:is|are|was|were)|'s)\s(?:no\b|not\s(?:any|an?)\b|none\b)(?P<what>[^.!?\n]{0,120})"
     r"|\b(?:is|are|was|were)(?:\snot|n't)\s(?:in\s(?:the|this)\s(?:image|picture|photo|scene)\b"
     r"|(?:present|visible|shown|depicted|there)(?=\s(?:in|on|within|anywhere)\b|\s*[.!\n]|\s*\Z))"
     r"|\bdo(?:es)?(?:\snot|n't)\s(?:appear|exist)\b(?!\sto)"
-    r"|\b(?:image|picture|photo|scene)\sdoes(?:\snot|n't)\s(?:contain|show|include|depict|have)\b|\b(?:can(?:\snot|not|'t)|could(?:\snot|n't))\s(?:find|see|locate|detect)\b"
+    r"|\b(?P<view>image|picture|photo|scene)\sdoes(?:\snot|n't)\s(?:contain|show|include|depict|have)\b|\b(?:can(?:\snot|not|'t)|could(?:\snot|n't))\s(?:find|see|locate|detect)\b"
     r"(?!\s(?:(?:the|any|an|your)\s)?(?:image|picture)))"
+)
+_PARTLY = re.compile(  # the image does not show the whole dog
+    r"\b(?:whole|entire|full|all|parts?|portions?|regions?|areas?|more|else|anything|other|left|outside|beyond|enough)\b|'s\b"
 )
 _IN_VIEW = re.compile(r"\b(?:image|picture|photo|scene|frame)\b|^\s*$|^none\b")
 _OURS = re.compile(r"\b(?:mask|layer|green|overlay|click|point|action|need|reason)")
@@ -111,11 +117,13 @@ def find(text: str, asked: str = "") -> list[Statement]:
 
 
 def _with_sign(text: str, one: Statement) -> Statement:
-    """A point with the sign that stands right before it, as in `Negative <point>1 2</point>`."""
+    """A point with the sign right before it, as in `Negative <point>1 2</point>`, or on the next line as its label."""
     if one.kind != "point" or one.sign:
         return one
-    before = _BEFORE.search(text[max(0, one.start - _BACK) : one.start])
-    return replace(one, sign=before[1], start=one.start - len(before[0])) if before else one
+    if before := _BEFORE.search(text[max(0, one.start - _BACK) : one.start]):
+        return replace(one, sign=before[1], start=one.start - len(before[0]))
+    label = _LABELLED.match(text, one.end)
+    return replace(one, sign=label[1], end=label.end()) if label else one
 
 
 def tail(text: str) -> str:
@@ -281,6 +289,8 @@ def _words(text: str) -> Iterator[Statement]:
         seen = what is None or (_IN_VIEW.search(what) or word[0].rstrip().endswith("none"))
         before = re.split(r"[.!?\n]", text[max(0, word.start() - _BACK) : word.start()])[-1]
         after = re.split(r"[.!?\n]", text[word.end() : word.end() + _BACK])[0]
+        if word["view"] and (_OURS.search(after) or _PARTLY.search(after) or len(after.split()) > SHORT):
+            continue
         if seen and not _OURS.search(before + word[0]) and not _RIGHT.search(word[0] + after):
             yield Statement("absent", word.start(), word.end(), weak=True)
 

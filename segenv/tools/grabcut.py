@@ -150,9 +150,9 @@ def cut(
 
 
 def pixels_of(box: Box, sy: float, sx: float) -> tuple[slice, slice]:
-    """The pixels (rows, columns) of a box in an image scaled by (sy, sx), at least one of them."""
-    y0, x0 = round(box.y0 * sy), round(box.x0 * sx)
-    return slice(y0, max(round(box.y1 * sy), y0 + 1)), slice(x0, max(round(box.x1 * sx), x0 + 1))
+    """The pixels (rows, columns) of a box in an image scaled by (sy, sx), at least one of them, also at its far edge."""
+    y1, x1 = max(1, round(box.y1 * sy)), max(1, round(box.x1 * sx))
+    return slice(min(round(box.y0 * sy), y1 - 1), y1), slice(min(round(box.x0 * sx), x1 - 1), x1)
 
 
 def _distance(shape: tuple[int, ...], places: list[tuple[int, int]]) -> np.ndarray:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from segenv import codec
 from segenv.codec.reading import split
-from segenv.types import Absent, Box, Click, Invalid, Stop
+from segenv.types import Absent, Box, Click, Invalid, Stop, Task
 from tests.segenv.test_codec import SCENE, Scene
 
 CLICK = "Positive point: (500, 250)"
@@ -317,3 +318,25 @@ def test_replies_as_families_write_them(one):
         assert list(vars(action).values()) == pytest.approx(values, abs=1.5 if kind == "box" else 0)
     for name in ("extra", "unsigned"):
         assert getattr(found, name) == one.get(name, getattr(found, name))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The image does not show the whole dog, but all of it that is visible is covered.",
+        "The scene does not have any dog parts left to add, so the mask is complete.",
+        "The picture does not show the dog's tail.",
+        "The image doesn't have anything else to add.",
+        "The image does not include the legs in the mask.",
+    ],
+)
+def test_a_remark_about_the_object_does_not_empty_its_mask(text):
+    task = Task("made", np.zeros((480, 640, 3), np.uint8), np.ones((480, 640), bool), "the dog")
+    assert isinstance(codec.make("segagent").parse(text, task), Invalid)
+    assert codec.make("segagent").parse("The image does not show a dog.", task) == Absent()
+
+
+@pytest.mark.parametrize("point", ['{"x": 100, "y": 120}', '{"point_2d": [100, 120]}', "Point: (100, 120)"])
+def test_a_label_on_the_next_line_is_the_sign(point):
+    task = Task("made", np.zeros((1000, 1000, 3), np.uint8), np.ones((1000, 1000), bool), "the dog")
+    assert not codec.make("grid1000-xy").parse(f"{point}\nLabel: negative", task).positive

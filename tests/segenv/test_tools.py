@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from segenv import metrics
 from segenv.tools import EncodingCache, SegTool, make
+from segenv.tools.grabcut import pixels_of
 from segenv.types import Box, Click, Prompt, ToolError, frozen
 
 SIZES = [(48, 64), (70, 33), (32, 32), (48, 64)]
@@ -291,3 +292,10 @@ def test_grabcut_finds_the_object_in_a_box_without_a_click():
     tool = make("grabcut")
     [found] = tool.predict(tool.encode([image]), [Prompt(box=Box(25, 15, 75, 65))])
     assert metrics.iou(target, found.mask) > 0.9
+
+
+def test_a_box_at_the_far_edge_has_pixels_in_a_smaller_image():
+    for side in range(990, 1000):
+        rows, columns = pixels_of(Box(0, side, 500, 1000), 0.16, 0.16)
+        assert 0 <= rows.start < rows.stop <= 160 and columns == slice(0, 80)
+    assert pixels_of(Box(0, 0, 1, 1), 0.1, 0.1) == (slice(0, 1), slice(0, 1))
