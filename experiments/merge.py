@@ -94,7 +94,7 @@ def _settings(runs: Sequence[Path]) -> Evaluation:
     for run, other in zip(runs[1:], others, strict=True):
         if changed := changes(first, other, ASIDE):
             raise RunError(f"{runs[0]} and {run} are of different evaluations: {'; '.join(changed)}")
-    return replace(first, shard=None, out=None, resume=None)
+    return replace(first, shard=None, out=None, resume=None, sensitivity=False)  # --resume --sensitivity adds it
 
 
 def _manifest(runs: Sequence[Path]) -> dict[str, Any]:

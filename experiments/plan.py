@@ -73,7 +73,10 @@ def show(args: Args) -> str:
     if args.json is not None:
         write_json(args.json, found)
     costs = [[name, f"{1000 * value:.2f} ms"] for name, value in found["seconds"].items()]
-    costs += [["all", f"{1000 * sum(found['seconds'].values()):.2f} ms"], ["disk", f"{found['bytes'] / 1000:.2f} kB"]]
+    costs += [
+        ["all", f"{1000 * sum(found['seconds'].values()):.2f} ms"],
+        ["records on disk", f"{found['bytes'] / 1000:.2f} kB"],
+    ]
     rows = [
         [
             f"{number:,}",
@@ -84,7 +87,7 @@ def show(args: Args) -> str:
         ]
         for number, one in found["episodes"].items()
     ]
-    head = ("episodes", "worker hours", f"hours of {args.workers} workers", "GB on disk", f"parts of {args.part:,}")
+    head = ("episodes", "worker hours", f"hours of {args.workers} workers", "GB of records", f"parts of {args.part:,}")
     return "\n".join(
         [
             f"an episode of {args.run}, of {found['measured']:,}, with {found['clicks']:.1f} clicks:",

@@ -42,7 +42,9 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
 
 def _manifest(args: Args, ground: Ground) -> dict[str, Any]:
     protocol = {
-        "suite": f"{SUITE}, task {args.task}" if not args.test_tasks else "none: fewer test tasks",
+        "suite": f"{SUITE}, task {args.task}"
+        if len(ground.test) == ground.task.test_tasks
+        else "none: other test tasks",
         **vars(ground.task),
         **choices(args, RESUMABLE),
         "test_tasks": len(ground.test),

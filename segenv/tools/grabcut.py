@@ -150,7 +150,7 @@ def cut(
 
 
 def pixels_of(box: Box, sy: float, sx: float) -> tuple[slice, slice]:
-    """The pixels (rows, columns) of a box in an image scaled by (sy, sx), at least one of them, also at its far edge."""
+    """The pixels (rows, columns) of a box in an image scaled by (sy, sx), one at least, at its far edge too."""
     y1, x1 = max(1, round(box.y1 * sy)), max(1, round(box.x1 * sx))
     return slice(min(round(box.y0 * sy), y1 - 1), y1), slice(min(round(box.x0 * sx), x1 - 1), x1)
 
