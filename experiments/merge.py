@@ -23,6 +23,7 @@ import yaml
 from experiments.common import cli
 from experiments.common.config import OutPath, RunError, changes, load_config, plain
 from experiments.common.run_folder import RunFolder, disk_errors, part_name, write_atomic, write_json
+from experiments.evaluate import protocols
 from experiments.evaluate.config import RESUMABLE
 from experiments.evaluate.config import Args as Evaluation
 from experiments.evaluate.shards import parse
@@ -48,7 +49,7 @@ def merge(args: Args, quiet: bool = False) -> dict[str, Any]:
 
     runs = _in_order([Path(path) for path in args.runs])
     settings = _settings(runs)
-    about = _manifest(runs)
+    about = _manifest(runs, settings)
     args.out.mkdir(parents=True, exist_ok=True)
     if not (args.out / "config.yaml").exists():
         if any(args.out.iterdir()):
@@ -97,10 +98,12 @@ def _settings(runs: Sequence[Path]) -> Evaluation:
     return replace(first, shard=None, out=None, resume=None, sensitivity=False)  # --resume --sensitivity adds it
 
 
-def _manifest(runs: Sequence[Path]) -> dict[str, Any]:
+def _manifest(runs: Sequence[Path], settings: Evaluation) -> dict[str, Any]:
     """The manifest of the whole. Raises RunError where parts saw other data, models or choices."""
     about: list[dict[str, Any]] = [{**RunFolder(run).manifest()} for run in runs]
     shards = [one["protocol"].pop("shard", None) for one in about]
+    for one in about:
+        one["protocol"] = protocols.about_whole(settings, one["protocol"])
     for run, one in zip(runs[1:], about[1:], strict=True):
         for name in ("hashes", "protocol"):
             if changed := changes(about[0][name], one[name]):

@@ -20,6 +20,7 @@ from segenv.seeds import seed_of
 
 Settings = TypeVar("Settings")
 
+SHARD = "--shard"
 WHOLE = {"limit": None, "exclude": None, "skip_bad": False, "seed": 0, "start": None}
 CLICKS = {**WHOLE, "task": "segment", "agent": "annotator", "search": "none"}
 REFERRING = {
@@ -216,6 +217,8 @@ def differences(args: Any, tasks: int | None = None) -> list[str]:
         if value not in (wanted if isinstance(wanted, tuple) else (wanted,)):
             flag = key.replace("_", "-")
             differ.append(f"--{flag} is {value}, and {_first(wanted)} there")
+    if args.shard is not None:
+        differ.append(f"{SHARD} is {args.shard}, and all tasks are played there")
     part = found.part(args.data)
     if part is None:
         differ.append(f"--data is {args.data}, and {found.of_root or ' or '.join(found.data)} there")
@@ -235,9 +238,20 @@ def positions(args: Any, data: Dataset) -> Sequence[int]:
 def about(args: Any, tasks: int | None = None) -> dict[str, Any]:
     """The part of a run's protocol that says under which name it is measured, if under one: `name`, `part` of the data
     and `rules`; else `departs_from`, with what differs."""
-    if args.protocol is None:
-        return {}
-    if differ := differences(args, tasks):
+    return {} if args.protocol is None else _about(args, differences(args, tasks))
+
+
+def about_whole(args: Any, protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """The protocol of a part of a run, as `about` writes it for the whole, whose settings `args` are."""
+    if "departs_from" not in protocol:
+        return dict(protocol)
+    others = {key: value for key, value in protocol.items() if key != "departs_from"}
+    differ = [one for one in protocol["departs_from"]["differences"] if not one.startswith(f"{SHARD} ")]
+    return others | _about(args, differ)
+
+
+def _about(args: Any, differ: list[str]) -> dict[str, Any]:
+    if differ:
         return {"departs_from": {"name": args.protocol, "differences": differ}}
     found = make(args.protocol)
     part = found.part(args.data)

@@ -11,6 +11,7 @@ import pytest
 from made_data import make_davis, photo, save
 from made_fields import make_grefcoco, make_reasonseg, make_refcoco
 
+from experiments import merge
 from experiments.common.config import RunError, parse_args
 from experiments.common.run_folder import RunFolder
 from experiments.evaluate import __main__, protocols
@@ -74,6 +75,21 @@ def test_other_data_and_another_number_of_tasks_have_no_name(davis, tmp_path):
     other = replace(args, data="synthetic:val")
     assert protocols.differences(other)[0] == "--data is synthetic:val, and davis:{root} there"
     assert protocols.about(Args(), 7) == {}
+
+
+def test_a_part_has_no_name_and_the_whole_has(davis, tmp_path):
+    flags = ["--protocol", "ritm-davis", "--root", str(davis), "--tool", "disc", "--batch-size", "1"]
+    flags += ["--report-episodes", "0"]
+    for more, name in (([], "ritm-davis"), (["--max-steps", "2"], None)):
+        root = tmp_path / str(name)
+        assert __main__.main([*flags, *more, "--out", str(root / "whole")]) == 0
+        for k in (1, 2):
+            assert __main__.main([*flags, *more, "--shard", f"{k}/2", "--out", str(root / f"part{k}")]) == 0
+            departs = metrics(root / f"part{k}")["protocol"]["departs_from"]["differences"]
+            assert departs[-1] == f"--shard is {k}/2, and all tasks are played there"
+        assert merge.main([str(root / "part1"), str(root / "part2"), "--out", str(root / "merged")]) == 0
+        merged, whole = metrics(root / "merged"), metrics(root / "whole")
+        assert {**merged, "seconds": 0} == {**whole, "seconds": 0} and merged["protocol"].get("name") == name
 
 
 def test_a_run_that_goes_on_keeps_its_name(davis, tmp_path):
