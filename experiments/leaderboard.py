@@ -106,10 +106,10 @@ def _at(tree: Any, place: str) -> Any:
     return tree
 
 
-def _rank_key(row: Mapping[str, Any]) -> tuple[float, str]:
+def _rank_key(row: Mapping[str, Any]) -> tuple[bool, float, str]:
     name, first = next(iter(row["measures"].items()))
-    value = float("-inf") if first["value"] is None else first["value"]
-    return (value if name.startswith(LESS) else -value, row["name"])
+    value = first["value"] or 0.0
+    return (first["value"] is None, value if name.startswith(LESS) else -value, row["name"])
 
 
 def cell(one: Mapping[str, Any] | None, digits: int = 3) -> str:

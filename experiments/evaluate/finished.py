@@ -22,9 +22,10 @@ KINDS = {  # what may differ between runs, and the entries of their protocols th
         *("task", "max_steps", "start", "given", "asked", "masks", "points", "threshold", "name", "part"),
         *DEFINITIONS,
     ),
-    "data": ("data", "limit", "exclude"),
+    "data": ("data", "limit", "exclude", "shard"),
     "prompt": ("prompt_hash",),
 }
+DRAWN = ("points", "distort")  # starts that a run's seed draws
 OF_SOME = {"prompt_hash", "given", *DEFINITIONS}  # not of agents that are not prompted, or of other measures
 
 
@@ -97,8 +98,9 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """The kind of each difference from the first of some runs, with a text that names it."""
     found, first = [], runs[0]
     for other in runs[1:]:
+        drawn = any(str(run.protocol.get("start")).partition(":")[0] in DRAWN for run in (first, other))
         for kind, names in KINDS.items():
-            for name in names:
+            for name in (*names, "seed") if kind == "data" and drawn else names:
                 a, b = (run.protocol.get(name) for run in (first, other))
                 if a == b or (None in (a, b) and name in OF_SOME):
                     continue

@@ -138,6 +138,20 @@ def test_what_may_differ_is_named_by_a_flag(runs, tmp_path):
         assert compare.compare(runs / "24", other, allowed=["protocol"])["episodes"] == 6
 
 
+def test_starts_that_the_seed_draws_are_data(runs, tmp_path):
+    for name in "ab":
+        other = shutil.copytree(runs / "24", tmp_path / name)
+        numbers = json.loads((other / "metrics.json").read_text())
+        numbers["protocol"] |= {"start": "distort:low=0.5", "seed": int(name == "b")}
+        (other / "metrics.json").write_text(json.dumps(numbers))
+    with pytest.raises(RunError, match="differ in seed: 0 .* and 1 .*--any-data"):
+        compare.compare(tmp_path / "a", tmp_path / "b")
+    for name in "ab":
+        file = tmp_path / name / "metrics.json"
+        file.write_text(file.read_text().replace("distort:low=0.5", "box"))
+    assert compare.compare(tmp_path / "a", tmp_path / "b")["episodes"] == 6
+
+
 def test_judges_of_one_set_of_masks_are_compared_by_their_errors(tmp_path):
     pytest.importorskip("torch")
     options = config.FilterOptions(masks=2)

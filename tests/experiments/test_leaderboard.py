@@ -14,7 +14,7 @@ from PIL import Image
 
 from experiments.common.config import RunError
 from experiments.evaluate.__main__ import main as evaluate
-from experiments.leaderboard import main, rank
+from experiments.leaderboard import _rank_key, main, rank
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,11 @@ def test_the_best_run_is_first_with_its_interval_its_cost_and_its_command(runs, 
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("max_steps", 3), ("name", "ritm-davis"), ("noc", "otherwise"), ("exclude", {"tasks": 1})]
+    ("name", "value"),
+    [
+        *(("max_steps", 3), ("name", "ritm-davis"), ("noc", "otherwise"), ("exclude", {"tasks": 1})),
+        ("shard", "1/2"),
+    ],
 )
 def test_a_run_under_another_protocol_is_refused_and_the_difference_named(runs, tmp_path, name, value):
     other = shutil.copytree(runs / "random", tmp_path / "other")
@@ -82,3 +86,12 @@ def test_a_leaderboard_of_a_named_protocol_has_its_measures_first(runs, tmp_path
         ("NoC@85", {"value": 1.5, "interval": [0.5, 1.5]}),  # fewer clicks are better
         ("NoC@85", {"value": 2.0, "interval": [1.0, 2.0]}),
     ]
+
+
+def test_runs_without_a_value_are_last():
+    for measure, order in (("NoC@85", ["few", "many", "none"]), ("mIoU", ["many", "few", "none"])):
+        rows = [
+            {"name": name, "measures": {measure: {"value": value}}}
+            for name, value in (("none", None), ("few", 0.0), ("many", 2.0))
+        ]
+        assert [row["name"] for row in sorted(rows, key=_rank_key)] == order
