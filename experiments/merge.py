@@ -11,7 +11,7 @@ refused. Run it again where it was ended: it goes on.
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from experiments.evaluate import protocols
 from experiments.evaluate.config import RESUMABLE
 from experiments.evaluate.config import Args as Evaluation
 from experiments.evaluate.shards import parse
-from segenv.files import replacing
+from segenv.files import file_hash, replacing
 
 ASIDE = RESUMABLE | {"out", "resume", "shard"}  # settings in which parts may differ
 FILES = ("episodes.jsonl", "replies.jsonl", "lost.jsonl")
@@ -92,8 +92,9 @@ def _in_order(runs: Sequence[Path]) -> list[Path]:
 def _settings(runs: Sequence[Path]) -> Evaluation:
     """The settings of the whole. Raises RunError where those of parts differ."""
     first, *others = (load_config(run, Evaluation) for run in runs)
+    aside = ASIDE | ({"tool"} if _one_service([RunFolder(run).manifest() for run in runs]) else set())
     for run, other in zip(runs[1:], others, strict=True):
-        if changed := changes(first, other, ASIDE):
+        if changed := changes(first, other, aside):
             raise RunError(f"{runs[0]} and {run} are of different evaluations: {'; '.join(changed)}")
     return replace(first, shard=None, out=None, resume=None, sensitivity=False)  # --resume --sensitivity adds it
 
@@ -104,6 +105,9 @@ def _manifest(runs: Sequence[Path], settings: Evaluation) -> dict[str, Any]:
     shards = [one["protocol"].pop("shard", None) for one in about]
     for one in about:
         one["protocol"] = protocols.about_whole(settings, one["protocol"])
+    if _one_service(about):
+        for one in about:
+            one["protocol"]["tool"] = about[0]["protocol"]["tool"]
     for run, one in zip(runs[1:], about[1:], strict=True):
         for name in ("hashes", "protocol"):
             if changed := changes(about[0][name], one[name]):
@@ -112,10 +116,16 @@ def _manifest(runs: Sequence[Path], settings: Evaluation) -> dict[str, Any]:
     return {**about[0], "merged": parts}
 
 
+def _one_service(about: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether services with one fingerprint, at any address, were the tool of all parts."""
+    found = {str(one["hashes"].get("tool")) for one in about}
+    return len(found) == 1 and found.pop().startswith("http|")
+
+
 def _copy(run: Path, name: str, target: Path, part: int) -> None:
     """Copy a file of records, whole or not at all, from where the part has it."""
     source = next((path for path in (run / part_name(name, part), run / name) if path.exists()), None)
-    if source is None or (target.exists() and target.stat().st_size == source.stat().st_size):
+    if source is None or (target.exists() and file_hash(target) == file_hash(source)):
         return
     with disk_errors(target), open(source, "rb") as file, replacing(target) as copied:
         shutil.copyfileobj(file, copied, 1 << 20)

@@ -53,7 +53,7 @@ def show(args: Args) -> None:
         from search.executors import set_threads
         from segenv.tools.service.server import Limits, make_app
 
-        limits = Limits(args.max_pixels, args.memory << 20, args.batch_size, args.window / 1000)
+        limits = Limits(args.max_pixels, args.memory << 20, args.batch_size, args.window / 1000, args.threads)
         tool = tools.make(args.tool)
         app = make_app(tool, limits, os.environ.get(wire.TOKEN, "").strip() or None, args.host)
     set_threads(args.threads)

@@ -97,8 +97,9 @@ def main(
 def _tell_interrupted(command: str, args: Any) -> None:
     begun = hasattr(args, "resume") and (args.resume or args.out)
     again = f"--resume {begun}" if begun and Path(begun, "config.yaml").exists() else "the same flags"
+    way_on = f"; go on with: python -m experiments.{command} {again}" if args is None or hasattr(args, "out") else ""
     with suppress(OSError):  # the terminal may be gone
-        print(f"\ninterrupted; go on with: python -m experiments.{command} {again}", file=sys.stderr, flush=True)
+        print(f"\ninterrupted{way_on}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -72,6 +72,11 @@ class SegTool(ABC):
         began = time.perf_counter()
         try:
             predictions = self._predict(encodings, prompts)
+            if len(predictions) != len(prompts):
+                raise ToolError(
+                    f"{self.spec}: predict gave {len(predictions)} predictions for {len(prompts)} prompts; "
+                    "expected one for each"
+                )
         except Exception as error:
             raise _fault(self.spec, "predict", error) from error
         self.seconds["decode"] += time.perf_counter() - began

@@ -17,6 +17,7 @@ from experiments.compare import compare
 from experiments.evaluate import __main__, shards
 from experiments.evaluate.config import Args
 from experiments.evaluate.exclusion import Choice
+from segenv.tools import make
 
 ROOT = Path(__file__).resolve().parents[2]
 MANY = 20_000  # episodes of the slow test
@@ -62,7 +63,10 @@ def test_parts_merge_to_the_metrics_of_one_folder(tmp_path, capsys):
     assert merge.main([*map(str, parts), *out]) == 1
     assert f"is not finished; go on with it: --resume {parts[1]}" in capsys.readouterr().err
     (parts[1] / "later").rename(parts[1] / "evaluate.DONE")
-    for _ in range(2):  # again, as after a kill
+    copied = tmp_path / "merged" / "episodes-00002.jsonl"
+    for again in range(2):  # as after a kill
+        if again:
+            copied.write_bytes(bytes(copied.stat().st_size))  # of equal size, but not what the part has
         assert merge.main([str(parts[k]) for k in (2, 0, 1)] + out) == 0
         assert told(tmp_path / "merged") == told(tmp_path / "whole")
     files = sorted(path.name for path in (tmp_path / "merged").glob("episodes*"))
@@ -71,6 +75,22 @@ def test_parts_merge_to_the_metrics_of_one_folder(tmp_path, capsys):
     assert [part["shard"] for part in manifest["merged"]] == ["1/3", "2/3", "3/3"]
     found = compare.compare(tmp_path / "whole", tmp_path / "merged")
     assert found["episodes"] == 11 and (tmp_path / "merged" / "report.html").exists()
+
+
+def test_parts_that_services_at_two_addresses_played_merge_where_these_are_alike(tmp_path):
+    from tests.made_service import serving
+
+    parts = [tmp_path / "part1", tmp_path / "part2", tmp_path / "other"]
+    data = ["--data", discs(tmp_path / "data", 4, 2), "--batch-size", "2"]
+    with serving(make("disc:radius=5")) as (one, _), serving(make("disc:radius=5")) as (two, _):
+        with serving(make("disc:radius=6")) as (other, _):
+            for k, url, out in zip((1, 2, 2), (one, two, other), parts, strict=True):
+                assert evaluate(*data, "--tool", url, "--shard", f"{k}/2", "--out", str(out)) == 0
+        with pytest.raises(RunError, match="different evaluations: tool"):
+            merge.merge(merge.Args((parts[0], parts[2]), tmp_path / "merged"))
+        found = merge.merge(merge.Args((parts[0], parts[1]), tmp_path / "merged"), quiet=True)
+    assert evaluate(*data, "--out", str(tmp_path / "whole")) == 0
+    assert found["miou"] == told(tmp_path / "whole")["miou"] and found["episodes"] == 4
 
 
 def test_parts_that_do_not_belong_together_are_refused(tmp_path):

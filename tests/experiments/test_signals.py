@@ -73,6 +73,17 @@ def test_before_a_folder_is_begun_the_flags_are_the_way_on(tmp_path, capsys):
     assert "experiments.evaluate the same flags" in capsys.readouterr().err
 
 
+def test_a_command_without_a_run_ends_plainly(capsys):
+    @dataclass(frozen=True)
+    class Service:
+        port: int = 0
+
+    assert (
+        cli.main("serve_tool", Service, lambda _: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(30), "", []) == 143
+    )
+    assert capsys.readouterr().err.strip() == "interrupted"
+
+
 def test_a_signal_that_is_ignored_from_the_start_stays_so(capsys):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
     try:

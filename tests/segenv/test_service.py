@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import pickle
 import re
@@ -23,7 +24,7 @@ from segenv.mdp import SegMDP
 from segenv.tools import SegTool, make
 from segenv.tools.service import wire
 from segenv.tools.service.client import HttpTool
-from segenv.tools.service.server import Limits, make_app
+from segenv.tools.service.server import Limits, Refused, Request, _body, make_app
 from segenv.types import Click, Prediction, Prompt, ToolError, image_hash
 
 urllib3 = pytest.importorskip("urllib3")
@@ -126,6 +127,42 @@ def test_a_service_that_is_down_is_a_fault_and_one_that_comes_back_goes_on():
         tool.predict(encodings, [PROMPTS[0]])
 
 
+@pytest.mark.parametrize("spec, limits", [("grabcut:iterations=2", {}), ("grabcut", {"threads": 2})])
+def test_what_no_encoding_depends_on_makes_another_service_too(spec, limits):
+    assert make("grabcut").fingerprint == make(spec).fingerprint
+    with serving(make("grabcut")) as (url, _):
+        tool = make(url)
+        tool.encode(IMAGES[:1])
+    with serving(make(spec), port=int(url.rpartition(":")[2]), **limits):
+        with pytest.raises(ToolError, match="serves another tool"):
+            tool.encode(IMAGES[1:2])
+        assert make(url).fingerprint != tool.fingerprint, "no run goes on with it"
+
+
+class Short(type(make("disc"))):
+    """Gives no prediction for three clicks."""
+
+    def _predict(self, encodings, prompts):
+        return [one for one in super()._predict(encodings, prompts) if len(prompts[0].clicks) != 3]
+
+
+class Ending(type(make("disc"))):
+    """Raises what ends a generator, for three clicks."""
+
+    def predict(self, encodings, prompts):
+        return next(iter(())) if len(prompts[0].clicks) == 3 else super().predict(encodings, prompts)
+
+
+@pytest.mark.parametrize("kind, reason", [(Short, "gave 0 predictions for 1 prompts"), (Ending, "StopIteration")])
+def test_no_fault_of_a_tool_ends_its_service(kind, reason):
+    with serving(kind()) as (url, _):
+        tool = make(url, timeout=20.0, patience=0.0)
+        encodings = tool.encode(IMAGES[:1])
+        with pytest.raises(ToolError, match=f"status 500: disc.*{reason}"):
+            tool.predict(encodings, [Prompt((Click(1, 1), Click(2, 2), Click(3, 3)))])
+        assert tool.predict(encodings, [Prompt((Click(1, 1),))])[0].mask[1, 1]
+
+
 def test_a_fault_of_the_tool_is_told_and_is_that_of_one_client_alone():
     class Broken(type(make("disc"))):
         def _predict(self, encodings, prompts):
@@ -170,9 +207,16 @@ def test_a_token_is_asked_for_and_is_kept_nowhere(monkeypatch):
         assert b"secret" not in pickle.dumps(tool)
     with pytest.raises(ValueError, match=r"host 0\.0\.0\.0 can be reached by others.*set SEGENV_TOOL_TOKEN"):
         make_app(make("disc"), Limits(), None, "0.0.0.0")
+    for token in ("schlüssel", "two\nlines"):
+        monkeypatch.setenv(wire.TOKEN, token)
+        for start in (lambda token: make_app(make("disc"), Limits(), token, "127.0.0.1"), lambda _: make(url)):
+            with pytest.raises(ValueError, match=f"{wire.TOKEN} has a character") as told:
+                start(token)
+            assert token not in str(told.value)
 
 
 KEY = image_hash(IMAGES[0])
+BITS = np.ones(9, np.uint8)
 ITEM = {"image": KEY, "clicks": [[20, 10, True]], "box": None, "mask": None, "logits": None}
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
 
@@ -200,7 +244,11 @@ def _packed(**facts) -> bytes:
         ("/predict", _packed(items=[{**ITEM, "box": [5, 5, 5, 9]}]), 400, "box"),
         ("/predict", _packed(items=[{**ITEM, "mask": KEY}]), 400, "a key is of image"),
         ("/predict", _packed(items=[{**ITEM, "logits": KEY}]), 400, "a key is of image"),
+        ("/predict", _packed(items=[ITEM] * 1024), 413, "masks and answers of the request have 3 MiB"),
+        ("/predict", _packed(items=[{**ITEM, "mask": KEY}] * 400), 413, "masks and answers of the request have 2 MiB"),
+        ("/predict", _packed(items=[ITEM] * 400), 200, ""),
         ("/encode", _packed(images=["0" * 31]), 400, "no key"),
+        ("/encode", _packed(images=[image_hash(BITS)]), 400, "a key is of mask; expected one of image"),
         ("/encode", _packed(images=["0" * 32]), 404, "unknown"),
         ("/encode", _packed(images=7), 400, "images"),
         ("/encode", wire.pack([]), 400, "values by name"),
@@ -218,13 +266,14 @@ def _packed(**facts) -> bytes:
 def test_what_is_no_request_is_refused(small, path, body, status, reason):
     response = small[1].request("POST", small[0] + path, body=body, headers={"Content-Type": wire.CONTENT_TYPE})
     assert response.status == status, response.data
-    assert re.search(reason, response.data.decode()), response.data
+    assert re.search(reason, response.data.decode("utf-8", "replace")), response.data
 
 
 @pytest.fixture(scope="module")
 def small():
     """A service of small images, and a pool of connections; one image is known."""
     with serving(make("disc"), max_pixels=10_000, memory=2 << 20) as (url, service):
+        service.keep([BITS])
         make(url).encode(IMAGES[:1])
         yield url, urllib3.PoolManager(retries=False)
         assert service.under_way == 0, "what was refused holds no memory"
@@ -243,9 +292,23 @@ def test_other_ways_in_are_closed(small):
         head = f"POST /blobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: {wire.CONTENT_TYPE}\r\n"
         line.sendall(f"{head}Content-Length: 99999999999999999999\r\n\r\n".encode())
         assert b" 413 " in line.recv(4096) or b" 400 " in line.recv(4096)
+    with socket.create_connection((host, int(port)), 30) as line:
+        line.sendall(f"{head}Content-Length: 10\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        assert b" 411 " in line.recv(4096)
     with pytest.raises(ToolError, match="image has 40000 pixels; the service takes 10000 at most"):
         make(url).encode([np.zeros((200, 200, 3), np.uint8)])
     assert json.loads(pool.request("GET", f"{url}/tool").data)["max_pixels"] == 10_000
+
+
+def test_a_body_is_read_no_further_than_it_may_be():
+    parts = iter([{"type": "http.request", "body": bytes(6), "more_body": True}] * 100)
+
+    async def receive():
+        return next(parts)
+
+    with pytest.raises(Refused) as told:
+        asyncio.run(_body(Request({"type": "http"}, receive), 10))
+    assert told.value.status == 413 and len(list(parts)) == 98
 
 
 def test_memory_is_bounded_and_a_batch_that_does_not_fit_says_so(small):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from segenv.tools.base import SegTool
-from segenv.types import Prediction, Prompt
+from segenv.types import Prediction, Prompt, ToolError
 
 
 @dataclass(eq=False)
@@ -47,12 +47,19 @@ class Batches:
         try:
             while True:
                 jobs = await self._next()
-                found = await loop.run_in_executor(self._thread, self._work, jobs)
+                found: list[list[Prediction] | Exception]
+                try:
+                    found = await loop.run_in_executor(self._thread, self._work, jobs)
+                except Exception as error:
+                    found = [error] * len(jobs)
                 for job, result in zip(jobs, found, strict=True):
                     if job.future.done():  # its client went away
                         continue
-                    if isinstance(result, Exception):
+                    if isinstance(result, ToolError):
                         job.future.set_exception(result)
+                    elif isinstance(result, Exception):  # a future takes no StopIteration
+                        reason = f"{self.tool.spec}: {type(result).__name__}: {result}"
+                        job.future.set_exception(ToolError(reason))
                     else:
                         job.future.set_result(result)
         finally:

@@ -69,6 +69,7 @@ class HttpTool(SegTool):
             raise ValueError(f"tool 'http:{url}': expected http://HOST:PORT, without a password or a query")
         self.timeout, self.patience = timeout, patience
         self._connections: Any = None
+        wire.check_token(_token())
         about = self._told()
         self.spec = self.url if address.scheme == "http" else f"http:{self.url}"
         self.fingerprint, self.predicts_iou = f"http|{about['fingerprint']}", about["predicts_iou"]
@@ -169,7 +170,7 @@ class HttpTool(SegTool):
         if self._connections is None:
             self._connections = urllib3.PoolManager(maxsize=16, block=False, retries=False)
         headers = {"Content-Type": wire.CONTENT_TYPE, "Accept-Encoding": "identity"}
-        if token := os.environ.get(wire.TOKEN, "").strip():
+        if token := _token():
             headers["Authorization"] = f"Bearer {token}"
         limits = urllib3.Timeout(connect=min(10.0, self.timeout), read=self.timeout)
         try:
@@ -209,6 +210,10 @@ class HttpTool(SegTool):
         if status == 401:
             text = f"it wants a token: set {wire.TOKEN} to the one that the service was started with"
         return ToolError(f"{self.url}: status {status}: {text}")
+
+
+def _token() -> str | None:
+    return os.environ.get(wire.TOKEN, "").strip() or None
 
 
 READ_UNKNOWN = reader(list[str])

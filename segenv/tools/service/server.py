@@ -52,6 +52,8 @@ class Limits:
     who asks at the same time"""
     window: NotNegative = 0.002
     """seconds in which requests are collected for a batch"""
+    threads: Count = 1
+    """threads that the tool was given; sums of floats may depend on them, so the fingerprint names them"""
 
     def __post_init__(self) -> None:
         check(self)
@@ -71,7 +73,8 @@ class ToolService:
 
     def __init__(self, tool: SegTool, limits: Limits) -> None:
         self.tool, self.limits = tool, limits
-        self.fingerprint = tool.fingerprint + "|batched" * (limits.batch_size > 1)
+        facts = (tool.spec, tool.fingerprint, f"threads={limits.threads}")  # the spec has what no encoding depends on
+        self.fingerprint = "|".join(facts) + "|batched" * (limits.batch_size > 1)
         self.blobs = EncodingCache(limits.memory)
         self.batches = Batches(tool, limits.batch_size, limits.window)
         self.under_way = 0
@@ -109,16 +112,29 @@ class ToolService:
 
     async def encode(self, keys: Sequence[str]) -> None:
         """Encode images."""
-        images = [wire.kind_of(one, "image") for one in self.find(keys).values()]
+        found = self.find(keys)
+        with _refusing():
+            images = [wire.kind_of(one, "image") for one in found.values()]
         with self.holding(sum(one.nbytes for one in images)):
             await self._answer(Job(images, list(dict.fromkeys(keys))))
 
     async def predict(self, items: Sequence[wire.Item]) -> bytes:
         """Answer items."""
         arrays = self.find([key for item in items for key in item.keys])
-        prompts = [wire.prompt_of(item, arrays) for item in items]
-        masks = sum(one.mask.nbytes for one in prompts if one.mask is not None)
+        with _refusing():
+            shapes = [wire.kind_of(arrays[item.image], "image").shape for item in items]
+        masks = sum(
+            shape[0] * shape[1] * (1 if item.mask is None else 2) for item, shape in zip(items, shapes, strict=True)
+        )
+        if masks > self.limits.memory:
+            raise Refused(
+                413,
+                error=f"masks and answers of the request have {masks >> 20} MiB; expected {self.limits.memory >> 20} "
+                "at most: give the service more --memory, or use a smaller batch",
+            )
         with self.holding(masks + sum(one.nbytes for one in arrays.values())):
+            with _refusing():
+                prompts = await asyncio.to_thread(lambda: [wire.prompt_of(item, arrays) for item in items])
             hashes = [item.image for item in items]
             predictions = await self._answer(Job([arrays[key] for key in hashes], hashes, prompts))
             return await asyncio.to_thread(self._pack, predictions)
@@ -139,19 +155,17 @@ class ToolService:
         told = request.headers.get("content-length", "")
         if request.headers.get("content-type") != wire.CONTENT_TYPE:
             raise Refused(415, error=f"expected the content type {wire.CONTENT_TYPE}")
-        if not told.isascii() or not told.isdigit():
-            raise Refused(411, error="expected a Content-Length")
+        if not told.isascii() or not told.isdigit() or "transfer-encoding" in request.headers:
+            raise Refused(411, error="expected a Content-Length, and no Transfer-Encoding")
         if len(told) > 15 or int(told) > self.limits.max_body:
             raise Refused(413, error=f"the body has {told[:15]} bytes; expected {self.limits.max_body} at most")
         with self.holding(2 * int(told)):  # the body, and its arrays
             try:
-                body = await asyncio.wait_for(request.body(), SLOWEST)
+                body = await asyncio.wait_for(_body(request, int(told)), SLOWEST)
             except asyncio.TimeoutError:
                 raise Refused(408, error=f"the body did not arrive within {SLOWEST:g} seconds") from None
-            try:
+            with _refusing():
                 return await asyncio.to_thread(self._read, body, read)
-            except ValueError as error:
-                raise Refused(400, error=str(error)) from error
 
     def _read(self, body: bytes, read: Callable[[Any], Read]) -> tuple[Read, list[np.ndarray]]:
         facts, arrays = wire.unpack(body)
@@ -160,9 +174,29 @@ class ToolService:
         return read(facts), list(arrays.values())
 
 
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Refuse what is no request: a ValueError is told to the client."""
+    try:
+        yield
+    except ValueError as error:
+        raise Refused(400, error=str(error)) from error
+
+
+async def _body(request: Request, size: int) -> bytes:
+    """The body of a request. Raises Refused as soon as it has more than `size` bytes."""
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > size:
+            raise Refused(413, error=f"the body has more than the {size} bytes of its Content-Length")
+    return bytes(body)
+
+
 def make_app(tool: SegTool, limits: Limits, token: str | None, host: str) -> FastAPI:
     """The application that answers for `tool`. Without a token it answers any client on this machine alone: `host` has
     to be a loopback address, else ValueError."""
+    wire.check_token(token)
     if token is None and host not in LOOPBACK:
         raise ValueError(
             f"host {host} can be reached by others, so clients need a token: set {wire.TOKEN} to a long random text, "
@@ -220,10 +254,7 @@ def _add_routes(app: FastAPI, service: ToolService) -> None:
     @app.post("/predict")
     async def predict(request: Request) -> Response:
         facts, _ = await service.read(request, _items)
-        try:
-            return Response(await service.predict(facts), media_type=wire.CONTENT_TYPE)
-        except ValueError as error:
-            raise Refused(400, error=str(error)) from error
+        return Response(await service.predict(facts), media_type=wire.CONTENT_TYPE)
 
 
 def _keys(facts: Any) -> list[str]:

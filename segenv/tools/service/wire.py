@@ -32,6 +32,14 @@ HEAD = 32  # bytes of the hash before the content
 KEY = re.compile(r"[0-9a-f]{32}")
 
 
+def check_token(token: str | None) -> None:
+    """Raise ValueError where a token cannot stand in a header."""
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise ValueError(
+            f"{TOKEN} has a character that no header can hold; expected printable ASCII: set another token"
+        )
+
+
 def pack(facts: Any, arrays: Mapping[str, np.ndarray] | None = None) -> bytes:
     """Write `facts` (for JSON) and named arrays as bytes."""
     text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
