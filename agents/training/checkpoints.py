@@ -113,8 +113,8 @@ class Training:
         if processes.is_main_process:
             self._begin()
         processes.wait_for_everyone()
-        if not torch.cuda.is_available():
-            model.set_attn_implementation("eager")  # on a CPU, fused attention is the slower one backwards
+        if self.options.bf16 and not torch.cuda.is_available():
+            model.set_attn_implementation("eager")  # on a CPU, fused attention in bfloat16 is the slower one backwards
         declared = {**(getattr(model.config, "segenv", None) or {}), **self.declare}
         trainer = make_trainer(model, processor, declared.get("image_size"))
         trainer.remove_callback(ProgressCallback)
