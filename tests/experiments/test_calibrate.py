@@ -165,7 +165,8 @@ def test_the_embedded_model_is_found_to_write_rows_first(tmp_path, capsys):
     out = tmp_path / "run"
     assert command.main(["--agent", "mllm", "--out", str(out)]) == 0
     found = json.loads((out / "calibration.json").read_text())
-    assert found["sure"] and (found["frame"]["order"], found["frame"]["scale"]) == ("yx", [1000.0, 1000.0])
+    assert found["sure"] and found["frame"]["order"] == "yx"
+    assert found["frame"]["scale"] == pytest.approx([1000.0, 1000.0], rel=0.01)  # it clicks a little above the middle
     before = (out / "probes.jsonl").read_bytes()
     (out / "probes.jsonl").write_bytes(before[: len(before) // 2])
     assert command.main(["--resume", str(out)]) == 0
