@@ -71,6 +71,13 @@ class NeverStops(Scripted):
         return self.codec.format(middle, item)
 
 
+class StopsAtOnce(Scripted):
+    """Does not click at all."""
+
+    def click(self, item, click):
+        return self.done(item)
+
+
 class ThinksTooLong(Scripted):
     """Never comes to an answer."""
 
@@ -85,5 +92,6 @@ FAILURES = {  # the stage and a part of the name of the line that is each one's 
     SwappedAxes: ("frame", "axes exchanged"),
     WrongObject: ("object", "First click on the object"),
     WrongSign: ("sign", "right sign"),
+    StopsAtOnce: ("stop", "Stops that leave a gain"),
     NeverStops: ("stop", "nothing left to gain"),
 }

@@ -1,6 +1,5 @@
 """Dispatch of an evaluation to the page of its task."""
 
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -23,8 +22,6 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         if args.task != "segment":
             raise RunError(f"--shard {args.shard} is of episodes of clicks; leave it out, or take --task segment")
     args = _spelled_out(args)
-    if args.protocol is not None and not quiet:
-        print(protocols.text(protocols.about(args)), file=sys.stderr)
     return {"segment": clicks.run, "filter": filter.run, "polygon": polygons.run}[args.task](args, quiet)
 
 

@@ -30,11 +30,13 @@ class Choice:
     about: dict[str, Any]
 
 
-def choose(data: Dataset, args: Args) -> Choice:
+def choose(data: Dataset, args: Args, quiet: bool = False) -> Choice:
     """Choose the tasks of `args`: the first `args.limit` of those that `args.protocol` samples and `args.exclude` does
-    not name. Ids that the data does not hold are said on stderr. RunError where the file cannot be read, or nothing is
-    left."""
+    not name. The protocol, unless `quiet`, and ids that the data does not hold are said on stderr. RunError where the
+    file cannot be read, or nothing is left."""
     about, every = protocols.about(args, len(data)), protocols.positions(args, data)
+    if about and not quiet:
+        print(protocols.text(about), file=sys.stderr)
     if args.exclude is None:
         return Choice(every[: args.limit], about)
     path = Path(args.exclude)

@@ -114,6 +114,8 @@ PROTOCOLS: dict[str, NamedProtocol] = {
         rules={
             "sentences": SENTENCES,
             "empty": "without an object gIoU counts an empty mask 1 and any other 0; cIoU adds its pixels to the union",
+            "invalid": "without an object an invalid reply leaves the mask of clicks empty, which gIoU counts 1; of "
+            "--task polygon it is no answer, which gIoU counts 0",
             "n_acc": "of sentences without an object, the share answered so; an invalid reply is no answer",
             "t_acc": "of sentences with an object, the share answered with a mask",
         },

@@ -46,7 +46,7 @@ def measure(
         outcomes = {item.task: item for item in own}
         if found:  # the first is the run itself
             path = folder / "sensitivity" / f"{len(found)}"
-            arm = replace(args, prompt=prompt, history=history, sensitivity=False, protocol=None, root=None)
+            arm = replace(args, prompt=prompt, history=history, sensitivity=False)
             run(replace(arm, report_episodes=0, **create_or_resume(path)), quiet)
             played = RunFolder(path).records("episodes.jsonl", read_episode)
             outcomes = {episode.task: outcome_of(episode) for episode in played}

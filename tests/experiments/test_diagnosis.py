@@ -23,6 +23,7 @@ from search.rollout import Reference, rollout
 from segenv import codec as codecs
 from segenv import data as datasets
 from segenv import metrics, tools
+from segenv.geometry.rle import encode_mask
 from segenv.mdp import SegMDP
 from segenv.types import object_of
 
@@ -132,6 +133,19 @@ def test_facts_of_an_episode_worked_out_by_hand():
     assert facts.fault == (None, None, None, "invalid", None)
     assert facts.first == (12, 12) and facts.on_object["read"] == 1 and facts.random == 600 / 2400 and facts.centre == 1
     assert facts.groups == {"size": "large", "expression": "none", "part": "middle"} and facts.others is None
+
+
+def test_a_first_click_belongs_on_an_error_of_the_mask_at_the_start():
+    task = made_task()
+    inside = {**CLICK, "x": 35, "y": 12}
+    facts = []
+    for start, action in ((part(20), CLICK), (part(20), inside), (part(30), CLICK), (part(20), STOP)):
+        episode = made_episode(task, [(action, part(30))])
+        facts.append(step_facts(replace(episode, start_mask=encode_mask(start)), task))
+    assert [one.on_object["read"] for one in facts] == [0, 1, 0, 0]  # the first is on what the mask has already
+    assert [one.random for one in facts] == [200 / 2400, 200 / 2400, 0, 200 / 2400]
+    line = next(one for one in diagnosis.diagnose(facts, [1.0] * 4)["lines"] if one["stage"] == "object")
+    assert line["value"] == 1 / 2  # neither a stop counts, nor a click where there is no error
 
 
 def test_kinds_of_expressions_parts_and_faults():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_one_flag_changed_and_the_name_is_gone(davis, tmp_path, capsys):
         assert "Not under the protocol" in (tmp_path / name / "report.html").read_text()
 
 
-def test_other_data_and_another_number_of_tasks_have_no_name(davis, tmp_path):
+def test_other_data_and_another_number_of_tasks_have_no_name(davis, tmp_path, capsys):
     for number in range(2):
         save(davis / f"img/more{number}.png", photo(number))
         save(davis / f"gt/more{number}.png", np.full((20, 30), 255, np.uint8))
@@ -75,6 +76,17 @@ def test_other_data_and_another_number_of_tasks_have_no_name(davis, tmp_path):
     other = replace(args, data="synthetic:val")
     assert protocols.differences(other)[0] == "--data is synthetic:val, and davis:{root} there"
     assert protocols.about(Args(), 7) == {}
+    flags = ["--protocol", "ritm-davis", "--root", str(davis), "--tool", "disc", "--report-episodes", "0"]
+    assert __main__.main([*flags, "--out", str(tmp_path / "run")]) == 0
+    told = capsys.readouterr().err  # by the data, not by the flags alone
+    assert "not under protocol ritm-davis: the data hold 5 tasks, and 3 there" in told and "flags: " not in told
+
+
+def test_the_page_names_the_protocols_whose_tasks_are_not_counted():
+    page = (Path(__file__).parents[2] / "docs/protocols.md").read_text()
+    sentence = " ".join(page.split()).partition("The number of tasks of ")[2].partition(" is not checked")[0]
+    uncounted = {name for name, one in protocols.PROTOCOLS.items() if not one.tasks}
+    assert set(re.findall("`(.*?)`", sentence)) == uncounted
 
 
 def test_a_part_has_no_name_and_the_whole_has(davis, tmp_path):

@@ -11,7 +11,7 @@ from agents.backends.base import Backend, Reply
 from agents.prompted import PROMPTS, PromptedAgent
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
-from experiments.evaluate import __main__, run, sensitivity
+from experiments.evaluate import __main__, protocols, run, sensitivity
 from experiments.evaluate.config import Args
 from segenv import codec as codecs
 from segenv.mdp import Observation
@@ -84,6 +84,18 @@ def test_arms_change_one_thing_and_are_paired(tmp_path, capsys):
     before = len(SEEN)
     again = run(replace(args, sensitivity=True, out=None, resume=str(tmp_path / "run")), quiet=True)
     assert again["sensitivity"] == found and len(SEEN) == before  # nothing is asked twice
+
+
+def test_arms_play_the_tasks_that_the_protocol_chooses(tmp_path, monkeypatch, capsys):
+    known = protocols.PROTOCOLS["sam2-coco-500x5"]
+    chosen = replace(known, data=("synthetic:val",), sample=lambda data: [2, 5])
+    monkeypatch.setitem(protocols.PROTOCOLS, "sam2-coco-500x5", chosen)
+    args = Args(agent=f"{__name__}:Asked", protocol="sam2-coco-500x5", tool="disc:radius=20", max_steps=2)
+    args = replace(args, sensitivity=True, report_episodes=0, out=str(tmp_path / "run"))
+    assert [one["episodes"] for one in run(args)["sensitivity"]] == [2] * 5
+    played = RunFolder(tmp_path / "run/sensitivity/4").load_json("metrics.json")
+    assert played["episodes"] == 2 and played["protocol"]["departs_from"]["name"] == "sam2-coco-500x5"
+    assert capsys.readouterr().err.count("not under protocol") == 1  # the arms do not say it again
 
 
 def test_agents_without_a_prompt_and_other_tasks_are_refused(tmp_path):

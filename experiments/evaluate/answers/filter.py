@@ -65,7 +65,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
     if args.executor != "serial" or player.search is not None:
         raise RunError("the task filter plays no episode: leave out --executor and --search")
     estimator, how = iou_estimator(player)
-    chosen = exclusion.choose(player.dataset, args)
+    chosen = exclusion.choose(player.dataset, args, quiet)
     data = player.dataset.select(chosen.positions)
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to judge")

@@ -52,7 +52,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         data = datasets.make(args.data, skip_bad=args.skip_bad, follow_links=args.follow_links)
     except (ValueError, OSError) as error:
         raise RunError(f"cannot read data {args.data!r}: {error}") from error
-    chosen = exclusion.choose(data, args)
+    chosen = exclusion.choose(data, args, quiet)
     data = data.select(chosen.positions)
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to ask")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from experiments.common import cli, served
@@ -16,14 +17,15 @@ from search.executors import Player, Setup, Skipped, play
 from segenv.data.base import unique
 
 
-def run(args: Args, quiet: bool = False) -> dict[str, Any]:
-    """Play the episodes of `args` in their folder, and return the content of metrics.json."""
+def run(args: Args, quiet: bool = False, arm: bool = False) -> dict[str, Any]:
+    """Play the episodes of `args` in their folder, and return the content of metrics.json. An `arm` is of a run that
+    has said its protocol."""
     player = make_player(args)
     if player.agent.in_flight > 1 and args.executor != "serial":
         raise RunError("a server is asked many things at a time as it is: leave out --executor")
     if args.sensitivity:
         sensitivity.arms(player.agent)  # an agent without a prompt is refused here
-    chosen, part = shards.of(exclusion.choose(player.dataset, args), args)
+    chosen, part = shards.of(exclusion.choose(player.dataset, args, quiet or arm), args)
     data = player.dataset.select(chosen.positions)
     if not len(data):
         raise RunError(f"data {args.data!r} holds no task; nothing to evaluate")
@@ -59,7 +61,9 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         numbers = metrics.summarise(ordered, args.max_steps, about["protocol"], images) | served.spent(player.agent)
         numbers["unsolved"] = _unsolved(folder, args, player, ordered)
         if args.sensitivity:
-            numbers["sensitivity"] = sensitivity.measure(folder, args, player.agent, ordered, images, run, quiet)
+            numbers["sensitivity"] = sensitivity.measure(
+                folder, args, player.agent, ordered, images, partial(run, arm=True), quiet
+            )
         numbers = records.write_metrics(folder, numbers, skipped)
         limit = args.report_episodes
         shown = episode_page.write(folder, ordered, data.by_id, player.agent, args.max_steps, limit, quiet)

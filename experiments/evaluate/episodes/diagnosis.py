@@ -26,7 +26,8 @@ FIELDS = {"size": tuple(SIZES), "expression": EXPRESSIONS, "part": PARTS, "neigh
 DEFINITIONS = {
     "decomposed": "each line has its value, its 95 % interval over images, a control and whether it fails; a line "
     f"fails where: more than {FAULTS:g} of all replies have a fault; another frame has at least {AHEAD:g} more of the "
-    "first clicks on the object, and more than random ones; the first click, on it in less than "
+    "first clicks on the object, and more than random ones; the first click, where the first action is one, on the "
+    "object (on an error, where there is a mask at the start) in less than "
     f"{SURE:g} of the episodes, is not shown to be better than a random one and the image's middle; signs of clicks on "
     f"an error are worse than always positive, or wrong more often than right; clicks gain less than {GAIN:g} of what "
     "the annotator's click gains in the same state; of the masks at which nothing is left to gain (IoU "
@@ -152,7 +153,15 @@ def _frame(facts: Sequence[StepFacts], there: Sequence[StepFacts], images: Image
     return [*lines[1:], lines[0]] if explained else lines
 
 
+def _clicked(facts: Sequence[StepFacts]) -> list[int]:
+    """Places of the episodes that begin with a click or a box, where there is something to click."""
+    return [k for k, one in enumerate(facts) if one.first is not None and one.random]
+
+
 def _object(there: Sequence[StepFacts], images: Images) -> list[Line]:
+    clicked = _clicked(there)
+    images = None if images is None else [images[k] for k in clicked]
+    there = [there[k] for k in clicked]
     read = [one.on_object["read"] for one in there]
     value, ends = _mean(read, images)
     controls = {"random": [one.random for one in there], "middle": [one.centre for one in there]}
@@ -214,7 +223,7 @@ def _group(there: Sequence[StepFacts], finals: Sequence[float], images: Images, 
     final, ends = _mean([finals[k] for k in places], of_images)
     return {
         "episodes": len(some),
-        "first_on_object": _mean([one.on_object["read"] for one in some], of_images)[0],
+        "first_on_object": _mean([some[k].on_object["read"] for k in _clicked(some)], None)[0],
         "sign": _ratio(_sums(some, "sign"), _counts(some, "sign"), of_images)[0],
         "gain": _ratio(_sums(some, "gain"), _counts(some, "gain"), of_images)[0],
         "reference": _ratio(_sums(some, "reference"), _counts(some, "reference"), of_images)[0],

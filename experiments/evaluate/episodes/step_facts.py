@@ -45,8 +45,9 @@ class StepFacts:
     task: str
     fault: tuple[str | None, ...]  # of each reply: None, "cut", "outside" or "invalid"
     first: tuple[int, int] | None  # x, y of the first click, or the middle of a first box
-    on_object: dict[str, float]  # whether the first click is on the object: as "read", and as other frames have it
-    random: float  # chance of a random pixel to be on the object: the part of the image that it covers
+    on_object: dict[str, float]  # whether the first click is on the object, or on an error of a mask that is there at
+    # the start: as "read", and as other frames have it
+    random: float  # chance of a random pixel to be on it: the part of the image that it covers
     centre: float  # whether the pixel in the middle of the image is on it
     sign: np.ndarray  # of clicks on an error: whether the sign is right
     positive: np.ndarray  # of those: whether it is to be positive
@@ -68,6 +69,7 @@ def step_facts(episode: Episode, task: Task, codec: Codec | None = None, shared:
     frames; `shared` keeps the target, to find the neighbours in other tasks of the image."""
     found = object_of(task.target)
     first = _point(_action(episode.steps[0]))
+    aim = _aim(task, episode.mask(0))
     names = ("sign", "positive", "gain", "reference", "ended", "done", "missed")
     table: dict[str, np.ndarray] = {name: np.full(len(episode.steps), np.nan) for name in names}
     iou = episode.start_iou
@@ -81,9 +83,9 @@ def step_facts(episode: Episode, task: Task, codec: Codec | None = None, shared:
         task=task.id,
         fault=tuple(map(fault_of, episode.steps)),
         first=(first.x, first.y) if first is not None else None,
-        on_object={"read": _is_on(found, first), **_read_again(episode.steps[0], task, codec)},
-        random=float(found.mean()),
-        centre=float(found[task.height // 2, task.width // 2]),
+        on_object={"read": _is_on(aim, first), **_read_again(episode.steps[0], task, aim, codec)},
+        random=float(aim.mean()),
+        centre=float(aim[task.height // 2, task.width // 2]),
         **table,
         groups={"size": size_of(task), "expression": expression_of(task.instruction), "part": part_of(found)},
         others=others,
@@ -141,11 +143,18 @@ def _is_on(mask: np.ndarray, click: Click | None) -> float:
     return float(click is not None and mask[click.y, click.x])
 
 
-def _read_again(step: Step, task: Task, codec: Codec | None) -> dict[str, float]:
-    """Whether a reply's click is on the object as each other frame reads it."""
-    found = object_of(task.target)
+def _aim(task: Task, start: np.ndarray) -> np.ndarray:
+    """Where a first click belongs, bool [H, W]: on the object, or on an error of the mask at the start."""
+    if not start.any():
+        return object_of(task.target)
+    missing, extra = metrics.errors(task.target, start)
+    return missing | extra
+
+
+def _read_again(step: Step, task: Task, aim: np.ndarray, codec: Codec | None) -> dict[str, float]:
+    """Whether a reply's click is on `aim`, bool [H, W], as each other frame reads it."""
     readings = {name: other.parse(step.text, task) for name, other in other_frames(codec).items()}
-    return {name: _is_on(found, _point(one)) for name, one in readings.items()}
+    return {name: _is_on(aim, _point(one)) for name, one in readings.items()}
 
 
 @lru_cache(maxsize=4)
