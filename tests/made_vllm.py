@@ -68,6 +68,7 @@ class LLM:
         trust_remote_code: bool = False,
         limit_mm_per_prompt: dict[str, int] | None = None,
         tensor_parallel_size: int = 1,
+        max_model_len: int | None = None,
     ) -> None:
         assert limit_mm_per_prompt == {"image": 1} and tensor_parallel_size == 1
         self.model, self.processor = load(model, "float32", trust_remote_code)

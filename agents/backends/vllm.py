@@ -47,9 +47,14 @@ class VllmBackend(Sizes, Backend):
                 source, trust_remote_code=trust_remote_code, local_files_only=is_local(source)
             )
             self.processor = processor_of(source, self.config, trust_remote_code)
-        given = {"limit_mm_per_prompt": {"image": 1}, **(engine or {})}
+        if "mm_processor_kwargs" in (engine or {}):
+            raise ValueError(
+                f"vllm:{source}: engine has mm_processor_kwargs, which change what the model sees and not what its "
+                "processor tells; give the size of images instead, as in vllm:NAME#448"
+            )
+        self.engine = {"limit_mm_per_prompt": {"image": 1}, **(engine or {})}
         self._frames: dict[Size, Size | None] = {}
-        self.llm: Any = LLM(model=self.source, dtype=dtype, trust_remote_code=trust_remote_code, **given)
+        self.llm: Any = LLM(model=self.source, dtype=dtype, trust_remote_code=trust_remote_code, **self.engine)
 
     @cached_property
     def fingerprint(self) -> str | None:
@@ -59,7 +64,10 @@ class VllmBackend(Sizes, Backend):
     @property
     def settings(self) -> dict[str, Any]:
         """Every choice that changes replies."""
-        return {**super().settings, "backend": "vllm", "dtype": self.dtype, "weights": self.fingerprint}
+        engine = {name: str(value) for name, value in sorted(self.engine.items())}
+        revision = getattr(self.config, "_commit_hash", None)  # of a name on the Hub
+        told = {"backend": "vllm", "dtype": self.dtype, "engine": engine}
+        return {**super().settings, **told, "weights": self.fingerprint or revision}
 
     def _ask(
         self, pictures: Sequence[np.ndarray], prompts: Sequence[str], seeds: Sequence[int], temperature: float

@@ -74,3 +74,13 @@ def test_a_run_plays_it_like_any_model(tmp_path):
         numbers = evaluate.run(args, quiet=True)
     assert numbers["episodes"] == 2 and numbers["protocol"]["backend"] == "vllm" and numbers["finish_reasons"]
     assert len((tmp_path / "run" / "replies.jsonl").read_text().splitlines()) >= 2
+
+
+def test_choices_of_the_engine_stand_in_the_settings_or_are_refused(tmp_path):
+    made_models.save("qwen2.5-vl", tmp_path)
+    with made_vllm.installed():
+        plain = agents.make(f"vllm:{tmp_path}", "qwen2.5-vl").settings
+        other = agents.make(f"vllm:{tmp_path}", "qwen2.5-vl", engine={"max_model_len": 512}).settings
+        with pytest.raises(ValueError, match="mm_processor_kwargs"):
+            agents.make(f"vllm:{tmp_path}", "qwen2.5-vl", engine={"mm_processor_kwargs": {"max_pixels": 9}})
+    assert other["engine"]["max_model_len"] == "512" and plain != other
