@@ -6,6 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from made_tools import BrokenTool
 
 from segenv import render
 from segenv.adapters import chat
@@ -14,13 +15,6 @@ from segenv.annotator import next_click
 from segenv.mdp import SegMDP
 from segenv.tools.disc import DiscTool
 from segenv.types import Click, Invalid, Stop, Task, ToolError
-
-
-class BrokenTool(DiscTool):
-    """A tool that answers with an error."""
-
-    def _predict(self, encodings, prompts):
-        raise ToolError("the tool is gone")
 
 
 def replies(game: chat.Chat, task: Task) -> list[str]:

@@ -10,19 +10,13 @@ pytest.importorskip("inspect_ai")
 
 from inspect_ai import eval as inspect_eval
 from inspect_ai.model import Model, ModelOutput, ModelUsage, get_model
+from made_tools import BrokenTool
 
 from segenv.adapters import chat, inspect_task
 from segenv.tools.disc import DiscTool
-from segenv.types import Task, ToolError
+from segenv.types import Task
 
 TEXTS = ("Positive point: (500, 500)", "I would rather not", "Negative point: (10, 10)", "Finish")
-
-
-class BrokenTool(DiscTool):
-    """A tool that answers with an error."""
-
-    def _predict(self, encodings, prompts):
-        raise ToolError("the tool is gone")
 
 
 def scripted(texts: tuple[str, ...] = TEXTS) -> Model:

@@ -17,20 +17,14 @@ from PIL import Image
 pytest.importorskip("openenv")
 
 import uvicorn
+from made_tools import BrokenTool
 from openenv.core import GenericEnvClient
 
 from segenv.adapters import chat, openenv_server
 from segenv.tools.disc import DiscTool
-from segenv.types import Task, ToolError
+from segenv.types import Task
 
 TEXTS = ("Positive point: (500, 500)", "I would rather not", "Negative point: (10, 10)", "Finish")
-
-
-class BrokenTool(DiscTool):
-    """A tool that answers with an error."""
-
-    def _predict(self, encodings, prompts):
-        raise ToolError("the tool is gone")
 
 
 @contextmanager

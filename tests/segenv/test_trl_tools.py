@@ -14,6 +14,7 @@ pytest.importorskip("trl")
 
 import made_models
 from datasets import Dataset
+from made_tools import BrokenTool
 from transformers import Qwen2VLImageProcessorPil
 from trl import GRPOConfig, GRPOTrainer, chat_template_utils
 
@@ -29,13 +30,6 @@ CALLS: list[dict[str, Any]] = [
     {"name": "remove", "arguments": {"x": 1000, "y": 0}},
     {"name": "finish", "arguments": {}},
 ]
-
-
-class BrokenTool(DiscTool):
-    """A tool that answers with an error."""
-
-    def _predict(self, encodings, prompts):
-        raise ToolError("the tool is gone")
 
 
 class Stacked(Qwen2VLImageProcessorPil):
