@@ -17,6 +17,7 @@ from agents.backends.server import BudgetOptions, ServerOptions
 from experiments.common.config import RunError
 from experiments.evaluate import evaluate
 from experiments.evaluate.config import Args
+from segenv.types import AgentError
 from tests.made_servers import cuts, hangs, named_discs, replies, sends, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,3 +213,30 @@ def test_polygons_of_a_served_model_are_scored_and_what_fails_is_listed(tmp_path
     assert list(numbers["skipped"]) == ["item-1"] and numbers["skipped"]["item-1"].endswith("status 400: no")
     assert numbers["replies"] == 2 and numbers["giou"] > 0.3 and numbers["finish_reasons"] == {"stop": 2}
     assert sorted(one["task"] for one in lines(tmp_path / "run", "replies.jsonl")) == ["item-0", "item-2"]
+
+
+def test_masks_that_a_served_model_gives_no_reply_to_are_listed_and_no_other_is_asked_twice(tmp_path):
+    (tmp_path / "data").mkdir()
+    data = named_discs(tmp_path / "data", 3)
+
+    def act(body, times):
+        failing = number_of(body) == 1 and not mended
+        return sends(400, b'{"error": {"message": "no"}}') if failing else replies(MIDDLE.replace("0", "50", 1))
+
+    mended = False
+    given = {"task": "filter", "codec": "segagent", "max_steps": 20, "batch_size": 2}
+    with serving(act) as (url, chat):
+        with pytest.raises(AgentError, match="status 400: no"):
+            evaluate.run(settings(url, data, tmp_path / "ended", **given, skip_bad=False), quiet=True)
+        chat.asked.clear()
+        args = settings(url, data, tmp_path / "run", **given)
+        numbers = evaluate.run(args, quiet=True)
+        assert list(numbers["skipped"]) == ["item-1"] and numbers["skipped"]["item-1"].endswith("status 400: no")
+        assert numbers["tasks"] == 2 and numbers["masks"] == 8 and numbers["silent"] == 0
+        kept = lines(tmp_path / "run", "replies.jsonl")
+        assert {one["task"] for one in kept} == {"item-0", "item-2"} and numbers["spent"]["requests"] == len(chat.asked)
+        assert len(kept) == sum("object 1;" not in prompt for prompt in chat.asked)
+        assert "1 bad items were passed over" in (tmp_path / "run" / "report.html").read_text("utf-8")
+        mended, before = True, len(chat.asked)
+        again = evaluate.run(Args(**{**vars(args), "out": None, "resume": args.out}), quiet=True)
+    assert again["tasks"] == 3 and not again["skipped"] and len(chat.asked) - before <= 4

@@ -28,7 +28,7 @@ from segenv.envs.filter import POINTS
 from segenv.mdp import Observation
 from segenv.records import reader
 from segenv.statistics import METRIC_DEFINITIONS, acceptance
-from segenv.types import Task
+from segenv.types import AgentError, Task
 
 RESUMABLE = frozenset({"report_episodes", "server", "budget"})
 DEFINITIONS = {
@@ -85,12 +85,13 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         about = folder.keep_manifest(manifest(args.seed, protocol, hashes), DEFINITIONS)
 
         def estimate(tasks: list[Task]) -> list[dict[str, Any]]:
-            return estimate_masks(tasks, player, options.masks, args.seed, estimator)
+            skip = data.skip if args.skip_bad else None
+            return estimate_masks(tasks, player, options.masks, args.seed, estimator, skip)
 
         check = of_tasks(read_masks, records.indices(data))
         with served.kept_replies(folder, player.agent):
             records.append_groups(folder, "masks.jsonl", data, args.batch_size, estimate, quiet=quiet, read=check)
-        return _write_results(folder, args, about, data)
+        return _write_results(folder, args, about, data, served.spent(player.agent))
 
 
 def iou_estimator(player: Player) -> tuple[IouEstimator, str]:
@@ -117,12 +118,40 @@ def iou_estimator(player: Player) -> tuple[IouEstimator, str]:
 
 
 def estimate_masks(
-    tasks: Sequence[Task], player: Player, count: int, seed: int, estimator: IouEstimator
+    tasks: Sequence[Task],
+    player: Player,
+    count: int,
+    seed: int,
+    estimator: IouEstimator,
+    skip: Callable[[str, str], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Sample `count` masks of each task, and estimate their IoU; one record a task."""
+    """Sample `count` masks of each task, and estimate their IoU; one record a task. Where the model behind the agent
+    fails, `skip` is told of the task and the reason, and the task is left out; without it AgentError ends the run."""
     sampled = point_masks(player.mdp, tasks, count, seed)
-    pairs = list(zip(tasks, sampled, strict=True))
-    estimates = estimator([observation_of(mask, task) for task, masks in pairs for mask in masks])
+    return _estimated(list(zip(tasks, sampled, strict=True)), estimator, skip)
+
+
+def _estimated(
+    pairs: Sequence[tuple[Task, Sequence[LabelledMask]]],
+    estimator: IouEstimator,
+    skip: Callable[[str, str], None] | None,
+) -> list[dict[str, Any]]:
+    """Estimate the IoU of as many masks of each task. Replies that came are in the agent's log, and not asked for
+    again."""
+    if not pairs:
+        return []
+    count = len(pairs[0][1])
+    try:
+        estimates = estimator([observation_of(mask, task) for task, masks in pairs for mask in masks])
+    except AgentError as error:
+        if skip is None:
+            raise
+        if not error.of and len(pairs) > 1:  # which of them it is
+            return [record for pair in pairs for record in _estimated([pair], estimator, skip)]
+        lost = {k // count: one for k, one in error.of.items()} or {0: error}
+        for k, one in lost.items():
+            skip(pairs[k][0].id, str(one))
+        return _estimated([pair for k, pair in enumerate(pairs) if k not in lost], estimator, skip)
     entries = []
     for k, (task, masks) in enumerate(pairs):
         predicted = {name: values[k * count : (k + 1) * count] for name, values in estimates.items()}
@@ -130,7 +159,9 @@ def estimate_masks(
     return entries
 
 
-def _write_results(folder: RunFolder, args: Args, about: dict[str, Any], data: Dataset) -> dict[str, Any]:
+def _write_results(
+    folder: RunFolder, args: Args, about: dict[str, Any], data: Dataset, spent: Mapping[str, Any]
+) -> dict[str, Any]:
     indices, skipped = records.indices(data), dict(data.skipped)
     entries: list[Any] = sorted(folder.records("masks.jsonl", read_masks), key=lambda record: indices[record["task"]])
     records.check_any(entries, args.data, skipped)
@@ -150,6 +181,7 @@ def _write_results(folder: RunFolder, args: Args, about: dict[str, Any], data: D
         "iou": calibrated["iou"],
         "readings": calibrated["readings"]["all"],
         "acceptance": {name: acceptance(values, true, args.filter.threshold) for name, values in rivals.items()},
+        **spent,
         "protocol": about["protocol"],
     }
     numbers = records.write_metrics(folder, numbers, skipped)
@@ -159,6 +191,7 @@ def _write_results(folder: RunFolder, args: Args, about: dict[str, Any], data: D
     section["notes"] = [f"{name}: {_acceptance_text(found)}" for name, found in numbers["acceptance"].items()]
     title = f"{args.agent} as a judge of masks by {args.tool} on {args.data}"
     lead = f"{len(masks)} masks of {len(entries)} tasks, of random points in the target's box."
+    lead += f" {len(skipped)} bad items were passed over." if skipped else ""
     iou_report.page(folder, title, lead, [section], numbers["protocol"], about)
     folder.finish("evaluate")
     return numbers
