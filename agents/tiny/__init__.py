@@ -1,5 +1,17 @@
 """The embedded multimodal model: its vision tower, text model, tokenizer and processor."""
 
-from agents.tiny.model import END, IMAGE, SENTENCES, WORDS, build, extend, initialise, refine, save, tokenizer
+from agents.tiny.model import END, IMAGE, SENTENCES, WORDS, build, enlarge, extend, initialise, refine, save, tokenizer
 
-__all__ = ["END", "IMAGE", "SENTENCES", "WORDS", "build", "extend", "initialise", "refine", "save", "tokenizer"]
+__all__ = [
+    "END",
+    "IMAGE",
+    "SENTENCES",
+    "WORDS",
+    "build",
+    "enlarge",
+    "extend",
+    "initialise",
+    "refine",
+    "save",
+    "tokenizer",
+]

@@ -185,6 +185,46 @@ def refine(
 
 
 @torch.no_grad()
+def enlarge(
+    model: transformers.LlavaForConditionalGeneration, processor: transformers.LlavaProcessor, seed: int = 0
+) -> tuple[transformers.LlavaForConditionalGeneration, transformers.LlavaProcessor]:
+    """The model and the processor for pictures of twice the side, with as many tokens: a convolution before the first
+    stage halves the resolution once more. Six of its channels begin as the means of 2 x 2 pixels, so that outputs stay
+    what they were; nothing reads the other ten yet."""
+    config: Any = copy.deepcopy(model.config)
+    tower = config.vision_config
+    if tower.norm:
+        raise ValueError("expected a vision tower whose batch norms are folded, as a trained checkpoint's are")
+    side, channels = 2 * tower.image_size, 16
+    tower.image_size = side
+    tower.channels, tower.blocks = [channels, *tower.channels], [0, *tower.blocks]
+    tower.strides, tower.kernels = [2, *tower.strides], [5, *tower.kernels]
+    config.segenv = {**config.segenv, "image_size": [side, side]}
+    larger = transformers.LlavaForConditionalGeneration(config)
+
+    first = torch.empty(channels, 3, 5, 5).normal_(0.0, 0.16, generator=torch.Generator().manual_seed(seed))
+    first[:6] = 0
+    for colour in range(3):  # and its negative, as ReLU lets only one of them through
+        first[colour, colour, 2:4, 2:4], first[3 + colour, colour, 2:4, 2:4] = 0.25, -0.25
+    weights = {}
+    for name, value in model.state_dict().items():
+        before, mark, stage = name.partition("vision_tower.stages.")
+        number, _, rest = stage.partition(".")
+        weights[f"{before}{mark}{int(number) + 1}.{rest}" if mark else name] = value
+        if (number, rest) == ("0", "0.conv.weight"):
+            unread = value.new_zeros(len(value), channels - 6, *value.shape[2:])
+            weights[f"{before}{mark}1.{rest}"] = torch.cat([value, -value, unread], dim=1)
+            weights[name], weights[name.replace("weight", "bias")] = first, torch.zeros(channels)
+    larger.load_state_dict(weights)
+    larger.generation_config = model.generation_config
+    processor = copy.deepcopy(processor)
+    pictures: Any = processor.image_processor
+    pictures.size = pictures.crop_size = {"height": side, "width": side}
+    processor.patch_size = tower.patch_size
+    return larger.eval(), processor
+
+
+@torch.no_grad()
 def initialise(model: transformers.LlavaForConditionalGeneration, seed: int, std: float = 0.05) -> None:
     """Set fresh weights in the order of their names, equal under every version of the libraries: the vision tower's
     own, and in the rest normal with `std` (twice and more the usual .02, which a model of this width needs to leave its

@@ -18,8 +18,8 @@ from transformers.modeling_outputs import BaseModelOutput
 class VisionTowerConfig(PretrainedConfig):
     """Sizes of a vision tower: each entry of `channels` divides the resolution by that of `strides` and is followed by
     the number of residual blocks in `blocks`; `layers` attention layers of `hidden_size` and `heads` heads follow.
-    Stages of stride 1 see as far as with stride 2, by dilation. `norm` is False where the batch norms are folded into
-    the convolutions."""
+    Stages of stride 1 see as far as with stride 2, by dilation. `kernels` holds the side of each stage's first
+    convolution. `norm` is False where the batch norms are folded into the convolutions."""
 
     model_type = "segenv_tower"
 
@@ -33,11 +33,13 @@ class VisionTowerConfig(PretrainedConfig):
         heads: int = 4,
         norm: bool = True,
         strides: Sequence[int] | None = None,
+        kernels: Sequence[int] | None = None,
         **kwargs,
     ) -> None:
         self.image_size, self.hidden_size, self.layers, self.heads = image_size, hidden_size, layers, heads
         self.channels, self.blocks, self.norm = list(channels), list(blocks), norm
         self.strides = [2] * len(self.channels) if strides is None else list(strides)
+        self.kernels = [5] + [3] * (len(self.channels) - 1) if kernels is None else list(kernels)
         super().__init__(**kwargs)
 
     @property
@@ -82,10 +84,9 @@ class VisionTower(PreTrainedModel):
         super().__init__(config)
         self.stages = nn.ModuleList()
         inputs, apart = 3, 1  # pixels between the neighbours of a convolution
-        for k, (channels, blocks, stride) in enumerate(
-            zip(config.channels, config.blocks, config.strides, strict=True)
-        ):
-            down = Convolution(inputs, channels, 3 if k else 5, stride, apart, config.norm)
+        sizes = zip(config.channels, config.blocks, config.strides, config.kernels, strict=True)
+        for channels, blocks, stride, kernel in sizes:
+            down = Convolution(inputs, channels, kernel, stride, apart, config.norm)
             apart *= 2 if stride == 1 else 1
             rest = [Block(channels, apart, config.norm) for _ in range(blocks)]
             self.stages.append(nn.Sequential(down, nn.ReLU(), *rest))

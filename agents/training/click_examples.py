@@ -62,13 +62,14 @@ class ClickExample:
 class Mixture:
     """Numbers of an example's questions: `first` about the empty mask (one picture), one about each of `trajectory`
     states played through the tool and of `cheap` masks, and for `crossed` of these masks one about another object.
-    `easy` is the part of scenes from the easiest class."""
+    `easy` is the part of scenes from the easiest class, `hard` that from the hardest: by default half the rest."""
 
     first: int = 4
     trajectory: int = 0
     cheap: int = 0
     crossed: int = 0
     easy: float = 1 / 3
+    hard: float | None = None
 
 
 class Rollout:
@@ -187,8 +188,9 @@ class ClickExamples:
 
     def _scene(self, number: int) -> scenes.Scene:
         rng = np.random.default_rng([self.seed, 1, number])
-        rest = (1 - self.mixture.easy) / 2
-        return self.levels[rng.choice(3, p=[self.mixture.easy, rest, rest])].scene(number)
+        easy = self.mixture.easy
+        hard = (1 - easy) / 2 if self.mixture.hard is None else self.mixture.hard
+        return self.levels[rng.choice(3, p=[easy, 1 - easy - hard, hard])].scene(number)
 
     def _task(self, scene: scenes.Scene, k: int, instruction: str) -> Task:
         return Task("example", scene.image, scene.instances == k + 1, instruction)

@@ -30,7 +30,8 @@ MIXTURES = {
     "state": Mixture(first=4, trajectory=5, easy=0.2),
 }
 ANY_MASKS = Mixture(first=2, trajectory=4, cheap=4, crossed=4)  # of the stage `state` where masks are of any kind
-SIZES = ("image_size", "width", "vision_layers", "text_layers", "heads")
+IMAGE_SIZE = 128  # of a model from scratch
+SIZES = ("width", "vision_layers", "text_layers", "heads")
 
 
 class ClickTrainer(TinyTrainer):
@@ -41,15 +42,11 @@ class ClickTrainer(TinyTrainer):
     def fresh(self) -> tuple[Any, Any]:
         """The model to start from, and its processor."""
         if self.args.base is not None:
-            model, processor, side = tiny_checkpoint(self.args.base, self.args.tokens)
-            if side != self.args.image_size:
-                raise RunError(
-                    f"base {self.args.base!r} sees images of {side} pixels, and image_size is {self.args.image_size}; "
-                    "give the size of the base"
-                )
+            model, processor, side = tiny_checkpoint(self.args.base, self.args.tokens, self.args.image_size)
             model.config.segenv = {"codec": CODEC, "prompt": "instruction", "image_size": [side, side]}
             return model, processor
-        return tiny.build(self.args.seed, **{name: getattr(self.args, name) for name in SIZES})
+        sizes = {name: getattr(self.args, name) for name in SIZES}
+        return tiny.build(self.args.seed, image_size=self.args.image_size or IMAGE_SIZE, **sizes)
 
     @cached_property
     def rollout(self) -> Rollout:
@@ -86,8 +83,8 @@ class ClickTrainer(TinyTrainer):
 
     def open_stage(self, stage: str) -> Dataset:
         """The examples of a stage."""
-        grid = self.args.image_size // self.processor.patch_size
-        return LazyExamples(partial(click_examples, self.args, stage, grid))
+        side = self.model.config.segenv["image_size"][0]
+        return LazyExamples(partial(click_examples, self.args, stage, side, side // self.processor.patch_size))
 
     def reply_metrics(self, state: EvalState, text: str) -> dict[str, float]:
         """Metrics of a reply: a first click in the object, or the error of the predicted IoU and of the action."""
@@ -107,13 +104,15 @@ class ClickTrainer(TinyTrainer):
         return scores
 
 
-def click_examples(args: ClickArgs, stage: str, grid: int) -> ClickExamples:
-    """The examples of a stage, with `grid` patches along an image's side."""
+def click_examples(args: ClickArgs, stage: str, side: int, grid: int) -> ClickExamples:
+    """The examples of a stage, with `grid` patches along an image's `side`."""
     mixture = ANY_MASKS if stage == "state" and args.states == "any" else MIXTURES[stage]
     if stage == "click":
         mixture = replace(mixture, cheap=args.cheap)
+    if stage in ("click", "state") and args.hard:
+        mixture = replace(mixture, easy=(1 - args.hard) / 3, hard=args.hard)
     rollout = make_rollout(args) if mixture.trajectory else None
-    return ClickExamples(mixture, rollout, args.image_size, grid, args.stop_iou, args.seed)
+    return ClickExamples(mixture, rollout, side, grid, args.stop_iou, args.seed)
 
 
 def make_rollout(args: ClickArgs) -> Rollout:
@@ -132,7 +131,7 @@ def check(args: ClickArgs) -> None:
     if args.tokens and args.base is None:
         raise RunError("tokens needs a base, whose tokens are refined; give --base, or a larger image_size")
     patch = VisionTowerConfig().patch_size
-    if args.image_size < patch or args.image_size % patch:
+    if args.image_size % patch:
         raise RunError(f"image_size is {args.image_size}; expected a multiple of {patch}")
     if args.width % (2 * args.heads):
         raise RunError(f"width is {args.width}; expected an even number for each of the {args.heads} heads")

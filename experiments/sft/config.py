@@ -30,6 +30,8 @@ class CommonArgs:
     rate: Positive = 1e-3
     tokens: CountOrNone = 0
     """Image tokens along a side; a base with fewer is refined. 0: those of the base."""
+    image_size: CountOrNone = 0
+    """The side of pictures in pixels; a base with smaller ones is enlarged. 0: the base's, or 128."""
     seed: Seed = 0
     device: str | None = None
     """cuda where there is a GPU, otherwise cpu."""
@@ -67,13 +69,15 @@ class ClickArgs(CommonArgs):
     """The reply is to stop, too, where the annotator's next click would gain less IoU than this."""
     cheap: CountOrNone = 0
     """Distorted masks a scene in the stage `click`."""
+    hard: Annotated[float, Range(0, most=1)] = 0.0
+    """Part of the scenes that is of the hardest class from the stage `click` on. 0: those of the stages, a third or
+    two fifths."""
     look_steps: CountOrNone = 2_500
     easy_steps: CountOrNone = 800
     click_steps: CountOrNone = 8_700
     state_steps: CountOrNone = 4_600
     lessons: Count = 10
     """Scenes a step; 1.6 times as many in the stage `look`, and half as many in the last, which asks more of each."""
-    image_size: Count = 128
     width: Count = 128
     vision_layers: CountOrNone = 2
     text_layers: Count = 4

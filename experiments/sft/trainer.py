@@ -148,9 +148,9 @@ def keep_heads(heads: Heads, path: Path) -> None:
     heads.load_state_dict(own)
 
 
-def tiny_checkpoint(base: str, tokens: int = 0) -> tuple[Any, Any, int]:
+def tiny_checkpoint(base: str, tokens: int = 0, image_size: int = 0) -> tuple[Any, Any, int]:
     """The model in float32 and the processor of a tiny checkpoint by folder or name, refined until images have at least
-    `tokens` along a side, and that side in pixels."""
+    `tokens` along a side and enlarged until they have `image_size` pixels, and that side in pixels."""
     try:
         model, processor = load(parse(base)[0] or EMBEDDED, "float32")
     except (ValueError, CheckpointError) as error:
@@ -158,14 +158,22 @@ def tiny_checkpoint(base: str, tokens: int = 0) -> tuple[Any, Any, int]:
     kind = getattr(getattr(model.config, "vision_config", None), "model_type", None)
     if kind != VisionTowerConfig.model_type:
         raise RunError(f"base {base!r} is no tiny model; for other checkpoints train with agents.training.sft")
-    side = (getattr(model.config, "segenv", None) or {}).get("image_size")
-    if not isinstance(side, list) or len(set(side)) != 1:
+    sides = (getattr(model.config, "segenv", None) or {}).get("image_size")
+    if not isinstance(sides, list) or len(set(sides)) != 1:
         raise RunError(
-            f"base {base!r} declares images of {side!r}; expected segenv.image_size [SIDE, SIDE] in config.json"
+            f"base {base!r} declares images of {sides!r}; expected segenv.image_size [SIDE, SIDE] in config.json"
         )
-    while side[0] // processor.patch_size < tokens:
+    own = side = sides[0]
+    while side // processor.patch_size < tokens:
         try:
             model, processor = tiny.refine(model, processor)
         except ValueError as error:
             raise RunError(f"base {base!r} cannot be refined to {tokens} tokens a side: {error}; give fewer") from error
-    return model, processor, side[0]
+    while side < image_size:
+        model, processor = tiny.enlarge(model, processor)
+        side *= 2
+    if image_size and side != image_size:
+        raise RunError(
+            f"base {base!r} sees images of {own} pixels, and image_size is {image_size}; give 0, {own} or {2 * own}"
+        )
+    return model, processor, side

@@ -129,6 +129,15 @@ def test_played_states_are_what_the_tool_makes_of_the_correct_actions():
         assert np.array_equal(state.mask, mask) and best == action
 
 
+def test_scenes_are_of_the_classes_that_the_mixture_says():
+    def objects(**shares):
+        examples = ClickExamples(Mixture(first=1, **shares), seed=5)
+        return [len(examples.scene(k).objects) for k in range(20)]
+
+    assert max(objects(easy=1.0, hard=0.0)) <= 3 < 4 <= min(objects(easy=0.0, hard=1.0))
+    assert objects() == objects(hard=1 / 3), "by default classes are alike"
+
+
 @pytest.mark.parametrize("turn", range(8))
 def test_played_states_are_turned_with_their_scene(turn):
     examples = ClickExamples(Mixture(first=1, trajectory=5), Rollout(tools.make("disc"), steps=6), seed=5)

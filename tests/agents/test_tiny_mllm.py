@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import agents
 from agents import tiny
 from agents.backends.transformers import SeededSample, TransformersBackend, chat, encode, load
+from agents.tiny import vision_tower
 from segenv import render, tools
 from segenv.checkpoints import CheckpointError
 from segenv.data.synthetic.scenes import Synthetic
@@ -211,6 +212,23 @@ def test_a_refined_model_has_four_times_the_tokens_and_its_features_between_them
         torch.testing.assert_close(other[:, :, ::2, ::2], one)
         assert [tower(torch.zeros(1, 3, 64, 64)).last_hidden_state.shape[1] for tower in towers] == [16, 64]
     assert (fine_processor.patch_size, finer.config.image_seq_length, model.config.image_seq_length) == (8, 64, 16)
+
+
+def test_an_enlarged_model_sees_in_twice_the_pixels_what_it_saw_in_their_means(tmp_path):
+    model, processor = tiny.build(seed=2, image_size=64)
+    vision_tower.fold(model.model.vision_tower)
+    larger, large_processor = tiny.enlarge(*tiny.refine(model, processor))
+    picture = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        small = tiny.refine(model, processor)[0].model.vision_tower(torch.nn.functional.avg_pool2d(picture, 2))
+        large = larger.model.vision_tower(picture)
+    torch.testing.assert_close(large.last_hidden_state, small.last_hidden_state)
+    larger.save_pretrained(tmp_path)
+    large_processor.save_pretrained(tmp_path)
+    agent = agents.make(f"mllm:{tmp_path}")
+    assert agent.settings["image_size"] == (128, 128) and agent.backend.model.config.image_seq_length == 64
+    with pytest.raises(ValueError, match="batch norms are folded"):
+        tiny.enlarge(*tiny.build(seed=2, image_size=64))
 
 
 def test_a_refined_model_is_read_again(tmp_path):

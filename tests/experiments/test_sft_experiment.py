@@ -155,8 +155,11 @@ def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["hashes"]["base"] == identity(args.base)
     assert fresh.model.config.segenv["codec"] == "segagent"
-    with pytest.raises(RunError, match="sees images of 64 pixels, and image_size is 128; give the size"):
-        sft.run(replace(args, out=str(tmp_path / "other"), image_size=128))
+    larger = sft.ClickTrainer(replace(args, image_size=128))
+    (first, _) = larger.batches()
+    assert first[0].pictures.shape[1:] == (128, 128, 3)
+    with pytest.raises(RunError, match="sees images of 64 pixels, and image_size is 96; give 0, 64 or 128"):
+        sft.run(replace(args, out=str(tmp_path / "other"), image_size=96))
     with pytest.raises(RunError, match="cannot start from --base 'nowhere'"):
         sft.run(replace(args, out=str(tmp_path / "other"), base="nowhere"))
     assert not (tmp_path / "other").exists(), "what cannot begin leaves no folder"
