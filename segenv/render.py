@@ -1,5 +1,8 @@
-"""Pictures: `overlay` is what an agent sees; `frame` and `filmstrip` are for persons, and `show` shows them one."""
+"""Pictures: `overlay` is what an agent sees, and `data_url` how it is sent; `frame` and `filmstrip` are for persons,
+and `show` shows them one."""
 
+import base64
+import io
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
@@ -61,6 +64,15 @@ def resized(image: np.ndarray, size: int | Sequence[int] | None) -> np.ndarray:
         return image
     shrinks = size[0] * size[1] < height * width
     return cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def data_url(picture: np.ndarray | Image.Image, kind: str = "png", effort: int = -1) -> str:
+    """The picture (uint8 [H, W, 3], or a PIL image) as a `data:` address of a `png` or `jpeg` file, as OpenAI's
+    messages take it. `effort` is a PNG's level of compression, 0 to 9, or -1 for zlib's own; a JPEG has quality 95."""
+    file = io.BytesIO()
+    image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture
+    image.save(file, kind.upper(), **({"quality": 95} if kind == "jpeg" else {"compress_level": effort}))
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 def frame(

@@ -6,8 +6,6 @@ and size. They run in an event loop of their own, so that many are under way at 
 """
 
 import asyncio
-import base64
-import io
 import threading
 import time
 import urllib.request
@@ -18,7 +16,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
 
 from agents.backends.base import Backend, Reply, Size, padded
 from agents.backends.server import (
@@ -238,7 +235,8 @@ class OpenAIBackend(Backend):
 
     def _body(self, picture: np.ndarray, prompt: str, seed: int, temperature: float) -> dict[str, Any]:
         """The request for a reply."""
-        image = {"url": data_url(picture, self.image_format)} | ({"detail": self.detail} if self.detail else {})
+        image = {"url": render.data_url(picture, self.image_format, effort=1)}
+        image |= {"detail": self.detail} if self.detail else {}
         content = [{"type": "image_url", "image_url": image}, {"type": "text", "text": prompt}]
         limit = "max_completion_tokens" if self.hosted else "max_tokens"
         body = {"model": self.model, "messages": [{"role": "user", "content": content}], limit: self.max_new_tokens}
@@ -322,10 +320,3 @@ def _count(usage: Any, name: str) -> int | None:
     """A number of tokens that a server tells; None where it tells none."""
     value = usage.get(name) if isinstance(usage, dict) else None
     return value if type(value) is int and 0 <= value < 1 << 40 else None
-
-
-def data_url(picture: np.ndarray, kind: str) -> str:
-    """A picture, uint8 [H, W, 3], as a data URL."""
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, kind.upper(), **({"quality": 95} if kind == "jpeg" else {"compress_level": 1}))
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

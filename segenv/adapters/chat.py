@@ -12,10 +12,9 @@ message of a user, the picture of the state and the codec's prompt, however many
 
 from __future__ import annotations
 
-import base64
-import io
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -42,6 +41,12 @@ class Chat:
     codec: codecs.Codec
     data: Sequence[Task]
     begin: Start | None = None  # changes a task before its episode, as in `segenv.envs.starts`
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The id of each task, in order; where the data are a dataset, without decoding an image."""
+        data = self.data
+        return data.ids if isinstance(data, datasets.Dataset) else [task.id for task in data]
 
     def start(self, task: Task | int) -> SegState:
         """Start an episode on a task, or on the task at an index of the data."""
@@ -81,6 +86,37 @@ class Chat:
         return float(metrics.iou(state.task.target, state.mask))
 
 
+@dataclass
+class LiveEpisode:
+    """An episode under way, for frameworks that keep one: the present state, and the rewards so far."""
+
+    chat: Chat
+    state: SegState
+    rewards: list[float] = field(default_factory=list)
+    done: bool = False
+    best: float = field(init=False)  # the highest IoU so far, for logs
+
+    def __post_init__(self) -> None:
+        self.best = self.chat.iou(self.state)
+
+    def answer(self, text: str, finish_reason: str | None = None) -> float:
+        """Carry out a reply, as `Chat.advance` does; its reward."""
+        self.state, reward, self.done = self.chat.advance(self.state, text, finish_reason)
+        self.rewards.append(reward)
+        self.best = max(self.best, self.chat.iou(self.state))
+        return reward
+
+    @property
+    def total(self) -> float:
+        """The return: the sum of the rewards."""
+        return math.fsum(self.rewards)
+
+    def record(self) -> dict[str, Any]:
+        """A summary for logs and scores, which reads the target."""
+        told = {"iou": self.chat.iou(self.state), "best_iou": self.best, "steps": self.state.step}
+        return told | {"rewards": list(self.rewards), "stopped": self.state.stopped}
+
+
 def make(
     tool: str | SegTool = "sam",
     data: str | Sequence[Task] = "synthetic:train",
@@ -106,10 +142,3 @@ def rows(chat: Chat, limit: int | None = None) -> Iterator[dict[str, Any]]:
         content = [{"type": "image"}, {"type": "text", "text": chat.prompt(state)}]
         prompt = [{"role": "user", "content": content}]
         yield {"prompt": prompt, "images": [chat.picture(state)], "index": index, "task_id": state.task.id}
-
-
-def data_url(picture: Image.Image) -> str:
-    """The picture as a lossless `data:` address, as OpenAI's messages take it."""
-    file = io.BytesIO()
-    picture.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

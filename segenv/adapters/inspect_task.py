@@ -3,14 +3,13 @@
 inspect eval segenv/adapters/inspect_task.py --model openai/gpt-4o -T data=synthetic:test -T limit=50
 """
 
-from typing import Any
-
 from inspect_ai import Task, task
 from inspect_ai.dataset import MemoryDataset, Sample
 from inspect_ai.model import ChatMessage, ChatMessageUser, ContentImage, ContentText
 from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
 from inspect_ai.solver import Generate, Solver, TaskState, solver
 
+from segenv import render
 from segenv.adapters import chat
 from segenv.mdp import SegState
 
@@ -47,17 +46,13 @@ def play(game: chat.Chat) -> Solver:
     Inspect does not score."""
 
     async def solve(state: TaskState, generate: Generate) -> TaskState:
-        now, done, rewards = game.start(state.metadata[INDEX]), False, []
-        best = game.iou(now)
-        while not done:
-            state.messages = messages(game, now)
+        episode = chat.LiveEpisode(game, game.start(state.metadata[INDEX]))
+        while not episode.done:
+            state.messages = messages(game, episode.state)
             state = await generate(state)
             cut = "length" if state.output.stop_reason in ("max_tokens", "model_length") else None
-            now, reward, done = game.advance(now, state.output.completion, cut)
-            rewards.append(reward)
-            best = max(best, game.iou(now))
-        record: dict[str, Any] = {"iou": game.iou(now), "best_iou": best, "steps": now.step, "rewards": rewards}
-        state.store.set(RESULT, record | {"stopped": now.stopped})
+            episode.answer(state.output.completion, cut)
+        state.store.set(RESULT, episode.record())
         return state
 
     return solve
@@ -65,7 +60,7 @@ def play(game: chat.Chat) -> Solver:
 
 def messages(game: chat.Chat, state: SegState) -> list[ChatMessage]:
     """The conversation of a state in Inspect's types."""
-    picture = ContentImage(image=chat.data_url(game.picture(state)))
+    picture = ContentImage(image=render.data_url(game.picture(state)))
     return [ChatMessageUser(content=[picture, ContentText(text=game.prompt(state))])]
 
 

@@ -18,6 +18,7 @@ from openenv.core.env_server.types import Action, EnvironmentMetadata, Observati
 from pydantic import Field
 
 import segenv
+from segenv import render
 from segenv.adapters import chat
 from segenv.envs.base import Start
 from segenv.mdp import SegState
@@ -125,7 +126,7 @@ class SegEnvironment(Environment[ReplyAction, MaskObservation, EpisodeState]):
             raise IndexError(f"there is no task {index}; expected 0 to {self.num_tasks(split) - 1}")
 
     def _seen(self, state: SegState, reward: float | None, done: bool) -> MaskObservation:
-        url = chat.data_url(self.game.picture(state))
+        url = render.data_url(self.game.picture(state))
         return MaskObservation(
             done=done,
             reward=reward,

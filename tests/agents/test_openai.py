@@ -11,11 +11,11 @@ import pytest
 pytest.importorskip("openai")
 
 import agents
-from agents.backends.openai import LARGEST, OpenAIBackend, data_url
+from agents.backends.openai import LARGEST, OpenAIBackend
 from agents.backends.server import BudgetOptions, ServerOptions, kept_size
 from agents.base import Agent
 from agents.replies import ReplyLog
-from segenv import codec
+from segenv import codec, render
 from segenv.mdp import Observation
 from segenv.types import AgentError, RunError
 from tests.made_servers import completion, cuts, drips, hangs, replies, sends, serving
@@ -34,7 +34,7 @@ def test_a_request_holds_the_picture_and_the_settings_and_the_reply_all_that_is_
         reply = ask(url, max_new_tokens=33, top_p=0.5, detail="high")
     [body] = chat.bodies
     image, text = body["messages"][0]["content"]
-    assert image["image_url"]["url"] == data_url(PICTURE, "png") and image["image_url"]["detail"] == "high"
+    assert image["image_url"]["url"] == render.data_url(PICTURE, effort=1) and image["image_url"]["detail"] == "high"
     assert text == {"type": "text", "text": "which"}
     assert (body["max_tokens"], body["temperature"], body["top_p"], body["seed"]) == (33, 0.0, 0.5, 7)
     assert (reply.text, reply.thinking, reply.finish_reason, reply.model) == (SAID, "hm", "stop", "made")

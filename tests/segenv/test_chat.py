@@ -60,7 +60,7 @@ def test_rows_hold_what_the_conversation_does(tasks: list[Task]) -> None:
     [message] = game.conversation(game.start(1))
     assert made[1]["prompt"][0]["content"][1] == message["content"][1]
     assert made[1]["images"] == [message["content"][0]["image"]]
-    assert chat.data_url(made[1]["images"][0]).startswith("data:image/png;base64,iVBOR")
+    assert render.data_url(made[1]["images"][0]).startswith("data:image/png;base64,iVBOR")
 
 
 def test_vagen_plays_the_same_episodes(tasks: list[Task]) -> None:
