@@ -116,7 +116,8 @@ PROTOCOLS: dict[str, NamedProtocol] = {
             "empty": "without an object gIoU counts an empty mask 1 and any other 0; cIoU adds its pixels to the union",
             "invalid": "without an object an invalid reply leaves the mask of clicks empty, which gIoU counts 1; of "
             "--task polygon it is no answer, which gIoU counts 0",
-            "n_acc": "of sentences without an object, the share answered so; an invalid reply is no answer",
+            "n_acc": "of sentences without an object, the share answered so; an invalid reply is no answer. ReLA answers "
+            "by a classifier of its own; here an empty mask is the answer, and no small mask counts as empty",
             "t_acc": "of sentences with an object, the share answered with a mask",
         },
     ),
@@ -150,16 +151,18 @@ PROTOCOLS: dict[str, NamedProtocol] = {
         rules={
             "images": "the published ones (ultralytics, pull request 26144: 500 at random, 915 instances) are not "
             "named; ours are the first 500 by a hash of their ids, with all of their instances that count",
-            "clicks": ANNOTATOR,
-            "noc": "IoU >= 0.85 in float32; 5 where it is never reached",
+            "clicks": ANNOTATOR + "; the published words are the interior-most point of the larger error region, which "
+            "leaves open what is larger",
+            "noc": "IoU >= 0.85 in float32; 5 where it is never reached, which is not published",
+            "masks": "as the tool gives them; the published ones went through a service that answers with polygons",
             "empty": ONE_EMPTY,
         },
         sample=coco_500,
     ),
     "segnext-hq44k": NamedProtocol(
         about="Clicks on the 1,537 masks of HQSeg-44K's validation: DIS5K-VD, COIFT, HRSOD and ThinObject5K-TE",
-        data=(r"hq44k:.*",),
-        of_root="hq44k:{root}",
+        data=(r"hq44k:.*,threshold=0",),
+        of_root="hq44k:{root},threshold=0",
         tasks={"": 1537},
         settings={**CLICKS, "max_steps": 20},
         headline=(
@@ -168,8 +171,10 @@ PROTOCOLS: dict[str, NamedProtocol] = {
         ),
         rules={
             "clicks": ANNOTATOR,
-            "labels": "soft edges above 128",
+            "labels": "every pixel that is not black, as SegNext's loader has it; HQ-SAM's own table has those above "
+            "128, which hq44k:DIR gives",
             "noc": "IoU >= t in float32; 20 where it is never reached",
+            "nof": "tasks whose NoC is 20, as RITM's code counts",
             "empty": ONE_EMPTY,
         },
     ),

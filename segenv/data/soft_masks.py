@@ -51,13 +51,7 @@ class SoftMasks(Pairs):
     """
 
     def __init__(self, spec: str, skip_bad: bool = False, max_pixels: int = MAX_PIXELS) -> None:
-        try:
-            options = specs.options_of("data", spec, {"threshold": 128}, argument="directory")
-        except ValueError as error:
-            raise DataError(str(error)) from error
-        given, self.threshold = str(options.get("directory", "")), int(options.get("threshold", 128))
-        if not 0 <= self.threshold <= 254:
-            raise DataError(f"data {spec!r}: threshold is {self.threshold}; expected a gray value from 0 to 254")
+        given, self.threshold = _threshold_of(spec)
         self.labels = partial(soft_labels, threshold=self.threshold)
         directory, _, part = given.rpartition("#")
         if not directory or Path(given).expanduser().is_dir():
@@ -73,13 +67,18 @@ class SoftMasks(Pairs):
 
 class HqSeg44k(Dataset):
     """The four validation sets of HQ-SAM's HQSeg-44K, one after the other, in the folder that it publishes. Ids are
-    the part's name and the image's."""
+    the part's name and the image's. The object is where a mask is above `threshold`: 128, as HQ-SAM evaluates, or 0, as
+    SegNext does."""
 
-    def __init__(self, root: str, skip_bad: bool = False, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, spec: str, skip_bad: bool = False, max_pixels: int = MAX_PIXELS) -> None:
         super().__init__(skip_bad)
-        self.spec = f"hq44k:{root}"
+        root, threshold = _threshold_of(spec)
+        ending = f",threshold={threshold}" if threshold != 128 else ""
+        self.spec = f"hq44k:{root}{ending}"
         home = folder(root, "DIS5K/ and thin_object_detection/ (HQSeg-44K: github.com/SysCV/sam-hq)")
-        self._parts = {name: SoftMasks(f"dis:{home / path}", False, max_pixels) for name, path in HQ44K.items()}
+        self._parts = {
+            name: SoftMasks(f"dis:{home / path}{ending}", False, max_pixels) for name, path in HQ44K.items()
+        }
         self._places = [(name, i) for name, part in self._parts.items() for i in range(len(part))]
 
     @cached_property
@@ -102,6 +101,18 @@ class HqSeg44k(Dataset):
         except BadItem as error:
             raise BadItem(f"in {name}: {error}") from error
         return replace(task, id=self.ids[i], meta={**task.meta, "part": name})
+
+
+def _threshold_of(spec: str) -> tuple[str, int]:
+    """The folder of a spec, and its threshold, which is 128 by default. Raises `DataError` for another option."""
+    try:
+        options = specs.options_of("data", spec, {"threshold": 128}, argument="directory")
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    threshold = int(options.get("threshold", 128))
+    if not 0 <= threshold <= 254:
+        raise DataError(f"data {spec!r}: threshold is {threshold}; expected a gray value from 0 to 254")
+    return str(options.get("directory", "")), threshold
 
 
 def _pairs(root: Path, part: str) -> list[Pair]:

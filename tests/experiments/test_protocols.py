@@ -202,14 +202,16 @@ def test_hqseg44k_is_its_four_parts(tmp_path):
         for name in "ab":
             save(tmp_path / place / images / f"{name}.jpg", photo(ord(name)))
             soft = np.zeros((20, 30), np.uint8)
-            soft[5:15, 5:20], soft[5, 5:20] = 255, 128
+            soft[5:15, 5:20], soft[5, 5:20], soft[4, 5:20] = 255, 128, 1
             save(tmp_path / place / masks / f"{name}.png", soft)
     data = datasets.make(Args(protocol="segnext-hq44k", root=str(tmp_path)).preset().data)
     parts = ["DIS5K-VD", "COIFT", "HRSOD", "ThinObject5K-TE"]
     assert list(data.ids) == [f"{part}/{name}" for part in parts for name in "ab"]
     tasks = list(data)
     assert [task.id for task in tasks] == list(data.ids) and [task.meta["part"] for task in tasks[::2]] == parts
-    assert all((task.target == 255).sum() == 9 * 15 for task in tasks)
+    assert all((task.target == 255).sum() == 11 * 15 for task in tasks)  # all that is not black, as SegNext reads it
+    above = datasets.make(f"hq44k:{tmp_path}")  # as HQ-SAM does
+    assert all((task.target == 255).sum() == 9 * 15 for task in above) and above.fingerprint != data.fingerprint
     assert len(set(data.sources)) == 8 and data.fingerprint == datasets.make(data.spec).fingerprint
     (tmp_path / "thin_object_detection/COIFT/masks/b.png").unlink()
     broken = datasets.make(data.spec, skip_bad=True)
