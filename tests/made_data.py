@@ -90,3 +90,21 @@ def make_coco(root: Path) -> str:
 
 
 MADE = [make_folder, make_index, make_grabcut, make_berkeley, make_davis, make_coco]
+
+
+def two_discs(root: Path, radius: int) -> str:
+    """Eight images, wide and high, with two discs each, away from the middle: a task for each disc."""
+    rng, items = np.random.default_rng(3), []
+    for k in range(8):
+        height, width = [(100, 160), (160, 100), (120, 200), (180, 130)][k % 4]
+        save(root / f"{k}.png", rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        left = radius + 3 + 2 * k
+        for number, (x, y) in enumerate([(left, height - radius - 4), (width - radius - 3, radius + 2 + k)]):
+            rows, columns = np.ogrid[:height, :width]
+            disc = (rows - y) ** 2 + (columns - x) ** 2 <= radius**2
+            save(root / f"{k}_{number}_mask.png", disc.astype(np.uint8) * 255)
+            text = ["the disc at the left", "disc"][number]
+            items.append({"name": f"{k}/{number}", "image": f"{k}.png", "mask": f"{k}_{number}_mask.png"})
+            items[-1]["instruction"] = text
+    (root / "index.json").write_text(json.dumps(items))
+    return f"index:{root}"

@@ -116,8 +116,8 @@ PROTOCOLS: dict[str, NamedProtocol] = {
             "empty": "without an object gIoU counts an empty mask 1 and any other 0; cIoU adds its pixels to the union",
             "invalid": "without an object an invalid reply leaves the mask of clicks empty, which gIoU counts 1; of "
             "--task polygon it is no answer, which gIoU counts 0",
-            "n_acc": "of sentences without an object, the share answered so; an invalid reply is no answer. ReLA answers "
-            "by a classifier of its own; here an empty mask is the answer, and no small mask counts as empty",
+            "n_acc": "of sentences without an object, the share answered so; an invalid reply is no answer. ReLA "
+            "answers by a classifier of its own; here an empty mask is the answer, and no small mask counts as empty",
             "t_acc": "of sentences with an object, the share answered with a mask",
         },
     ),

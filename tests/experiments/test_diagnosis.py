@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import made_players
 import numpy as np
 import pytest
-from made_data import save
+from made_data import two_discs
 from made_episodes import CLICK, INVALID, MISS, SHAPE, STOP, made_episode, made_task, part
 from made_players import FAILURES, Scripted
 
@@ -32,22 +31,7 @@ RADIUS = 12
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> str:
-    """Eight images, wide and high, with two discs each, away from the middle: a task for each disc."""
-    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(3)
-    items = []
-    for k in range(8):
-        height, width = [(100, 160), (160, 100), (120, 200), (180, 130)][k % 4]
-        save(root / f"{k}.png", rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        left = RADIUS + 3 + 2 * k
-        for number, (x, y) in enumerate([(left, height - RADIUS - 4), (width - RADIUS - 3, RADIUS + 2 + k)]):
-            rows, columns = np.ogrid[:height, :width]
-            disc = (rows - y) ** 2 + (columns - x) ** 2 <= RADIUS**2
-            save(root / f"{k}_{number}_mask.png", disc.astype(np.uint8) * 255)
-            text = ["the disc at the left", "disc"][number]
-            items.append({"name": f"{k}/{number}", "image": f"{k}.png", "mask": f"{k}_{number}_mask.png"})
-            items[-1]["instruction"] = text
-    (root / "index.json").write_text(json.dumps(items))
-    return f"index:{root}"
+    return two_discs(tmp_path_factory.mktemp("photos"), RADIUS)
 
 
 def play(photos: str, player: type[Scripted], monkeypatch, steps: int = 4) -> dict:

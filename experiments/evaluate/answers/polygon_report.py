@@ -11,7 +11,9 @@ from experiments.common.plots import new_axes, png
 from experiments.common.run_folder import RunFolder
 from experiments.common.tables import Table, interval, number
 from experiments.evaluate import protocols
+from experiments.evaluate.answers import reply_diagnosis
 from experiments.evaluate.answers.polygon_metrics import SIZES, Record, rasterize
+from experiments.evaluate.episodes import diagnosis
 from segenv import queries, render
 from segenv.codec.polygons import PolygonCodec
 from segenv.types import Click, Polygons, Task
@@ -77,7 +79,8 @@ def text(numbers: Mapping[str, Any]) -> str:
         replies = sampled["replies"] // sampled["tasks"]
         head += f"; {replies} sampled replies each at temperature {numbers['protocol']['temperature']:g}"
     quantiles = f"token quantiles: {_quantiles(numbers)}"
-    return "\n".join([head, table(numbers).text(), quantiles, groups(numbers).text(), *served.told(numbers)])
+    lines = [diagnosis.text(numbers)] if numbers.get("decomposed") else []
+    return "\n".join([head, table(numbers).text(), quantiles, groups(numbers).text(), *lines, *served.told(numbers)])
 
 
 def _quantiles(numbers: Mapping[str, Any]) -> str:
@@ -156,4 +159,11 @@ def write(
     title = f"Outlines by {protocol['agent']} in {protocol['codec']} on {protocol['data']}"
     tables = {"table": table(numbers), "groups": groups(numbers), "quantiles": _quantiles(numbers)}
     context = {"title": title, "numbers": numbers, "manifest": about, "episodes": episodes}
-    html.write_report(folder, "polygons.html", plots, **tables, **context, sections=protocols.section(numbers))
+    html.write_report(
+        folder,
+        "polygons.html",
+        plots,
+        **tables,
+        **context,
+        sections=[*protocols.section(numbers), *reply_diagnosis.sections(numbers)],
+    )

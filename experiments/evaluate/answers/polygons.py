@@ -11,7 +11,8 @@ The second, and `--task point` likewise, ask for a box or a point in the words o
 answers.jsonl (every reply and its scores), metrics.json, plots/ and report.html.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,20 +26,23 @@ from experiments.common import cli, served
 from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder, manifest, of_tasks
 from experiments.evaluate import exclusion
-from experiments.evaluate.answers import polygon_report, reply_page
+from experiments.evaluate.answers import polygon_metrics, polygon_report, reply_diagnosis, reply_page
 from experiments.evaluate.answers.polygon_answers import OracleAgent, answers, polygon_codec, question, read, score
-from experiments.evaluate.answers.polygon_metrics import METRIC_DEFINITIONS, Record, measures
+from experiments.evaluate.answers.polygon_metrics import Record, measures
+from experiments.evaluate.answers.reply_facts import reply_facts
 from experiments.evaluate.config import Args, PolygonOptions
 from experiments.evaluate.episodes import records
 from search.executors import set_threads
 from segenv import codec as codecs
 from segenv import data as datasets
+from segenv.codec.polygons import PolygonCodec
 from segenv.data import Dataset
 from segenv.records import reader
 from segenv.seeds import seed_of
 from segenv.types import Task
 
 RESUMABLE = frozenset({"report_episodes", "executor", "workers", "server", "budget"})
+METRIC_DEFINITIONS = {**polygon_metrics.METRIC_DEFINITIONS, **reply_diagnosis.DEFINITIONS}
 
 
 def run(args: Args, quiet: bool = False) -> dict[str, Any]:
@@ -81,6 +85,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         tasks = list(dict.fromkeys(one.task for one in scored))
         images = dict(zip(tasks, records.keep_images(folder, data, tasks), strict=True))
         numbers: dict[str, Any] = {**measures(greedy, images), "sampled": None, "protocol": about["protocol"]}
+        numbers["decomposed"] = _decomposed(greedy, data, images, codec, options.asked)
         numbers |= served.spent(agent)
         if sampled:
             numbers["sampled"] = measures(sampled, images)
@@ -93,6 +98,17 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         polygon_report.write(folder, numbers, about, greedy, shown)
         folder.finish("evaluate")
         return numbers
+
+
+def _decomposed(
+    greedy: Sequence[Record], data: Dataset, images: Mapping[str, str], codec: PolygonCodec, asked: str
+) -> dict[str, Any] | None:
+    """Take the greedy replies apart; None where a text was asked for."""
+    if asked == "text":
+        return None
+    shared = Counter(images.values())
+    facts = [reply_facts(one, data.by_id(one.task), codec, asked, shared[images[one.task]] > 1) for one in greedy]
+    return reply_diagnosis.diagnose(facts, asked, [images[one.task] for one in greedy])
 
 
 def model_options(args: Args) -> dict[str, Any]:

@@ -97,12 +97,16 @@ def step_facts(episode: Episode, task: Task, codec: Codec | None = None, shared:
 
 
 def fault_of(step: Step) -> str | None:
-    """Say why a reply is no action: "cut" (at its longest, or inside its thought), "outside" (numbers outside the
-    frame), or "invalid"; None where it is one."""
+    """Say why a reply is no action, see `kind_of_fault`; None where it is one."""
     if step.action["type"] != "invalid":
         return None
-    reason = step.action["reason"]
-    if (step.finish_reason or "").lower() in CUT or "inside its thought" in reason or reason.startswith("cut "):
+    return kind_of_fault(step.action["reason"], step.finish_reason)
+
+
+def kind_of_fault(reason: str, finish_reason: str | None) -> str:
+    """The kind of fault of an invalid reply: "cut" (at its longest, or inside its thought), "outside" (numbers outside
+    the frame), or "invalid"."""
+    if (finish_reason or "").lower() in CUT or "inside its thought" in reason or reason.startswith("cut "):
         return "cut"
     return "outside" if " lies outside " in reason else "invalid"
 
@@ -162,18 +166,23 @@ def other_frames(codec: Codec | None) -> Mapping[str, Codec]:
     """The codec with the axes of its points exchanged, and with points in other frames; none of a codec of masks."""
     if type(codec) is not Codec:
         return {}
-    own = codec.points
-    turned = "yx" if own.order == "xy" else "xy"
-    frames = {EXCHANGED: Frame(own.extent, turned, own.decimals, own.start)}
-    frames |= {name: Frame(frame.extent, own.order, frame.decimals) for name, frame in FRAMES.items()}
     found = {}
-    for name, frame in frames.items():
-        if frame.extent != own.extent or name == EXCHANGED:
-            found[name] = copy.copy(codec)
-            found[name].points = frame
-            if own == codec.boxes:
-                found[name].boxes = frame
+    for name, frame in frames_beside(codec.points).items():
+        found[name] = copy.copy(codec)
+        found[name].points = frame
+        if codec.points == codec.boxes:
+            found[name].boxes = frame
     return found
+
+
+def frames_beside(own: Frame) -> dict[str, Frame]:
+    """A frame with its axes exchanged, and others in its order of axes."""
+    turned = "yx" if own.order == "xy" else "xy"
+    others = {name: frame for name, frame in FRAMES.items() if frame.extent != own.extent}
+    return {
+        EXCHANGED: Frame(own.extent, turned, own.decimals, own.start),
+        **{name: Frame(frame.extent, own.order, frame.decimals) for name, frame in others.items()},
+    }
 
 
 def expression_of(instruction: str) -> str:
