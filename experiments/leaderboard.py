@@ -3,8 +3,9 @@
     python -m experiments.leaderboard runs/annotator runs/random runs/mllm --out runs/leaderboard
 
 Runs are of experiments.evaluate. Agents, tools, codecs, prompts and searches may differ; runs that differ in anything
-else that changes a number are refused, and the difference is named. Each row has its means with 95 % intervals over
-images, its costs and its command. An agent that reads the target is marked. To say that one run is better than another,
+else that changes a number are refused, and the difference is named. A named protocol that allows masks by clicks and by
+one reply has both in one table. Each row has its means with 95 % intervals over images, its costs and its command. An
+agent that reads the target is marked, and so are items that were skipped. To say that one run is better than another,
 compare them paired, with experiments.compare.
 """
 
@@ -78,6 +79,7 @@ def row_of(run: Run) -> dict[str, Any]:
         "name": run.name,
         "privileged": bool(protocol.get("privileged")),
         "items": numbers.get("episodes") or numbers.get("tasks"),
+        "skipped": len(numbers.get("skipped") or ()),
         "measures": measures,
         "costs": costs(run),
         "command": command_line("evaluate", run.about) or "begun from Python",
@@ -133,7 +135,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
         name = hidden(row["name"]) + (" (reads the target)" if row["privileged"] else "")
         measured = [cell(row["measures"].get(one), 2 if one.startswith(("NoC", "tokens")) else 3) for one in names]
         costly = ["–" if one is None else f"{one:.2f}" if isinstance(one, float) else f"{one:,}" for one in spent]
-        lines.append([str(place), name, str(row["items"]), *measured, *costly])
+        items = str(row["items"]) + (f" ({row['skipped']} skipped)" if row["skipped"] else "")
+        lines.append([str(place), name, items, *measured, *costly])
     return Table(["", "run", "items", *names, *(COSTS[name] for name in paid)], lines, "><>")
 
 
@@ -153,8 +156,8 @@ def plots(runs: Sequence[Run], rows: Sequence[Mapping[str, Any]]) -> dict[str, b
     if all(one["value"] is not None and one.get("interval") and None not in one["interval"] for one in points):
         bars = {"": [(one["value"], *one["interval"]) for one in points]}
         found["rank"] = plot_intervals(bars, places, f"{measure}, 95 % interval")
-    if runs[0].task == "segment":
-        measured = {place: run.numbers for place, run in zip(places, runs, strict=True)}
+    measured = {place: run.numbers for place, run in zip(places, runs, strict=True) if run.task == "segment"}
+    if measured:
         limits = {"ylim": (0, 1), "xlim": (0.5, None)}
         found["iou_over_actions"] = plot_iou_over_actions(new_axes(), measured, "outside right center", **limits)
     return found
@@ -165,7 +168,8 @@ def run(args: Args) -> str:
     runs, rows = rank(args.runs)
     protocol = runs[0].protocol
     named = f"{protocol['name']}: " if protocol.get("name") else ""
-    title = hidden(f"{named}{runs[0].task} on {protocol['data']}")
+    tasks = " and ".join(dict.fromkeys(run.task for run in runs))
+    title = hidden(f"{named}{tasks} on {protocol['data']}")
     args.out.mkdir(parents=True, exist_ok=True)
     write_json(args.out / "leaderboard.json", {"title": title, "rows": rows})
     write_atomic(args.out / "leaderboard.md", markdown(title, rows))

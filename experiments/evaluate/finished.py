@@ -100,6 +100,8 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, str]]:
     for other in runs[1:]:
         drawn = any(str(run.protocol.get("start")).partition(":")[0] in DRAWN for run in (first, other))
         for kind, names in KINDS.items():
+            if kind == "protocol" and _in_one_table(first, other):
+                names = ()
             for name in (*names, "seed") if kind == "data" and drawn else names:
                 a, b = (run.protocol.get(name) for run in (first, other))
                 if a == b or (None in (a, b) and name in OF_SOME):
@@ -121,3 +123,9 @@ def differences(runs: Sequence[Run]) -> list[tuple[str, str]]:
                 text = f"the runs {first.place} and {other.place} read other data under the name {spec!r}"
                 found.append(("data", text))
     return found
+
+
+def _in_one_table(first: Run, other: Run) -> bool:
+    """Whether runs of two tasks are under one named protocol, which allows both and has its measures of both."""
+    named = [(run.protocol.get("name"), run.protocol.get("part")) for run in (first, other)]
+    return first.task != other.task and named[0] == named[1] and named[0][0] is not None

@@ -20,7 +20,7 @@ SPECS = {
     "ref-l4": "ref-l4:DIR/val, ref-l4:DIR/test or ref-l4:DIR/all (boxes)",
     "reasonseg": "reasonseg:DIR/SPLIT, or reasonseg:DIR/SPLIT#all for every text of each image",
     "dis": "dis:DIR or dis:DIR,threshold=128 (im/ and gt/ with soft edges: DIS5K, ThinObject5K, HRSOD)",
-    "hq44k": "hq44k:ROOT or hq44k:ROOT,threshold=0 (DIS5K/ and thin_object_detection/ of HQSeg-44K: its four validation sets)",
+    "hq44k": "hq44k:ROOT or hq44k:ROOT,threshold=0 (DIS5K/ and thin_object_detection/ of HQSeg-44K: its validation)",
     "sa1b": "sa1b:DIR (sa_*.jpg and sa_*.json)",
     "grabcut": "grabcut:DIR (data_GT/ and boundary_GT/)",
     "berkeley": "berkeley:DIR (images/ and masks/)",

@@ -76,9 +76,7 @@ class HqSeg44k(Dataset):
         ending = f",threshold={threshold}" if threshold != 128 else ""
         self.spec = f"hq44k:{root}{ending}"
         home = folder(root, "DIS5K/ and thin_object_detection/ (HQSeg-44K: github.com/SysCV/sam-hq)")
-        self._parts = {
-            name: SoftMasks(f"dis:{home / path}{ending}", False, max_pixels) for name, path in HQ44K.items()
-        }
+        self._parts = {name: SoftMasks(f"dis:{home / path}{ending}", False, max_pixels) for name, path in HQ44K.items()}
         self._places = [(name, i) for name, part in self._parts.items() for i in range(len(part))]
 
     @cached_property

@@ -88,6 +88,30 @@ def test_a_leaderboard_of_a_named_protocol_has_its_measures_first(runs, tmp_path
     ]
 
 
+def test_masks_by_clicks_and_by_one_reply_are_in_one_table_under_a_name_alone(runs, tmp_path):
+    clicks, reply = (shutil.copytree(runs / "annotator", tmp_path / name) for name in ("clicks", "reply"))
+    numbers = json.loads((clicks / "metrics.json").read_text())
+    numbers |= {"headline": {"cIoU": {"value": 0.5, "interval": [0.4, 0.6]}}, "skipped": {"0": "gone"}}
+    other = {"tasks": 4, "giou": 0.7, "headline": {"cIoU": {"value": 0.7, "interval": [0.6, 0.8]}}, "skipped": {}}
+    other["protocol"] = {"task": "polygon", "iou": "otherwise", "data": numbers["protocol"]["data"], "agent": "model"}
+    for folder, content in ((clicks, numbers), (reply, other)):
+        (folder / "metrics.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match="differ in task: 'polygon'"):
+        rank([reply, clicks])
+    for folder, content in ((clicks, numbers), (reply, other)):
+        content["protocol"] |= {"name": "refcoco-umd", "part": "val"}
+        (folder / "metrics.json").write_text(json.dumps(content))
+    assert main([str(clicks), str(reply), "--out", str(tmp_path / "board")]) == 0
+    found = json.loads((tmp_path / "board/leaderboard.json").read_text())
+    assert [row["measures"]["cIoU"]["value"] for row in found["rows"]] == [0.7, 0.5]
+    assert found["title"].startswith("refcoco-umd: polygon and segment on ")
+    assert "4 (1 skipped)" in (tmp_path / "board/leaderboard.md").read_text()
+    other["protocol"]["part"] = "test"
+    (reply / "metrics.json").write_text(json.dumps(other))
+    with pytest.raises(RunError, match="differ in "):
+        rank([clicks, reply])
+
+
 def test_runs_without_a_value_are_last():
     for measure, order in (("NoC@85", ["few", "many", "none"]), ("mIoU", ["many", "few", "none"])):
         rows = [
