@@ -63,7 +63,13 @@ def rank(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
     runs = read(paths)
     check_alike(runs, ("prompt",), "a leaderboard is of one protocol: leave the other run out, or play it again")
     with as_expected(f"metrics.json of {' or '.join(map(str, paths))}", "metrics of experiments.evaluate"):
-        pairs = sorted(((run, row_of(run)) for run in runs), key=lambda pair: _rank_key(pair[1]))
+        names = [hidden(run.name) for run in runs]
+        shown = [
+            f"{name} ({run.place.name})" if names.count(name) > 1 else name
+            for name, run in zip(names, runs, strict=True)
+        ]
+        rows = [{**row_of(run), "name": name} for run, name in zip(runs, shown, strict=True)]
+        pairs = sorted(zip(runs, rows, strict=True), key=lambda pair: _rank_key(pair[1]))
     return [run for run, _ in pairs], [row for _, row in pairs]
 
 
@@ -132,7 +138,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
     lines = []
     for place, row in enumerate(rows, 1):
         spent = [row["costs"][name] for name in paid]
-        name = hidden(row["name"]) + (" (reads the target)" if row["privileged"] else "")
+        name = row["name"] + (" (reads the target)" if row["privileged"] else "")
         measured = [cell(row["measures"].get(one), 2 if one.startswith(("NoC", "tokens")) else 3) for one in names]
         costly = ["–" if one is None else f"{one:.2f}" if isinstance(one, float) else f"{one:,}" for one in spent]
         items = str(row["items"]) + (f" ({row['skipped']} skipped)" if row["skipped"] else "")
@@ -187,6 +193,7 @@ def run(args: Args) -> str:
         links=links,
         plots=save_plots(args.out, plots(runs, rows)),
         limit=protocol.get("limit"),
+        start=protocol.get("start"),
         max_steps=protocol.get("max_steps"),
         choices={
             name: choices[name] for name in choices if all(run.protocol.get(name) == choices[name] for run in runs)

@@ -58,6 +58,18 @@ def test_the_best_run_is_first_with_its_interval_its_cost_and_its_command(runs, 
     assert page.count("report.html") == 3 and "reads the target" in capsys.readouterr().out
 
 
+def test_agents_in_private_folders_are_told_apart_and_no_place_is_shown(runs, tmp_path):
+    for name in ("first", "second"):
+        run = shutil.copytree(runs / "random", tmp_path / name)
+        numbers = json.loads((run / "metrics.json").read_text())
+        numbers["protocol"]["agent"] = f"sb3:/home/someone/{name}/policy"
+        (run / "metrics.json").write_text(json.dumps(numbers))
+    assert main([str(tmp_path / "first"), str(tmp_path / "second"), "--out", str(tmp_path / "board")]) == 0
+    for name in ("report.html", "leaderboard.md", "leaderboard.json"):
+        text = (tmp_path / "board" / name).read_text()
+        assert "someone" not in text and "sb3:DIR / pixels (first)" in text and "sb3:DIR / pixels (second)" in text
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
