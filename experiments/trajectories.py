@@ -14,8 +14,8 @@ named in that folder instead, and the data is then `trajectories:FILE@DIR`.
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
@@ -25,13 +25,33 @@ import numpy as np
 import tyro
 
 from experiments.common import cli
-from experiments.common.config import Different, InFolder, OutFolder, OutPath, RunError, check, plain, read_yaml
+from experiments.common.config import (
+    Different,
+    Executor,
+    InFolder,
+    OutFolder,
+    OutPath,
+    RunError,
+    check,
+    choices,
+    read_yaml,
+)
 from experiments.common.run_folder import RunFolder, hide_home, manifest
 from search.episode import Episode
-from search.executors import Player, Setup
-from search.rollout import rollout
+from search.executors import Skipped, spread
+from search.on_ray import RayOptions
 from search.star import StarExample
-from search.trajectories import Expert, Opening, Rule, moves_of, moves_of_rows, opening, select, trajectories_of
+from search.trajectories import (
+    ExpertPlayer,
+    ExpertSetup,
+    Opening,
+    Play,
+    Rule,
+    moves_of,
+    moves_of_rows,
+    select,
+    trajectories_of,
+)
 from segenv import __version__, codec
 from segenv import data as datasets
 from segenv.data.base import folder, within
@@ -39,13 +59,12 @@ from segenv.data.images import read_image
 from segenv.data.trajectories.dataset import Trajectories, write
 from segenv.data.trajectories.export import conversations, export, write_png
 from segenv.data.trajectories.record import STOP_IOU
-from segenv.mdp import SegMDP
 from segenv.ranges import Count, Gain, NotNegative, Processes, Seed
 from segenv.records import reader
-from segenv.seeds import seed_of
-from segenv.types import BadItem, SegenvError, Task, image_hash
+from segenv.types import SegenvError, Task, image_hash
 
 FILE = "trajectories.json"
+RESUMABLE = frozenset({"executor", "workers", "ray"})  # settings of `generate` that change no result
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,10 @@ class Generate:
     """folder of a new run; by default runs/trajectories-DATE"""
     resume: InFolder | None = None
     """folder of a run to resume; its settings hold"""
+    executor: Executor = "serial"
+    """where tasks are played"""
+    workers: Processes = 2
+    """processes of the executors process and ray"""
     batch_size: Count = 16
     """plays that advance together; a learned tool's last bits may depend on it"""
     threads: Processes = 1
@@ -89,6 +112,7 @@ class Generate:
     """pass over bad items, and count them"""
     follow_links: bool = False
     """follow links in the data's folder to files outside it"""
+    ray: RayOptions = field(default_factory=RayOptions)
 
 
 @dataclass(frozen=True)
@@ -138,49 +162,31 @@ def generate(args: Generate) -> dict[str, Any]:
     check(args)
     if args.min_gain and args.rule != "paper":
         raise RunError(f"min_gain {args.min_gain} has no effect with rule {args.rule!r}; give --rule paper with it")
-    options: dict[str, Any] = {
-        name: getattr(args, name) for name in ("seed", "batch_size", "skip_bad", "follow_links", "threads")
-    }
     with cli.setting_up(f"data {args.data!r} and tool {args.tool!r}"):
-        player = Player(Setup(args.data, args.tool, "annotator", max_steps=args.max_clicks, **options))
-        expert = Expert(args.annotator, args.stop_iou, args.max_clicks, args.rule == "released")
+        names = ("seed", "batch_size", "skip_bad", "follow_links", "threads", "stop_iou", "max_clicks", "points")
+        options: dict[str, Any] = {name: getattr(args, name) for name in names}
+        rising = args.rule == "released"
+        player = ExpertPlayer(ExpertSetup(args.data, args.tool, variant=args.annotator, rising=rising, **options))
         if args.images is not None:
             folder(args.images, "the data's image files")
-    with cli.open_run(args) as run:
+    with cli.open_run(args, RESUMABLE) as run:
         hashes: dict[str, str | None] = {"data": player.dataset.fingerprint, "tool": player.tool.fingerprint}
-        settings = {key: value for key, value in plain(args).items() if key not in ("out", "resume", "images")}
+        settings = choices(args, RESUMABLE | {"images"})
         run.keep_manifest(manifest(args.seed, settings, hashes))
         if not run.done("generate"):
-            _play_all(run, args, player, expert)
-            if player.dataset.skipped and not any(True for _ in run.records("plays.jsonl")):
-                name, why = player.dataset.skipped[0]
+            plays = _plays(args, player)
+            skipped = _play_all(run, args, player, plays)
+            if skipped and not any(True for _ in run.records("plays.jsonl")):
+                name, why = next(iter(skipped.items()))
                 raise RunError(f"all items of {args.data!r} are bad, {name!r} because: {why}")
-            entries = (record["entries"] for record in run.records("plays.jsonl", reader(PlayRecord)))
+            order = {play.key: k for k, play in enumerate(plays)}  # several workers finish in another one
+            records = sorted(run.records("plays.jsonl", reader(PlayRecord)), key=lambda one: order[_key(one)])
+            entries = (record["entries"] for record in records)
             about = _write(run / FILE, entries, {"settings": hide_home(settings)})
-            run.write_json("metrics.json", about | {"skipped": hide_home(dict(player.dataset.skipped))})
+            run.write_json("metrics.json", about | {"skipped": hide_home(skipped)})
             run.finish("generate")
         (run / "plays.jsonl").unlink(missing_ok=True)
         return run.load_json("metrics.json")
-
-
-@dataclass(frozen=True)
-class Play:
-    """A play of the data's task at `index`, from a first mask."""
-
-    index: int
-    task: str
-    start: Opening
-    sample: int
-
-    @property
-    def key(self) -> tuple[str, str, int]:
-        return self.task, self.start, self.sample
-
-    def begin(self, task: Task, args: Generate) -> Task:
-        """Give the task its opening, and an id of its own, from which the seeds of the play derive."""
-        rng = np.random.default_rng(seed_of(args.seed, "opening", *self.key))
-        meta = {"opening": opening(task, self.start, rng, args.points)}
-        return replace(task, id=json.dumps(self.key), initial_mask=None, meta=meta)
 
 
 class PlayRecord(TypedDict):
@@ -192,38 +198,36 @@ class PlayRecord(TypedDict):
     entries: list[dict]
 
 
-def _play_all(run: RunFolder, args: Generate, player: Player, expert: Expert) -> None:
-    """Play the plays that plays.jsonl lacks, in fixed groups, so that a resumed run computes the same."""
+def _key(record: PlayRecord) -> tuple[str, str, int]:
+    return record["task"], record["start"], record["sample"]
+
+
+def _plays(args: Generate, player: ExpertPlayer) -> list[Play]:
+    """The plays of a run, in the order of its file."""
     named = enumerate(player.dataset.ids[: args.limit])
-    plays = [Play(i, name, start, k) for i, name in named for start in args.starts for k in range(args.samples)]
-    have = {
-        (record["task"], record["start"], record["sample"]) for record in run.records("plays.jsonl", reader(PlayRecord))
-    }
-    load, sources = lru_cache(maxsize=1)(player.dataset.__getitem__), player.dataset.sources
-    mdp = SegMDP(player.tool, args.max_clicks + args.points + 1)  # the expert counts its clicks, and then stops
+    return [Play(i, name, start, k) for i, name in named for start in args.starts for k in range(args.samples)]
+
+
+def _play_all(run: RunFolder, args: Generate, player: ExpertPlayer, plays: Sequence[Play]) -> Skipped:
+    """Play those of `plays` that plays.jsonl lacks, in fixed groups, so that a resumed run computes the same. Returns
+    the bad items."""
+    have = {_key(record) for record in run.records("plays.jsonl", reader(PlayRecord))}
+    groups = [plays[first : first + args.batch_size] for first in range(0, len(plays), args.batch_size)]
+    groups = [group for group in groups if any(play.key not in have for play in group)]
+    by_id = {play.id: play for group in groups for play in group}
+    sources, skipped = player.dataset.sources, Skipped()
     with run.appending("plays.jsonl") as file, cli.progress(len(plays), "play", len(have)) as bar:
-        for first in range(0, len(plays), args.batch_size):
-            group = plays[first : first + args.batch_size]
-            if all(play.key in have for play in group):
-                continue
-            tasks: dict[Play, Task] = {}
-            for play in group:
-                try:
-                    tasks[play] = load(play.index)
-                except BadItem:
-                    if not args.skip_bad:
-                        raise
-                    bar.update()
-            begun = [play.begin(task, args) for play, task in tasks.items()]
-            episodes = rollout(mdp, expert, begun, seed=args.seed, batch_size=len(group))
-            for (play, task), opened, episode in zip(tasks.items(), begun, episodes, strict=True):
-                if play.key in have:
-                    continue  # in a group that a kill cut
-                moves = select(moves_of(episode, len(opened.meta["opening"])), args.rule, args.min_gain)
-                image = _name_image(task, sources[play.index], args.images, run.path)
-                entries = [one.to_json() for one in trajectories_of(moves, task, image, play.start, play.sample)]
-                file.add({"task": play.task, "start": play.start, "sample": play.sample, "entries": entries})
-                bar.update()
+        for episode in spread(player, groups, args.executor, args.workers, skipped, args.ray):
+            play = by_id[episode.task]
+            if play.key in have:
+                continue  # in a group that a kill cut
+            task, opened = player.load(play.index), player.begun(play).meta["opening"]
+            moves = select(moves_of(episode, len(opened)), args.rule, args.min_gain)
+            image = _name_image(task, sources[play.index], args.images, run.path)
+            entries = [one.to_json() for one in trajectories_of(moves, task, image, play.start, play.sample)]
+            file.add({"task": play.task, "start": play.start, "sample": play.sample, "entries": entries})
+            bar.update()
+    return skipped
 
 
 def read_moves(value: Any) -> Episode | StarExample:

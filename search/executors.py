@@ -1,4 +1,4 @@
-"""Play the tasks of a dataset in this process, in several, or on Ray, with equal episodes."""
+"""Play the tasks of a dataset in this process, in several, or on Ray, with equal results."""
 
 import copy
 import multiprocessing
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ from segenv.types import AgentError, BadItem, Task
 
 EXECUTORS = ("serial", "process", "ray")
 Skipped = dict[str, str]  # id of a bad item: why it was skipped
-Chunk = tuple[list[Episode], Skipped, list[Record]]
+Chunk = tuple[list[Any], Skipped, list[Record]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Setup:
 class Player:
     """Dataset, tool and agent of a setup: `play` yields the episodes of some of its tasks.
 
-    It sets the process's number of threads, because floating-point sums depend on it.
+    It sets the process's number of threads, because floating-point sums depend on it. A subclass may take other items
+    than positions, and yield other results than episodes: `play` and `images` say which.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -93,7 +94,7 @@ class Player:
         self.value = self.search.value_function(self.mdp, self.agent) if self.search else None
         set_threads(setup.threads)
 
-    def play(self, positions: Sequence[int]) -> Iterator[Episode]:
+    def play(self, positions: Sequence[Any]) -> Iterator[Any]:
         """The episodes of the tasks at `positions`, in that order; all of them advance together."""
         setup, tasks = self.setup, self.started(self.dataset.select(positions))
         options: dict[str, Any] = {name: getattr(setup, name) for name in ("seed", "round_index", "samples")}
@@ -126,11 +127,15 @@ class Player:
         """Count a task that the agent gives no reply to among the bad items."""
         self.dataset.skip(task, str(error))
 
-    def chunk(self, positions: Sequence[int]) -> Chunk:
-        """The episodes of `positions`, the bad items and the new replies, as a worker sends them back."""
-        episodes = list(self.play(positions))
+    def images(self) -> Callable[[Any], Hashable]:
+        """A function that names the image of an item that `play` takes."""
+        return self.dataset.sources.__getitem__
+
+    def chunk(self, items: Sequence[Any]) -> Chunk:
+        """The results of `items`, the bad ones and the new replies, as a worker sends them back."""
+        results = list(self.play(items))
         replies, self.new[:] = list(self.new), []
-        return episodes, dict(self.dataset.skipped), replies
+        return results, dict(self.dataset.skipped), replies
 
 
 def set_threads(threads: int) -> None:
@@ -162,17 +167,30 @@ def play(
     Episodes of an agent that takes many questions at a time advance each on its own, in one group, and are yielded as
     they end.
     """
-    if executor not in EXECUTORS:
-        raise ValueError(f"executor {executor!r} is unknown; expected one of {', '.join(EXECUTORS)}")
-    if workers < 1:
-        raise ValueError(f"workers is {workers}; expected 1 or more")
     size = max(1, player.setup.batch_size // player.setup.samples)
     groups = [positions[i : i + size] for i in range(0, len(positions), size)]
     if missing is not None:
         groups = [group for group in groups if any(position in missing for position in group)]
+    if executor == "serial" and player.agent.in_flight > 1 and player.search is None:
+        groups = [positions if missing is None else [one for one in positions if one in missing]]
+    return spread(player, groups, executor, workers, skipped, ray)
+
+
+def spread(
+    player: Player,
+    groups: Sequence[Sequence[Any]],
+    executor: str,
+    workers: int,
+    skipped: Skipped,
+    ray: RayOptions = RayOptions(),  # noqa: B008  # frozen
+) -> Iterator[Any]:
+    """Yield what players of the type and setup of `player` make of `groups` of items, as they get ready, and put bad
+    items into `skipped`; executors and errors are those of `play`."""
+    if executor not in EXECUTORS:
+        raise ValueError(f"executor {executor!r} is unknown; expected one of {', '.join(EXECUTORS)}")
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; expected 1 or more")
     if executor == "serial":
-        if player.agent.in_flight > 1 and player.search is None:
-            groups = [positions if missing is None else [one for one in positions if one in missing]]
         for group in groups:
             yield from player.play(group)
             skipped.update(player.dataset.skipped)
@@ -183,16 +201,15 @@ def play(
         setup = replace(setup, replies=str(log.path))
     workers = min(workers, len(groups)) or 1
     if executor == "process":
-        found = _in_processes(setup, groups, workers)
+        found = _in_processes(type(player), setup, groups, workers)
     else:
-        sources = player.dataset.sources
-        found = on_ray.play(Player, setup, groups, sources.__getitem__, workers, setup.threads, ray)
-    for episodes, bad, replies in found:
+        found = on_ray.play(type(player), setup, groups, player.images(), workers, setup.threads, ray)
+    for results, bad, replies in found:
         if log is not None:
             for record in replies:
                 log.add(record)
         skipped.update(bad)
-        yield from episodes
+        yield from results
 
 
 def _with_weights(player: Player, ray: RayOptions) -> Setup:
@@ -210,7 +227,7 @@ def _with_weights(player: Player, ray: RayOptions) -> Setup:
     return setup
 
 
-def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> Iterator[Chunk]:
+def _in_processes(make: type[Player], setup: Setup, chunks: Sequence[Sequence[Any]], workers: int) -> Iterator[Chunk]:
     # Read by a worker when it imports its libraries.
     before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     os.environ.update(dict.fromkeys(before, str(setup.threads)))
@@ -220,7 +237,7 @@ def _in_processes(setup: Setup, chunks: list[Sequence[int]], workers: int) -> It
         "--batch-size if memory was short"
     )
     try:
-        with _pool(workers, advice, _start_player, (setup,)) as pool:
+        with _pool(workers, advice, _start_player, (make, setup)) as pool:
             while True:
                 while len(pending) < 2 * workers and (chunk := next(waiting, None)) is not None:
                     pending.append(pool.submit(_play_chunk, chunk))
@@ -249,21 +266,22 @@ def start_worker(_: int = 0) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-_setups: list[Setup] = []  # of this process, where it is a worker
+_made: list[tuple[type[Player], Setup]] = []  # of this process, where it is a worker
 
 
-def _start_player(setup: Setup) -> None:
+def _start_player(make: type[Player], setup: Setup) -> None:
     start_worker()
-    _setups.append(setup)
+    _made.append((make, setup))
 
 
 @lru_cache(maxsize=1)
 def _player() -> Player:
-    return Player(_setups[-1])
+    make, setup = _made[-1]
+    return make(setup)
 
 
-def _play_chunk(positions: Sequence[int]) -> Chunk:
-    return _player().chunk(positions)
+def _play_chunk(items: Sequence[Any]) -> Chunk:
+    return _player().chunk(items)
 
 
 def run_parallel(work: Callable[[Any], Any], jobs: Sequence[Any], workers: int) -> None:

@@ -43,7 +43,7 @@ class RayOptions:
 class _Job:
     """A group, the images in it, and how often it was begun."""
 
-    group: Sequence[int]
+    group: Sequence[Any]
     images: frozenset[Hashable]
     begun: int = 0
 
@@ -51,7 +51,7 @@ class _Job:
 class _Waiting:
     """Groups that wait, in their order, and the actor that has seen each image."""
 
-    def __init__(self, groups: Sequence[Sequence[int]], images: Callable[[int], Hashable]) -> None:
+    def __init__(self, groups: Sequence[Sequence[Any]], images: Callable[[Any], Hashable]) -> None:
         self._rest = (_Job(group, frozenset(map(images, group))) for group in groups)
         self._ahead: list[_Job] = []
         self._home: dict[Hashable, int] = {}  # image: number of an actor
@@ -82,16 +82,16 @@ class _Waiting:
 def play(
     make: Callable[[Any], Any],
     setup: Any,
-    groups: Sequence[Sequence[int]],
-    images: Callable[[int], Hashable],
+    groups: Sequence[Sequence[Any]],
+    images: Callable[[Any], Hashable],
     workers: int,
     threads: int,
     options: RayOptions,
 ) -> Iterator[Any]:
     """Yield `make(setup).chunk(group)` of each of `groups` as they get ready, from `workers` actors.
 
-    `setup` goes into Ray's object store once, with the weights that it may hold. `images` names the image of a
-    position in a group. Raises WorkerError where a group was begun `options.retries` times, each time on an actor that
+    `setup` goes into Ray's object store once, with the weights that it may hold. `images` names the image of an
+    item of a group. Raises WorkerError where a group was begun `options.retries` times, each time on an actor that
     was lost, and the error of a group that raises one.
     """
     try:

@@ -4,20 +4,26 @@ A trajectory is a chain: each click is made in the state that the click before l
 chain is cut in two.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
 from agents.annotator import AnnotatorAgent
 from search.episode import Episode, action_from_json
+from search.executors import Player, Setup
+from search.rollout import rollout
 from search.star import StarExample, action_of
 from segenv import codec, metrics
 from segenv.data.trajectories.record import RecordedClick, Start, Trajectory
 from segenv.geometry.rle import encode_mask
 from segenv.mdp import SegState
-from segenv.types import Action, Box, Click, Stop, Task, Undo, object_of
+from segenv.ranges import Count, NotNegative
+from segenv.seeds import seed_of
+from segenv.types import Action, BadItem, Box, Click, Stop, Task, Undo, object_of
 
 Opening = Literal["empty", "box", "points"]
 Rule = Literal["released", "paper", "all"]
@@ -52,6 +58,73 @@ def opening(task: Task, start: Opening, rng: np.random.Generator, points: int = 
         return (box,)
     corners, count = [int(side) for side in (box.x0, box.y0, box.x1, box.y1)], int(rng.integers(1, points + 1))
     return tuple(Click(x, y) for x, y in rng.integers(corners[:2], corners[2:], (count, 2)).tolist())
+
+
+@dataclass(frozen=True)
+class Play:
+    """A play of the data's task at `index`, from a first mask."""
+
+    index: int
+    task: str
+    start: Opening
+    sample: int
+
+    @property
+    def key(self) -> tuple[str, str, int]:
+        """What tells a play from the others of its data."""
+        return self.task, self.start, self.sample
+
+    @property
+    def id(self) -> str:
+        """The id of the play's task, from which the play's seeds derive."""
+        return json.dumps(self.key)
+
+
+@dataclass(frozen=True)
+class ExpertSetup(Setup):
+    """A setup with the settings of its expert, and the most points that a first mask is drawn from."""
+
+    agent: str = "annotator"
+    variant: str = "ritm"
+    stop_iou: NotNegative = 1.0
+    max_clicks: Count = 20
+    rising: bool = True
+    points: Count = 3
+
+
+class ExpertPlayer(Player):
+    """Player whose items are plays of an `Expert`, and whose results are their episodes, each on a task of the play's
+    id with the opening in its `meta`."""
+
+    setup: ExpertSetup
+
+    def __init__(self, setup: ExpertSetup) -> None:
+        # the expert counts its own clicks, and then stops
+        super().__init__(replace(setup, max_steps=setup.max_clicks + setup.points + 1))
+        self.expert = Expert(setup.variant, setup.stop_iou, setup.max_clicks, setup.rising)
+        self.load = lru_cache(maxsize=setup.batch_size)(self.dataset.__getitem__)
+
+    def play(self, plays: Sequence[Play]) -> Iterator[Episode]:
+        """The episodes of `plays`, without those of bad items; all of them advance together."""
+        begun = []
+        for play in plays:
+            try:
+                begun.append(self.begun(play))
+            except BadItem:
+                if not self.setup.skip_bad:
+                    raise
+        yield from rollout(self.mdp, self.expert, begun, seed=self.setup.seed, batch_size=len(plays))
+
+    def begun(self, play: Play) -> Task:
+        """The task of a play, with its opening and its id."""
+        task, rng = self.load(play.index), np.random.default_rng(seed_of(self.setup.seed, "opening", *play.key))
+        meta = {"opening": opening(task, play.start, rng, self.setup.points)}
+        return replace(task, id=play.id, initial_mask=None, meta=meta)
+
+    def images(self) -> Callable[[Play], Hashable]:
+        """A function that names the image of a play."""
+        sources = self.dataset.sources
+        return lambda play: sources[play.index]
 
 
 @dataclass(frozen=True)

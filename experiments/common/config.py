@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 
@@ -70,6 +70,7 @@ InFolder = Annotated[str, Place("folder", new=False)]
 Seeds = Annotated[tuple[Seed, ...], Different()]
 Names = Annotated[tuple[str, ...], Different()]
 Counts = Annotated[tuple[Count, ...], Different()]
+Executor = Literal["serial", "process", "ray"]  # of `search.executors`
 ProcessesOrNone = Annotated[int, Range(0, 4096)]  # 0 is none, or stands for a default
 
 

@@ -8,6 +8,7 @@ from agents import replies
 from agents.backends.server import BudgetOptions, ServerOptions
 from agents.base import Agent
 from agents.replies import ReplyLog
+from experiments.common.config import RunError
 from experiments.common.run_folder import RunFolder
 
 REPLIES, LOST = "replies.jsonl", "lost.jsonl"
@@ -22,6 +23,12 @@ def is_served(agent: str) -> bool:
 def server_options(agent: str, server: ServerOptions, budget: BudgetOptions) -> dict[str, Any]:
     """Options of the agent that the spec `agent` names: those of servers where it is behind one."""
     return {"server": server, "budget": budget} if is_served(agent) else {}
+
+
+def check_executor(agent: Agent, executor: str) -> None:
+    """Raise RunError where an executor is given for an agent that takes many questions at a time."""
+    if agent.in_flight > 1 and executor != "serial":
+        raise RunError("a server is asked many things at a time as it is: leave out --executor")
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from agents.backends.server import ServerOptions
 from experiments.common import config
-from experiments.common.config import InFolder, OutFolder, RunError, TrainerOptions
+from experiments.common.config import Executor, InFolder, OutFolder, RunError, TrainerOptions
 from experiments.common.splits import HEADLINE
 from search.on_ray import RayOptions
 from search.star import Rules
@@ -104,7 +104,7 @@ class Args:
     ablation: bool = False
     """one table of S_0, its controls, star, star+ and continue, for --ablation-seeds seeds from --seed on"""
     ablation_seeds: Count = 3
-    executor: Literal["serial", "process", "ray"] | None = None
+    executor: Executor | None = None
     """runs episodes, serial by default, or the runs of an ablation, process by default where there is no GPU; no
     number depends on the executor"""
     workers: Processes = 2

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 import tyro
 
 from agents.backends.server import BudgetOptions, ServerOptions
-from experiments.common.config import Counts, InFolder, Names, OutFolder, RunError
+from experiments.common.config import Counts, Executor, InFolder, Names, OutFolder, RunError
 from experiments.tree_search.metrics import Condition
 from search import spec
+from search.on_ray import RayOptions
 from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Seed
 
-RESUMABLE = frozenset({"report_tasks", "server", "budget"})
+RESUMABLE = frozenset({"report_tasks", "server", "budget", "executor", "workers", "ray"})
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,10 @@ class Args:
     """folder of a new run; by default runs/tree-DATE"""
     resume: InFolder | None = None
     """folder of a run to resume; its settings hold"""
+    executor: Executor = "serial"
+    """where tasks are searched"""
+    workers: Processes = 2
+    """processes of the executors process and ray"""
     batch_size: Count = 16
     """tasks that are searched together; a learned model's last bits may depend on it"""
     threads: Processes = 1
@@ -59,6 +64,7 @@ class Args:
     """follow links in the data's folder to files outside it"""
     report_tasks: CountOrNone = 3
     """tasks whose trees report.html shows"""
+    ray: RayOptions = field(default_factory=RayOptions)
     server: ServerOptions = field(default_factory=ServerOptions)
     budget: Annotated[BudgetOptions, tyro.conf.arg(name="")] = field(default_factory=BudgetOptions)
 

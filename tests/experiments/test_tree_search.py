@@ -6,6 +6,7 @@ import base64
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +49,11 @@ def told(numbers: dict) -> dict:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[Path, dict]:
     out = tmp_path_factory.mktemp("tree") / "run"
-    return out, play.run(play.replace(SMALL, out=str(out)), quiet=True)
+    return out, play.run(replace(SMALL, out=str(out)), quiet=True)
 
 
 def test_the_grid_is_what_was_asked_for() -> None:
-    args = play.replace(SMALL, values=("tool", "oracle"), search=("greedy", "beam:width=2"), steps=(5,))
+    args = replace(SMALL, values=("tool", "oracle"), search=("greedy", "beam:width=2"), steps=(5,))
     found = [(condition.search, condition.depth) for condition in config.conditions(args)]
     assert found == [
         ("greedy:k=1,value=none", 5),
@@ -78,9 +79,9 @@ def test_the_grid_is_what_was_asked_for() -> None:
         ),
     ]
     with pytest.raises(RunError, match="unknown search 'astar:k=2"):
-        config.conditions(play.replace(SMALL, search=("astar",)))
+        config.conditions(replace(SMALL, search=("astar",)))
     with pytest.raises(RunError, match="'clicks=9' is no option of greedy"):
-        config.conditions(play.replace(SMALL, budgets=("clicks=9",)))
+        config.conditions(replace(SMALL, budgets=("clicks=9",)))
 
 
 def test_a_run_writes_tables_plots_and_trees(finished) -> None:
@@ -116,17 +117,17 @@ def test_the_oracle_has_no_place_and_is_the_ceiling(finished) -> None:
 def test_a_run_that_was_cut_goes_on_with_the_same_numbers(finished, tmp_path) -> None:
     out, numbers = finished
     again = tmp_path / "run"
-    play.run(play.replace(SMALL, out=str(again), limit=5), quiet=True)
+    play.run(replace(SMALL, out=str(again), limit=5), quiet=True)
     for name in ("results.jsonl", "trees.jsonl"):
         lines = (out / name).read_bytes().splitlines(keepends=True)
         (again / name).write_bytes(b"".join(lines[: len(lines) // 2]) + lines[len(lines) // 2][:-9])
     (again / "tree_search.DONE").unlink()
-    resumed = play.run(play.replace(SMALL, out=str(again), resume=str(again)), quiet=True)
+    resumed = play.run(replace(SMALL, out=str(again), resume=str(again)), quiet=True)
     assert told(resumed) == told(numbers)
     keys = [(row["search"], row["depth"], row["task"]) for row in RunFolder(again).records("results.jsonl")]
     assert len(keys) == len(set(keys)) == 45
     with pytest.raises(RunError, match="k: was"):
-        play.run(play.replace(SMALL, resume=str(again), k=(1, 3)), quiet=True)
+        play.run(replace(SMALL, resume=str(again), k=(1, 3)), quiet=True)
 
 
 def test_greedy_cut_after_t_steps_is_greedy_of_t_steps() -> None:

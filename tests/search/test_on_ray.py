@@ -1,8 +1,6 @@
 """The executor on Ray: groups stay with the actor that knows their images, and a lost actor costs nothing."""
 
 import os
-import signal
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 from search import executors
 from search.on_ray import RayOptions, WorkerError, _placed, _Waiting
 from segenv.ranges import check
+from tests.made_actors import actors, kill_one
 
 
 def test_groups_of_one_image_come_to_one_actor_and_none_is_idle():
@@ -46,24 +45,12 @@ def test_no_more_workers_than_there_is_room_for():
         check(RayOptions(num_cpus=0))
 
 
-def actors() -> list[int]:
-    """Process ids of the players on Ray."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().startswith(b"ray::Player"):
-                found.append(int(path.parent.name))
-        except OSError:
-            continue
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="finds the actors in /proc")
 def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost_or_counted_twice(workers, capsys):
     pytest.importorskip("ray")
-    before = set(actors())
+    before = actors()
     player = executors.Player(executors.Setup("synthetic:val#easy", "disc", "random", max_steps=3, batch_size=2))
     serial = list(executors.play(player, range(24), "serial", 1, {}))
     undisturbed = list(executors.play(player, range(24), "ray", workers, {}))
@@ -72,10 +59,7 @@ def test_an_actor_that_is_killed_is_replaced_and_nothing_is_lost_or_counted_twic
     for episode in executors.play(player, range(24), "ray", workers, {}):
         found.append(episode)
         if len(found) in (1, 9):
-            victim = min(set(actors()) - before)
-            os.kill(victim, signal.SIGKILL)
-            while Path(f"/proc/{victim}/cmdline").exists() and Path(f"/proc/{victim}/cmdline").read_bytes():
-                time.sleep(0.05)
+            kill_one(actors() - before)
     assert set(Counter(episode.task for episode in found).values()) == {1}
     assert sorted((e.task, e.steps) for e in found) == sorted((e.task, e.steps) for e in serial)
     assert "a Ray worker was lost; its 2 tasks are begun again" in capsys.readouterr().err

@@ -21,8 +21,7 @@ def run(args: Args, quiet: bool = False, arm: bool = False) -> dict[str, Any]:
     """Play the episodes of `args` in their folder, and return the content of metrics.json. An `arm` is of a run that
     has said its protocol."""
     player = make_player(args)
-    if player.agent.in_flight > 1 and args.executor != "serial":
-        raise RunError("a server is asked many things at a time as it is: leave out --executor")
+    served.check_executor(player.agent, args.executor)
     if args.sensitivity:
         sensitivity.arms(player.agent)  # an agent without a prompt is refused here
     chosen, part = shards.of(exclusion.choose(player.dataset, args, quiet or arm), args)
