@@ -98,11 +98,13 @@ def _each_on_its_own(
 ) -> Iterator[Episode]:
     """Play episodes with `agent.in_flight` questions under way. The tool is called for one episode at a time, so that
     no mask depends on which replies come together."""
-    waiting: dict[Future[Reply], tuple[RunningEpisode, Observation, float]] = {}
+    waiting: dict[Future[Reply], tuple[RunningEpisode, Observation, tuple[float, float]]] = {}
+    clock = _SharedClock()
 
     def ask(episode: RunningEpisode) -> None:
         seed, observation = seed_of(*episode.key, episode.state.step), mdp.observation(episode.state)
-        waiting[agent.submit(observation, seed, episode.sample)] = episode, observation, time.perf_counter()
+        began = clock.read(len(waiting))
+        waiting[agent.submit(observation, seed, episode.sample)] = episode, observation, began
 
     try:
         while True:
@@ -111,6 +113,7 @@ def _each_on_its_own(
             if not waiting:
                 return
             done = wait(waiting, return_when=FIRST_COMPLETED).done
+            now = clock.read(len(waiting))
             for future in [one for one in waiting if one in done]:
                 episode, observation, began = waiting.pop(future)
                 try:
@@ -120,7 +123,7 @@ def _each_on_its_own(
                         raise
                     skip(episode.state.task.id, error)
                     continue
-                asked = time.perf_counter() - began if reply.seconds is None else reply.seconds
+                asked = clock.share(began, now, reply.seconds)
                 _play(mdp, agent, [episode], [observation], [reply], time.perf_counter(), asked, correct)
                 if mdp.terminal(episode.state):
                     yield episode.finish()
@@ -132,6 +135,29 @@ def _each_on_its_own(
     finally:
         for future in waiting:
             future.cancel()
+
+
+class _SharedClock:
+    """Divides the time among the questions that are under way together, so that their shares add up to the time that
+    passed, as those of a batch do."""
+
+    def __init__(self) -> None:
+        self.last, self.shared = time.perf_counter(), 0.0
+
+    def read(self, count: int) -> tuple[float, float]:
+        """The time, and the share of it that one question had that was under way from the beginning; `count` have been
+        since the last reading."""
+        now = time.perf_counter()
+        self.shared += (now - self.last) / count if count else 0.0
+        self.last = now
+        return now, self.shared
+
+    @staticmethod
+    def share(began: tuple[float, float], ended: tuple[float, float], seconds: float | None) -> float:
+        """The share of a question between two readings. Of a reply that is known to have taken other `seconds`, as one
+        that was kept in a file, the part of those that the share is of the time."""
+        passed, shared = (end - begin for begin, end in zip(began, ended, strict=True))
+        return shared if seconds is None or passed <= 0 else seconds * shared / passed
 
 
 def in_batches(

@@ -1,6 +1,8 @@
 """Rollouts: the same episodes whatever the batch, and nothing in them that cannot be worked out again."""
 
 import json
+from concurrent.futures import Future, wait
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import agents
+import search.rollout as rollout_module
+from agents.backends.base import Reply
 from agents.base import Agent
 from search.episode import Episode, clicks_of
 from search.executors import Player, Setup, play
@@ -33,6 +37,41 @@ class Script(Agent):
 
     def _act(self, observations, seeds):
         return [self.by_task.get(seen.task_id, self.texts)[seen.step] for seen in observations]
+
+
+class ManyAtATime(Script):
+    """A script that has four questions under way; its replies say, or do not say, how long they took."""
+
+    in_flight = 4
+
+    def __init__(self, seconds, *texts):
+        super().__init__(*texts)
+        self.taken = seconds
+
+    def submit(self, observation, seed, sample=0):
+        future = Future()
+        future.set_result(Reply(self.texts[observation.step], seconds=self.taken))
+        return future
+
+
+@pytest.mark.parametrize("seconds", [None, 8.0, 2.0])
+@pytest.mark.parametrize("tasks", [1, 3, 4, 6])
+def test_the_time_of_replies_that_are_under_way_together_is_counted_once(seconds, tasks, monkeypatch):
+    """Each wait for replies takes 8 s of a clock of our own, in which all that are under way come; of those that were
+    kept in a file, and took 2 s once, 2 s are counted."""
+    now, waits = [0.0], []
+
+    def waited(futures, return_when):
+        now[0] += 8.0
+        waits.append(len(futures))
+        return wait(futures, return_when=return_when)
+
+    monkeypatch.setattr(rollout_module, "wait", waited)
+    monkeypatch.setattr(rollout_module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    agent, mdp = ManyAtATime(seconds, "8,8,+", "stop"), SegMDP(DiscTool(5), 3)
+    episodes = list(rollout(mdp, agent, TASKS[:tasks]))
+    assert sum(waits) == 2 * tasks and max(waits) == min(4, tasks)
+    assert sum(one.seconds["agent"] for one in episodes) == pytest.approx(len(waits) * (seconds or 8.0))
 
 
 def told(episode: Episode) -> dict:
