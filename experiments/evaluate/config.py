@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import tyro
 
 from agents.backends.server import BudgetOptions, ServerOptions
-from experiments.common.config import InFolder, OutFolder
+from experiments.common.config import Executor, InFolder, OutFolder
 from search.on_ray import RayOptions
 from segenv.ranges import Count, CountOrNone, NotNegative, Processes, Range, Seed, Share
 
@@ -53,7 +53,7 @@ class Args:
     answers with polygons, a box or a point in one reply, see experiments.evaluate.answers.polygons"""
     protocol: str | None = None
     """named protocol, which fixes all that its table is made under: refcoco-umd, refcoco-unc, reasonseg, grefcoco,
-    ritm-davis, sam2-coco-500x5, segnext-hq44k, hlmat-synthetic-v1"""
+    ritm-davis, sam2-coco-500x5, segnext-hq44k, hlmat-synthetic-v1, rl-v1-repair, rl-v1-name, rl-v1-paint"""
     root: str | None = None
     """folder of the protocol's data, in place of --data"""
     data: str = "synthetic:val"
@@ -108,7 +108,7 @@ class Args:
     """folder of a new run; by default runs/evaluate-DATE"""
     resume: InFolder | None = None
     """folder of a run to resume; its settings hold"""
-    executor: Literal["serial", "process", "ray"] = "serial"
+    executor: Executor = "serial"
     """where episodes are played"""
     workers: Processes = 2
     """processes of the executors process and ray"""

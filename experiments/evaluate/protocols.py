@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from experiments.common.config import RunError
+from experiments.common.suite import SUITE, TASKS, RlTask
 from experiments.common.tables import Table, interval, number
 from segenv import specs
 from segenv.data import Dataset
@@ -190,6 +191,25 @@ PROTOCOLS: dict[str, NamedProtocol] = {
         rules={"scenes": "tasks 6,000 to 6,499 of synthetic:test", "empty": ONE_EMPTY},
     ),
 }
+
+
+def _of_suite(task: RlTask) -> NamedProtocol:
+    """The protocol of the test tasks of the suite's task."""
+    episodes = {"tool": task.tool, "start": task.start, "max_steps": task.max_steps, "limit": task.test_tasks}
+    return NamedProtocol(
+        about=f"{SUITE}, to {task.about}: ours",
+        data=(re.escape(task.test),),
+        of_root=task.test,
+        settings={**WHOLE, "task": "segment", **episodes},
+        headline=(
+            *(("mIoU", ("miou",)), ("IoU@1", ("iou_at.1",)), ("best IoU", ("best_iou",))),
+            *(("stop rate", ("stop_rate",)), ("parse rate", ("parse_rate",))),
+        ),
+        rules={"scenes": f"the first {task.test_tasks} of {task.test}", "starts": "of seed 0 and the task's id"},
+    )
+
+
+PROTOCOLS |= {f"{SUITE}-{name}": _of_suite(task) for name, task in TASKS.items()}
 
 
 def make(name: str) -> NamedProtocol:

@@ -1,6 +1,7 @@
 """The numbers, plots and page of trainings with PPO."""
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from experiments.ppo.tasks import BEST, BOX, STOP, Ground
 from segenv import statistics
 
 LEVELS = (STOP, "random", BOX, BEST, "annotator on the grid", "annotator")
+HEADROOM = 0.05  # of the best single action over the start, that a task of the suite has at least
 OVER = ("clone", "random", STOP)  # what a trained policy is compared with
 METRIC_DEFINITIONS = {
     "miou": "mean IoU of the final masks on the test tasks",
@@ -21,6 +23,7 @@ METRIC_DEFINITIONS = {
     BOX: "the tool's mask of the object's bounding box, whatever the start",
     "annotator on the grid": "clicks the cell whose middle lies deepest in an error; reads the target",
     "annotator": "clicks the deepest pixel of the error; reads the target",
+    "headroom": f"{BEST} over {STOP}; docs/results refuses a task where it is {HEADROOM:g} or less",
     "clone": "what the training began with: behaviour cloning of the annotator on the grid, or fresh weights",
     "intervals": "95 %: of controls percentile bootstrap over tasks, of policies and differences seeds and tasks as "
     "crossed random effects (segenv.statistics.random_effects)",
@@ -56,7 +59,8 @@ def summarise(
     levels: Mapping[str, Sequence[float]], played: Mapping[str, Sequence[Played]], protocol: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Means with their intervals, and the paired differences of the trained policies from what they have to beat."""
-    numbers: dict[str, Any] = {"levels": {}, "policies": {}, "differences": {}}
+    room = statistics.bootstrap_difference(levels[BEST], levels[STOP])
+    numbers: dict[str, Any] = {"levels": {}, "policies": {}, "differences": {f"{BEST} over {STOP}": list(room)}}
     for name in LEVELS:
         values = np.array(levels[name])
         numbers["levels"][name] = {"miou": float(values.mean()), "interval": list(statistics.bootstrap(values))}
@@ -74,6 +78,9 @@ def summarise(
         for other in OVER:
             less = table["begin"] if other == "clone" else np.array(levels[other])[None]
             numbers["differences"][f"{name} over {other}"] = list(statistics.random_effects(table["end"] - less))
+    for one, other in combinations(played, 2):
+        pair = [np.array([seed["end"]["iou"] for seed in played[name]]) for name in (one, other)]
+        numbers["differences"][f"{one} over {other}"] = list(statistics.random_effects(pair[0] - pair[1]))
     return {**numbers, "tasks": len(levels[STOP]), "protocol": protocol}
 
 
@@ -90,7 +97,7 @@ def table(numbers: Mapping[str, Any]) -> Table:
         ]
         for name, one in numbers["policies"].items()
     ]
-    return Table(("policy", "mIoU", "95 % interval", "of each seed", "steps", "stopped"), rows)
+    return Table((f"policy{_where(numbers)}", "mIoU", "95 % interval", "of each seed", "steps", "stopped"), rows)
 
 
 def differences(numbers: Mapping[str, Any]) -> Table:
@@ -98,7 +105,13 @@ def differences(numbers: Mapping[str, Any]) -> Table:
     rows = [
         [name, number(mean, 3, "+"), interval(ends, 3, "+")] for name, (mean, *ends) in numbers["differences"].items()
     ]
-    return Table(("difference in mIoU", "mean", "95 % interval"), rows)
+    return Table((f"difference in mIoU{_where(numbers)}", "mean", "95 % interval"), rows)
+
+
+def _where(numbers: Mapping[str, Any]) -> str:
+    """The suite and the task, for the head of a table."""
+    suite = numbers["protocol"].get("suite")
+    return f" ({suite})" if suite else ""
 
 
 def text(numbers: Mapping[str, Any]) -> str:

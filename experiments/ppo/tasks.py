@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from agents.base import Agent
-from experiments.ppo.config import TASKS, Args, RlTask
+from experiments.common.suite import TASKS, RlTask
+from experiments.ppo.config import Args
 from search.executors import Player, Setup
 from search.rollout import rollout
 from segenv import data as datasets

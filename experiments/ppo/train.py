@@ -10,8 +10,9 @@ from agents.sb3 import Sb3Agent
 from experiments.common import cli
 from experiments.common.config import check, choices
 from experiments.common.run_folder import RunFolder, manifest
+from experiments.common.suite import SUITE
 from experiments.ppo import cloning, report
-from experiments.ppo.config import RESUMABLE, SUITE, Args
+from experiments.ppo.config import RESUMABLE, Args
 from experiments.ppo.tasks import Ground
 from experiments.ppo.training import Training
 from search.executors import set_threads
@@ -29,7 +30,7 @@ def run(args: Args, quiet: bool = False) -> dict[str, Any]:
         ground = Ground(args)
         set_threads(args.threads)
     with cli.open_run(args, RESUMABLE) as folder:
-        about = folder.keep_manifest(_manifest(args, ground))
+        about = folder.keep_manifest(_manifest(args, ground), report.METRIC_DEFINITIONS)
         _levels(folder, ground, quiet)
         for seed in args.seeds:
             begin = _cloned(folder, args, ground, seed, quiet)

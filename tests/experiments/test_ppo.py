@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.common import suite
 from experiments.common.run_folder import RunFolder
+from experiments.common.suite import RlTask
 
 pytest.importorskip("stable_baselines3")
 
 import experiments.ppo
 from experiments.evaluate import Args as EvaluateArgs
 from experiments.evaluate import run as evaluate
-from experiments.ppo import __main__, config, report
-from experiments.ppo.config import Args, RlTask
+from experiments.ppo import __main__, report
+from experiments.ppo.config import Args
 from experiments.ppo.training import Training
 
 TINY = RlTask(
@@ -45,8 +47,8 @@ SMALL = Args(
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The suite's tasks, with a tool that costs nothing."""
-    monkeypatch.setitem(config.TASKS, "repair", TINY)
-    monkeypatch.setitem(config.TASKS, "name", replace(TINY, start="empty", observe="instruction"))
+    monkeypatch.setitem(suite.TASKS, "repair", TINY)
+    monkeypatch.setitem(suite.TASKS, "name", replace(TINY, start="empty", observe="instruction"))
 
 
 def test_a_training_that_is_cut_ends_with_the_same_policy(
@@ -109,16 +111,29 @@ def test_differences_are_paired_by_seed_and_task() -> None:
         }
         for seed in range(5)
     ]
-    numbers = report.summarise(levels, {"PPO": seeds}, {})
+    numbers = report.summarise(levels, {"PPO": seeds, "MaskablePPO": seeds[::-1]}, {"suite": "rl-v1, task repair"})
     mean, low, high = numbers["differences"]["PPO over clone"]
     assert np.allclose([mean, low, high], 0.1)
     mean, low, high = numbers["differences"]["PPO over random"]
     assert low < mean < high and high - low > 0.1
     assert numbers["policies"]["PPO"]["stop_rate"] == 0 and len(numbers["policies"]["PPO"]["seeds"]) == 5
-    assert "over stop at once" in report.text(numbers)
+    assert numbers["differences"]["PPO over MaskablePPO"][0] == pytest.approx(0)
+    room = np.mean(levels["best single action"]) - np.mean(levels["stop at once"])
+    assert numbers["differences"]["best single action over stop at once"][0] == pytest.approx(room)
+    assert "PPO over stop at once" in report.text(numbers) and "policy (rl-v1, task repair)" in report.text(numbers)
 
 
 def test_settings_out_of_range_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     for flags, told in ((["--steps", "0"], "--steps is 0"), (["--seeds", "1", "1"], "--seeds is (1, 1)")):
         assert __main__.main([*flags, "--out", str(tmp_path / "run")]) == 1
         assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_every_task_on_the_page_of_results_has_headroom() -> None:
+    page = (Path(__file__).parents[2] / "docs/results/rl.md").read_text()
+    tables = page.split("| difference in mIoU (")[1:]
+    tasks = [text.partition("task ")[2].partition(")")[0] for text in tables]
+    assert "repair" in tasks and set(tasks) <= suite.TASKS.keys()
+    for text in tables:
+        row = text.partition("| best single action over stop at once | ")[2]
+        assert float(row.partition(" |")[0]) > report.HEADROOM
