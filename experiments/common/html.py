@@ -15,7 +15,12 @@ from experiments.common.run_folder import RunFolder, write_atomic
 
 def write_html(path: Path, template: str, **context: Any) -> None:
     """Render `template` to `path`. Texts in `context` are escaped, also within scripts (`tojson`)."""
-    write_atomic(path, _environment().get_template(template).render(**context).encode("utf-8", "replace"))
+    write_atomic(path, rendered(template, **context).encode("utf-8", "replace"))
+
+
+def rendered(template: str, **context: Any) -> str:
+    """Render `template`, with texts in `context` escaped, also within scripts."""
+    return _environment().get_template(template).render(**context)
 
 
 def write_report(folder: RunFolder, template: str, plots: Mapping[str, bytes], **context: Any) -> None:

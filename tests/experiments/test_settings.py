@@ -40,6 +40,7 @@ COMMANDS = {  # what is typed, with the flags that have to be given, and the nam
     "benchmark": "benchmark.__main__.Args",
     "calibrate": "calibrate.config.Args",
     "compare A B": "compare.config.Args",
+    "demo": "demo.config.Args",
     "evaluate": "evaluate.config.Args",
     "filmstrip --out OUT": "filmstrip.Args",
     "gspo": "gspo.config.Args",
@@ -165,7 +166,7 @@ def test_a_run_is_named(
     assert "--out" in refused(command, ["--out", str(file)], capsys)
 
 
-@pytest.mark.parametrize("command", sorted(set(COMMANDS) - set(RUNS) - {"serve_tool"}))  # which writes no file
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - set(RUNS) - {"demo", "serve_tool"}))  # which write none
 def test_a_place_for_files_is_one(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

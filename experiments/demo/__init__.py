@@ -1,0 +1,1 @@
+"""An episode that a person and an agent play together, on a page in the browser."""
