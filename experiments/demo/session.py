@@ -18,6 +18,7 @@ from search import values
 from search.episode import action_to_json, read_reply
 from search.executors import Player
 from segenv import metrics
+from segenv.data.base import SKIP_HINT
 from segenv.data.images import MAX_PIXELS, read_image
 from segenv.mdp import SegState
 from segenv.seeds import seed_of
@@ -108,7 +109,10 @@ class Demo:
         """Begin the task at `index` of the data. Raises BadItem, and RunError where there is no such task."""
         if not 0 <= index < len(self.dataset):
             raise RunError(f"there is no task {index}; expected 0 to {len(self.dataset) - 1}")
-        return self._begin(self.dataset[index], True)
+        try:
+            return self._begin(self.dataset[index], True)
+        except BadItem as error:  # nothing is skipped here
+            raise BadItem(str(error).removesuffix(SKIP_HINT)) from error
 
     def open_image(self, path: Path, name: str, instruction: str = "") -> Session:
         """Begin on an image file, whose target nobody knows; `name` is the file's own. Raises BadItem, before the image

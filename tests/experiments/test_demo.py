@@ -131,6 +131,9 @@ def test_a_broken_tool_or_server_raises_and_makes_no_mask(tmp_path):
     with pytest.raises(AgentError, match="the server is gone"):
         demo = demo_of(tmp_path, Says("fail"))
         demo.ask(demo.open_task(0))
+    (tmp_path / "images" / "photo-0.png").write_text("no image")
+    with pytest.raises(BadItem, match="'photo-0'.*save it as PNG$"):
+        demo.open_task(0)
 
 
 def test_an_own_image_is_capped_before_it_is_decoded_and_has_no_iou(tmp_path):

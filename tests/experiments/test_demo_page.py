@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ from PIL import Image
 from pycocotools import mask as pycoco
 from test_demo import PIXELS, Says, demo_of
 
-from experiments.demo.config import Args
+from experiments.common.config import RunError
+from experiments.demo.config import LOOPBACK, Args
 from segenv import codec, data
 from segenv.geometry import polygons_to_mask
 from segenv.types import object_of
@@ -97,8 +99,18 @@ class Page(made_browser.Browser):
 
 
 @pytest.fixture(autouse=True)
-def _folder_of_uploads(tmp_path, monkeypatch):
+def _at_home(tmp_path, monkeypatch):
+    """Keep uploads in the test's folder, and see to it that the server asks no other host."""
+    asked, look_up = set(), socket.getaddrinfo
+
+    def noted(host, *args, **given):
+        asked.add(host.decode() if isinstance(host, bytes) else host)
+        return look_up(host, *args, **given)
+
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    monkeypatch.setattr(socket, "getaddrinfo", noted)
+    yield
+    assert asked <= {*LOOPBACK, None}
 
 
 @contextmanager
@@ -219,6 +231,9 @@ def test_others_need_the_password_and_other_names_get_nothing(tmp_path, monkeypa
         url = page.launch(blocks, Args(port=0))
         assert httpx.get(url).headers["Content-Security-Policy"] == page.OWN
         assert httpx.get(url, headers={"Host": "elsewhere.example"}).status_code == 400
+        port = int(url.rstrip("/").rpartition(":")[2])
+        with closing(page.build(demo, 512)) as second, pytest.raises(RunError, match=f":{port} .*another --port"):
+            page.launch(second, Args(port=port))
     monkeypatch.setenv("SEGENV_DEMO_PASSWORD", "long and random")
     with closing(page.build(demo, 512)) as blocks:
         url = page.launch(blocks, Args(port=0))
@@ -226,3 +241,10 @@ def test_others_need_the_password_and_other_names_get_nothing(tmp_path, monkeypa
         login = {"username": "segenv", "password": "long and random"}
         assert httpx.post(f"{url}login", data={**login, "password": "guess"}).status_code == 400
         assert httpx.post(f"{url}login", data=login).status_code == 200
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise RuntimeError("no way out")
+
+    monkeypatch.setattr("gradio.networking.setup_tunnel", unreachable)
+    with closing(page.build(demo, 512)) as blocks, pytest.raises(RunError, match="no public address"):
+        page.launch(blocks, Args(port=0, share=True))
