@@ -63,13 +63,7 @@ def rank(paths: Sequence[Path]) -> tuple[list[Run], list[dict[str, Any]]]:
     runs = read(paths)
     check_alike(runs, ("prompt",), "a leaderboard is of one protocol: leave the other run out, or play it again")
     with as_expected(f"metrics.json of {' or '.join(map(str, paths))}", "metrics of experiments.evaluate"):
-        names = [hidden(run.name) for run in runs]
-        shown = [
-            f"{name} ({run.place.name})" if names.count(name) > 1 else name
-            for name, run in zip(names, runs, strict=True)
-        ]
-        rows = [{**row_of(run), "name": name} for run, name in zip(runs, shown, strict=True)]
-        pairs = sorted(zip(runs, rows, strict=True), key=lambda pair: _rank_key(pair[1]))
+        pairs = sorted(((run, row_of(run)) for run in runs), key=lambda pair: _rank_key(pair[1]))
     return [run for run, _ in pairs], [row for _, row in pairs]
 
 

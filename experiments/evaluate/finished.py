@@ -10,6 +10,7 @@ from experiments.common.run_folder import COPY, Manifest, RunFolder, as_expected
 from experiments.evaluate.answers import filter, polygon_metrics
 from experiments.evaluate.episodes import metrics
 from experiments.evaluate.episodes.click_quality import METRIC_DEFINITIONS as OF_CLICKS
+from experiments.results import hidden
 
 DEFINITIONS = {
     **polygon_metrics.METRIC_DEFINITIONS,
@@ -31,7 +32,8 @@ OF_SOME = {"prompt_hash", "given", *DEFINITIONS}  # not of agents that are not p
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, the content of metrics.json and manifest.json, and its name among others."""
+    """A finished run: its folder, the content of metrics.json and manifest.json, and its name among others, which shows
+    no place on the machine."""
 
     folder: RunFolder
     numbers: Mapping[str, Any]
@@ -59,7 +61,7 @@ def read(paths: Sequence[Path]) -> list[Run]:
     folders = [RunFolder(path) for path in paths]
     found = [_numbers(folder) for folder in folders]
     with as_expected(f"metrics.json of {' or '.join(map(str, paths))}", "metrics of experiments.evaluate"):
-        names = [_name(numbers["protocol"]) for numbers in found]
+        names = [hidden(_name(numbers["protocol"])) for numbers in found]
         return [
             Run(folder, numbers, folder.manifest(), name if names.count(name) == 1 else f"{name} ({folder.path.name})")
             for folder, numbers, name in zip(folders, found, names, strict=True)

@@ -142,9 +142,9 @@ def examples(one: MaskSet, filled: Sequence[int], reading: str, limit: int) -> l
     pictures = []
     for k in chosen:
         mask, task = one.masks[k], one.task(one.masks[k].task)
+        picture = jpeg_uri(render.frame(task.image, mask.pixels, (), task.target, size=SIDE)[: -render.CAPTION])
         words = f"predicted {one.predicted[reading][k]:.2f}, true {mask.iou:.2f}"
-        picture = jpeg_uri(render.frame(task.image, mask.pixels, (), task.target, words, size=SIDE))
-        title, group = f"{task.instruction or task.id} ({mask.source})", "worst" if k in worst else "random"
+        title, group = f"{words}: {task.instruction or task.id} ({mask.source})", "worst" if k in worst else "random"
         pictures.append({"picture": picture, "group": group, "title": title})
     return pictures
 

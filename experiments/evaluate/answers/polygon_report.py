@@ -121,12 +121,13 @@ def _scatter(groups: Mapping[str, Sequence[tuple[float, float]]], colors: Sequen
     axes = new_axes()
     for color, (label, points) in zip(colors, groups.items(), strict=False):
         if points:
-            axes.scatter(*np.array(points).T, s=9, alpha=0.5, linewidth=0, color=color, label=label)
+            style = {"s": float(np.clip(4000 / len(points), 8, 40)), "alpha": 0.6, "linewidth": 0, "color": color}
+            axes.scatter(*np.array(points).T, label=label, clip_on=False, **style)
     x, y = np.array([point for points in groups.values() for point in points], float).reshape(-1, 2).T
-    parts = [part for part in np.array_split(np.argsort(x, kind="stable"), 8) if len(part)]
-    if len(parts) == 8:
-        means = [x[part].mean() for part in parts], [y[part].mean() for part in parts]
-        axes.plot(*means, color="0.25", marker="o", ms=3.5)
+    if len(x) >= 8:
+        bins = np.digitize(x, np.unique(np.quantile(x, np.arange(1, 8) / 8)))  # equal ones are in one bin
+        means = np.array([(x[bins == k].mean(), y[bins == k].mean()) for k in np.unique(bins)])
+        axes.plot(*means.T, color="0.25", marker="o", ms=3.5)
     return png(axes, "outside lower center", ylabel="IoU", ylim=(0, 1.02), **options)
 
 
