@@ -228,7 +228,8 @@ class PolygonCodec(Codec):
     @property
     def _width(self) -> int:
         """Digits before the point, so that every vertex is as long as the other."""
-        return len(str(self.dialect.frame.extent)) if self.dialect.planned else 1
+        extent = self.dialect.frame.extent
+        return len(str(extent)) if self.dialect.planned and isinstance(extent, int) else 1
 
     def _list(self, items: str | Sequence) -> str:
         """Nested lists as text."""

@@ -179,6 +179,27 @@ def test_families_are_read_again_in_their_own_words(photos):
     assert first["stage"] == "frame" and "pixels" in first["name"]
 
 
+@pytest.mark.parametrize("asked", ("box", "point"))
+def test_replies_in_the_words_of_every_family_are_taken_apart(photos, asked):
+    """Whatever frame its own numbers are in, a right reply fails nowhere."""
+    tasks, read = list(photos), 0
+    for name in codecs.CODECS:
+        spoken = of_family(copy.copy(codecs.make(name)), asked)
+        assert spoken.family is not None
+
+        def answer(task: Task, asked: str, family: Any = spoken.family) -> str:
+            return family.format(right(task, asked), task)
+
+        try:
+            answer(tasks[0], asked)
+        except (ValueError, TypeError):  # a family without a word for it
+            continue
+        found = diagnose(tasks, answer, asked, spoken)
+        assert found["first"] is None, (name, found["first"])
+        read += 1
+    assert read > 10, read
+
+
 def test_the_report_of_a_run_shows_the_lines_and_the_kinds_of_tasks(photos, tmp_path: Path):
     options = PolygonOptions(asked="box")
     numbers = run(Args(task="polygon", data=photos.spec, polygon=options, out=str(tmp_path / "run")), quiet=True)

@@ -116,7 +116,9 @@ def _read_again(text: str, task: Task, aim: np.ndarray, codec: PolygonCodec, ask
 
 @lru_cache(maxsize=8)
 def other_readers(codec: PolygonCodec, asked: str) -> Mapping[str, PolygonCodec]:
-    """The codec with its axes exchanged, and with numbers in other frames."""
+    """The codec with its axes exchanged, and with numbers in other frames; none of a codec of masks without numbers."""
+    if type(codec) is not PolygonCodec:
+        return {}
     own = {"point": codec.points, "box": codec.boxes}.get(asked, codec.dialect.frame)
     return {name: _counting_in(codec, frame) for name, frame in frames_beside(own).items()}
 

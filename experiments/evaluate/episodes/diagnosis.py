@@ -289,8 +289,9 @@ def line_rows(found: Mapping[str, Any]) -> list[list[str]]:
 def lines_part(numbers: Mapping[str, Any], definition: str, rows: list[list[str]]) -> dict[str, Any]:
     """The part of a report that shows the lines of `line_rows`, and others."""
     header = ("stage", "measure", "value", "95 % interval", "control", "")
-    notes = [text(numbers), definition[0].upper() + definition[1:] + "."]
-    return {"title": "Where answers fail", "notes": notes, "table": Table(header, rows, "<<>><<")}
+    rules = definition[0].upper() + definition[1:] + "."
+    table = Table(header, rows, "<<>><<")
+    return {"title": "Where answers fail", "notes": [text(numbers)], "rules": rules, "table": table}
 
 
 def groups(found: Mapping[str, Mapping[str, Any]]) -> Table:
