@@ -25,6 +25,7 @@ from experiments.common import cli
 from experiments.common.config import OutPath, RunError, read_yaml
 from experiments.common.run_folder import RunFolder, as_expected, write_atomic
 from experiments.common.tables import Table
+from segenv.envs.starts import STARTS
 
 PATH = re.compile(r"(?<![\w./)\]])(?:~|\.{1,2})?/[\w.+-][^\s@#,|`'\"]*")
 VERSIONS = ("segenv", "torch", "transformers", "numpy")
@@ -34,7 +35,8 @@ ESTIMATES = {"MAE": "mae", "bias": "bias", "Pearson": "pearson", "Spearman": "sp
 REPLIES = {"gIoU": "giou", "cIoU": "ciou", "boundary F": "boundary_f", "valid": "valid", "tokens": "tokens"}
 TABLES: dict[str, dict[str, str]] = {  # kind of row: columns, each with the path of its value in the row
     "segment": {
-        **{name: f"protocol/{name}" for name in ("tool", "agent", "search")},
+        **{name: f"protocol/{name}" for name in ("data", "tool", "agent", "search")},
+        **{"start": "start", "gain over the start": "start_gain"},
         **{"episodes": "episodes", **{f"IoU@{k}": f"iou_at/{k}" for k in (1, 3, 5, 7, 10, 20)}, "final mIoU": "miou"},
         **{"NoC@85": "noc/85", "NoC@90": "noc/90", "first click in object": "first_click_in_object"},
         **{"clicks on an error": "clicks_on_error/all", "stopped": "stop_rate", "ms a click": "ms"},
@@ -57,8 +59,9 @@ TABLES: dict[str, dict[str, str]] = {  # kind of row: columns, each with the pat
         **{name: name for name in ("budget", "topology", "codec", "tasks")},
         **{"IoU": "iou", "boundary F": "boundary_f", "tokens": "tokens", "gain of the first codec": "difference"},
     },
-    "compare": {name: name for name in ("paired", "first", "second", "difference")},
+    "compare": {name: name for name in ("data", "paired", "first", "second", "difference")},
 }
+WHERE_UNLIKE = {("segment", "data"), ("compare", "data")}  # columns, by kind, that stand only where their cells differ
 Row = Mapping[str, Any]
 
 
@@ -155,7 +158,10 @@ def _rows(kind: str, numbers: Any) -> Iterator[tuple[str, Row]]:
     """The rows of a run's numbers, each with its kind; values beside `intervals` under the same path."""
     if kind == "segment":
         parts = [numbers["seconds"]["per_click"][part] for part in ("encode", "decode")]
-        yield kind, numbers | {"ms": "–" if None in parts else f"{1000 * sum(parts):.1f}"}
+        found = numbers | {"ms": "–" if None in parts else f"{1000 * sum(parts):.1f}"}
+        start = numbers["protocol"].get("start", "")
+        made = start.partition(":")[0] in STARTS.keys() - {"empty"}
+        yield kind, found | ({"start": start} if made else {"start": None, "start_gain": None})
     elif kind == "polygon":
         yield kind, numbers | {"mode": "greedy"}
         if numbers.get("sampled"):
@@ -183,9 +189,10 @@ def _rows(kind: str, numbers: Any) -> Iterator[tuple[str, Row]]:
         yield from ((kind, row | {"intervals": {"difference": row["interval"]}}) for row in numbers)
     else:
         for k, other in enumerate(numbers["names"][1:]):
-            yield kind, {"paired": "run", "first": numbers["names"][0], "second": other, "difference": ""}
+            data = {"data": numbers.get("data")}
+            yield kind, data | {"paired": "run", "first": numbers["names"][0], "second": other, "difference": ""}
             for name, row in numbers["measures"].items():
-                pair = {"paired": name, "first": row["values"][0], "second": row["values"][k + 1]}
+                pair = data | {"paired": name, "first": row["values"][0], "second": row["values"][k + 1]}
                 difference = row["differences"][k]
                 pair["difference"] = difference["difference"]
                 yield kind, pair | {"intervals": {"difference": difference["interval"]}}
@@ -201,7 +208,7 @@ def cell(row: Row, path: str) -> str:
         value, ends = value[0], value[1:]
     if value is None or isinstance(value, (str, int)):
         return "" if value is None else str(value)
-    sign = "+" if path in ("gain", "difference", "bias") else ""
+    sign = "+" if path in ("gain", "start_gain", "difference", "bias") else ""
     form = f"{sign}.{1 if path == 'tokens' else 2 if path.startswith('noc/') else 3}f"
     known = ends is not None and None not in ends
     return f"{value:{form}} [{ends[0]:{form}}, {ends[1]:{form}}]" if known else f"{value:{form}}"
@@ -213,8 +220,9 @@ def page(studies: Sequence[Study], title: str, hand: Mapping[str, str]) -> str:
     rows = [pair for study in studies for pair in study.rows]
     for kind in dict.fromkeys(kind for kind, _ in rows):
         lines = [[cell(row, path) for path in TABLES[kind].values()] for one, row in rows if one == kind]
-        filled = [k for k in range(len(TABLES[kind])) if any(line[k] not in ("", "none") for line in lines)]
-        head = list(TABLES[kind])
+        head, columns = list(TABLES[kind]), [{line[k] for line in lines} for k in range(len(TABLES[kind]))]
+        least = [1 + ((kind, name) in WHERE_UNLIKE) for name in head]
+        filled = [k for k, cells in enumerate(columns) if cells - {"", "none"} and len(cells) >= least[k]]
         table = Table([head[k] for k in filled], [[line[k] for k in filled] for line in lines])
         tables.append(hidden(table.markdown()).strip())
     between = {name: f"<!-- {name} -->\n{hand[name].strip()}\n<!-- end of {name} -->" for name in HAND}

@@ -61,6 +61,18 @@ def test_runs_with_equal_columns_share_a_table_in_the_order_given(run, tmp_path)
     assert [row["tool"] for row in rows_of(page_of([other, run], tmp_path), "tool")] == ["another", "disc"]
 
 
+def test_data_and_starts_are_told_where_runs_differ_in_them(run, tmp_path):
+    other = shutil.copytree(run, tmp_path / "other")
+    numbers = json.loads((run / "metrics.json").read_text())
+    assert not {"data", "start", "gain over the start"} & rows_of(page_of([run, other], tmp_path), "tool")[0].keys()
+    numbers["protocol"] |= {"data": "synthetic:test", "start": "box"}
+    (other / "metrics.json").write_text(json.dumps(numbers))
+    own, boxed = rows_of(page_of([run, other], tmp_path), "data")
+    assert [own["data"], own["start"], own["gain over the start"]] == ["synthetic:val", "", ""]
+    assert [boxed["data"], boxed["start"]] == ["synthetic:test", "box"]
+    assert boxed["gain over the start"].startswith(f"{numbers['start_gain']:+.3f} [")
+
+
 def test_text_written_by_hand_survives_and_all_else_is_written_anew(run, tmp_path):
     text = page_of([run], tmp_path, "--title", "Tools")
     edited = text.replace(results.HAND["question"], "Which tool?")

@@ -47,6 +47,7 @@ def compare_runs(runs: Sequence[Run], values: Sequence[Values], told: Sequence[s
     seconds = [run.numbers.get("seconds", {}).get("per_click") for run in runs]
     return {
         "names": [run.name for run in runs],
+        "data": runs[0].protocol.get("data"),
         "episodes": len(items),
         "differ": list(told),
         "measures": {name: _row(runs, values, items, name) for name in names},

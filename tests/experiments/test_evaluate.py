@@ -207,16 +207,16 @@ def test_ray_gives_the_same_or_says_how_to_get_it(photos):
 
 
 def outcome(
-    name: str, *ious: float, stopped: bool = False, invalid: int = 0, areas: tuple[int, int] = (1, 2)
+    name: str, *ious: float, stopped: bool = False, invalid: int = 0, areas: tuple[int, int] = (1, 2), start: float = 0
 ) -> Outcome:
-    best, seconds = max(ious), dict.fromkeys(metrics.PARTS, 1.5)
-    return Outcome(name, 0, 0.0, np.array(ious), best, *areas, 0.5, 0.5, stopped, invalid, len(ious) - stopped, seconds)
+    best, seconds, clicks = max(ious), dict.fromkeys(metrics.PARTS, 1.5), len(ious) - stopped
+    return Outcome(name, 0, start, np.array(ious), best, *areas, 0.5, 0.5, stopped, invalid, clicks, seconds)
 
 
 def test_the_numbers_are_those_worked_out_by_hand():
     outcomes = [
         outcome("a", 0.2, 0.86, 0.86, stopped=True, areas=(86, 100)),  # stopped: keeps 0.86
-        outcome("b", 0.5, 0.92, 0.4, 0.91, areas=(910, 1000)),
+        outcome("b", 0.5, 0.92, 0.4, 0.91, areas=(910, 1000), start=0.3),
         outcome("c", 0.1, 0.1, 0.1, 0.88, invalid=3, areas=(0, 900)),  # reaches 0.85 at the last action
     ]
     numbers = metrics.summarise(outcomes, 4, {"tool": "disc"})
@@ -228,6 +228,7 @@ def test_the_numbers_are_those_worked_out_by_hand():
     assert (numbers["nof"]["90"], numbers["nof_never"]["90"]) == (2, 2)
     assert numbers["best_iou"] == pytest.approx((0.86 + 0.92 + 0.88) / 3)
     assert numbers["regret"] == pytest.approx(0.01 / 3)
+    assert numbers["start_gain"] == pytest.approx(numbers["miou"] - 0.1)
     assert numbers["parse_rate"] == pytest.approx(8 / 11) and numbers["stop_rate"] == pytest.approx(1 / 3)
     assert numbers["acc_at_50"] == 1 and numbers["boundary_iou"] == 0.5
     assert numbers["seconds"]["agent"] == 4.5 and numbers["seconds"]["per_click"]["agent"] == pytest.approx(0.45)

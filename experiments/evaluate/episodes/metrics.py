@@ -18,7 +18,7 @@ UNSOLVED = 0.5  # a task is unsolved where no IoU of the annotator reaches this
 THRESHOLDS = (0.50, 0.70, 0.80, 0.85, 0.90, 0.95)  # of NoC and NoF; the field's tables print 85, 90 and 95
 MEASURES = (
     *("miou", "ciou", "iou_at", "noc", "nof", "nof_never", "boundary_iou"),
-    *("acc_at_50", "best_iou", "regret", "parse_rate", "exact_rate", "stop_rate"),
+    *("acc_at_50", "best_iou", "regret", "start_gain", "parse_rate", "exact_rate", "stop_rate"),
     *("no_target", "n_acc", "t_acc", "absent_steps"),
     *("first_click_in_object", "clicks_on_error", "click_counts"),
 )
@@ -40,6 +40,7 @@ METRIC_DEFINITIONS = {
     "best_iou": "mean over episodes of the highest IoU that any of its masks had, the first one included; on a task "
     "without an object the empty first mask does not count, which every agent has for nothing",
     "regret": "mean of best IoU minus final IoU",
+    "start_gain": "mean of final IoU minus that of the initial mask",
     "parse_rate": "share of replies that the codec could read as an action",
     "exact_rate": "share of replies that are written exactly as asked; others may be read, too",
     "stop_rate": "share of episodes that the agent ended itself",
@@ -158,6 +159,7 @@ def summarise(
         "acc_at_50": np.array([float(item.box_iou >= 0.5) for item in outcomes]),
         "best_iou": best,
         "regret": best - iou_curves[:, -1],
+        "start_gain": iou_curves[:, -1] - [item.start_iou for item in outcomes],
         "stop_rate": np.array([float(item.stopped) for item in outcomes]),
     }
     areas = [item.intersection for item in outcomes], [item.union for item in outcomes]

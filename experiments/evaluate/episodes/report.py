@@ -21,6 +21,7 @@ ROWS = (  # key in metrics.json, name, what is better
     ("acc_at_50", "Acc@0.5 (box)", "higher"),
     ("best_iou", "Best IoU", "higher"),
     ("regret", "Regret", "lower"),
+    ("start_gain", "Gain over the initial mask", "higher"),
     ("parse_rate", "Parse rate", "higher"),
     ("exact_rate", "Exact rate", "higher"),
     ("stop_rate", "Stop rate", ""),
