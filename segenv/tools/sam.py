@@ -19,6 +19,7 @@ from segenv.tools.base import SegTool
 from segenv.tools.cache import Encoding, EncodingCache
 from segenv.tools.finish import Finish
 from segenv.tools.grabcut import shrink
+from segenv.tools.recorded import Recorded
 from segenv.types import Box, Click, Prediction, Prompt, ToolError
 
 EMBEDDED = Path(__file__).parent / "weights" / "tiny-sam"
@@ -285,6 +286,8 @@ class SamTool(PromptedSam):
         self.padded = MODELS[self.family][1]
         self.side = int(model.prompt_encoder.input_image_size)
         self.grid = 4 * int(model.prompt_encoder.image_embedding_size[0])
+        recordable = self.family == "sam" and self.device.type == "cpu" and source is not model
+        self.recorded = Recorded(self.model) if recordable else None
         self.fingerprint = "|".join(
             ("sam", self.family, weights_hash(model, _facts(model.config.to_dict())), str((*self.mean, *self.std)))
             + (dtype, self.device.type, self.cache.precision)
@@ -316,14 +319,16 @@ class SamTool(PromptedSam):
             embeddings = {"image_embeddings": levels[0], "intermediate_embeddings": [levels[1]]}
         else:
             embeddings = {"image_embeddings": levels}
-        output = self.model(
-            **embeddings,
-            input_points=None if points is None else points[:, None],
-            input_labels=None if labels is None else labels[:, None],
-            input_boxes=None if boxes is None else boxes[:, None],
-            input_masks=None if logits is None else logits.to(self.dtype),
-            multimask_output=multimask,
-        )
+        inputs = embeddings | {
+            "input_points": None if points is None else points[:, None],
+            "input_labels": None if labels is None else labels[:, None],
+            "input_boxes": None if boxes is None else boxes[:, None],
+            "input_masks": None if logits is None else logits.to(self.dtype),
+        }
+        inputs = {name: value for name, value in inputs.items() if value is not None}
+        if self.recorded is not None:
+            return self.recorded(inputs, multimask)
+        output = self.model(**inputs, multimask_output=multimask)
         return output.pred_masks[:, 0], output.iou_scores[:, 0]
 
 
