@@ -230,8 +230,10 @@ class SegMDP:
 
 
 def _with(state: SegState, **changes: Any) -> SegState:
-    """The state with changed fields: `dataclasses.replace`, without its search for them at every step."""
-    return SegState(**{**vars(state), **changes})
+    """The state with changed fields: `dataclasses.replace`, without its search for them, and at once."""
+    changed = object.__new__(SegState)
+    vars(changed).update(vars(state), **changes)
+    return changed
 
 
 def _outside(action: Click | Box, task: Task) -> str | None:

@@ -68,6 +68,9 @@ def sent_size(width: int, height: int) -> tuple[int, int]:
 
 Extent = int | Fraction | tuple[Fraction, Fraction] | Callable[[int, int], tuple[int, int] | tuple[Fraction, Fraction]]
 
+Axis = tuple[int, Fraction, Fraction]
+Line = tuple[int, int, int]
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -116,30 +119,30 @@ class Frame:
             return list(values)
         return [value for i in range(0, len(values), 2) for value in (values[i + 1], values[i])]
 
-    def _axes(self, scene: Scene) -> list[tuple[int, Fraction, Fraction]]:
+    def _axes(self, scene: Scene) -> list[Axis]:
         """Size in pixels, extent and start, of the x axis and the y axis."""
+        return self._axes_and_lines(scene)[0]
+
+    def _axes_and_lines(self, scene: Scene) -> tuple[list[Axis], list[Line]]:
+        """`_axes`, and for each the line on which the numbers of its pixels lie."""
         size = scene.width, scene.height
         found = self._known.get(size)
         if found is None:
             if len(self._known) >= 64:
                 self._known.clear()
-            found = self._known[size] = list(zip(size, self.extents(scene), self.starts(scene), strict=True))
+            axes = list(zip(size, self.extents(scene), self.starts(scene), strict=True))
+            found = self._known[size] = axes, [_line(*axis, 10**self.decimals) for axis in axes]
         return found
 
     @cached_property
-    def _known(self) -> dict[tuple[int, int], list[tuple[int, Fraction, Fraction]]]:
-        """The axes of the latest sizes of images."""
+    def _known(self) -> dict[tuple[int, int], tuple[list[Axis], list[Line]]]:
+        """Axes and lines of the latest sizes of images."""
         return {}
 
     def write_point(self, click: Click, scene: Scene) -> list[str]:
         """The two numbers of a click's pixel."""
-        steps, unit = [], 10**self.decimals
-        for i, (size, extent, start) in zip((click.x, click.y), self._axes(scene), strict=True):
-            # ((i + 1/2) / size * extent + start) * unit - 1/2, rounded up, over one denominator
-            below = 2 * size * extent.denominator * start.denominator
-            above = unit * (2 * i + 1) * extent.numerator * start.denominator
-            above += unit * 2 * size * extent.denominator * start.numerator - below // 2
-            steps.append(-(-above // below))
+        _, lines = self._axes_and_lines(scene)
+        steps = [-((a * i + b) // c) for i, (a, b, c) in zip((click.x, click.y), lines, strict=True)]  # rounded up
         return self.ordered([self.text(step) for step in steps])
 
     def write_box(self, box: Box, scene: Scene) -> list[str]:
@@ -196,6 +199,13 @@ class Frame:
         if point:
             return ["x", "y"] if self.order == "xy" else ["row", "column"]
         return self.ordered(["x0", "y0", "x1", "y1"])
+
+
+def _line(size: int, extent: Fraction, start: Fraction, unit: int) -> Line:
+    """a, b, c, so that pixel i has the number -(a · i + b) / c: ((i + 1/2) / size · extent + start) · unit - 1/2."""
+    below = 2 * size * extent.denominator * start.denominator
+    slope = 2 * unit * extent.numerator * start.denominator
+    return -slope, below // 2 - slope // 2 - 2 * unit * size * extent.denominator * start.numerator, below
 
 
 def _shown(value: Fraction) -> str:

@@ -92,16 +92,22 @@ class GridActions:
         """A new action space."""
         if self.actions == "multidiscrete":
             return gym.spaces.MultiDiscrete([2 + self.stop, self.grid, self.grid])
-        return gym.spaces.Discrete(2 * self.grid * self.grid + self.stop)
+        return gym.spaces.Discrete(self.count)
+
+    @property
+    def count(self) -> int:
+        """Number of different actions."""
+        return 2 * self.grid**2 + self.stop
 
     @property
     def mask_size(self) -> int:
         """Number of entries of a mask of actions."""
-        return 2 + self.stop + 2 * self.grid if self.actions == "multidiscrete" else 2 * self.grid**2 + self.stop
+        return 2 + self.stop + 2 * self.grid if self.actions == "multidiscrete" else self.count
 
     def read(self, action: Any, observation: Observation, space: gym.Space) -> Action:
         """The click or stop that a number of `space` stands for. Raises `InvalidAction` for any other value."""
-        if action not in space:
+        plain = self.actions == "discrete" and type(action) in (int, np.int64)  # as nearly all are
+        if not (plain and 0 <= action < self.count) and action not in space:
             raise _refuse(action, space)
         if self.actions == "multidiscrete":
             sign, column, row = (int(number) for number in action)

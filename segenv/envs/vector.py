@@ -259,41 +259,38 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
 
     def _gather(self, infos: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         """Arrays of what the environments tell, by Gymnasium's rules."""
-        return self._joined([(i, info) for i, info in enumerate(infos) if info])
+        told = [info for info in infos if info]
+        return self._joined(np.flatnonzero([bool(info) for info in infos]), told)
 
-    def _joined(self, infos: Sequence[tuple[int, dict[str, Any]]]) -> dict[str, Any]:
-        """`_add_info` of all at once, key by key, since it looks at every value anew."""
-        keys, everywhere = list(infos[0][1]) if infos else [], [i for i, _ in infos]
-        if all(list(info) == keys for _, info in infos):  # as at most steps
-            columns = {key: (everywhere, [info[key] for _, info in infos]) for key in keys}
+    def _joined(self, places: np.ndarray, infos: list[dict[str, Any]]) -> dict[str, Any]:
+        """`_add_info` of all at once, key by key, since it looks at every value anew. `places` are the environments."""
+        keys = [tuple(info) for info in infos]
+        columns: dict[str, tuple[np.ndarray, Sequence[Any]]] = {}
+        if infos and keys.count(keys[0]) == len(keys):  # as at most steps
+            values = zip(*(info.values() for info in infos), strict=True)
+            columns = {key: (places, column) for key, column in zip(keys[0], values, strict=True)}
         else:
-            columns = {key: ([], []) for key in dict.fromkeys(key for _, info in infos for key in info)}
-            for i, info in infos:
-                for key, value in info.items():
-                    columns[key][0].append(i)
-                    columns[key][1].append(value)
+            for key in dict.fromkeys(key for info in infos for key in info):
+                columns[key] = places[[key in info for info in infos]], [info[key] for info in infos if key in info]
         joined: dict[str, Any] = {}
-        for key, (places, values) in columns.items():
+        for key, (held, column) in columns.items():
             there = np.zeros(self.num_envs, np.bool_)
-            there[places] = True
-            joined[key], joined[f"_{key}"] = self._array(key, places, values), there
+            there[held] = True
+            joined[key], joined[f"_{key}"] = self._array(key, held, column), there
         return joined
 
-    def _array(self, key: str, places: list[int], values: list[Any]) -> Any:
+    def _array(self, key: str, places: np.ndarray, values: Sequence[Any]) -> Any:
         """The values of a key at their places: numbers, arrays or objects, or the dict of what dicts hold."""
         first = values[0]
-        if key == "final_obs":
-            array = np.full(self.num_envs, None, object)
-        elif isinstance(first, dict):
-            return self._joined(list(zip(places, values, strict=True)))
-        elif type(first) in (int, float, bool) or isinstance(first, np.number):
-            array = np.zeros(self.num_envs, type(first))
-        elif isinstance(first, np.ndarray):
-            array = np.zeros((self.num_envs, *first.shape), first.dtype)
+        if isinstance(first, dict) and key != "final_obs":
+            return self._joined(places, list(values))
+        if key != "final_obs" and (type(first) in (int, float, bool) or isinstance(first, (np.number, np.ndarray))):
+            found = np.array(values, first.dtype if isinstance(first, np.ndarray) else type(first))
+            array = np.zeros((self.num_envs, *found.shape[1:]), found.dtype)
         else:
+            found = np.fromiter(values, object, len(values))
             array = np.full(self.num_envs, None, object)
-        for i, value in zip(places, values, strict=True):
-            array[i] = value
+        array[places] = found
         return array
 
 
