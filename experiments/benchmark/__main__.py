@@ -3,8 +3,9 @@
     python -m experiments.benchmark [--only iou] [--photos index:DIR] [--out runs/benchmark]
 
 Each comparison first checks that both ways give the same result, and then times them in turns on one thread, so that
-a busy machine slows both; the fastest turn of each counts. Ratios carry over to other machines, milliseconds do not.
-Prints each row when it is known, and writes `benchmark.json` and `benchmark.png`.
+a busy machine slows both; the fastest turn of each counts. Environments and the embedded SAM are timed on processor
+time. Ratios carry over to other machines, milliseconds do not. Prints each row when it is known, and writes
+`benchmark.json` and `benchmark.png`.
 """
 
 import os
@@ -27,7 +28,9 @@ from experiments.common.config import OutPath
 from experiments.common.run_folder import manifest, write_atomic, write_json
 from segenv.ranges import Positive
 
-Part = Literal["iou", "next-click", "overlay", "branch", "parser", "geometry", "tool", "service", "rollout", "tree"]
+Part = Literal[
+    "iou", "next-click", "overlay", "branch", "parser", "geometry", "tool", "sam", "service", "rollout", "tree"
+]
 EnvironmentPart = Literal["step", "vector", "memory", "large", "photos"]
 VERDICTS = {None: "", True: "[green]ok[/]", False: "[red]missed[/]"}
 

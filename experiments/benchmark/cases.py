@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 import agents
-from experiments.benchmark import environments, geometry, search, service
+from experiments.benchmark import environments, geometry, sam, search, service
 from experiments.benchmark.timing import Timing, compare, time_parser, where_installed
 from search.episode import Episode
 from search.rollout import rollout
@@ -200,6 +200,7 @@ BENCHMARKS: dict[str, Callable[[float], Iterator[Timing]]] = {
     "parser": parser,
     "geometry": geometry.rows,
     "tool": tool,
+    "sam": sam.rows,
     "service": service.rows,
     "rollout": episodes,
     "tree": search.rows,

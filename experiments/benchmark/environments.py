@@ -1,11 +1,14 @@
 """Time environments: a step beside the tool's part of it, batches against Gymnasium's, memory, and large images.
 
+On processor time of this process, but for what runs in several: so other work on the machine counts little.
+
     python -m experiments.benchmark --only vector
     python -m experiments.benchmark --only photos --photos index:DIR
 
-All play `segenv/HLMATGrid-v0` with clicks drawn at random, in step: every episode has as many steps.
+Most play `segenv/HLMATGrid-v0` with clicks drawn at random, in step: every episode has as many steps.
 """
 
+import os
 import resource
 import subprocess
 import sys
@@ -19,7 +22,8 @@ import cv2
 import gymnasium as gym
 import numpy as np
 
-from experiments.benchmark.timing import Timing, compare, where_installed
+from experiments.benchmark import timing
+from experiments.benchmark.timing import Timing, where_installed
 from segenv import data, metrics, tools
 from segenv.data.pool import Pool
 from segenv.envs.base import Moment
@@ -32,11 +36,15 @@ from segenv.tools.disc import DiscTool
 from segenv.types import IGNORE, Prediction, Prompt, Task, ignored_of, object_of
 
 ID = "segenv:segenv/HLMATGrid-v0"
-MANY, SOME = 32, 16  # environments
+MANY, SOME, FEW = 32, 16, 8  # environments
 STEPS, LONG = 5, 20  # of an episode
 LARGE = 2048  # px, a side of a large image
 MEGABYTES = 60  # that many environments may take above one
 SAMS = ("sam:refine=none", "sam")  # the model alone, and with its finish
+PLACE = 20_000  # of a task that is looked for by its id
+
+clock = time.process_time
+compare = partial(timing.compare, clock=clock)
 
 
 class NullTool(DiscTool):
@@ -62,7 +70,16 @@ def steps(seconds: float) -> Iterator[Timing]:
 
 def step(spec: str, tasks: Sequence[Task], case: str, most: float, seconds: float) -> Iterator[Timing]:
     """Time steps of as many environments as there are tasks, and `predict` within these steps."""
-    tool = tools.make(spec)
+    tool, parts_of_step = warm(spec), []
+    predict = tool.predict
+
+    def timed(encodings: Sequence[Encoding], prompts: Sequence[Prompt]) -> list[Prediction]:
+        began = clock()
+        found = predict(encodings, prompts)
+        parts_of_step.append(clock() - began)
+        return found
+
+    tool.predict = timed  # type: ignore[method-assign]
     envs = make(tool, tasks, len(tasks), autoreset_mode="Disabled")
     clicks = actions(envs, STEPS)
     parts, rests = np.full((2, STEPS), np.inf)
@@ -70,10 +87,10 @@ def step(spec: str, tasks: Sequence[Task], case: str, most: float, seconds: floa
     while turns < 3 or time.perf_counter() < end:
         envs.reset(options={"task": list(tasks)})
         for i, click in enumerate(clicks):
-            decoded, began = tool.seconds["decode"], time.perf_counter()
+            began = clock()
             envs.step(click)
-            part = tool.seconds["decode"] - decoded
-            parts[i], rests[i] = min(parts[i], part), min(rests[i], time.perf_counter() - began - part)
+            whole_step, part = clock() - began, parts_of_step.pop()
+            parts[i], rests[i] = min(parts[i], part), min(rests[i], whole_step - part)
         turns += 1
     part, whole = 1000 * float(parts.sum()), 1000 * float((parts + rests).sum())
     yield Timing("step", case, whole, part, f"{STEPS} steps | the batched predict in them").at_most(most)
@@ -101,6 +118,14 @@ def play(envs: Any, clicks: Sequence[np.ndarray], fresh: bool) -> np.ndarray:
     return np.stack([envs.step(click)[1] for click in clicks])
 
 
+def warm(spec: str) -> SegTool:
+    """A tool that records its decoder at the first click of a kind, as it else does after many."""
+    tool = tools.make(spec)
+    if (recorded := getattr(tool, "recorded", None)) is not None:
+        recorded.after = 0
+    return tool
+
+
 def nearly(first: np.ndarray, second: np.ndarray) -> bool:
     """Whether rewards are equal but for what a batch's rounding tips over, which later steps may enlarge."""
     return bool((np.abs(first - second) <= 1e-3).mean() >= 0.9)
@@ -110,8 +135,10 @@ def vectors(seconds: float) -> Iterator[Timing]:
     pool = Pool(data.make("synthetic:val"), MANY)
     yield light(NullTool(), "a tool that does nothing", pool, seconds).at_least(2)
     yield light(DiscTool(), "disc", pool, seconds)
+    yield beside_processes(DiscTool(), "disc", pool, seconds)
     for spec in SAMS:
         yield from where_installed("vector", spec, partial(with_sam, spec, seconds))
+    yield by_id(seconds)
 
 
 def light(tool: SegTool, case: str, pool: Pool, seconds: float) -> Timing:
@@ -125,28 +152,54 @@ def light(tool: SegTool, case: str, pool: Pool, seconds: float) -> Timing:
             envs.reset(seed=0)
         for i, click in enumerate(clicks):  # in turns at each step, of which the fastest counts: they are short
             for envs, times in zip((plain, fast), best, strict=True):
-                began = time.perf_counter()
+                began = clock()
                 envs.step(click)
-                times[i] = min(times[i], time.perf_counter() - began)
+                times[i] = min(times[i], clock() - began)
         turns += 1
     plain_ms, fast_ms = (1000 * best.sum(1)).tolist()
     return Timing("vector", f"{case}, {MANY} at once", plain_ms, fast_ms, f"Sync | vector, {LONG} steps")
 
 
+def beside_processes(tool: SegTool, case: str, pool: Pool, seconds: float) -> Timing:
+    """Time a batch beside Gymnasium's processes, one for each environment, by the clock on the wall."""
+    processes, fast = (make(tool, pool, FEW, mode, max_steps=LONG) for mode in ("async", None))
+    try:
+        clicks = actions(fast, LONG)
+        ways = partial(play, processes, clicks, False), partial(play, fast, clicks, False)
+        times = timing.compare(*ways, np.array_equal, seconds)
+    finally:
+        processes.close()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return Timing("vector", f"{case}, {FEW} at once", *times, f"Async on {cores} cores | vector, {LONG} steps")
+
+
 def with_sam(spec: str, seconds: float) -> Iterator[Timing]:
-    """Time episodes with the embedded SAM: on scenes drawn and encoded anew, and on a pool of them."""
+    """Time episodes with the embedded SAM: on scenes drawn and encoded anew, and on a pool of them. All environments of
+    a batch have one tool."""
     scenes = data.make("synthetic:val")
     pool = Pool(scenes, 2 * SOME)
-    sync, fast = make(spec, scenes, SOME, "sync"), make(spec, scenes, SOME)
-    known, pooled = make(spec, pool, SOME, "sync"), make(spec, scenes, SOME, pool=2 * SOME)
+    sync, fast = make(warm(spec), scenes, SOME, "sync"), make(warm(spec), scenes, SOME)
+    known, pooled = make(warm(spec), pool, SOME, "sync"), make(warm(spec), scenes, SOME, pool=2 * SOME)
     clicks = actions(fast, STEPS)
     case, note = f"{spec}, {SOME}", f"an episode of {STEPS} steps"
     new = compare(lambda: play(sync, clicks, True), lambda: play(fast, clicks, True), nearly, seconds)
     yield Timing("vector", f"{case} fresh scenes", *new, f"Sync | vector, {note}").at_least(1.5)
-    warm = compare(lambda: play(known, clicks, False), lambda: play(pooled, clicks, False), nearly, seconds)
+    ready = compare(lambda: play(known, clicks, False), lambda: play(pooled, clicks, False), nearly, seconds)
     both = f"Sync on fresh scenes | vector with a warm pool, {note}"
-    yield Timing("vector", f"{case} with a pool", new[0], warm[1], both).at_least(3)
-    yield Timing("vector", f"{case} in memory", *warm, f"Sync | vector, both with all in memory, {note}")
+    yield Timing("vector", f"{case} with a pool", new[0], ready[1], both).at_least(3)
+    yield Timing("vector", f"{case} in memory", *ready, f"Sync | vector, both with all in memory, {note}")
+
+
+def by_id(seconds: float) -> Timing:
+    """Time the search for a task of a large dataset by its id."""
+    scenes = data.make("synthetic:train")
+    name = scenes.ids[PLACE]
+
+    def search() -> int:
+        return next(i for i, known in enumerate(scenes.ids) if known == name)
+
+    times = compare(search, partial(scenes.place_of, name), int.__eq__, seconds)
+    return Timing("reset", f"by id, task {PLACE:,} of {len(scenes):,}", *times, "a look at each id | read from the id")
 
 
 # --- memory -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.benchmark import __main__, cases, environments, timing
+from experiments.benchmark import __main__, cases, environments, sam, timing
 
 
 def test_writes_what_it_measured_and_only_that(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,6 +41,8 @@ def test_environments_are_compared_on_equal_episodes(tmp_path: Path) -> None:
     assert environments.light(environments.NullTool(), "null", pool, 0.0).at_most(99).passed
     (row,) = environments.step("disc", list(pool), "disc", 1.05, 0.0)
     assert row.ratio is not None and row.ratio > 1  # a step holds what the tool does in it
+    assert environments.beside_processes(environments.DiscTool(), "disc", pool, 0.0).ratio
+    assert environments.by_id(0.0).at_least(100).passed
     (row,) = environments.photos(None, 0.0)
     assert row.ratio is None and "--photos" in row.note
     rows = list(environments.photos_iou(list(pool), 0.0))
@@ -61,6 +63,13 @@ def test_episodes_that_differ_are_seen_but_for_one_in_ten() -> None:
     assert cases.same_episodes(expert, expert)
     assert cases.same_episodes(expert, [*expert[:9], other[9]])
     assert not cases.same_episodes(expert, [*expert[:8], *other[8:]])
+
+
+@pytest.mark.slow
+def test_the_embedded_sam_is_timed_on_equal_answers() -> None:
+    rows = list(sam.rows(0.0))
+    assert len(rows) == 3 and all(row.ratio is not None for row in rows), [row.note for row in rows]
+    assert rows[-1].ratio > 1  # matrix products of as many multiplications are the limit
 
 
 @pytest.mark.slow
