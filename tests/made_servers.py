@@ -34,7 +34,7 @@ class Handler(BaseHTTPRequestHandler):
         """Read a request, and answer as the test says."""
         chat: ChatServer = self.server.chat  # type: ignore[attr-defined]
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = body["messages"][0]["content"][1]["text"]
+        prompt = next(part["text"] for part in body["messages"][0]["content"] if part["type"] == "text")
         with chat.lock:
             times = chat.asked.count(prompt)
             chat.asked.append(prompt)
