@@ -3,15 +3,18 @@
 inspect eval segenv/adapters/inspect_task.py --model openai/gpt-4o -T data=synthetic:test -T limit=50
 """
 
-from inspect_ai import Task, task
-from inspect_ai.dataset import MemoryDataset, Sample
-from inspect_ai.model import ChatMessage, ChatMessageUser, ContentImage, ContentText
-from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
-from inspect_ai.solver import Generate, Solver, TaskState, solver
-
 from segenv import render
 from segenv.adapters import chat
 from segenv.mdp import SegState
+
+try:
+    from inspect_ai import Task, task
+    from inspect_ai.dataset import MemoryDataset, Sample
+    from inspect_ai.model import ChatMessage, ChatMessageUser, ContentImage, ContentText
+    from inspect_ai.scorer import Score, Scorer, Target, mean, scorer, stderr
+    from inspect_ai.solver import Generate, Solver, TaskState, solver
+except ImportError as missing:
+    raise ImportError("this adapter needs inspect-ai 0.3.200 or newer: pip install 'segenv[inspect]'") from missing
 
 INDEX, RESULT = "index", "segenv"  # of a task in the data; of an episode's record in a sample's store
 

@@ -12,10 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from openenv.core.env_server.http_server import create_app
-from openenv.core.env_server.interfaces import Environment
-from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation, State
-from pydantic import Field
 
 import segenv
 from segenv import render
@@ -24,6 +20,14 @@ from segenv.envs.base import Start
 from segenv.mdp import SegState
 from segenv.tools.base import SegTool
 from segenv.types import Task
+
+try:
+    from openenv.core.env_server.http_server import create_app
+    from openenv.core.env_server.interfaces import Environment
+    from openenv.core.env_server.types import Action, EnvironmentMetadata, Observation, State
+    from pydantic import Field
+except ImportError as missing:
+    raise ImportError("this adapter needs openenv 0.10 or newer: pip install 'segenv[openenv]'") from missing
 
 SPLIT = "all"  # the only one: the data that the server was started with
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import configparser
+import importlib
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,3 +104,25 @@ def test_a_broken_tool_is_a_fault_and_no_reward(task: Task) -> None:
 
     with pytest.raises(ToolError, match="gone"):
         asyncio.run(play())
+
+
+@pytest.mark.parametrize(
+    ("module", "framework"),
+    [
+        ("inspect_task", "inspect_ai"),
+        ("lmms_task", "lmms_eval"),
+        ("openenv_server", "openenv"),
+        ("verifiers_env", "verifiers"),
+        ("verl_loop", "verl"),
+    ],
+)
+def test_a_missing_framework_is_named_with_its_extra(module: str, framework: str, monkeypatch) -> None:
+    for name in {framework, *(name for name in sys.modules if name.startswith(f"{framework}."))}:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, f"segenv.adapters.{module}", raising=False)
+    with pytest.raises(ImportError, match=r"pip install 'segenv\[\w+\]'") as told:
+        importlib.import_module(f"segenv.adapters.{module}")
+    settings = configparser.ConfigParser()
+    settings.read(Path(__file__).parents[2] / "setup.cfg")
+    extra = str(told.value).partition("segenv[")[2].partition("]")[0]
+    assert framework.replace("_", "-") in settings["options.extras_require"][extra]

@@ -10,13 +10,12 @@ pytest.importorskip("inspect_ai")
 
 from inspect_ai import eval as inspect_eval
 from inspect_ai.model import Model, ModelOutput, ModelUsage, get_model
+from made_replies import TEXTS, played
 from made_tools import BrokenTool
 
 from segenv.adapters import chat, inspect_task
 from segenv.tools.disc import DiscTool
 from segenv.types import Task
-
-TEXTS = ("Positive point: (500, 500)", "I would rather not", "Negative point: (10, 10)", "Finish")
 
 
 def scripted(texts: tuple[str, ...] = TEXTS) -> Model:
@@ -40,13 +39,10 @@ def test_three_episodes_have_the_rewards_of_the_decision_process(tasks: list[Tas
     assert log.status == "success" and len(log.samples) == 3
     for sample in log.samples:
         [index] = [k for k, one in enumerate(tasks) if one.id == sample.id]
-        state, rewards = game.start(index), []
-        for text in TEXTS:
-            state, reward, done = game.advance(state, text)
-            rewards.append(reward)
+        states, rewards = played(game, index)
         score = sample.scores["last_iou"]
-        assert score.metadata["rewards"] == rewards and done
-        assert score.value == game.iou(state) and score.metadata["steps"] == 4
+        assert score.metadata["rewards"] == rewards
+        assert score.value == game.iou(states[-1]) and score.metadata["steps"] == 4
 
 
 def test_a_broken_tool_is_an_error_and_no_score(tasks: list[Task], tmp_path) -> None:

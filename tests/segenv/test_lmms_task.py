@@ -12,6 +12,7 @@ pytest.importorskip("lmms_eval")
 
 from lmms_eval.evaluator import simple_evaluate
 from lmms_eval.tasks import TaskManager
+from made_replies import TEXTS, played
 from made_servers import replies, sends, serving
 from made_tools import BrokenTool
 
@@ -20,7 +21,6 @@ from segenv.tools.disc import DiscTool
 from segenv.types import AgentError, Task, ToolError
 
 FOLDER = Path(lmms_task.__file__).parent / "lmms_tasks"
-TEXTS = ("Positive point: (500, 500)", "I would rather not", "Negative point: (10, 10)", "Finish")
 
 
 @pytest.fixture
@@ -46,16 +46,14 @@ def test_three_episodes_have_the_rewards_of_the_decision_process(tasks: list[Tas
             found = evaluate(game, url, chatty)
         returns, ious = [], []
         for index, sample in enumerate(found["samples"]["segenv_clicks"]):
-            state, rewards = game.start(index), []
-            for body, text in zip(server.bodies[4 * index :], TEXTS, strict=False):
+            states, rewards = played(game, index)
+            for body, state in zip(server.bodies[4 * index :], states[:-1], strict=False):
                 parts = [part for message in body["messages"] for part in message["content"]]
                 assert sorted(part["type"] for part in parts) == ["image_url", "text"]
                 assert [part["text"] for part in parts if "text" in part] == [game.prompt(state)]
-                state, reward, done = game.advance(state, text)
-                rewards.append(reward)
-            assert done and json.loads(sample["filtered_resps"][0])["rewards"] == rewards
+            assert json.loads(sample["filtered_resps"][0])["rewards"] == rewards
             returns.append(sum(rewards))
-            ious.append(game.iou(state))
+            ious.append(game.iou(states[-1]))
         scores = found["results"]["segenv_clicks"]
         assert scores["return,none"] == pytest.approx(sum(returns) / 3) and any(returns)
         assert scores["iou,none"] == pytest.approx(sum(ious) / 3) and scores["steps,none"] == 4

@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("verifiers.v1", exc_type=ImportError)
 
 import verifiers.v1 as vf
+from made_replies import TEXTS, played
 from made_servers import replies, sends, serving
 from made_tools import BrokenTool
 from verifiers.v1.cli.eval.runner import run_eval
@@ -20,8 +21,6 @@ from verifiers.v1.utils import loaders
 from segenv.adapters import chat
 from segenv.tools.disc import DiscTool
 from segenv.types import Task
-
-TEXTS = ("Positive point: (500, 500)", "I would rather not", "Negative point: (10, 10)", "Finish")
 
 
 @pytest.fixture
@@ -54,17 +53,15 @@ def test_three_episodes_have_the_rewards_of_the_decision_process(tasks: list[Tas
         episodes = evaluate(game, url)
     assert [episode.task.data.id for episode in episodes] == game.ids and all(one.ok for one in episodes)
     for index, episode in enumerate(episodes):
-        state, rewards = game.start(index), []
-        for body, text in zip(server.bodies[4 * index :], TEXTS, strict=False):
+        states, rewards = played(game, index)
+        for body, state in zip(server.bodies[4 * index :], states[:-1], strict=False):
             [message] = body["messages"]
             assert message["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
             assert message["content"][1]["text"] == game.prompt(state)
-            state, reward, done = game.advance(state, text)
-            rewards.append(reward)
         [trace] = episode.traces
-        assert done and trace.info["segenv"]["rewards"] == rewards
+        assert trace.info["segenv"]["rewards"] == rewards
         assert trace.reward == pytest.approx(sum(rewards)) and trace.num_turns == trace.num_branches == 4
-        assert trace.metrics["iou"] == game.iou(state) and trace.metrics["steps"] == 4
+        assert trace.metrics["iou"] == game.iou(states[-1]) and trace.metrics["steps"] == 4
 
 
 def test_a_broken_tool_is_an_error_and_no_reward(tasks: list[Task], evaluate) -> None:

@@ -12,6 +12,7 @@ pytest.importorskip("verl")
 
 import made_models
 from hydra import compose, initialize_config_module
+from made_replies import TEXTS, played
 from made_tools import BrokenTool
 from transformers import AutoProcessor, PreTrainedTokenizerBase, Qwen3VLProcessor
 from verl import DataProto
@@ -24,7 +25,6 @@ from segenv.adapters import chat, verl_loop
 from segenv.tools.disc import DiscTool
 from segenv.types import Task, ToolError
 
-TEXTS = ("Positive point: (500, 500)", "I would rather not", "Negative point: (10, 10)", "Finish")
 LOOP = """
 - name: segenv_clicks
   _target_: segenv.adapters.verl_loop.ClickAgentLoop
@@ -93,19 +93,17 @@ def test_three_episodes_have_the_rewards_of_the_decision_process(
     out, client = play(game, model, tmp_path, monkeypatch)
     assert len(out) == len(client.asked) == 3
     for index in range(3):
-        state, rewards, shown = game.start(index), [], []
-        [turns] = [turns for turns in client.asked.values() if turns[0][1] == [game.picture(state)]]  # in any order
-        for (tokens, images), text in zip(turns, TEXTS, strict=True):
-            shown.append(game.picture(state))
-            assert images == shown and game.prompt(state) in client.words.decode(tokens)
-            state, reward, done = game.advance(state, text)
-            rewards.append(reward)
-        assert done and out.batch["rm_scores"][index].sum().item() == pytest.approx(sum(rewards))
+        states, rewards = played(game, index)
+        shown = [game.picture(state) for state in states[:-1]]
+        [turns] = [turns for turns in client.asked.values() if turns[0][1] == shown[:1]]  # in any order
+        for k, (tokens, images) in enumerate(turns):
+            assert images == shown[: k + 1] and game.prompt(states[k]) in client.words.decode(tokens)
+        assert len(turns) == 4 and out.batch["rm_scores"][index].sum().item() == pytest.approx(sum(rewards))
         written = out.batch["responses"][index][out.batch["response_mask"][index].bool()]
         assert client.words.decode(written) == "".join(f"{text}<|im_end|>" for text in TEXTS)
         grids = out.non_tensor_batch["multi_modal_inputs"][index]["image_grid_thw"]
         assert len(grids) == 4 and out.non_tensor_batch["turn_scores"][index] == rewards
-        assert out.non_tensor_batch["iou"][index] == game.iou(state)
+        assert out.non_tensor_batch["iou"][index] == game.iou(states[-1])
 
 
 def test_an_episode_that_outgrows_its_room_keeps_its_rewards(
