@@ -83,8 +83,8 @@ def step(spec: str, tasks: Sequence[Task], case: str, most: float, seconds: floa
     envs = make(tool, tasks, len(tasks), autoreset_mode="Disabled")
     clicks = actions(envs, STEPS)
     parts, rests = np.full((2, STEPS), np.inf)
-    end, turns = time.perf_counter() + seconds, 0
-    while turns < 3 or time.perf_counter() < end:
+    end, turns = clock() + seconds, 0
+    while turns < 3 or clock() < end:
         envs.reset(options={"task": list(tasks)})
         for i, click in enumerate(clicks):
             began = clock()
@@ -146,8 +146,8 @@ def light(tool: SegTool, case: str, pool: Pool, seconds: float) -> Timing:
     plain, fast = (make(tool, pool, MANY, mode, max_steps=LONG) for mode in ("sync", None))
     clicks = actions(fast, LONG)
     compare(lambda: play(plain, clicks, False), lambda: play(fast, clicks, False), np.array_equal, 0.0)
-    best, end, turns = np.full((2, LONG), np.inf), time.perf_counter() + seconds, 0
-    while turns < 3 or time.perf_counter() < end:
+    best, end, turns = np.full((2, LONG), np.inf), clock() + seconds, 0
+    while turns < 3 or clock() < end:
         for envs in (plain, fast):
             envs.reset(seed=0)
         for i, click in enumerate(clicks):  # in turns at each step, of which the fastest counts: they are short
