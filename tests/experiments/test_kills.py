@@ -27,8 +27,8 @@ COMMANDS = {
     "evaluate-ray": f"{EVALUATE} --limit 100 --executor ray --workers 2",
     "tree_search": "tree_search --data synthetic:val#easy --tool disc --limit 3 --depths 2 --values oracle --steps 1 2 "
     "--batch-size 1",
-    "tree_search-process": "tree_search --data synthetic:val#easy --tool disc --limit 6 --depths 2 --values oracle "
-    "--steps 1 2 --batch-size 2 --executor process",
+    "tree_search-process": "tree_search --data synthetic:val#easy --tool disc --limit 3 --depths 2 --values oracle "
+    "--steps 1 2 --batch-size 1 --executor process",
     "star": f"star {EASY} --tool disc --agent mllm:untrained --rounds 1 --limit 6 --rollout-tasks 4 --samples 1 "
     "--eval-limit 3 --max-steps 2 --sft-steps 4 --round-steps 4 --batch-rows 4 --trainer.no-bf16",
     "gspo": f"gspo {EASY} --agent mllm:tiny-polygon --limit 8 --eval-limit 2 --probe 2 --probe-steps 4 --panel 1 "
