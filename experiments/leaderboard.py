@@ -25,10 +25,10 @@ from experiments.common import cli
 from experiments.common.config import OutPath, RunError
 from experiments.common.html import save_plots, write_html
 from experiments.common.plots import new_axes, plot_intervals, plot_iou_over_actions
-from experiments.common.run_folder import as_expected, write_atomic, write_json
+from experiments.common.run_folder import as_expected, hidden, write_atomic, write_json
 from experiments.common.tables import Table
 from experiments.evaluate.finished import Run, check_alike, read
-from experiments.results import command_line, hidden
+from experiments.results import command_line
 from search.episode import PARTS
 
 COLUMNS: dict[str, dict[str, str]] = {  # of a task: measures with their places in metrics.json, the first ranks
@@ -177,7 +177,11 @@ def run(args: Args) -> str:
     for one in runs:
         page = Path(os.path.relpath(one.folder / "report.html", args.out)).as_posix()
         links.append(quote(page) if (one.folder / "report.html").exists() else None)
-    choices = {name: value for name, value in protocol.items() if name not in PARTS and not isinstance(value, dict)}
+    choices = {
+        name: hidden(value) if isinstance(value, str) else value
+        for name, value in protocol.items()
+        if name not in PARTS and not isinstance(value, dict) and all(run.protocol.get(name) == value for run in runs)
+    }
     write_html(
         args.out / "report.html",
         "leaderboard.html",
@@ -189,9 +193,7 @@ def run(args: Args) -> str:
         limit=protocol.get("limit"),
         start=protocol.get("start"),
         max_steps=protocol.get("max_steps"),
-        choices={
-            name: choices[name] for name in choices if all(run.protocol.get(name) == choices[name] for run in runs)
-        },
+        choices=choices,
     )
     return f"{table(rows).text()}\nreport: {args.out}/report.html"
 

@@ -23,11 +23,10 @@ import tyro
 
 from experiments.common import cli
 from experiments.common.config import OutPath, RunError, read_yaml
-from experiments.common.run_folder import RunFolder, as_expected, write_atomic
+from experiments.common.run_folder import RunFolder, as_expected, hidden, write_atomic
 from experiments.common.tables import Table
 from segenv.envs.starts import STARTS
 
-PATH = re.compile(r"(?<![\w./)\]])(?:~|\.{1,2})?/[\w.+-][^\s@#,|`'\"]*")
 VERSIONS = ("segenv", "torch", "transformers", "numpy")
 STAGES = ("evaluate", "star", "tree_search", "prm", "gspo", "ablation", "ppo")  # the last stage of a command, X.DONE
 HAND = {"question": "What is asked.", "meaning": "What the tables mean, and what they do not."}
@@ -122,16 +121,6 @@ def _load_json(path: Path) -> Study:
         return Study(f"- `{' '.join([f'python -m experiments.{command}', *words])}`, {day}", list(_rows(kind, content)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} holds no result of inputs, polygons_ceiling or compare: {error!r}") from error
-
-
-def hidden(text: str) -> str:
-    """`text` with each absolute path, and each that leaves its folder, as DIR or as the name of its file."""
-
-    def short(match: re.Match[str]) -> str:
-        name = match[0].rsplit("/", 1)[-1]
-        return name if re.search(r"\w\.\w{2,11}$", name) else "DIR"
-
-    return PATH.sub(short, text)
 
 
 def _made(command: str, about: Row) -> str:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from experiments import results
+from experiments.common.run_folder import hidden
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +97,7 @@ def test_no_private_path_gets_into_a_page(run, tmp_path):
     page = page_of([secret], tmp_path)
     assert "index:DIR#a" in page and "sam:sam.pth" in page
     assert not re.search(r"anna|/srv|/home", page) and str(tmp_path) not in page
-    assert results.hidden("coco:/a/b.json@~/c, org/name, ../x/y, 5 / 6") == "coco:b.json@DIR, org/name, DIR, 5 / 6"
+    assert hidden("coco:/a/b.json@~/c, org/name, ../x/y, 5 / 6") == "coco:b.json@DIR, org/name, DIR, 5 / 6"
 
 
 def test_tables_of_an_ablation_are_copied_as_they_are(run, tmp_path):

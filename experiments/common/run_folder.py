@@ -16,6 +16,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -38,6 +39,7 @@ LIBRARIES = (
     *("tokenizers", "safetensors", "trl", "peft", "accelerate", "segment-anything", "stable-baselines3", "ray"),
     "openai",
 )
+PATH = re.compile(r"(?<![\w./)\]])(?:~|\.{1,2})?/[\w.+-][^\s@#,|`'\"]*")
 COPY = "put it back from a copy, or start another run with --out"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no bytes or inodes left, a quota, a limit on the size of a file
 FULL_WORDS = ("No space left", "quota exceeded", "File too large", "PytorchStreamWriter failed", "unexpected pos")
@@ -348,6 +350,16 @@ def hide_home(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [hide_home(item) for item in value]
     return value.replace(home, "~") if isinstance(value, str) and len(home) > 1 else value
+
+
+def hidden(text: str) -> str:
+    """`text` with each absolute path, and each that leaves its folder, as DIR or as the name of its file."""
+
+    def short(match: re.Match[str]) -> str:
+        name = match[0].rsplit("/", 1)[-1]
+        return name if re.search(r"\w\.\w{2,11}$", name) else "DIR"
+
+    return PATH.sub(short, text)
 
 
 def manifest(seed: int, protocol: dict[str, Any], hashes: dict[str, str | None]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from experiments.common import html
 from experiments.common.config import RunError
+from experiments.common.run_folder import hidden
 from experiments.demo import exports
 from experiments.demo.config import LOOPBACK, USER, Args, password
 from experiments.demo.session import Demo, Session
@@ -49,7 +50,7 @@ def build(demo: Demo, size: int) -> gr.Blocks:
                 )
                 told = gr.HTML(elem_id="told", padding=False)
             with gr.Column(scale=3):
-                number = gr.Number(0, label=f"task of {demo.dataset.spec}, 0 to {last}", precision=0)
+                number = gr.Number(0, label=f"task of {hidden(demo.dataset.spec)}, 0 to {last}", precision=0)
                 with gr.Row():
                     opened = gr.Button("Open the task", elem_id="open")
                     upload = gr.UploadButton("Open an image", file_types=["image"], elem_id="upload")
@@ -60,8 +61,8 @@ def build(demo: Demo, size: int) -> gr.Blocks:
                 with gr.Row():
                     undo, reset = gr.Button("Undo", elem_id="undo"), gr.Button("Reset", elem_id="reset")
                 with gr.Row():
-                    ask = gr.Button(f"{demo.agent.spec}: next step", elem_id="ask")
-                    play = gr.Button(f"{demo.agent.spec}: to the end", elem_id="play")
+                    ask = gr.Button(f"{demo.agent_name}: next step", elem_id="ask")
+                    play = gr.Button(f"{demo.agent_name}: to the end", elem_id="play")
                 outline = gr.Checkbox(False, label="show the target's outline, where it is known", elem_id="outline")
                 export = gr.Button("Export", variant="primary", elem_id="export")
                 files = gr.File(
@@ -181,11 +182,11 @@ class View:
 
 
 def _told(error: Exception) -> str:
-    """An error for the page; what is none of ours is also written to the terminal."""
+    """An error for the page, without places on this machine; what is none of ours is also written to the terminal."""
     if isinstance(error, SegenvError):
-        return str(error)
+        return hidden(str(error))
     traceback.print_exception(error)
-    return f"{type(error).__name__}: {error}"
+    return hidden(f"{type(error).__name__}: {error}")
 
 
 class OwnSources:

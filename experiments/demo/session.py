@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from experiments.common.episode_viewer import describe
+from experiments.common.run_folder import hidden
 from search import values
 from search.episode import action_to_json, read_reply
 from search.executors import Player
@@ -101,6 +102,7 @@ class Demo:
     def __init__(self, player: Player, value: str = "none", max_pixels: int = MAX_PIXELS) -> None:
         self.player, self.max_pixels = player, max_pixels
         self.mdp, self.agent, self.dataset = player.mdp, player.agent, player.dataset
+        self.agent_name = hidden(self.agent.spec)  # for the page, which others may see
         self.value = None if value == "none" else values.make(value, self.mdp, self.agent)
         if self.value is not None and self.value.privileged:
             raise ValueError(f"value {value!r} reads the target; expected prm, prm-mean, self or none")
@@ -140,7 +142,7 @@ class Demo:
         """Let the agent take one step. A reply that is no action is a moment too, with the mask as it was."""
         state, agent, setup = session.state, self.agent, self.player.setup
         if agent.privileged and not session.target_known:
-            raise RunError(f"agent {agent.spec!r} reads the target, and nobody knows that of your own image")
+            raise RunError(f"agent {self.agent_name!r} reads the target, and nobody knows that of your own image")
         if state.stopped:
             raise RunError("the agent has ended the episode; click to go on, undo or reset")
         self._check_steps(state)
@@ -149,7 +151,7 @@ class Demo:
         reply = agent.answer([item], [seed], [0])[0]
         reading = read_reply(agent.codec, reply, state.task if agent.privileged else item)
         told = {"reply": reply.text, "stated_iou": reading.stated_iou}
-        return self._step(replace(session, corner=None), reading.action, agent.spec, **told)
+        return self._step(replace(session, corner=None), reading.action, self.agent_name, **told)
 
     def play(self, session: Session) -> Iterator[Session]:
         """Let the agent play to the end; the session after each of its steps."""

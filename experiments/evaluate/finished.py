@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from experiments.common.config import RunError
-from experiments.common.run_folder import COPY, Manifest, RunFolder, as_expected
+from experiments.common.run_folder import COPY, Manifest, RunFolder, as_expected, hidden
 from experiments.evaluate.answers import filter, polygon_metrics
 from experiments.evaluate.episodes import metrics
 from experiments.evaluate.episodes.click_quality import METRIC_DEFINITIONS as OF_CLICKS
-from experiments.results import hidden
 
 DEFINITIONS = {
     **polygon_metrics.METRIC_DEFINITIONS,

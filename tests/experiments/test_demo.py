@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -228,6 +229,25 @@ def test_what_would_let_others_in_is_refused(flags, words, capsys, monkeypatch):
     assert command.main(flags) == 1
     assert words in capsys.readouterr().err
     assert not Args().share and Args().host == "127.0.0.1"
+
+
+@pytest.mark.slow
+def test_the_page_names_no_place_on_the_machine(tmp_path):
+    pytest.importorskip("gradio", reason="segenv[demo] is not installed")
+    from experiments.demo import page
+
+    agent = Says("I cannot see it", "fail")
+    agent.spec = f"mllm:{tmp_path}/policy"
+    demo = demo_of(tmp_path, agent)
+    with closing(page.build(demo, 128)) as blocks:
+        shown = repr(blocks.get_config_file())
+    view = page.View(demo, 128)
+    ((session, _, told, *_),) = view.ask(demo.open_task(0), "", False)
+    (tmp_path / "images" / "photo-1.png").write_text("no image")
+    ((_, _, refused, *_),) = view.open_task(session, "", False, 1)
+    assert "task of folder:DIR, 0 to 1" in shown and "mllm:DIR: next step" in shown
+    assert "<td>mllm:DIR</td>" in told and "photo-1.png" in refused
+    assert not any(str(tmp_path) in text for text in (shown, told, refused))
 
 
 def test_without_gradio_one_line_says_what_to_install(capsys, monkeypatch):

@@ -55,6 +55,7 @@ def test_the_best_run_is_first_with_its_interval_its_cost_and_its_command(runs, 
     assert text.count("python -m experiments.evaluate") == 3 and "--search greedy:k=2,value=oracle" in text
     assert str(runs) not in text and "(reads the target)" in text and "--out" not in text
     page = (tmp_path / "board/report.html").read_text()
+    assert str(runs / "photos") not in page and "folder:DIR" in page.partition("have in common")[2]
     assert page.count("report.html") == 3 and "reads the target" in capsys.readouterr().out
 
 
