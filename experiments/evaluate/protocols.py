@@ -180,7 +180,7 @@ PROTOCOLS: dict[str, NamedProtocol] = {
         },
     ),
     "hlmat-synthetic-v1": NamedProtocol(
-        about="500 procedural scenes on which nothing was chosen, with the embedded tool: ours",
+        about="500 procedural test scenes, with the embedded tool: ours",
         data=(r"from:6000:synthetic:test",),
         of_root="from:6000:synthetic:test",
         settings={**WHOLE, "task": "segment", "tool": "sam", "max_steps": 7, "limit": 500},
