@@ -162,6 +162,18 @@ def test_absent_objects_have_a_line_of_their_own():
     assert told["first"] is None and told["lines"][-1]["value"] == 1
 
 
+def test_groups_and_lines_count_the_same_replies(photos):
+    def answer(task: Task, asked: str) -> str:
+        silent = int(task.id.partition("/")[0]) % 2
+        return "It is at the left." if silent else RINGS.format(right(task, asked), task)
+
+    found = diagnose(photos, answer, "box")
+    values = {line["name"]: line["value"] for line in found["lines"]}
+    groups = found["groups"]["expression"].values()
+    assert values["Middle of the box on the object"] == 1 and values["Replies without an answer"] == 0.5
+    assert {(one["valid"], one["on_object"]) for one in groups} == {(0.5, 1)}
+
+
 def test_cut_replies_and_their_scores(photos):
     cut = diagnose(photos, lambda task, asked: RINGS.format(right(task, asked), task)[:-9], "mask")
     assert cut["first"] == {"stage": "format", "name": "Replies cut, or ended inside a thought"}

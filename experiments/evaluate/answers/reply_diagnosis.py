@@ -93,12 +93,13 @@ def _absent(facts: Sequence[ReplyFacts], images: Images) -> list[Line]:
 
 def _group(there: Sequence[ReplyFacts], images: Images, places: Sequence[int]) -> dict[str, Any]:
     some, of_images = [there[k] for k in places], _some(images, places)
-    known = [float(one.on_other) for one in some if one.others]
+    placed = [one for one in some if one.first is not None]  # as in the lines
+    known = [float(one.on_other) for one in placed if one.others]
     iou, ends = mean([one.iou for one in some], of_images)
     return {
         "tasks": len(some),
         "valid": mean([float(one.fault[0] is None) for one in some], None)[0],
-        "on_object": mean([one.on_object["read"] for one in some], None)[0],
+        "on_object": mean([one.on_object["read"] for one in placed], None)[0],
         "on_other": mean(known, None)[0],
         "iou": iou,
         "interval": list(ends),
