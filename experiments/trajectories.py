@@ -36,7 +36,7 @@ from experiments.common.config import (
     choices,
     read_yaml,
 )
-from experiments.common.run_folder import RunFolder, hide_home, manifest
+from experiments.common.run_folder import RunFolder, hide_home, manifest, of_tasks
 from search.episode import Episode
 from search.executors import Skipped, spread
 from search.on_ray import RayOptions
@@ -180,7 +180,8 @@ def generate(args: Generate) -> dict[str, Any]:
                 name, why = next(iter(skipped.items()))
                 raise RunError(f"all items of {args.data!r} are bad, {name!r} because: {why}")
             order = {play.key: k for k, play in enumerate(plays)}  # several workers finish in another one
-            records = sorted(run.records("plays.jsonl", reader(PlayRecord)), key=lambda one: order[_key(one)])
+            read = of_tasks(reader(PlayRecord), {play.task for play in plays})
+            records = sorted(run.records("plays.jsonl", read), key=lambda one: order[_key(one)])
             entries = (record["entries"] for record in records)
             about = _write(run / FILE, entries, {"settings": hide_home(settings)})
             run.write_json("metrics.json", about | {"skipped": hide_home(skipped)})

@@ -109,6 +109,14 @@ def test_a_damaged_line_is_named(tmp_path, capsys, runs, name, file, damage):
     refused(capsys, f"{file}, line ", name, *_flags(name, folder, runs, tmp_path))
 
 
+def test_a_play_of_another_task_is_named(tmp_path, capsys, runs):
+    folder = shutil.copytree(runs / "trajectories", tmp_path / "run")
+    (folder / "generate.DONE").unlink()
+    with open(folder / "plays.jsonl", "ab") as records:
+        records.write(b'{"task": "gone", "start": "empty", "sample": 0, "entries": []}\n')
+    refused(capsys, "it holds task 'gone', which the data does not", "trajectories", "--resume", folder)
+
+
 def _flags(name, folder, runs, tmp_path):
     if name == "compare":
         return [folder, runs / "evaluate"]
