@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
 from segenv.adapters import chat
-from segenv.types import AgentError
+from segenv.types import AgentError, RunError
 
 try:
     from datasets import Dataset, DatasetDict
@@ -26,7 +28,30 @@ except ImportError as missing:
 
 NO_REPLY = "[LMMS_EVAL_"  # begins what lmms-eval's clients write for a model that gave none
 Doc = dict[str, Any]
-Round = tuple[list[Image.Image] | None, str | None, bool, list[str] | None, chat.LiveEpisode]
+
+
+class Pictures(list[Image.Image]):
+    """Pictures for a model, which note that they were looked at."""
+
+    read = False
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        self.read = True
+        return super().__iter__()
+
+    def __getitem__(self, k: Any) -> Any:
+        self.read = True
+        return super().__getitem__(k)
+
+
+@dataclass
+class Rounds(chat.LiveEpisode):
+    """An episode under way, and the pictures of its last round, where it had one."""
+
+    shown: Pictures | None = None
+
+
+Round = tuple[Pictures | None, str | None, bool, list[str] | None, Rounds]
 
 
 class ClickTask(ConfigurableTask):
@@ -65,17 +90,24 @@ class ClickTask(ConfigurableTask):
         return Instance(request_type=self.OUTPUT_TYPE, arguments=arguments, idx=0, **more)
 
     def round_of(
-        self, doc: Doc, previous_output: list[str], previous_round_info: chat.LiveEpisode | None, **more: Any
+        self, doc: Doc, previous_output: list[str | None], previous_round_info: Rounds | None, **more: Any
     ) -> Round:
         """Carry out the last reply: the next picture and prompt, or the record of the episode in JSON."""
-        episode = previous_round_info or chat.LiveEpisode(self.game, self.game.start(doc["index"]))
-        if previous_output[-1].startswith(NO_REPLY):
-            raise AgentError(f"the model gave no reply: {previous_output[-1]}")
-        episode.answer(previous_output[-1])
+        episode = previous_round_info or Rounds(self.game, self.game.start(doc["index"]))
+        reply = previous_output[-1] or ""  # OpenAI's content is null where a model only thought
+        if reply.startswith(NO_REPLY):
+            raise AgentError(f"the model gave no reply: {reply}")
+        if episode.shown is not None and not episode.shown.read:
+            raise RunError(
+                "no model looked at this round's picture: lmms-eval's cache gives the reply of an earlier round, since "
+                "it knows a request by its text alone; leave out --use_cache"
+            )
+        episode.answer(reply)
         if episode.done:
             record = json.dumps({**episode.record(), "return": episode.total})
             return None, None, True, [record], episode
-        return [self.game.picture(episode.state)], self.game.prompt(episode.state), False, None, episode
+        episode.shown = Pictures([self.game.picture(episode.state)])
+        return episode.shown, self.game.prompt(episode.state), False, None, episode
 
 
 def scores(doc: Doc, results: list[str]) -> dict[str, float]:

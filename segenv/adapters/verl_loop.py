@@ -19,6 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 from segenv.adapters import chat
+from segenv.types import AgentError
 
 try:
     from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput
@@ -33,7 +34,8 @@ game_of = lru_cache(maxsize=4)(chat.make)  # verl makes a loop an episode, and a
 class ClickAgentLoop(AgentLoopBase):
     """Plays an episode: asks verl's server for a reply, carries it out, and appends the next picture and prompt.
 
-    The reward of the trajectory is the sum of the rewards of the steps. A broken tool raises, which ends the training.
+    The reward of the trajectory is the sum of the rewards of the steps. A broken tool raises, which ends the training,
+    and so does a reply that the server broke off.
     An episode that outgrows `response_length` ends there, and keeps the rewards up to it.
     """
 
@@ -70,6 +72,11 @@ class ClickAgentLoop(AgentLoopBase):
                     prompt_ids=tokens,
                     sampling_params={**sampling_params, "max_tokens": left},
                     image_data=images,
+                )
+            if reply.stop_reason in ("aborted", "abort"):
+                raise AgentError(
+                    "verl's server broke off a reply, which is no action of the model; with asynchronous training, set "
+                    "async_training.partial_rollout=true, so that verl goes on with it"
                 )
             merged, mask, logs = await self.ct_merge_assistant_token(
                 tokens, reply.token_ids, mask, logs or ([] if reply.log_probs else None), reply.log_probs

@@ -18,7 +18,7 @@ from made_tools import BrokenTool
 
 from segenv.adapters import chat, lmms_task
 from segenv.tools.disc import DiscTool
-from segenv.types import AgentError, Task, ToolError
+from segenv.types import AgentError, RunError, Task, ToolError
 
 FOLDER = Path(lmms_task.__file__).parent / "lmms_tasks"
 
@@ -29,11 +29,11 @@ def evaluate(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", "none")
 
-    def run(game: chat.Chat, url: str, chatty: bool = True) -> dict:
+    def run(game: chat.Chat, url: str, chatty: bool = True, **more) -> dict:
         monkeypatch.setattr(chat, "make", lambda **arguments: game)
         tasks = TaskManager(include_path=str(FOLDER), include_defaults=False)
         options = {"model": "openai", "model_args": f"model=made,base_url={url},max_retries=1", "bootstrap_iters": 0}
-        return simple_evaluate(tasks=["segenv_clicks"], task_manager=tasks, force_simple=not chatty, **options)
+        return simple_evaluate(tasks=["segenv_clicks"], task_manager=tasks, force_simple=not chatty, **options, **more)
 
     return run
 
@@ -65,3 +65,23 @@ def test_a_broken_tool_and_a_broken_server_end_the_evaluation(tasks: list[Task],
         evaluate(broken, url)
     with serving(lambda body, times: sends(400, b"{}")) as (url, _), pytest.raises(AgentError, match="no reply"):
         evaluate(whole, url)
+
+
+def test_a_reply_without_text_costs_a_step(tasks: list[Task], evaluate) -> None:
+    game = chat.make(DiscTool(6), tasks[:1], max_steps=2)
+    with serving(lambda body, times: replies(None)) as (url, server):
+        [sample] = evaluate(game, url)["samples"]["segenv_clicks"]
+    assert len(server.bodies) == 2 and json.loads(sample["filtered_resps"][0])["rewards"] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("chatty", [True, False])
+def test_the_cache_is_refused_since_it_takes_rounds_of_equal_prompts_for_one(
+    tasks: list[Task], evaluate, tmp_path: Path, chatty: bool
+) -> None:
+    game, asked = chat.make(DiscTool(6), tasks, max_steps=6), count()
+    with (
+        serving(lambda body, times: replies(TEXTS[next(asked) % len(TEXTS)])) as (url, server),
+        pytest.raises(RunError, match="leave out --use_cache"),
+    ):
+        evaluate(game, url, chatty, use_cache=str(tmp_path))
+    assert len(server.bodies) == 1

@@ -23,7 +23,7 @@ from verl.workers.rollout.replica import TokenOutput
 from agents.backends import processors
 from segenv.adapters import chat, verl_loop
 from segenv.tools.disc import DiscTool
-from segenv.types import Task, ToolError
+from segenv.types import AgentError, Task, ToolError
 
 LOOP = """
 - name: segenv_clicks
@@ -39,14 +39,15 @@ class Scripted(LLMServerClient):
 
     words: PreTrainedTokenizerBase
 
-    def __init__(self) -> None:
+    def __init__(self, stop_reason: str | None = None) -> None:
+        self.stop_reason = stop_reason
         self.asked: dict[str, list[tuple[list[int], list]]] = {}
 
     async def generate(self, request_id, *, prompt_ids, sampling_params, image_data=None, **more) -> TokenOutput:
         turns = self.asked.setdefault(request_id, [])
         turns.append((prompt_ids, image_data))
         ids = self.words.encode(f"{TEXTS[len(turns) - 1]}<|im_end|>")[: sampling_params["max_tokens"]]
-        return TokenOutput(token_ids=ids, log_probs=[-0.5] * len(ids))
+        return TokenOutput(token_ids=ids, log_probs=[-0.5] * len(ids), stop_reason=self.stop_reason)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +64,14 @@ def load_processor(source, **options):
     return processors.without_videos(Qwen3VLProcessor).from_pretrained(source)
 
 
-def play(game: chat.Chat, model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, room: int = 2000):
+def play(
+    game: chat.Chat,
+    model: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    room: int = 2000,
+    stop: str = "completed",
+):
     """Play every task by verl's worker: its batch, and the client."""
     monkeypatch.setattr(verl_loop, "game_of", lambda *arguments: game)
     monkeypatch.setattr(AutoProcessor, "from_pretrained", load_processor)
@@ -75,7 +83,7 @@ def play(game: chat.Chat, model: Path, folder: Path, monkeypatch: pytest.MonkeyP
             "data.max_prompt_length=1000", f"data.max_response_length={room}",
             "actor_rollout_ref.rollout.calculate_log_probs=true",
         ])  # fmt: skip
-    client = Scripted()
+    client = Scripted(stop)
     worker = AgentLoopWorker(config, client)
     client.words = worker.tokenizer
     rows = [{"raw_prompt": row["prompt"], **row, **row["extra_info"]} for row in verl_loop.rows(len(game.data))]
@@ -118,8 +126,10 @@ def test_an_episode_that_outgrows_its_room_keeps_its_rewards(
     assert out.non_tensor_batch["turn_scores"][0] == [0.0] and out.batch["response_mask"].sum() == 4
 
 
-def test_a_broken_tool_ends_the_training(
+def test_a_broken_tool_and_a_reply_that_was_broken_off_end_the_training(
     tasks: list[Task], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ToolError, match="gone"):
         play(chat.make(BrokenTool(6), tasks), model, tmp_path, monkeypatch)
+    with pytest.raises(AgentError, match="broke off"):
+        play(chat.make(DiscTool(6), tasks), model, tmp_path, monkeypatch, stop="aborted")
