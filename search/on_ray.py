@@ -110,32 +110,7 @@ def play(
             runtime_env={"env_vars": {"OMP_NUM_THREADS": str(threads)}},
         )(make)
         waiting = _Waiting(groups, images)
-        running: dict[Any, tuple[int, _Job]] = {}
-        free = list(range(workers))
-        while True:
-            while free and (job := waiting.next(free[0])) is not None:
-                number = free.pop(0)
-                if number not in actors:
-                    actors[number] = remote.remote(shared)
-                running[actors[number].chunk.remote(job.group)] = number, job
-            if not running:
-                return
-            (ready, *_), _ = ray.wait(list(running), num_returns=1)
-            number, job = running.pop(ready)
-            try:
-                result = ray.get(ready)
-            except ray.exceptions.RayTaskError as error:
-                raise error.as_instanceof_cause() from error
-            except ray.exceptions.RayError as error:
-                if job.begun >= options.retries:
-                    raise _lost(job, error) from error
-                print(f"a Ray worker was lost; its {len(job.group)} tasks are begun again", file=sys.stderr)
-                ray.kill(actors.pop(number))
-                waiting.put_back(job, number)
-                free.append(number)
-                continue
-            free.append(number)
-            yield result
+        yield from _results(ray, lambda: remote.remote(shared), actors, waiting, workers, options.retries)
     finally:
         if ray.is_initialized():
             for actor in actors.values():
@@ -145,6 +120,39 @@ def play(
         if watcher is not None:
             watcher.kill()
             watcher.communicate()
+
+
+def _results(
+    ray: Any, begin: Callable[[], Any], actors: dict[int, Any], waiting: _Waiting, workers: int, retries: int
+) -> Iterator[Any]:
+    """Yield the result of each waiting group from actors that `begin` makes, and keep those alive in `actors`, by their
+    numbers below `workers`."""
+    running: dict[Any, tuple[int, _Job]] = {}
+    free = list(range(workers))
+    while True:
+        while free and (job := waiting.next(free[0])) is not None:
+            number = free.pop(0)
+            if number not in actors:
+                actors[number] = begin()
+            running[actors[number].chunk.remote(job.group)] = number, job
+        if not running:
+            return
+        (ready, *_), _ = ray.wait(list(running), num_returns=1)
+        number, job = running.pop(ready)
+        try:
+            result = ray.get(ready)
+        except ray.exceptions.RayTaskError as error:
+            raise error.as_instanceof_cause() from error
+        except ray.exceptions.RayError as error:
+            if job.begun >= retries:
+                raise _lost(job, error) from error
+            print(f"a Ray worker was lost; its {len(job.group)} tasks are begun again", file=sys.stderr)
+            ray.kill(actors.pop(number))
+            waiting.put_back(job, number)
+            free.append(number)
+            continue
+        free.append(number)
+        yield result
 
 
 def _placed(resources: Mapping[str, float], workers: int, options: RayOptions) -> int:

@@ -71,7 +71,7 @@ class Play:
 
     @property
     def key(self) -> tuple[str, str, int]:
-        """What tells a play from the others of its data."""
+        """Identify a play among those of its data."""
         return self.task, self.start, self.sample
 
     @property

@@ -60,6 +60,27 @@ def _make(spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dat
     match kind:
         case "synthetic":
             return _synthetic(spec, rest, skip_bad)
+        case "no-target" | "absent":
+            from segenv.data.no_target import NoTarget
+
+            share, colon, whole = rest.partition(":")
+            if colon and re.fullmatch(r"0?\.[0-9]+|1(\.0*)?", share):
+                return NoTarget(make(whole, skip_bad, max_pixels, follow_links), float(share))
+            return NoTarget(make(rest, skip_bad, max_pixels, follow_links))
+        case "from":
+            from segenv.data.base import later
+
+            start, colon, whole = rest.partition(":")
+            if not colon or not re.fullmatch(r"[0-9]{1,15}", start):
+                raise DataError(f"data {spec!r}: {start!r} is no index; expected {SPECS['from']}")
+            return later(make(whole, skip_bad, max_pixels, follow_links), int(start), spec)
+        case _:
+            return _read(kind, rest, spec, skip_bad, max_pixels, follow_links)
+
+
+def _read(kind: str, rest: str, spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dataset:
+    """A dataset of `kind` from files that `rest`, the part of the spec behind the kind, names."""
+    match kind:
         case "index":
             from segenv.data.folder import Index
 
@@ -99,20 +120,6 @@ def _make(spec: str, skip_bad: bool, max_pixels: int, follow_links: bool) -> Dat
             from segenv.data.sa1b import Sa1b
 
             return Sa1b(rest, skip_bad, max_pixels)
-        case "no-target" | "absent":
-            from segenv.data.no_target import NoTarget
-
-            share, colon, whole = rest.partition(":")
-            if colon and re.fullmatch(r"0?\.[0-9]+|1(\.0*)?", share):
-                return NoTarget(make(whole, skip_bad, max_pixels, follow_links), float(share))
-            return NoTarget(make(rest, skip_bad, max_pixels, follow_links))
-        case "from":
-            from segenv.data.base import later
-
-            start, colon, whole = rest.partition(":")
-            if not colon or not re.fullmatch(r"[0-9]{1,15}", start):
-                raise DataError(f"data {spec!r}: {start!r} is no index; expected {SPECS['from']}")
-            return later(make(whole, skip_bad, max_pixels, follow_links), int(start), spec)
         case "trajectories":
             from segenv.data.trajectories.dataset import Trajectories
 

@@ -55,6 +55,7 @@ def _record(call: _Pass, inputs: tuple[torch.Tensor, ...]) -> Any:
         warnings.simplefilter("ignore")
         try:
             recording = torch.jit.trace(call.eval(), inputs, check_trace=False)
+            answer = recording(*inputs)
         except RuntimeError:
             return None
-    return recording if all(map(torch.equal, recording(*inputs), call(*inputs))) else None
+    return recording if all(map(torch.equal, answer, call(*inputs))) else None

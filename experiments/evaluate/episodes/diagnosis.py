@@ -236,7 +236,7 @@ def _stop(facts: Sequence[StepFacts], images: Images) -> list[Line]:
 
 
 def groups_of(there: Sequence[StepFacts], measure: Callable[[list[int]], Any]) -> dict[str, dict[str, Any]]:
-    """What `measure` says of the places of tasks, by each of `FIELDS` whose value differs between tasks."""
+    """Measure the places of each group of tasks, by each of `FIELDS` whose value differs between tasks."""
     found: dict[str, dict[str, Any]] = {}
     for field, names in FIELDS.items():
         places = {name: [k for k, one in enumerate(there) if one.groups.get(field) == name] for name in names}
