@@ -40,11 +40,11 @@ def tool() -> SamTool:
 
 @pytest.fixture(scope="module")
 def known(tool: SamTool) -> Iterator[Recorded]:
-    """The tool's decoder, recorded kind by kind at a single image and a single point."""
+    """The tool's decoder, recorded kind by kind, each at other numbers of images and points."""
     decoder = Recorded(tool.model, after=0)
     with torch.inference_mode():
-        for kind in KINDS:
-            decoder(inputs(tool, kind, 1, 1, 0), kind[3])
+        for k, kind in enumerate(KINDS):
+            decoder(inputs(tool, kind, 1 + k % 3, 1 + k % 4, 0), kind[3])
     assert all(decoder._recordings.values()) and len(decoder._recordings) == len(KINDS)
     yield decoder
 
