@@ -154,7 +154,7 @@ def test_a_person_clicks_undoes_lets_the_agent_click_and_exports(tmp_path):
                 asked = page.now()
                 assert asked["by"] == "mllm" and "Current IOU: 0" in asked["reply"] and float(asked["stated"]) == 0
                 page.press_button("play")
-                page.wait("document.querySelector('.told').innerText.includes('ended the episode')")
+                page.wait("/ended the episode|Step 20 of 20/.test(document.querySelector('.told').innerText)")
                 last, files = page.now(), page.files()
                 assert page.errors == [] and page.foreign == []
         finally:
