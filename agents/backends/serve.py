@@ -2,7 +2,7 @@ r"""Serve a checkpoint with `transformers serve`, the embedded tiny models inclu
 first. Flags are those of `transformers serve`.
 
     python -m agents.backends.serve agents/weights/tiny-mllm --dtype float32 --port 8000
-    python -m experiments.evaluate --agent openai:agents/weights/tiny-mllm@http://localhost:8000/v1#128x128 \
+    python -m experiments.evaluate --agent openai:agents/weights/tiny-mllm@http://localhost:8000/v1#256x256 \
         --prompt instruction
 
 The server answers for the name that it was given alone, and images are sent at the model's size.

@@ -57,6 +57,9 @@ def start(words, out, resume):
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
+PROBABILITIES = ("prior", "log_probability")
+
+
 def said(out):
     return Path(f"{out}.log").read_text("utf-8", "replace")[-1500:]
 
@@ -67,13 +70,15 @@ def wait_for_folder(process, out):
 
 
 def steady(value):
-    """The value without times, and without names of the folder."""
+    """The value without times and names of the folder, and without the last bits of a model's probabilities: with
+    several workers those depend on which replies one of them had already, and so on what was batched."""
     if isinstance(value, dict):
         if "trace" in value:  # of a search, whose costs hold seconds
             place = AXES.index("seconds")
             value = {**value, "trace": [row[:place] + row[place + 1 :] for row in value["trace"]]}
         if "plan" in value:  # of a training, whose base is hashed with the seconds of its own training
             value = {**value, "plan": {**value["plan"], "base": None}}
+        value = {key: float(f"{one:.4g}") if key in PROBABILITIES and one else one for key, one in value.items()}
         away = ("second", "time", "started", "command", "resume", "file", "out", "_at")
         return {key: steady(one) for key, one in value.items() if not any(word in key for word in away)}
     return [steady(one) for one in value] if isinstance(value, list) else value
@@ -89,6 +94,8 @@ def results(out):
         if path.suffix == ".jsonl":
             lines = path.read_text("utf-8").splitlines()
             found[name] = sorted(json.dumps(steady(json.loads(line)), sort_keys=True) for line in lines)
+            if name == "replies.jsonl":  # kept ones, of which two workers may each have made the same
+                found[name] = sorted(set(found[name]))
         elif path.suffix == ".json" and path.name != "manifest.json":
             found[name] = steady(json.loads(path.read_text("utf-8").replace(str(out), "OUT")))
         elif path.suffix == ".safetensors":

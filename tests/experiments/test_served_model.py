@@ -62,7 +62,7 @@ def test_a_served_model_gives_the_episodes_of_the_model_in_this_process(server, 
     common = {"data": "synthetic:val", "limit": COUNT, "tool": "disc", "max_steps": 3, "batch_size": 1}
     own, served = str(tmp_path / "own"), str(tmp_path / "served")
     evaluate.run(Args(**common, agent="mllm", out=own), quiet=True)
-    spec = f"openai:{MODEL}@{server}#128x128"
+    spec = f"openai:{MODEL}@{server}#256x256"
     asked = {"codec": "segagent", "prompt": "instruction", "server": ServerOptions(in_flight=3)}
     numbers = evaluate.run(Args(**common, **asked, agent=spec, out=served), quiet=True)
     one, other = played(own), played(served)
