@@ -20,21 +20,19 @@ class RlTask:
     size: int = 64
 
 
-SUITE, TASKS = (
-    "rl-v1",
-    {
-        "repair": RlTask("repair a distorted mask", "distort", 5),
-        "name": RlTask("segment what the instruction names", "empty", 3, "instruction"),
-        "paint": RlTask(
-            "paint the one object with few large discs",
-            start="empty",
-            max_steps=4,
-            tool="disc:radius=36",
-            train="synthetic:train#single",
-            val="synthetic:val#single",
-            test="from:6000:synthetic:test#single",
-            test_tasks=100,
-            size=32,
-        ),
-    },
-)
+SUITE = "rl-v1"
+TASKS = {
+    "repair": RlTask("repair a distorted mask", "distort", 5),
+    "name": RlTask("segment what the instruction names", "empty", 3, "instruction"),
+    "paint": RlTask(
+        "paint the one object with few large discs",
+        start="empty",
+        max_steps=4,
+        tool="disc:radius=36",
+        train="synthetic:train#single",
+        val="synthetic:val#single",
+        test="from:6000:synthetic:test#single",
+        test_tasks=100,
+        size=32,
+    ),
+}
