@@ -111,6 +111,11 @@ class SegMDP:
     def _terms(self) -> dict[str, Callable]:
         return rewards.terms(self.reward_name)
 
+    @cached_property
+    def _of_ious(self) -> bool:
+        """Whether the reward reads masks through their IoUs alone."""
+        return all(isinstance(term, rewards.IoUReward) for term in self._terms.values())
+
     def initial(self, task: Task) -> SegState:
         """The start: an empty mask, or the task's `initial_mask` with the box that it was made of."""
         if task.initial_mask is None:
@@ -218,7 +223,7 @@ class SegMDP:
         """Terms of the reward by name: `{"iou_gain": 0.2, "format": 0.1}` for `iou_gain+0.1*format`. `ious` are those
         of the two states with the target, from callers who have them already."""
         terminal, terms = self.terminal(following), self._terms
-        if ious is not None and all(isinstance(term, rewards.IoUReward) for term in terms.values()):
+        if ious is not None and self._of_ious:
             return {name: float(term.of(*ious, action, terminal)) for name, term in terms.items()}  # type: ignore[attr-defined]
         step = state.task, state.mask, action, following.mask, terminal
         return {name: float(term(*step)) for name, term in terms.items()}

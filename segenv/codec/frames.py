@@ -141,9 +141,8 @@ class Frame:
 
     def write_point(self, click: Click, scene: Scene) -> list[str]:
         """The two numbers of a click's pixel."""
-        _, lines = self._axes_and_lines(scene)
-        steps = [-((a * i + b) // c) for i, (a, b, c) in zip((click.x, click.y), lines, strict=True)]  # rounded up
-        return self.ordered([self.text(step) for step in steps])
+        (a, b, c), (d, e, f) = self._axes_and_lines(scene)[1]
+        return self.ordered([self.text(-((a * click.x + b) // c)), self.text(-((d * click.y + e) // f))])  # rounded up
 
     def write_box(self, box: Box, scene: Scene) -> list[str]:
         """The four numbers of a box, at least one grid step wide and high."""

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -20,8 +19,7 @@ from segenv.tools.base import SegTool
 from segenv.types import Action, BadItem, Task
 
 
-@dataclass(frozen=True, eq=False)
-class Moment:
+class Moment(NamedTuple):
     """A state with what is read from its mask: the observation, and the IoU with the target."""
 
     state: SegState

@@ -1,5 +1,6 @@
 """Observations as arrays and clicks as numbers: for numeric environments, and for agents that were trained in them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union
@@ -49,7 +50,7 @@ class View:
             self._shown = None
         *_, image, words = scene
         if self._shown is not observation.mask:  # which an unchanged mask stays
-            image[..., 3] = self._shrunk(observation.mask.view(np.uint8) * np.uint8(255))
+            image[..., 3] = shrunk_mask(observation.mask, self.size)
             self._shown = observation.mask
         left = observation.steps_left / (observation.step + observation.steps_left)
         seen = {"image": image, "steps_left": np.array([left], np.float32)}
@@ -68,6 +69,31 @@ class View:
 
     def _shrunk(self, channels: np.ndarray) -> np.ndarray:
         return cv2.resize(channels, (self.size, self.size), interpolation=cv2.INTER_AREA)
+
+
+def shrunk_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """A bool mask [H, W] as uint8 [size, size], 255 inside: bit for bit what `cv2.resize` makes of it by area, whose
+    time grows with the pixels that it reads. So it is given the part alone that holds the mask."""
+    whole = mask.view(np.uint8)
+    if min(mask.shape) < 2 * size:  # no averages of pixels, or of few
+        return cv2.resize(whole * np.uint8(255), (size, size), interpolation=cv2.INTER_AREA)
+    x, y, width, height = cv2.boundingRect(whole)
+    shrunk = np.zeros((size, size), np.uint8)
+    if width:
+        scales = size / mask.shape[1], size / mask.shape[0]
+        columns, cells = _span(x, x + width, mask.shape[1], size)
+        rows, lines = _span(y, y + height, mask.shape[0], size)
+        part = whole[rows, columns] * np.uint8(255)
+        shrunk[lines, cells] = cv2.resize(part, None, None, *scales, cv2.INTER_AREA)
+    return shrunk
+
+
+def _span(low: int, high: int, pixels: int, size: int) -> tuple[slice, slice]:
+    """Pixels that hold `low` to `high` of an axis, and the cells that they shrink to. They begin where a pixel and a
+    cell do, and so have the same part in each cell as in the whole."""
+    period = size // math.gcd(size, pixels)
+    first, last = low * size // pixels // period * period, -(-high * size // pixels)
+    return slice(first * pixels // size, -(-last * pixels // size)), slice(first, last)
 
 
 def _refuse(action: Any, space: gym.Space, expected: str = "expected one of") -> gym.error.InvalidAction:

@@ -76,7 +76,7 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
         self.max_episode_steps = None if max_episode_steps == -1 else max_episode_steps
         self.envs = self._make(options, pool)
         for env in self.envs:
-            env.borrowed = True  # observations go into the buffers
+            env.borrowed = True  # `observations` copies what was seen
         first = self.envs[0]
         self.metadata = {**first.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = first.render_mode
@@ -84,10 +84,14 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
         self.action_space = batch_space(first.action_space, num_envs)
         self.observation_space = batch_space(first.observation_space, num_envs)
         assert isinstance(first.observation_space, gym.spaces.Dict)
-        self._buffers: dict[str, Any] = {
-            key: buffer if isinstance(buffer := create_empty_array(space, num_envs), np.ndarray) else [None] * num_envs
+        self._buffers: dict[str, np.ndarray | None] = {  # None for tuples
+            key: buffer if isinstance(buffer := create_empty_array(space, num_envs), np.ndarray) else None
             for key, space in first.observation_space.items()
         }
+        self._seen: list[dict[str, Any]] = [  # the last observation of each environment
+            {key: None if buffer is None else buffer[i] for key, buffer in self._buffers.items()}
+            for i in range(num_envs)
+        ]
         self._ended = np.zeros(num_envs, np.bool_)  # episodes that the next step or reset has to begin anew
 
     def _make(self, options: dict[str, Any], pool: int | None) -> list[SegEnv]:
@@ -182,7 +186,7 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
             if self.autoreset_mode is AutoresetMode.SAME_STEP and (terminations[i] or truncations[i]):
                 ends[i] = {"final_obs": deepcopy(seen), "final_info": infos[i]}
             else:
-                self._write(i, seen)
+                self._seen[i] = seen
         self._ended = terminations | truncations
         again += ends
         for i, info in zip(again, self._restart(again, [{}] * self.num_envs), strict=True):
@@ -193,13 +197,14 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
 
     def observations(self) -> dict[str, Any]:
         """The present observations: copies of the buffers, or with `copy=False` the buffers themselves."""
-        return {
-            key: (buffer.copy() if self.copy else buffer) if isinstance(buffer, np.ndarray) else self._tuple(buffer)
-            for key, buffer in self._buffers.items()
-        }
-
-    def _tuple(self, items: list[Any]) -> tuple[Any, ...]:
-        return tuple(one.copy() if self.copy and isinstance(one, np.ndarray) else one for one in items)
+        together: dict[str, Any] = {}
+        for key, buffer in self._buffers.items():
+            each = [seen[key] for seen in self._seen]
+            if buffer is None:
+                together[key] = tuple(one.copy() if self.copy and isinstance(one, np.ndarray) else one for one in each)
+            else:
+                together[key] = np.stack(each, out=np.empty_like(buffer) if self.copy else buffer)
+        return together
 
     def action_masks(self) -> np.ndarray:
         """Which actions make sense now, bool [num_envs, n]; see `HLMATGridEnv.action_masks`."""
@@ -248,14 +253,8 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
         if tasks and self.envs[0].has_start:
             self.tool.encode([task.image for task in tasks], [task.image_hash for task in tasks])
         for i, task in zip(chosen, tasks, strict=True):
-            seen, info = self.envs[i].begin(task)
-            self._write(i, seen)
+            self._seen[i], info = self.envs[i].begin(task)
             yield info
-
-    def _write(self, i: int, seen: dict[str, Any]) -> None:
-        """Put the observation of environment `i` into the buffers."""
-        for key, value in seen.items():
-            self._buffers[key][i] = value
 
     def _gather(self, infos: Sequence[dict[str, Any] | None]) -> dict[str, Any]:
         """Arrays of what the environments tell, by Gymnasium's rules."""
@@ -265,31 +264,35 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
     def _joined(self, places: np.ndarray, infos: list[dict[str, Any]]) -> dict[str, Any]:
         """`_add_info` of all at once, key by key, since it looks at every value anew. `places` are the environments."""
         keys = [tuple(info) for info in infos]
-        columns: dict[str, tuple[np.ndarray, Sequence[Any]]] = {}
-        if infos and keys.count(keys[0]) == len(keys):  # as at most steps
-            values = zip(*(info.values() for info in infos), strict=True)
-            columns = {key: (places, column) for key, column in zip(keys[0], values, strict=True)}
-        else:
-            for key in dict.fromkeys(key for info in infos for key in info):
-                columns[key] = places[[key in info for info in infos]], [info[key] for info in infos if key in info]
         joined: dict[str, Any] = {}
-        for key, (held, column) in columns.items():
-            there = np.zeros(self.num_envs, np.bool_)
-            there[held] = True
-            joined[key], joined[f"_{key}"] = self._array(key, held, column), there
+        if infos and keys.count(keys[0]) == len(keys):  # as at most steps
+            there = self._mask(places)
+            for key in keys[0]:
+                joined[key], joined[f"_{key}"] = self._array(key, places, [info[key] for info in infos]), there.copy()
+            return joined
+        for key in dict.fromkeys(key for info in infos for key in info):
+            held = places[[key in info for info in infos]]
+            column = [info[key] for info in infos if key in info]
+            joined[key], joined[f"_{key}"] = self._array(key, held, column), self._mask(held)
         return joined
 
-    def _array(self, key: str, places: np.ndarray, values: Sequence[Any]) -> Any:
+    def _mask(self, places: np.ndarray) -> np.ndarray:
+        there = np.zeros(self.num_envs, np.bool_)
+        there[places] = True
+        return there
+
+    def _array(self, key: str, places: np.ndarray, values: list[Any]) -> Any:
         """The values of a key at their places: numbers, arrays or objects, or the dict of what dicts hold."""
         first = values[0]
         if isinstance(first, dict) and key != "final_obs":
-            return self._joined(places, list(values))
+            return self._joined(places, values)
         if key != "final_obs" and (type(first) in (int, float, bool) or isinstance(first, (np.number, np.ndarray))):
             found = np.array(values, first.dtype if isinstance(first, np.ndarray) else type(first))
-            array = np.zeros((self.num_envs, *found.shape[1:]), found.dtype)
         else:
             found = np.fromiter(values, object, len(values))
-            array = np.full(self.num_envs, None, object)
+        if len(values) == self.num_envs:
+            return found
+        array = np.full((self.num_envs, *found.shape[1:]), None if found.dtype == object else 0, found.dtype)
         array[places] = found
         return array
 

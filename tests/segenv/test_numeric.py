@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.error import InvalidAction
 from gymnasium.utils.env_checker import check_env, data_equivalence
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segenv.envs.features import VOCABULARY
+from segenv.envs.numbers import shrunk_mask
 from segenv.types import Click, Stop, Task
 
 
@@ -102,6 +104,17 @@ def test_numeric_observations_show_image_mask_and_budget(make_env: Callable[...,
     seen, *_ = env.step(16 * 7 + 8)
     np.testing.assert_array_equal(seen["image"][..., 3] == 255, env.unwrapped.state.mask)  # type: ignore[attr-defined]
     assert seen["steps_left"] == np.float32(0.75)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 99), st.integers(1, 500), st.integers(1, 500))
+@example(0, 84, 256, 192)
+@example(1, 84, 480, 640)
+def test_a_mask_shrinks_as_in_the_whole_image(seed: int, size: int, height: int, width: int) -> None:
+    rng, mask = np.random.default_rng(seed), np.zeros((height, width), bool)
+    (y0, y1), (x0, x1) = (np.sort(rng.integers(0, side + 1, 2)) for side in mask.shape)
+    mask[y0:y1, x0:x1] = rng.random((y1 - y0, x1 - x0)) < rng.random()
+    whole = cv2.resize(mask.view(np.uint8) * np.uint8(255), (size, size), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(shrunk_mask(mask, size), whole)
 
 
 def test_an_instruction_is_seen_as_the_indices_of_its_words(make_env: Callable[..., gym.Env], task: Task) -> None:
