@@ -2,9 +2,9 @@
 
 From the vision tower's features: the colour and shape of the object in a patch, the kinds of sentence that pick it out,
 the place of its first click, and the mask's share. From the language model's image tokens, which follow the
-instruction: whether the patch belongs to the named object, how much of it is missing or wrong, where to click, and
-which squares of the patch the object covers. From its few reply tokens alone, a model of this size learns to ground
-words only after a long plateau.
+instruction: whether the patch belongs to the named object, how much of it is missing or wrong, where to click, which
+squares of the patch the object covers, and the digits of the place in it. From its few reply tokens alone, a model of
+this size learns to ground words only after a long plateau.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from agents.training.click_examples import COLOUR_NAMES, FINE, KINDS, SHAPE_NAME
 
 IGNORED = -100
 ROWS = 8  # that a CPU takes at a time
+PLACE = 1 + 4 * 10  # whether a patch holds a place that the reply names, and its four digits
 UNITS_WEIGHT = 0.1  # of a coordinate's last digit, which is noise to a model of this size
 
 
@@ -32,7 +33,7 @@ class Heads(nn.Module):
         super().__init__()
         self.sizes = [len(COLOUR_NAMES) + 1, len(SHAPE_NAMES) + 1, len(KINDS), 10, 10, 10, 10, 1]
         self.seen = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.sizes)))
-        self.told = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 + FINE**2))
+        self.told = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 + FINE**2 + PLACE))
 
     def vision_loss(
         self, features: torch.Tensor, batch: dict[str, torch.Tensor]
@@ -70,12 +71,24 @@ class Heads(nn.Module):
         clicked = F.cross_entropy(logits[..., 3], clicks, ignore_index=-1, reduction="sum") / number
         hit = (logits[where, :, 3].argmax(1) == clicks[where]).sum() / number
         on = (shares[:, 0].gather(1, logits[..., 0].argmax(1)[:, None]) > 0.3).float().mean()
-        fine = F.binary_cross_entropy_with_logits(logits[..., 4:], batch["fine"], reduction="none").mean(-1)
+        squares, rest = logits[..., 4:].split([FINE**2, PLACE], -1)
+        fine = F.binary_cross_entropy_with_logits(squares, batch["fine"], reduction="none").mean(-1)
         balance = torch.where(shares[:, 0] > 0, 1.0, 0.1)
         fine = (fine * balance).sum() / balance.sum()  # the object's mask within each patch
-        metrics = {"named": named, "click_patch": hit, "named_patch": on, "fine": fine}
-        total = named + clicked + 2 * part.mean((0, 2)).sum() + 4 * fine
+        held, digits = _places_loss(rest, batch["places"])
+        metrics = {"named": named, "click_patch": hit, "named_patch": on, "fine": fine, "digits": digits}
+        total = named + clicked + 2 * part.mean((0, 2)).sum() + 4 * fine + 2 * held + 2 * digits
         return total, {name: float(value.detach()) for name, value in metrics.items()}
+
+
+def _places_loss(logits: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses on which patches hold a place that the reply names, and on the digits of that place, or of the patch's
+    middle; `logits` are [Q, N, PLACE], `places` [Q, N, 5]. Unless it is asked, a patch forgets where it is."""
+    there = places[..., 0].bool()
+    holds = F.binary_cross_entropy_with_logits(logits[..., 0], there.float(), reduction="none")
+    digits = _cross(logits[..., 1:].unflatten(-1, (4, 10)), places[..., 1:]).mean(-1)
+    balance = torch.where(there, 1.0, 0.1)
+    return (holds * balance).sum() / balance.sum(), (digits * balance).sum() / balance.sum()
 
 
 def _cross(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -130,6 +143,7 @@ class Collator:
         batch["shares"] = torch.from_numpy(np.stack([question.shares for question in questions]))
         batch["clicks"] = torch.tensor([question.click for question in questions])
         batch["fine"] = torch.from_numpy(np.stack([question.fine for question in questions]))
+        batch["places"] = torch.from_numpy(np.stack([question.places for question in questions]))
         columns = zip(*(texts[k] for k in order), strict=True)
         padded = (nn.utils.rnn.pad_sequence(list(column), batch_first=True) for column in columns)
         ids, labels, weights, attention = padded

@@ -17,6 +17,7 @@ import numpy as np
 
 from agents.base import Agent
 from segenv import annotator, codec, metrics, render
+from segenv.codec.frames import Frame
 from segenv.data.synthetic import scenes
 from segenv.data.synthetic.shapes import COLOURS
 from segenv.mdp import SegMDP, SegState
@@ -43,6 +44,9 @@ class Question:
     click: int  # the patch of the reply's click, or -1 where it stops
     iou: float  # of the mask
     fine: np.ndarray  # [N, FINE²] float32, the shares of target in the squares of a patch
+    # [N, 5] int64: whether the reply names a place in the patch, and two leading digits of each of the coordinates of
+    # that place, or else of the patch's middle
+    places: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,12 +234,19 @@ class ClickExamples:
         reply = self.codec.format(action, task, iou)
         target = task.target.view(bool)
         shares = np.stack([self._shares(part) for part in (target, target & ~mask, mask & ~target)])
-        click = self._patch(action.x, action.y, task) if isinstance(action, Click) else -1
-        return Question(picture, task.instruction, reply, shares, click, iou, fine_shares(target, self.grid))
+        places, click = middles(self.grid, self.codec.points), -1
+        if isinstance(action, Click):
+            click = self._patch(action.x, action.y, task)
+            places[click] = [1, *self._digits(action, task)]
+        return Question(picture, task.instruction, reply, shares, click, iou, fine_shares(target, self.grid), places)
 
     def _patch(self, x: int, y: int, task: Task) -> int:
         """The index of the patch that holds a pixel."""
         return y * self.grid // task.height * self.grid + x * self.grid // task.width
+
+    def _digits(self, click: Click, task: Task) -> list[int]:
+        """The leading digits of a click's coordinates, in the order of the codec."""
+        return [digit for text in self.codec.points.write_point(click, task) for digit in leading_digits(int(text))]
 
     def _shares(self, mask: np.ndarray) -> np.ndarray:
         """The part of each patch that `mask` (bool [H, W]) covers, float32 [N]."""
@@ -255,7 +266,7 @@ class ClickExamples:
             task = self._task(scene, k, "")
             click = steady_click(task.target.view(bool), nothing)
             assert click is not None
-            digits = [d for text in self.codec.points.write_point(click, task) for d in leading_digits(int(text))]
+            digits = self._digits(click, task)
             names = [COLOUR_NAMES.index(thing.colour), SHAPE_NAMES.index(thing.shape)]
             table[k + 1] = [*names, *flags, *digits]
         return patches.astype(np.int64), table
@@ -265,6 +276,13 @@ def leading_digits(value: int) -> tuple[int, int]:
     """Hundreds and tens of a coordinate in 0..1000."""
     value = min(value, 999)
     return value // 100, value // 10 % 10
+
+
+def middles(grid: int, frame: Frame) -> np.ndarray:
+    """The `places` of a question whose reply names none, in the order of the frame."""
+    digits = [leading_digits(int(1000 * (k + 0.5) / grid)) for k in range(grid)]
+    pairs = (frame.ordered([digits[x], digits[y]]) for y in range(grid) for x in range(grid))
+    return np.array([[0, *first, *second] for first, second in pairs], np.int64)
 
 
 def fine_shares(target: np.ndarray, grid: int) -> np.ndarray:

@@ -18,12 +18,14 @@ from agents.training.click_examples import (
     Mixture,
     Question,
     fine_shares,
+    leading_digits,
+    middles,
 )
 from segenv import queries, render
 from segenv.codec import polygons
 from segenv.data.synthetic.scenes import Scene
 from segenv.geometry import fit
-from segenv.types import Task, object_of
+from segenv.types import Polygons, Task, object_of
 
 # Chance of each (prompt type, output type). The rest, NO_TARGET_SHARE, are masks of objects that are not there.
 QUERY_SHARES = {("text", "mask"): 0.72, ("box", "mask"): 0.08, ("point", "mask"): 0.08, ("text", "box"): 0.08}
@@ -84,7 +86,19 @@ class PolygonExamples(ClickExamples):
         starts = output_type == "mask" and self.order in ("canonical", "reversed")
         rows, columns = np.nonzero(task.target)  # the first is the topmost vertex, at which canonical rings start
         first = self._patch(int(columns[0]), int(rows[0]), task) if starts and len(rows) else -1
-        return Question(0, query.prompt, reply, shares, first, 0.0, fine_shares(object_of(task.target), self.grid))
+        fine = fine_shares(object_of(task.target), self.grid)
+        return Question(0, query.prompt, reply, shares, first, 0.0, fine, self._vertex_places(reply, task))
+
+    def _vertex_places(self, reply: str, task: Task) -> np.ndarray:
+        """Digits of the first vertex of a reply in each patch."""
+        drawn = self.polygon_codec.parse(reply, task)
+        places = middles(self.grid, self.polygon_codec.dialect.frame)
+        size = np.array([task.width, task.height])
+        for vertex in np.concatenate(drawn.rings)[::-1] if isinstance(drawn, Polygons) and drawn.rings else ():
+            x, y = np.minimum(vertex, size - 1).astype(int).tolist()
+            numbers = np.rint(vertex / size * 999).astype(int).tolist()
+            places[self._patch(x, y, task)] = [1, *(digit for number in numbers for digit in leading_digits(number))]
+        return places
 
 
 def format_rings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import cv2
@@ -61,8 +62,12 @@ def test_replies_state_the_true_iou_and_what_the_patches_show(examples, i):
         assert example.masks[question.picture] == pytest.approx(both + extra, abs=1e-4)
         if question.reply.endswith("Finish"):
             assert question.iou >= examples.stop_iou and question.click == -1
+            assert not question.places[:, 0].any()
         else:
             assert (missing if "Positive" in question.reply else extra)[question.click] > 0
+            assert np.flatnonzero(question.places[:, 0]).tolist() == [question.click]
+            row, column = map(int, re.findall(r"[0-9]+", question.reply)[-2:])
+            assert question.places[question.click, 1:].tolist() == [*leading_digits(row), *leading_digits(column)]
 
 
 def test_a_mask_is_asked_about_for_its_own_object_and_for_another(examples):

@@ -4,6 +4,7 @@ where they were cut."""
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -99,6 +100,26 @@ def test_lessons_depend_on_their_number_and_every_answer_is_right():
                 kinds["absent"] += 1
                 assert covered.sum() == 0 and question.click == -1
     assert min(kinds.values()) > 0
+
+
+@pytest.mark.parametrize("codec", ["rings", "simpleseg"])
+def test_patches_are_told_the_digits_of_the_vertices_in_them(codec):
+    grid, lessons = 8, PolygonExamples(Mixture(first=3), codec, 12, image_size=64, grid=8, seed=3)
+    vertices = 0
+    for i in range(12):
+        for question in lessons[i].questions:
+            numbers = [float(text) for text in re.findall(r"[0-9.]+", question.reply.split("\n")[-1])]
+            wide = 999 if codec == "rings" else 1
+            pairs = [pair for pair in zip(numbers[::2], numbers[1::2], strict=True) if "[[" in question.reply]
+            thousandths = [[min(round(number / wide * 999), 999) for number in pair] for pair in pairs]
+            written = {tuple(d for value in pair for d in (value // 100, value // 10 % 10)) for pair in thousandths}
+            held = question.places[question.places[:, 0] == 1]
+            assert {tuple(row[1:]) for row in held.tolist()} <= written and bool(written) == (len(held) > 0)
+            for k, (_, x, xx, y, yy) in enumerate(question.places.tolist()):
+                assert abs(x * 100 + xx * 10 + 5 - 1000 * (k % grid + 0.5) / grid) <= 500 / grid + 10
+                assert abs(y * 100 + yy * 10 + 5 - 1000 * (k // grid + 0.5) / grid) <= 500 / grid + 10
+            vertices += len(held)
+    assert vertices > 50
 
 
 def test_outlines_that_begin_anywhere_have_a_loss_too():
