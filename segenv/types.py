@@ -94,8 +94,10 @@ class Task:
             )
         if self.target.dtype not in (np.uint8, np.bool_):
             raise BadItem(f"task {self.id}: target is {self.target.dtype}; expected uint8 (0, 128, 255) or bool")
-        known = (self.target == 0) | (self.target == IGNORE) | (self.target == 255)
-        if self.target.dtype == np.uint8 and not known.all():
+        known = (
+            self.target.dtype == np.bool_ or ((self.target == 0) | (self.target == IGNORE) | (self.target == 255)).all()
+        )
+        if not known:
             labels = ", ".join(map(str, np.unique(self.target)[:8]))
             raise BadItem(f"task {self.id}: target has labels {labels}; expected 0, 128 (ignored) and 255 (object)")
         for name, mask in (("target", self.target), ("initial_mask", self.initial_mask)):

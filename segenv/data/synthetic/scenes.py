@@ -17,7 +17,7 @@ from segenv.data.base import Dataset
 from segenv.data.synthetic import charts, interfaces
 from segenv.data.synthetic import shapes as scene_shapes
 from segenv.data.synthetic.drawing import Scene, SceneObject, Thing
-from segenv.data.synthetic.shapes import COLOURS, background, paint, texture
+from segenv.data.synthetic.shapes import COLOURS, background, lit, paint, texture
 from segenv.files import content_hash
 from segenv.types import Task
 
@@ -172,7 +172,7 @@ def draw_scene(level: Difficulty, rng: np.random.Generator) -> Scene:
     """One scene of a difficulty, from the random stream `rng`."""
     height, width = SIZES[rng.integers(len(SIZES))]
     wanted = int(rng.integers(level.objects[0], level.objects[1] + 1))
-    drawn = [(str(rng.choice(list(COLOURS))), str(rng.choice(level.shapes))) for _ in range(wanted)]
+    drawn = [(_one_of(tuple(COLOURS), rng), _one_of(level.shapes, rng)) for _ in range(wanted)]
     hidden_in = COLOURS[drawn[0][0]] if rng.random() < level.camouflage else None
     canvas = background((height, width), rng, level.texture, level.contrast, hidden_in)
     pieces, scraps = _clutter(canvas, level, rng)
@@ -198,14 +198,19 @@ def draw_scene(level: Difficulty, rng: np.random.Generator) -> Scene:
     return Scene(image, instances, _described(instances, kept), level.name, _described(scraps, pieces))
 
 
+def _one_of(words: Sequence[str], rng: np.random.Generator) -> str:
+    """`rng.choice` without an array."""
+    return words[int(rng.integers(len(words)))]
+
+
 def _described(instances: np.ndarray, words: list[tuple[str, str]]) -> tuple[SceneObject, ...]:
     """Describe each visible thing; `words` are colour and shape of number 1, 2, … in `instances`."""
     things = []
     for number, (colour, shape) in enumerate(words, 1):
-        rows, columns = np.nonzero(instances == number)
-        if len(rows):
-            centre = float(columns.mean()) + 0.5, float(rows.mean()) + 0.5
-            things.append(SceneObject(colour, shape, len(rows), centre))
+        sums = cv2.moments((instances == number).view(np.uint8), binaryImage=True)
+        if area := sums["m00"]:
+            centre = sums["m10"] / area + 0.5, sums["m01"] / area + 0.5
+            things.append(SceneObject(colour, shape, int(area), centre))
     return tuple(things)
 
 
@@ -214,6 +219,7 @@ def _place(
 ) -> tuple[np.ndarray | None, tuple[int, int]]:
     """Place a shape where it hides nothing too far: its alpha [h, w] uint8 and corner (row, column)."""
     height, width = instances.shape
+    areas = [cv2.countNonZero((instances == number).view(np.uint8)) for number in range(1, len(full) + 1)]
     for _ in range(12):
         radius = rng.uniform(*level.radius) * min(height, width)
         alpha = scene_shapes.shape_alpha(shape, radius, rng)
@@ -225,7 +231,7 @@ def _place(
         if inside.sum() < 0.006 * height * width:
             continue
         under = np.bincount(instances[y : y + h, x : x + w][inside], minlength=len(full) + 1)[1:]
-        visible = np.bincount(instances.ravel(), minlength=len(full) + 1)[1:] - under
+        visible = (np.array(areas, int) - under).tolist()
         if all(left >= (1 - level.overlap) * area and left >= 150 for left, area in zip(visible, full, strict=True)):
             return alpha, (y, x)
     return None, (0, 0)
@@ -238,10 +244,10 @@ def _clutter(
     height, width = canvas.shape[:2]
     words, scraps = [], np.zeros((height, width), np.uint8)
     for number in range(1, int(rng.integers(level.clutter[0], level.clutter[1] + 1)) + 1):
-        shape = str(rng.choice(["blob", "bar", "ring", "triangle"]))
+        shape = _one_of(("blob", "bar", "ring", "triangle"), rng)
         alpha = scene_shapes.shape_alpha(shape, rng.uniform(0.02, 0.05) * min(height, width), rng)
         y, x = int(rng.integers(0, height - alpha.shape[0])), int(rng.integers(0, width - alpha.shape[1]))
-        colour = str(rng.choice(list(COLOURS)))
+        colour = _one_of(tuple(COLOURS), rng)
         surface = texture(alpha.shape, COLOURS[colour], rng, level.texture, level.contrast)
         paint(canvas, alpha, (y, x), surface, rng)
         scraps[y : y + alpha.shape[0], x : x + alpha.shape[1]][alpha > 127] = number
@@ -251,14 +257,13 @@ def _clutter(
 
 def _photograph(canvas: np.ndarray, level: Difficulty, rng: np.random.Generator) -> np.ndarray:
     """Light, lens, sensor and JPEG: float [H, W, 3] in 0..255 to uint8."""
-    height, width = canvas.shape[:2]
-    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.3)
-    ramp = np.cos(angle) * np.linspace(-1, 1, width)[None, :] + np.sin(angle) * np.linspace(-1, 1, height)[:, None]
-    canvas = canvas * (1 + strength * ramp.astype(np.float32))[..., None]
+    canvas = lit(canvas, canvas.shape[:2], rng, 0.3)
     if (blur := rng.uniform(0, 0.9)) > 0.3:
         canvas = cv2.GaussianBlur(canvas, (0, 0), blur)
-    noise = rng.standard_normal(canvas.shape, dtype=np.float32) * np.float32(rng.uniform(0, level.noise))
-    image = np.clip(canvas + noise, 0, 255).astype(np.uint8)
+    noise = rng.standard_normal(canvas.shape, dtype=np.float32)
+    noise *= np.float32(rng.uniform(0, level.noise))
+    noise += canvas
+    image = np.clip(noise, 0, 255, out=noise).astype(np.uint8)
     if rng.random() < 0.4:
         _, coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(60, 96))])
         decoded: Any = cv2.imdecode(coded, cv2.IMREAD_COLOR)
@@ -272,6 +277,12 @@ _MARGIN = 0.06  # of the scene's side: how far ahead the outermost object of a k
 _RATIO = 1.35  # of areas: how far ahead the largest or smallest must be
 
 
+# superlative, and whether colour and shape are named; the fewest words first
+_SENTENCES = sorted(
+    product((*SIZE_WORDS, *PLACE_WORDS[1:]), (False, True), (False, True)), key=lambda words: sum(map(bool, words))
+)
+
+
 def expressions(scene: Scene, k: int) -> list[str]:
     """All sentences, of at most one superlative, that are true of object k and of nothing else in the scene, clutter
     included.
@@ -282,9 +293,8 @@ def expressions(scene: Scene, k: int) -> list[str]:
     if isinstance(thing := scene.objects[k], Thing):
         return list(thing.sentences)
     found: list[tuple[set[str], str]] = []
-    superlatives = [("size", word) for word in SIZE_WORDS] + [("place", word) for word in PLACE_WORDS[1:]]
-    options = product(superlatives, ("", scene.objects[k].colour), ("", scene.objects[k].shape))
-    for (_, word), colour, shape in sorted(options, key=lambda option: sum(map(bool, (option[0][1], *option[1:])))):
+    for word, coloured, shaped in _SENTENCES:
+        colour, shape = coloured * thing.colour, shaped * thing.shape
         used = {part for part in (word, colour, shape) if part}
         if not used or any(shorter <= used for shorter, _ in found) or not picks_out(scene, k, word, colour, shape):
             continue

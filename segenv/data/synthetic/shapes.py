@@ -1,9 +1,12 @@
 """Shapes, colours, surfaces and light of synthetic scenes."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import cv2
 import numpy as np
+
+from segenv.types import frozen
 
 # Mean colour (RGB, 0..255) behind each colour word. No green: masks are shown to agents in green.
 COLOURS = {
@@ -102,8 +105,9 @@ def shape_alpha(shape: str, radius: float, rng: np.random.Generator) -> np.ndarr
     stretch = np.diag(np.exp(rng.uniform(-0.12, 0.12, 2) * (3.0 if shape == "blob" else 1.0)))
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     rings = [radius * ring @ stretch @ turn.T for ring in outline(shape, rng)]
-    low = np.min([ring.min(axis=0) for ring in rings], axis=0) - 1
-    size = np.ceil(np.max([ring.max(axis=0) for ring in rings], axis=0) + 1 - low).astype(int) + 1
+    points = np.concatenate(rings)
+    low = points.min(axis=0) - 1
+    size = np.ceil(points.max(axis=0) + 1 - low).astype(int) + 1
     alpha = np.zeros((size[1], size[0]), np.uint8)
     fixed = [np.round((ring - low) * 16).astype(np.int32) for ring in rings]  # 4 bits of sub-pixel position
     cv2.fillPoly(alpha, fixed, 255, cv2.LINE_AA, shift=4)
@@ -117,9 +121,11 @@ def _waves(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     weight = 1.0
     for cell in (rng.uniform(20, 60), rng.uniform(8, 18), rng.uniform(2, 6)):
         grid = rng.uniform(-1, 1, (int(h / cell) + 2, int(w / cell) + 2)).astype(np.float32)
-        total += weight * cv2.resize(grid, (w, h), interpolation=cv2.INTER_CUBIC)
+        octave = cv2.resize(grid, (w, h), interpolation=cv2.INTER_CUBIC)
+        octave *= np.float32(weight)
+        total += octave
         weight *= rng.uniform(0.3, 0.8)
-    return np.clip(total, -1, 1)
+    return np.clip(total, -1, 1, out=total)
 
 
 def _pattern(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -129,17 +135,47 @@ def _pattern(shape: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     if kind == 0:
         return _waves(shape, rng)
     angle, period = rng.uniform(0, np.pi), rng.uniform(5, 26)
-    u = (np.cos(angle) * np.arange(w)[None, :] + np.sin(angle) * np.arange(h)[:, None]).astype(np.float32) / period
-    v = (-np.sin(angle) * np.arange(w)[None, :] + np.cos(angle) * np.arange(h)[:, None]).astype(np.float32) / period
-    u, v = u + np.float32(rng.random()), v + np.float32(rng.random())
-    match kind:
-        case 1:
-            return np.where(u % 1 < rng.uniform(0.3, 0.7), 1, -1).astype(np.float32)
-        case 2:
-            return np.where((u % 1 < 0.5) == (v % 1 < 0.5), 1, -1).astype(np.float32)
-        case 3:
-            return np.where((u % 1 - 0.5) ** 2 + (v % 1 - 0.5) ** 2 < rng.uniform(0.04, 0.16), 1, -1).astype(np.float32)
-    return np.sin(2 * np.pi * u).astype(np.float32)
+    starts = rng.random(), rng.random()
+
+    def periods(across: float, down: float, start: float) -> np.ndarray:
+        """How many periods from the first line each pixel is, float32 [h, w]."""
+        at = (across * np.arange(w)[None, :] + down * np.arange(h)[:, None]).astype(np.float32)
+        at /= period
+        at += np.float32(start)
+        return at
+
+    u = periods(np.cos(angle), np.sin(angle), starts[0])
+    if kind == 4:
+        u *= np.float32(2 * np.pi)
+        return np.sin(u, out=u)
+    u -= np.floor(u)
+    if kind == 1:
+        return _signs(u < rng.uniform(0.3, 0.7))
+    v = periods(-np.sin(angle), np.cos(angle), starts[1])
+    v -= np.floor(v)
+    if kind == 2:
+        return _signs((u < 0.5) == (v < 0.5))
+    return _signs((u - 0.5) ** 2 + (v - 0.5) ** 2 < rng.uniform(0.04, 0.16))
+
+
+def _signs(on: np.ndarray) -> np.ndarray:
+    """1 where it is on, else -1, float32."""
+    return np.where(on, np.float32(1), np.float32(-1))
+
+
+@lru_cache(maxsize=1024)
+def _axis(pixels: int) -> np.ndarray:
+    return frozen(np.linspace(-1, 1, pixels))
+
+
+def lit(surface: np.ndarray, shape: tuple[int, int], rng: np.random.Generator, most: float) -> np.ndarray:
+    """A surface [h, w, 3], or one colour of it [3], under light from one side: float32 [h, w, 3]. An array [h, w, 3]
+    is changed in place."""
+    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, most)
+    light = (np.cos(angle) * _axis(shape[1])[None, :] + np.sin(angle) * _axis(shape[0])[:, None]).astype(np.float32)
+    light *= strength
+    light += 1
+    return np.multiply(surface, light[..., None], out=surface if surface.ndim == 3 else None)
 
 
 def texture(
@@ -150,20 +186,21 @@ def texture(
     contrast: float,
 ) -> np.ndarray:
     """A surface of a colour, with a pattern and a turn of light: float32 [h, w, 3], about 0..255."""
-    h, w = shape[:2]
+    size = shape[0], shape[1]
     base = np.asarray(colour, np.float32) * np.float32(rng.uniform(0.88, 1.1)) + rng.normal(0, 8, 3).astype(np.float32)
-    surface = np.broadcast_to(base, (h, w, 3)).astype(np.float32)
+    surface = base
     if rng.random() < chance:
         other = (
             rng.uniform(0, 255, 3).astype(np.float32)
             if rng.random() < 0.3
             else base * np.float32(rng.uniform(0.3, 1.6))
         )
-        amount = np.clip(_pattern((h, w), rng), 0, 1) * np.float32(contrast * rng.uniform(0.4, 0.9))
-        surface = surface + amount[..., None] * (other - base)
-    angle, strength = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.35)
-    ramp = np.cos(angle) * np.linspace(-1, 1, w)[None, :] + np.sin(angle) * np.linspace(-1, 1, h)[:, None]
-    return surface * (1 + strength * ramp.astype(np.float32))[..., None]
+        amount = _pattern(size, rng)
+        np.clip(amount, 0, 1, out=amount)
+        amount *= np.float32(contrast * rng.uniform(0.4, 0.9))
+        surface = amount[..., None] * (other - base)
+        surface += base
+    return lit(surface, size, rng, 0.35)
 
 
 def background(
@@ -179,15 +216,15 @@ def background(
         angle = rng.normal(0, 0.4)
         rows, columns = np.arange(shape[0])[:, None], np.arange(shape[1])[None, :]
         above = rows + np.sin(angle) * (columns - shape[1] / 2) < rng.uniform(0.2, 0.8) * shape[0]
-        ground = np.where(above[..., None], far, ground)
-    return np.ascontiguousarray(ground, dtype=np.float32)
+        np.copyto(ground, far, where=above[..., None])
+    return ground
 
 
 def paint(
     canvas: np.ndarray, alpha: np.ndarray, corner: tuple[int, int], surface: np.ndarray, rng: np.random.Generator
 ) -> None:
     """Lay a surface [h, w, 3] of coverage `alpha` uint8 [h, w] on the canvas at `corner` (row, column), in place, with
-    a soft shadow."""
+    a soft shadow. The surface is used up."""
     h, w = alpha.shape
     y, x = corner
     if rng.random() < 0.5:
@@ -198,6 +235,7 @@ def paint(
         if part.size:  # a thin thing at the rim may cast all of its shadow beyond the canvas
             shade = cv2.GaussianBlur(part, (0, 0), 3.0).astype(np.float32) / 255 * np.float32(rng.uniform(0.2, 0.6))
             canvas[y0:y1, x0:x1] *= (1 - shade)[..., None]
-    cover = (alpha.astype(np.float32) / 255)[..., None]
     window = canvas[y : y + h, x : x + w]
-    window += cover * (surface - window)
+    surface -= window
+    surface *= (alpha.astype(np.float32) / 255)[..., None]
+    window += surface
