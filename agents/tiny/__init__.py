@@ -1,6 +1,19 @@
 """The embedded multimodal model: its vision tower, text model, tokenizer and processor."""
 
-from agents.tiny.model import END, IMAGE, SENTENCES, WORDS, build, enlarge, extend, initialise, refine, save, tokenizer
+from agents.tiny.model import (
+    END,
+    IMAGE,
+    SENTENCES,
+    WORDS,
+    build,
+    deepen,
+    enlarge,
+    extend,
+    initialise,
+    refine,
+    save,
+    tokenizer,
+)
 
 __all__ = [
     "END",
@@ -8,6 +21,7 @@ __all__ = [
     "SENTENCES",
     "WORDS",
     "build",
+    "deepen",
     "enlarge",
     "extend",
     "initialise",

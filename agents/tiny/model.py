@@ -225,6 +225,33 @@ def enlarge(
 
 
 @torch.no_grad()
+def deepen(
+    model: transformers.LlavaForConditionalGeneration, layers: int, seed: int = 0
+) -> transformers.LlavaForConditionalGeneration:
+    """The model with `layers` layers in its language model: new ones come last, and add nothing yet, so that outputs
+    stay what they were. Where a reply reads places off the image's tokens, one layer behind them is too few."""
+    config: Any = copy.deepcopy(model.config)
+    before, text = config.text_config.num_hidden_layers, config.text_config
+    if layers < before:
+        raise ValueError(f"layers is {layers}; the model has {before} already")
+    text.num_hidden_layers = layers
+    text.layer_types = text.layer_types[:1] * layers
+    deeper = transformers.LlavaForConditionalGeneration(config)
+    generator = torch.Generator().manual_seed(seed)
+    fresh = deeper.model.language_model.layers[before:]
+    for name, parameter in fresh.named_parameters():
+        if parameter.ndim == 1:
+            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+        elif "o_proj" in name or "down_proj" in name:
+            parameter.zero_()
+        else:
+            parameter.normal_(0.0, 0.05, generator=generator)
+    deeper.load_state_dict(deeper.state_dict() | model.state_dict())
+    deeper.generation_config = model.generation_config
+    return deeper.eval()
+
+
+@torch.no_grad()
 def initialise(model: transformers.LlavaForConditionalGeneration, seed: int, std: float = 0.05) -> None:
     """Set fresh weights in the order of their names, equal under every version of the libraries: the vision tower's
     own, and in the rest normal with `std` (twice and more the usual .02, which a model of this width needs to leave its

@@ -22,6 +22,7 @@ from agents.training.click_examples import COLOUR_NAMES, FINE, KINDS, SHAPE_NAME
 
 IGNORED = -100
 ROWS = 8  # that a CPU takes at a time
+GROUNDING_LAYERS = 3  # after which image tokens tell what they show, at most; a layer reads it off them at least
 PLACE = 1 + 4 * 10  # whether a patch holds a place that the reply names, and its four digits
 UNITS_WEIGHT = 0.1  # of a coordinate's last digit, which is noise to a model of this size
 
@@ -171,10 +172,11 @@ def encode_images(model: Any, pictures: torch.Tensor) -> torch.Tensor:
 def forward_text(
     model: Any, features: torch.Tensor, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [T, vocabulary] of all T tokens of the replies, row by row, and the image tokens [Q, N, width] before the
-    last layer. Rows are of rising length, and a CPU takes them a few at a time, with little padding."""
+    """Logits [T, vocabulary] of all T tokens of the replies, row by row, and the image tokens [Q, N, width] after
+    `GROUNDING_LAYERS` layers. Rows are of rising length, and a CPU takes them a few at a time, with little padding."""
     projected = model.model.multi_modal_projector(features)
     lengths, logits, tokens = batch["attention"].sum(1), [], []
+    before = min(GROUNDING_LAYERS, model.config.text_config.num_hidden_layers - 1)
     size = ROWS if projected.device.type == "cpu" else len(lengths)
     for rows in torch.arange(len(lengths), device=lengths.device).split(size):
         longest = int(lengths[rows].max())
@@ -185,7 +187,7 @@ def forward_text(
         # no attention mask: the padding comes last, where no token before it sees it
         out = model.model.language_model(inputs_embeds=embedded, output_hidden_states=True, use_cache=False)
         logits.append(model.lm_head(out.last_hidden_state[:, :-1][labels[:, 1:] != IGNORED]))
-        tokens.append(out.hidden_states[-2][image].view(len(ids), -1, embedded.shape[-1]))
+        tokens.append(out.hidden_states[before][image].view(len(ids), -1, embedded.shape[-1]))
     return torch.cat(logits), torch.cat(tokens)
 
 

@@ -30,8 +30,8 @@ MIXTURES = {
     "state": Mixture(first=4, trajectory=5, easy=0.2),
 }
 ANY_MASKS = Mixture(first=2, trajectory=4, cheap=4, crossed=4)  # of the stage `state` where masks are of any kind
-IMAGE_SIZE = 128  # of a model from scratch
-SIZES = ("width", "vision_layers", "text_layers", "heads")
+IMAGE_SIZE, TEXT_LAYERS = 128, 4  # of a model from scratch
+SIZES = ("width", "vision_layers", "heads")
 
 
 class ClickTrainer(TinyTrainer):
@@ -42,11 +42,13 @@ class ClickTrainer(TinyTrainer):
     def fresh(self) -> tuple[Any, Any]:
         """The model to start from, and its processor."""
         if self.args.base is not None:
-            model, processor, side = tiny_checkpoint(self.args.base, self.args.tokens, self.args.image_size)
+            args = self.args
+            model, processor, side = tiny_checkpoint(args.base, args.tokens, args.image_size, args.text_layers)
             model.config.segenv = {"codec": CODEC, "prompt": "instruction", "image_size": [side, side]}
             return model, processor
         sizes = {name: getattr(self.args, name) for name in SIZES}
-        return tiny.build(self.args.seed, image_size=self.args.image_size or IMAGE_SIZE, **sizes)
+        size, layers = self.args.image_size or IMAGE_SIZE, self.args.text_layers or TEXT_LAYERS
+        return tiny.build(self.args.seed, image_size=size, text_layers=layers, **sizes)
 
     @cached_property
     def rollout(self) -> Rollout:

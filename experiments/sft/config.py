@@ -32,6 +32,9 @@ class CommonArgs:
     """Image tokens along a side; a base with fewer is refined. 0: those of the base."""
     image_size: CountOrNone = 0
     """The side of pictures in pixels; a base with smaller ones is enlarged. 0: the base's, or 128."""
+    text_layers: CountOrNone = 0
+    """Layers of the language model; a base with fewer gets more, which change nothing at first. 0: those of the base,
+    or 4."""
     seed: Seed = 0
     device: str | None = None
     """cuda where there is a GPU, otherwise cpu."""
@@ -80,7 +83,6 @@ class ClickArgs(CommonArgs):
     """Scenes a step; 1.6 times as many in the stage `look`, and half as many in the last, which asks more of each."""
     width: Count = 128
     vision_layers: CountOrNone = 2
-    text_layers: Count = 4
     heads: Count = 4
     stop_iou: Annotated[float, Range(above=0, most=1)] = 0.9
     """The IoU from which on the reply is to stop."""

@@ -38,7 +38,8 @@ class PolygonTrainer(TinyTrainer):
 
     def fresh(self) -> tuple[Any, Any]:
         """The checkpoint's model, with tokens for polygons, and its processor."""
-        model, processor, side = tiny_checkpoint(self.args.base, self.args.tokens, self.args.image_size)
+        args = self.args
+        model, processor, side = tiny_checkpoint(args.base, args.tokens, args.image_size, args.text_layers)
         new = [token for token in TOKENS if token not in processor.tokenizer.get_vocab()]
         tiny.extend(model, processor, new)
         longest = VERTEX_TOKENS * (self.args.vertices + 8)  # some more than it was taught

@@ -148,9 +148,10 @@ def keep_heads(heads: Heads, path: Path) -> None:
     heads.load_state_dict(own)
 
 
-def tiny_checkpoint(base: str, tokens: int = 0, image_size: int = 0) -> tuple[Any, Any, int]:
-    """The model in float32 and the processor of a tiny checkpoint by folder or name, refined until images have at least
-    `tokens` along a side and enlarged until they have `image_size` pixels, and that side in pixels."""
+def tiny_checkpoint(base: str, tokens: int = 0, image_size: int = 0, text_layers: int = 0) -> tuple[Any, Any, int]:
+    """The model in float32 and the processor of a tiny checkpoint by folder or name: refined until images have at least
+    `tokens` along a side, enlarged until they have `image_size` pixels and deepened to `text_layers`; and that side in
+    pixels."""
     try:
         model, processor = load(parse(base)[0] or EMBEDDED, "float32")
     except (ValueError, CheckpointError) as error:
@@ -176,4 +177,9 @@ def tiny_checkpoint(base: str, tokens: int = 0, image_size: int = 0) -> tuple[An
         raise RunError(
             f"base {base!r} sees images of {own} pixels, and image_size is {image_size}; give 0, {own} or {2 * own}"
         )
+    if text_layers:
+        try:
+            model = tiny.deepen(model, text_layers)
+        except ValueError as error:
+            raise RunError(f"base {base!r} cannot be deepened: {error}") from error
     return model, processor, side

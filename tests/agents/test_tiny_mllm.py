@@ -231,6 +231,23 @@ def test_an_enlarged_model_sees_in_twice_the_pixels_what_it_saw_in_their_means(t
         tiny.enlarge(*tiny.build(seed=2, image_size=64))
 
 
+def test_a_deepened_model_says_what_it_said_and_has_more_to_learn(tmp_path):
+    model, processor = tiny.build(seed=2, **SMALL)
+    deeper = tiny.deepen(model, 5)
+    deeper.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert agents.make(f"mllm:{tmp_path}").backend.model.config.text_config.num_hidden_layers == 5
+    ids = torch.arange(12).reshape(2, 6)
+    with torch.inference_mode():
+        assert torch.equal(deeper(input_ids=ids).logits, model(input_ids=ids).logits)
+    loss = deeper(input_ids=ids, labels=ids).loss
+    loss.backward()
+    last = deeper.model.language_model.layers[-1]
+    assert last.mlp.down_proj.weight.grad.abs().max() > 0 and last.self_attn.o_proj.weight.grad.abs().max() > 0
+    with pytest.raises(ValueError, match="layers is 1; the model has 2 already"):
+        tiny.deepen(model, 1)
+
+
 def test_a_refined_model_is_read_again(tmp_path):
     finer, processor = tiny.refine(*tiny.build(seed=2, image_size=64))
     finer.save_pretrained(tmp_path)

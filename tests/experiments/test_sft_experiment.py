@@ -158,6 +158,10 @@ def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
     larger = sft.ClickTrainer(replace(args, image_size=128))
     (first, _) = larger.batches()
     assert first[0].pictures.shape[1:] == (128, 128, 3)
+    deeper = sft.ClickTrainer(replace(args, text_layers=3))
+    assert len(deeper.model.model.language_model.layers) == 3
+    with pytest.raises(RunError, match="cannot be deepened: layers is 1; the model has 2 already"):
+        sft.run(replace(args, out=str(tmp_path / "other"), text_layers=1))
     with pytest.raises(RunError, match="sees images of 64 pixels, and image_size is 96; give 0, 64 or 128"):
         sft.run(replace(args, out=str(tmp_path / "other"), image_size=96))
     with pytest.raises(RunError, match="cannot start from --base 'nowhere'"):
