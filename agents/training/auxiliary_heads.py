@@ -3,8 +3,8 @@
 From the vision tower's features: the colour and shape of the object in a patch, the kinds of sentence that pick it out,
 the place of its first click, and the mask's share. From the language model's image tokens, which follow the
 instruction: whether the patch belongs to the named object, how much of it is missing or wrong, where to click, which
-squares of the patch the object covers, and the digits of the place in it. From its few reply tokens alone, a model of
-this size learns to ground words only after a long plateau.
+squares of the patch the object covers, and the digits of the place in it that the reply names, or of its middle. From
+its few reply tokens alone, a model of this size learns to ground words only after a long plateau.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,12 @@ from torch import nn
 
 from agents import tiny
 from agents.backends.transformers import chat
-from agents.training.click_examples import COLOUR_NAMES, FINE, KINDS, SHAPE_NAMES, ClickExample, Question
+from agents.training.click_examples import COLOUR_NAMES, FINE, SHAPE_NAMES, ClickExample, Question
+from segenv.data.synthetic.scenes import KINDS
 
 IGNORED = -100
 ROWS = 8  # that a CPU takes at a time
-GROUNDING_LAYERS = 3  # after which image tokens tell what they show, at most; a layer reads it off them at least
+GROUNDING_LAYERS = 3  # before the heads on image tokens, at most; one layer at least comes after, and reads the tokens
 PLACE = 1 + 4 * 10  # whether a patch holds a place that the reply names, and its four digits
 UNITS_WEIGHT = 0.1  # of a coordinate's last digit, which is noise to a model of this size
 

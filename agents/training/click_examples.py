@@ -9,7 +9,6 @@ objects, nearly perfect ones.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import product
 from typing import Any
 
 import cv2
@@ -19,6 +18,7 @@ from agents.base import Agent
 from segenv import annotator, codec, metrics, render
 from segenv.codec.frames import Frame
 from segenv.data.synthetic import scenes
+from segenv.data.synthetic.scenes import KINDS
 from segenv.data.synthetic.shapes import COLOURS
 from segenv.mdp import SegMDP, SegState
 from segenv.tools.base import SegTool
@@ -26,8 +26,6 @@ from segenv.types import Action, Click, Stop, Task, object_of
 
 COLOUR_NAMES = list(COLOURS)
 SHAPE_NAMES = sorted({shape for level in scenes.DIFFICULTIES for shape in level.shapes})
-SUPERLATIVES = (*scenes.SIZE_WORDS, *scenes.PLACE_WORDS[1:])
-KINDS = list(product(SUPERLATIVES, (False, True), (False, True)))  # superlative, with colour, with shape
 MAX_OBJECTS = 8
 FINE = 4  # squares along the side of a patch
 STEADY = 0.75  # of the annotator's depth: as deep as a steady click is, at least
@@ -44,8 +42,8 @@ class Question:
     click: int  # the patch of the reply's click, or -1 where it stops
     iou: float  # of the mask
     fine: np.ndarray  # [N, FINE²] float32, the shares of target in the squares of a patch
-    # [N, 5] int64: whether the reply names a place in the patch, and two leading digits of each of the coordinates of
-    # that place, or else of the patch's middle
+    # [N, 5] int64: whether the reply names a click or a vertex in the patch, and two leading digits of each of the
+    # coordinates of that place, or else of the patch's middle
     places: np.ndarray
 
 
@@ -280,9 +278,9 @@ def leading_digits(value: int) -> tuple[int, int]:
 
 def middles(grid: int, frame: Frame) -> np.ndarray:
     """The `places` of a question whose reply names none, in the order of the frame."""
-    digits = [leading_digits(int(1000 * (k + 0.5) / grid)) for k in range(grid)]
-    pairs = (frame.ordered([digits[x], digits[y]]) for y in range(grid) for x in range(grid))
-    return np.array([[0, *first, *second] for first, second in pairs], np.int64)
+    digits = np.array([leading_digits(int(1000 * (k + 0.5) / grid)) for k in range(grid)])
+    across, down = np.tile(digits, (grid, 1)), digits.repeat(grid, axis=0)
+    return np.hstack([np.zeros((grid**2, 1), np.int64), *frame.ordered([across, down])])
 
 
 def fine_shares(target: np.ndarray, grid: int) -> np.ndarray:

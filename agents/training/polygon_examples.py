@@ -90,13 +90,13 @@ class PolygonExamples(ClickExamples):
         return Question(0, query.prompt, reply, shares, first, 0.0, fine, self._vertex_places(reply, task))
 
     def _vertex_places(self, reply: str, task: Task) -> np.ndarray:
-        """Digits of the first vertex of a reply in each patch."""
-        drawn = self.polygon_codec.parse(reply, task)
-        places = middles(self.grid, self.polygon_codec.dialect.frame)
-        size = np.array([task.width, task.height])
+        """Digits of the first vertex of a reply in each patch, as the reply writes it."""
+        drawn, frame = self.polygon_codec.parse(reply, task), self.polygon_codec.dialect.frame
+        places, size = middles(self.grid, frame), np.array([task.width, task.height])
+        thousandths = np.array(frame.extents(task), float) * 10**frame.decimals / size
         for vertex in np.concatenate(drawn.rings)[::-1] if isinstance(drawn, Polygons) and drawn.rings else ():
             x, y = np.minimum(vertex, size - 1).astype(int).tolist()
-            numbers = np.rint(vertex / size * 999).astype(int).tolist()
+            numbers = frame.ordered(np.rint(vertex * thousandths).astype(int).tolist())
             places[self._patch(x, y, task)] = [1, *(digit for number in numbers for digit in leading_digits(number))]
         return places
 

@@ -5,10 +5,10 @@
 
 Four stages, each on fresh scenes of `synthetic:train`: `look` (the vision tower alone learns what patches show), `easy`
 (first clicks, mostly in scenes of two or three objects), `click` (first clicks everywhere) and `state` (masks of whole
-trajectories through the tool; correct, or stop). The loss is on the reply alone, plus dense losses on patches whose
-heads are dropped at the end. The second line trains the embedded model further, on masks of any kind: what the process
-reward model starts from. Departures from SegAgent: no pretrained model, the instruction alone as prompt, and text
-before image.
+trajectories through the tool; correct, or stop). The loss is on the reply, plus dense losses on patches: what they
+show, and the digits of where they are. Their heads are dropped at the end. The second line trains the embedded model
+further, on masks of any kind: what the process reward model starts from. `--text-layers` deepens a base. Departures
+from SegAgent: no pretrained model, the instruction alone as prompt, and text before image.
 """
 
 import argparse

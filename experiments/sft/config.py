@@ -56,8 +56,9 @@ class ClickArgs(CommonArgs):
     out: OutFolder | None = "runs/sft"
     """folder of a new run"""
     base: str | None = None
-    """folder of a tiny checkpoint to start from, or the name of an embedded one, whose sizes hold; by default from
-    scratch. Give another --seed than it was trained with, or the stages show the same scenes again"""
+    """folder of a tiny checkpoint to start from, or the name of an embedded one, whose sizes hold but for those that
+    --tokens, --image-size and --text-layers raise; by default from scratch. Give another --seed than it was trained
+    with, or the stages show the same scenes again"""
     tool: str = "sam"
     """What makes the masks of trajectories."""
     states: Literal["annotator", "any", "policy"] = "annotator"

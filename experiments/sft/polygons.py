@@ -5,7 +5,8 @@
 starts from the embedded click policy, which knows where things are, gives its tokenizer one token for each frequent run
 of brackets, and trains on fresh scenes of `synthetic:train`: polygons by name, by box or by point, boxes by name, and
 empty lists for what is not there. Polygons are simplified by a ratio of their length, as SimpleSeg's. Departures: they
-have at most `--vertices`, and beside the loss of the reply there are dense ones on the image's tokens.
+have at most `--vertices`, and beside the loss of the reply there are dense ones on the image's tokens: where the object
+is, and which vertices. `--text-layers` gives the base more layers, which read those tokens.
 """
 
 from functools import cached_property, partial

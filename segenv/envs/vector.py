@@ -196,7 +196,7 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
         return self.observations(), rewards, terminations, truncations, infos
 
     def observations(self) -> dict[str, Any]:
-        """The present observations: copies of the buffers, or with `copy=False` the buffers themselves."""
+        """The present observations: new arrays, or with `copy=False` the buffers that the next ones overwrite."""
         together: dict[str, Any] = {}
         for key, buffer in self._buffers.items():
             each = [seen[key] for seen in self._seen]

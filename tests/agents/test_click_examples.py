@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 import agents
 from agents.training.click_examples import (
     COLOUR_NAMES,
-    KINDS,
     SHAPE_NAMES,
     ClickExamples,
     Mixture,
@@ -27,7 +26,7 @@ from agents.training.click_examples import (
     turned,
 )
 from segenv import annotator, codec, metrics, tools
-from segenv.data.synthetic.scenes import Synthetic, expressions
+from segenv.data.synthetic.scenes import KINDS, Synthetic, expressions
 from segenv.mdp import SegMDP
 from segenv.types import Click, Stop
 

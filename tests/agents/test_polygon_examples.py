@@ -108,11 +108,10 @@ def test_patches_are_told_the_digits_of_the_vertices_in_them(codec):
     vertices = 0
     for i in range(12):
         for question in lessons[i].questions:
-            numbers = [float(text) for text in re.findall(r"[0-9.]+", question.reply.split("\n")[-1])]
-            wide = 999 if codec == "rings" else 1
-            pairs = [pair for pair in zip(numbers[::2], numbers[1::2], strict=True) if "[[" in question.reply]
-            thousandths = [[min(round(number / wide * 999), 999) for number in pair] for pair in pairs]
-            written = {tuple(d for value in pair for d in (value // 100, value // 10 % 10)) for pair in thousandths}
+            numbers = re.findall(r"[0-9.]+", question.reply.split("\n")[-1])
+            digits = [(9, 9) if text == "1.000" else (int(text[-3]), int(text[-2])) for text in numbers]
+            pairs = zip(digits[::2], digits[1::2], strict=True)
+            written = {(*x, *y) for x, y in pairs if "[[" in question.reply}
             held = question.places[question.places[:, 0] == 1]
             assert {tuple(row[1:]) for row in held.tolist()} <= written and bool(written) == (len(held) > 0)
             for k, (_, x, xx, y, yy) in enumerate(question.places.tolist()):

@@ -87,6 +87,13 @@ def test_reading_gives_the_logits_of_the_whole_model(examples, pair):
     assert len(batch["ids"]) > auxiliary_heads.ROWS, "it is read in parts"
     assert torch.allclose(logits, whole[batch["labels"][:, 1:] != IGNORED], atol=1e-4)
     assert tokens.shape == (len(batch["ids"]), 16, SMALL["width"])
+    four, six = tiny.deepen(model, 4), tiny.deepen(model, 6)
+    tiny.initialise(six, seed=1)
+    for name, parameter in four.named_parameters():
+        parameter.copy_(six.get_parameter(name))
+    features = encode_images(four, batch["pictures"])
+    of_four, of_six = (forward_text(one, features, batch)[1] for one in (four, six))
+    assert torch.equal(of_four, of_six), "heads are on the tokens after three layers, however many follow"
     only = {**batch, "weights": (batch["labels"] != IGNORED).float()}
     assert reply_loss(logits, only) == pytest.approx(
         torch.nn.functional.cross_entropy(whole.flatten(0, 1), batch["labels"][:, 1:].flatten()).item(),

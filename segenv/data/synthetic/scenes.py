@@ -273,14 +273,11 @@ def _photograph(canvas: np.ndarray, level: Difficulty, rng: np.random.Generator)
 
 SIZE_WORDS = ("", "largest", "smallest")
 PLACE_WORDS = ("", "leftmost", "rightmost", "topmost", "bottommost")
+# of a sentence: the superlative, and whether colour and shape are named
+KINDS = list(product((*SIZE_WORDS, *PLACE_WORDS[1:]), (False, True), (False, True)))
+_SHORTEST_FIRST = sorted(KINDS, key=lambda kind: sum(map(bool, kind)))
 _MARGIN = 0.06  # of the scene's side: how far ahead the outermost object of a kind must be
 _RATIO = 1.35  # of areas: how far ahead the largest or smallest must be
-
-
-# superlative, and whether colour and shape are named; the fewest words first
-_SENTENCES = sorted(
-    product((*SIZE_WORDS, *PLACE_WORDS[1:]), (False, True), (False, True)), key=lambda words: sum(map(bool, words))
-)
 
 
 def expressions(scene: Scene, k: int) -> list[str]:
@@ -293,7 +290,7 @@ def expressions(scene: Scene, k: int) -> list[str]:
     if isinstance(thing := scene.objects[k], Thing):
         return list(thing.sentences)
     found: list[tuple[set[str], str]] = []
-    for word, coloured, shaped in _SENTENCES:
+    for word, coloured, shaped in _SHORTEST_FIRST:
         colour, shape = coloured * thing.colour, shaped * thing.shape
         used = {part for part in (word, colour, shape) if part}
         if not used or any(shorter <= used for shorter, _ in found) or not picks_out(scene, k, word, colour, shape):
