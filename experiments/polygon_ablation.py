@@ -65,7 +65,7 @@ class Args:
     """folder of a new run; by default runs/polygon-VARY-DATE"""
     resume: InFolder | None = None
     """folder of a run to resume; its settings hold"""
-    base: str = str(EMBEDDED)
+    base: str = EMBEDDED.name
     """Folder of the tiny checkpoint that every arm starts from, or the name of an embedded one; by default the embedded
     click policy."""
     steps: Count = 1_500

@@ -96,7 +96,7 @@ class PolygonArgs(CommonArgs):
     mode: Literal["polygon"] = "polygon"
     out: OutFolder | None = "runs/polygon"
     """folder of a new run"""
-    base: str = str(EMBEDDED)
+    base: str = EMBEDDED.name
     """Folder of the checkpoint to start from, or the name of an embedded one; by default the embedded click policy."""
     codec: str = "rings"
     """How polygons are written: rings, simpleseg or simpleseg:contour=edges."""
