@@ -8,7 +8,7 @@ tokens then depend on the instruction.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +177,9 @@ def refine(
     side = old.image_size // old.patch_size
     grid = weights[place].T.reshape(1, -1, side, side)
     grid = torch.nn.functional.interpolate(grid, scale_factor=2, mode="bilinear", align_corners=False)
-    finer.load_state_dict(weights | {place: grid.reshape(grid.shape[1], -1).T})
-    finer.generation_config = model.generation_config
     processor = copy.deepcopy(processor)
     processor.patch_size = config.vision_config.patch_size
-    return finer.eval(), processor
+    return _loaded(finer, weights | {place: grid.reshape(grid.shape[1], -1).T}, model), processor
 
 
 @torch.no_grad()
@@ -215,13 +213,11 @@ def enlarge(
             unread = value.new_zeros(len(value), channels - 6, *value.shape[2:])
             weights[f"{before}{mark}1.{rest}"] = torch.cat([value, -value, unread], dim=1)
             weights[name], weights[name.replace("weight", "bias")] = first, torch.zeros(channels)
-    larger.load_state_dict(weights)
-    larger.generation_config = model.generation_config
     processor = copy.deepcopy(processor)
     pictures: Any = processor.image_processor
     pictures.size = pictures.crop_size = {"height": side, "width": side}
     processor.patch_size = tower.patch_size
-    return larger.eval(), processor
+    return _loaded(larger, weights, model), processor
 
 
 @torch.no_grad()
@@ -237,18 +233,22 @@ def deepen(
     text.num_hidden_layers = layers
     text.layer_types = text.layer_types[:1] * layers
     deeper = transformers.LlavaForConditionalGeneration(config)
-    generator = torch.Generator().manual_seed(seed)
-    fresh = deeper.model.language_model.layers[before:]
-    for name, parameter in fresh.named_parameters():
-        if parameter.ndim == 1:
-            parameter.fill_(0.0 if name.endswith("bias") else 1.0)
-        elif "o_proj" in name or "down_proj" in name:
-            parameter.zero_()
-        else:
-            parameter.normal_(0.0, 0.05, generator=generator)
-    deeper.load_state_dict(deeper.state_dict() | model.state_dict())
-    deeper.generation_config = model.generation_config
-    return deeper.eval()
+    initialise(deeper, seed)
+    for layer in deeper.model.language_model.layers[before:]:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    return _loaded(deeper, deeper.state_dict() | model.state_dict(), model)
+
+
+def _loaded(
+    new: transformers.LlavaForConditionalGeneration,
+    weights: Mapping[str, torch.Tensor],
+    model: transformers.LlavaForConditionalGeneration,
+) -> transformers.LlavaForConditionalGeneration:
+    """The new model with these weights, which ends its replies as `model` does."""
+    new.load_state_dict(weights)
+    new.generation_config = model.generation_config
+    return new.eval()
 
 
 @torch.no_grad()
