@@ -90,9 +90,23 @@ CONTROLS = ("S_0", FIRST_CONTROL, "control", "judged control", "demonstrations")
 MEASURED = ("first_click_in_object", "stop_rate", "stop_accuracy", "invalid_rate")
 
 
+def arms(args: Args) -> dict[str, dict[str, Any]]:
+    """The arms' own settings: without a second round, star+ ends after its first, and continue is left out."""
+    return {
+        name: own | {"rounds": min(own["rounds"], args.ablation_rounds)}
+        for name, own in ARMS.items()
+        if name != "continue" or args.ablation_rounds > 1
+    }
+
+
+def policies(args: Args) -> list[Policy]:
+    """The lines of the table."""
+    return [policy for policy in POLICIES if policy.round <= args.ablation_rounds]
+
+
 def prepare(args: Args) -> Star:
     """Prepare a run of any arm; RunError where one of the arms cannot be run."""
-    for own in ARMS.values():
+    for own in arms(args).values():
         check(replace(args, **own))
     return Star.prepare(replace(args, **{name: getattr(Args(), name) for name in OWN}))
 
@@ -102,6 +116,7 @@ def run(args: Args) -> dict[str, Any]:
     this = prepare(args := with_defaults(replace(args, ablation=True)))
     with open_run(args, RESUMABLE) as folder:
         folder.keep_manifest(manifest(args.seed, this.protocol(), this.hashes()), METRIC_DEFINITIONS)
+        later_arms = [arm for arm in arms(args) if arm in SHARED]
         first, *later = seeds = range(args.seed, args.seed + args.ablation_seeds)
         base = {seed: ablation.arm_folder(folder.path, seed, "star+") for seed in seeds}
         workers = 1 if args.executor == "serial" else args.workers
@@ -112,9 +127,9 @@ def run(args: Args) -> dict[str, Any]:
         ablation.run_arms(train.begin, "round0/greedy", [_arm(args, folder, seed, "star+") for seed in seeds], workers)
         ablation.run_arms(train.run, "star", [_arm(args, folder, seed, "star+") for seed in seeds], workers)
         for seed in seeds:
-            for arm, patterns in SHARED.items():
-                ablation.share(base[seed], ablation.arm_folder(folder.path, seed, arm), patterns)
-        others = [_arm(args, folder, seed, arm) for seed in seeds for arm in SHARED]
+            for arm in later_arms:
+                ablation.share(base[seed], ablation.arm_folder(folder.path, seed, arm), SHARED[arm])
+        others = [_arm(args, folder, seed, arm) for seed in seeds for arm in later_arms]
         ablation.run_arms(train.run, "star", others, workers)
         numbers = results(args, folder, seeds, this.eval_data)
         return ablation.write(folder, numbers, report(numbers))
@@ -130,8 +145,9 @@ def plan(args: Args) -> str:
     rolled = min(args.rollout_tasks, tasks)
     played = {"expert": tasks, "rollout": rolled * args.samples, "evaluate": held_out, "greedy": rolled}
     titles = {f"round 0, {'once' if starts == 1 else 'for each seed'}": {0: [*stages("star+", 0), "greedy"]}}
-    titles |= {f"{arm}, for each seed": _own_stages(arm) for arm in ARMS}
+    titles |= {f"{arm}, for each seed": _own_stages(arm, own) for arm, own in arms(args).items()}
     lines, total, steps = [], 0, 0
+    number = f"{len(arms(args))} arms x {len(seeds)} seeds ({', '.join(map(str, seeds))})"
     for title, rounds in titles.items():
         parts = []
         for n, names in rounds.items():
@@ -146,8 +162,8 @@ def plan(args: Args) -> str:
     return "\n".join(
         [
             f"ablation of {args.agent} with {args.tool} on {args.data}, into {this.folder.path}:",
-            f"  {len(ARMS)} arms x {len(seeds)} seeds ({', '.join(map(str, seeds))}); stages with their episodes (of "
-            f"at most {args.max_steps} actions) and optimiser steps (of {args.batch_rows} rows)",
+            f"  {number}; stages with their episodes (of at most {args.max_steps} actions) and optimiser steps (of "
+            f"{args.batch_rows} rows)",
             *lines,
             f"  in all {total} episodes and {steps} optimiser steps, and on new tasks as many of the annotator's",
             "  actions as star+ asks for",
@@ -156,12 +172,12 @@ def plan(args: Args) -> str:
     )
 
 
-def _own_stages(arm: str) -> dict[int, list[str]]:
+def _own_stages(arm: str, own: Mapping[str, Any]) -> dict[int, list[str]]:
     """The stages after round 0 that an arm shares with no other before it, by round."""
-    shared, variant = SHARED.get(arm, ()), ARMS[arm]["variant"]
+    shared, variant = SHARED.get(arm, ()), own["variant"]
     return {
         n: [name for name in stages(variant, n) if f"round{n}/{name}.*" not in shared]
-        for n in range(1, ARMS[arm]["rounds"] + 1)
+        for n in range(1, own["rounds"] + 1)
         if f"round{n}/**/*" not in shared
     }
 
@@ -175,22 +191,22 @@ def _arm(args: Args, folder: RunFolder, seed: int, arm: str) -> Args:
     """The settings of one run."""
     where = create_or_resume(ablation.arm_folder(folder.path, seed, arm))
     same: dict[str, Any] = {"ablation": False, "expert": "trajectory", "executor": "serial"}
-    return replace(args, **{**same, **where, **ARMS[arm], "seed": seed})
+    return replace(args, **{**same, **where, **arms(args)[arm], "seed": seed})
 
 
 def results(args: Args, folder: RunFolder, seeds: Sequence[int], eval_data: Dataset) -> dict[str, Any]:
     """The content of ablation.json: a line for each policy, and the claim's contrasts with its controls. Differences
     are paired over tasks, and seeds are a random effect."""
-    episodes = [_episodes(folder, policy, seed, "evaluate") for policy in POLICIES for seed in seeds]
+    episodes = [_episodes(folder, policy, seed, "evaluate") for policy in policies(args) for seed in seeds]
     images = eval_data.images_of(episode.task for episode in episodes[0])
     measured = list(controls.read_played(episodes, args.max_steps, eval_data.by_id))
     steps = [_cut(args, folder, seed) for seed in seeds]
     played: dict[str, list[Played]] = {}
-    for k, policy in enumerate(POLICIES):
+    for k, policy in enumerate(policies(args)):
         own = measured[k * len(seeds) : (k + 1) * len(seeds)]
         cut = [one.cut(step) for one, step in zip(own, steps, strict=True)]
         played[policy.name] = cut if policy.cut else own
-    lines = [_line(args, folder, policy, seeds, played, images) for policy in POLICIES]
+    lines = [_line(args, folder, policy, seeds, played, images) for policy in policies(args)]
     contrasts = [
         {"claim": CLAIM, "control": name, **controls.compare(played[CLAIM], played[name], images)} for name in CONTROLS
     ]
@@ -211,7 +227,7 @@ def results(args: Args, folder: RunFolder, seeds: Sequence[int], eval_data: Data
         "those that have none; what they are is said in the runs' reports",
         "between seeds": "sampling of rollouts and training order differ; the training tasks, and S_0 where it is the "
         "agent itself, are the same",
-        "arms": ARMS,
+        "arms": arms(args),
         **choices(args, RESUMABLE | {"ablation", *OWN}),
         "sft_steps": args.start_steps,
     }

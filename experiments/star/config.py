@@ -104,6 +104,8 @@ class Args:
     ablation: bool = False
     """one table of S_0, its controls, star, star+ and continue, for --ablation-seeds seeds from --seed on"""
     ablation_seeds: Count = 3
+    ablation_rounds: Literal[1, 2] = 2
+    """rounds of star+ in an ablation; with 1, continue is left out, which differs in the second only"""
     executor: Executor | None = None
     """runs episodes, serial by default, or the runs of an ablation, process by default where there is no GPU; no
     number depends on the executor"""

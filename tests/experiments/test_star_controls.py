@@ -148,4 +148,8 @@ def test_the_tables_of_an_ablation_hold_the_claim_against_each_control(tmp_path)
     assert "primary endpoint: final mIoU of star+ less S_0, cut" in said and "from:6000:synthetic:test" in said
     assert "S_0, cut after 2 actions (primary: final mIoU)" in (tmp_path / "ablation.md").read_text()
     assert len((tmp_path / "ablation.csv").read_text().splitlines()) == 1 + 3 * len(ablation.POLICIES)
+    once = ablation.results(replace(args, ablation_rounds=1), folder, seeds, Rectangles())
+    first = [policy.name for policy in ablation.POLICIES if policy.round < 2]
+    assert [line["policy"] for line in once["policies"]] == first and once["contrasts"] == numbers["contrasts"]
+    assert "continue" not in once["protocol"]["arms"] and once["protocol"]["arms"]["star+"]["rounds"] == 1
     assert "S_0, cut after 2 actions" in (tmp_path / "report.html").read_text()
