@@ -11,6 +11,7 @@ from agents.tiny.model import (
     extend,
     initialise,
     refine,
+    resize,
     save,
     tokenizer,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "extend",
     "initialise",
     "refine",
+    "resize",
     "save",
     "tokenizer",
 ]

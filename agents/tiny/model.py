@@ -171,15 +171,40 @@ def refine(
     config: Any = copy.deepcopy(model.config)
     config.vision_config.strides[last] = 1
     config.image_seq_length = 4 * config.image_seq_length
-    finer = transformers.LlavaForConditionalGeneration(config)
-    weights = model.state_dict()
-    [place] = [name for name in weights if name.endswith("vision_tower.positions")]
-    side = old.image_size // old.patch_size
-    grid = weights[place].T.reshape(1, -1, side, side)
-    grid = torch.nn.functional.interpolate(grid, scale_factor=2, mode="bilinear", align_corners=False)
     processor = copy.deepcopy(processor)
     processor.patch_size = config.vision_config.patch_size
-    return _loaded(finer, weights | {place: grid.reshape(grid.shape[1], -1).T}, model), processor
+    return _replaced(config, model), processor
+
+
+@torch.no_grad()
+def resize(
+    model: transformers.LlavaForConditionalGeneration, processor: transformers.LlavaProcessor, side: int
+) -> tuple[transformers.LlavaForConditionalGeneration, transformers.LlavaProcessor]:
+    """The model and the processor for pictures of `side` pixels, with patches as large as before, and so more or fewer
+    image tokens; all weights are kept, positions are interpolated."""
+    config: Any = copy.deepcopy(model.config)
+    patch = config.vision_config.patch_size
+    if side <= 0 or side % patch:
+        raise ValueError(f"side is {side}; expected a multiple of the patches' {patch} pixels")
+    config.vision_config.image_size = side
+    config.image_seq_length = (side // patch) ** 2
+    config.segenv = {**config.segenv, "image_size": [side, side]}
+    processor = copy.deepcopy(processor)
+    pictures: Any = processor.image_processor
+    pictures.size = pictures.crop_size = {"height": side, "width": side}
+    return _replaced(config, model), processor
+
+
+def _replaced(
+    config: Any, model: transformers.LlavaForConditionalGeneration
+) -> transformers.LlavaForConditionalGeneration:
+    """The model with the vision tower of another configuration: its weights, and its positions interpolated."""
+    new, weights = transformers.LlavaForConditionalGeneration(config), model.state_dict()
+    [place] = [name for name in weights if name.endswith("vision_tower.positions")]
+    side, width = round(len(weights[place]) ** 0.5), weights[place].shape[1]
+    grid, sides = weights[place].T.reshape(1, width, side, side), (round(config.image_seq_length**0.5),) * 2
+    grid = torch.nn.functional.interpolate(grid, sides, mode="bilinear", align_corners=False)
+    return _loaded(new, weights | {place: grid.reshape(width, -1).T}, model)
 
 
 @torch.no_grad()

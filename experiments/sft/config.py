@@ -31,7 +31,8 @@ class CommonArgs:
     tokens: CountOrNone = 0
     """Image tokens along a side; a base with fewer is refined. 0: those of the base."""
     image_size: CountOrNone = 0
-    """The side of pictures in pixels; a base with smaller ones is enlarged. 0: the base's, or 128."""
+    """The side of pictures in pixels: twice the base's, with as many image tokens, or another multiple of its patches,
+    with tokens in proportion. 0: the base's, or 128."""
     text_layers: CountOrNone = 0
     """Layers of the language model; a base with fewer gets more, which change nothing at first. 0: those of the base,
     or 4."""

@@ -150,8 +150,8 @@ def keep_heads(heads: Heads, path: Path) -> None:
 
 def tiny_checkpoint(base: str, tokens: int = 0, image_size: int = 0, text_layers: int = 0) -> tuple[Any, Any, int]:
     """The model in float32 and the processor of a tiny checkpoint by folder or name: refined until images have at least
-    `tokens` along a side, enlarged until they have `image_size` pixels and deepened to `text_layers`; and that side in
-    pixels."""
+    `tokens` along a side, enlarged while `image_size` is twice their pixels or more, resized to it, and deepened to
+    `text_layers`; and that side in pixels."""
     try:
         model, processor = load(parse(base)[0] or EMBEDDED, "float32")
     except (ValueError, CheckpointError) as error:
@@ -164,19 +164,20 @@ def tiny_checkpoint(base: str, tokens: int = 0, image_size: int = 0, text_layers
         raise RunError(
             f"base {base!r} declares images of {sides!r}; expected segenv.image_size [SIDE, SIDE] in config.json"
         )
-    own = side = sides[0]
+    side = sides[0]
     while side // processor.patch_size < tokens:
         try:
             model, processor = tiny.refine(model, processor)
         except ValueError as error:
             raise RunError(f"base {base!r} cannot be refined to {tokens} tokens a side: {error}; give fewer") from error
-    while side < image_size:
+    while 2 * side <= image_size:
         model, processor = tiny.enlarge(model, processor)
         side *= 2
     if image_size and side != image_size:
-        raise RunError(
-            f"base {base!r} sees images of {own} pixels, and image_size is {image_size}; give 0, {own} or {2 * own}"
-        )
+        try:
+            model, processor = tiny.resize(model, processor, side := image_size)
+        except ValueError as error:
+            raise RunError(f"base {base!r} cannot be resized to images of {image_size} pixels: {error}") from error
     if text_layers:
         try:
             model = tiny.deepen(model, text_layers)

@@ -231,6 +231,25 @@ def test_an_enlarged_model_sees_in_twice_the_pixels_what_it_saw_in_their_means(t
         tiny.enlarge(*tiny.build(seed=2, image_size=64))
 
 
+def test_a_resized_model_sees_the_same_patches_in_a_larger_picture(tmp_path):
+    model, processor = tiny.build(seed=2, image_size=64)
+    wider, wide_processor = tiny.resize(model, processor, 96)
+    picture = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        towers = [each.model.vision_tower for each in (model, wider)]
+        part, whole = towers[0].stages[0](picture[..., :64, :64]), towers[1].stages[0](picture)
+        torch.testing.assert_close(whole[..., :24, :24], part[..., :24, :24])
+        assert towers[1](picture).last_hidden_state.shape == (1, 36, 128)
+        old, new = (tower.positions.reshape(side, side, -1) for tower, side in zip(towers, (4, 6), strict=True))
+        torch.testing.assert_close(new[[0, -1]][:, [0, -1]], old[[0, -1]][:, [0, -1]])
+    wider.save_pretrained(tmp_path)
+    wide_processor.save_pretrained(tmp_path)
+    agent = agents.make(f"mllm:{tmp_path}")
+    assert agent.settings["image_size"] == (96, 96) and agent.backend.model.config.image_seq_length == 36
+    with pytest.raises(ValueError, match="side is 72; expected a multiple of the patches' 16 pixels"):
+        tiny.resize(model, processor, 72)
+
+
 def test_a_deepened_model_says_what_it_said_and_has_more_to_learn(tmp_path):
     model, processor = tiny.build(seed=2, **SMALL)
     deeper = tiny.deepen(model, 5)

@@ -169,8 +169,12 @@ def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
     assert len(deeper.model.model.language_model.layers) == 3
     with pytest.raises(RunError, match="cannot be deepened: layers is 1; the model has 2 already"):
         sft.run(replace(args, out=str(tmp_path / "other"), text_layers=1))
-    with pytest.raises(RunError, match="sees images of 64 pixels, and image_size is 96; give 0, 64 or 128"):
-        sft.run(replace(args, out=str(tmp_path / "other"), image_size=96))
+    wider = sft.ClickTrainer(replace(args, image_size=96))
+    (first, _) = wider.batches()
+    assert first[0].pictures.shape[1:] == (96, 96, 3)
+    assert wider.model.config.image_seq_length == wider.collate.image_tokens == len(first[0].questions[0].fine)
+    with pytest.raises(RunError, match="cannot be resized to images of 70 pixels: side is 70; expected a multiple"):
+        sft.run(replace(args, out=str(tmp_path / "other"), image_size=70))
     with pytest.raises(RunError, match="cannot start from --base 'nowhere'"):
         sft.run(replace(args, out=str(tmp_path / "other"), base="nowhere"))
     assert not (tmp_path / "other").exists(), "what cannot begin leaves no folder"
