@@ -22,7 +22,7 @@ from agents.training.click_examples import COLOUR_NAMES, FINE, SHAPE_NAMES, Clic
 from segenv.data.synthetic.scenes import KINDS
 
 IGNORED = -100
-ROWS = 8  # that a CPU takes at a time
+ROWS, CACHED = 8, 8 * 384**2  # rows and products of attention that a CPU takes at a time: more fall out of its caches
 GROUNDING_LAYERS = 3  # before the heads on image tokens, at most; one layer at least comes after, and reads the tokens
 PLACE = 1 + 4 * 10  # whether a patch holds a place that the reply names, and its four digits
 UNITS_WEIGHT = 0.1  # of a coordinate's last digit, which is noise to a model of this size
@@ -178,7 +178,9 @@ def forward_text(
     projected = model.model.multi_modal_projector(features)
     lengths, logits, tokens = batch["attention"].sum(1), [], []
     before = min(GROUNDING_LAYERS, model.config.text_config.num_hidden_layers - 1)
-    size = ROWS if projected.device.type == "cpu" else len(lengths)
+    size = len(lengths)
+    if projected.device.type == "cpu":
+        size = min(ROWS, max(2, CACHED // int(lengths.max()) ** 2))
     for rows in torch.arange(len(lengths), device=lengths.device).split(size):
         longest = int(lengths[rows].max())
         ids, labels = batch["ids"][rows, :longest], batch["labels"][rows, :longest]
