@@ -2,6 +2,7 @@
 
 from segenv.geometry.polygons import (
     canonical,
+    crossings,
     fit,
     mask_to_polygons,
     polygon_areas,
@@ -16,6 +17,7 @@ from segenv.geometry.rle import polygons_to_coco, polygons_to_rle, rle_to_polygo
 __all__ = [
     "PackedMask",
     "canonical",
+    "crossings",
     "fit",
     "mask_to_polygons",
     "polygon_areas",
