@@ -224,6 +224,8 @@ def test_a_base_is_refined_for_long_polygons_or_is_taken_as_it_is(base, tmp_path
     assert question.shares.shape == (3, 64) and question.fine.shape == (64, 16)
     with pytest.raises(RunError, match="cannot be refined to 65 tokens a side: .* give fewer"):
         sft_polygon.run(_args(base, tmp_path / "x", tokens=65))
+    with pytest.raises(RunError, match="cannot be resized to images of 70 pixels: side is 70; expected a multiple"):
+        sft_polygon.run(_args(base, tmp_path / "x", image_size=70))
     assert not (tmp_path / "x").exists()
 
 

@@ -173,7 +173,7 @@ def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
     (first, _) = wider.batches()
     assert first[0].pictures.shape[1:] == (96, 96, 3)
     assert wider.model.config.image_seq_length == wider.collate.image_tokens == len(first[0].questions[0].fine)
-    with pytest.raises(RunError, match="cannot be resized to images of 70 pixels: side is 70; expected a multiple"):
+    with pytest.raises(RunError, match="image_size is 70; expected a multiple of 16"):
         sft.run(replace(args, out=str(tmp_path / "other"), image_size=70))
     with pytest.raises(RunError, match="cannot start from --base 'nowhere'"):
         sft.run(replace(args, out=str(tmp_path / "other"), base="nowhere"))
