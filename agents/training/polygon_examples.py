@@ -23,9 +23,8 @@ from agents.training.click_examples import (
 )
 from segenv import queries, render
 from segenv.codec import polygons
-from segenv.codec.frames import Frame
 from segenv.data.synthetic.scenes import Scene
-from segenv.geometry import crossings, fit, simplify
+from segenv.geometry import fit
 from segenv.types import Polygons, Task, object_of
 
 # Chance of each (prompt type, output type). The rest, NO_TARGET_SHARE, are masks of objects that are not there.
@@ -41,7 +40,7 @@ TOKENS = ("],[", "]],[[", "[[[", "]]]", "], [0.", "]], [[0.", "[[[0.", ", 0.", "
 class PolygonExamples(ClickExamples):
     """Makes example i from i, the seed and the mixture, whose `first` is the number of questions about a scene.
 
-    `codec` is a polygon codec's spec; `vertices`, `ratio`, `order` and `lattice` are as for `format_rings`.
+    `codec` is a polygon codec's spec; `vertices`, `ratio` and `order` are as for `format_rings`.
     """
 
     def __init__(
@@ -51,14 +50,12 @@ class PolygonExamples(ClickExamples):
         vertices: int = VERTICES,
         ratio: float = RATIO,
         order: str = "canonical",
-        lattice: float = 0.0,
         **how: Any,
     ) -> None:
         super().__init__(mixture, **how)
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}; expected one of {', '.join(ORDERS)}")
         self.polygon_codec, self.vertices, self.ratio, self.order = polygons.make(codec), vertices, ratio, order
-        self.lattice = lattice
 
     def __getitem__(self, i: int) -> ClickExample:
         scene, named, rng, _ = self._named_scene(i)
@@ -81,32 +78,27 @@ class PolygonExamples(ClickExamples):
             prompt_type, output_type = list(QUERY_SHARES)[int(rng.choice(len(weights), p=weights / weights.sum()))]
         query = queries.query(task, self.polygon_codec, prompt_type, output_type, style="instruction")
         if output_type == "mask":
-            reply = format_rings(task, self.polygon_codec, self.vertices, self.ratio, self.order, rng, self.lattice)
+            reply = format_rings(task, self.polygon_codec, self.vertices, self.ratio, self.order, rng)
         else:
             reply = queries.reply(query, self.polygon_codec)
         covered = self._shares(task.target)
         shares = np.stack([covered, covered, np.zeros_like(covered)])
         starts = output_type == "mask" and self.order in ("canonical", "reversed")
-        places, first = self._vertex_places(reply, task)
+        rows, columns = np.nonzero(task.target)  # the first is the topmost vertex, at which canonical rings start
+        first = self._patch(int(columns[0]), int(rows[0]), task) if starts and len(rows) else -1
         fine = fine_shares(object_of(task.target), self.grid)
-        return Question(0, query.prompt, reply, shares, first if starts else -1, 0.0, fine, places)
+        return Question(0, query.prompt, reply, shares, first, 0.0, fine, self._vertex_places(reply, task))
 
-    def _vertex_places(self, reply: str, task: Task) -> tuple[np.ndarray, int]:
-        """Digits of the first vertex of a reply in each patch, as the reply writes it, and the patch of the reply's
-        first one, or -1. A vertex on the line between two patches counts in the one through which its ring comes."""
+    def _vertex_places(self, reply: str, task: Task) -> np.ndarray:
+        """Digits of the first vertex of a reply in each patch, as the reply writes it."""
         drawn, frame = self.polygon_codec.parse(reply, task), self.polygon_codec.dialect.frame
         places, size = middles(self.grid, frame), np.array([task.width, task.height])
-        rings = drawn.rings if isinstance(drawn, Polygons) else ()
-        vertices = np.concatenate([np.zeros((0, 2)), *rings])
-        from_where = np.concatenate([vertices[:0], *(np.roll(ring, 1, axis=0) for ring in rings)])
-        where = (vertices + from_where) / 2 if self.lattice else vertices
-        pixels = np.minimum(where, size - 1).astype(int).tolist()
-        numbers = np.rint(vertices * thousandths(frame, task)).astype(int).tolist()
-        patch = -1
-        for (x, y), vertex in zip(pixels[::-1], numbers[::-1], strict=True):
-            patch = self._patch(x, y, task)
-            places[patch] = [1, *(digit for number in frame.ordered(vertex) for digit in leading_digits(number))]
-        return places, patch
+        thousandths = np.array(frame.extents(task), float) * 10**frame.decimals / size
+        for vertex in np.concatenate(drawn.rings)[::-1] if isinstance(drawn, Polygons) and drawn.rings else ():
+            x, y = np.minimum(vertex, size - 1).astype(int).tolist()
+            numbers = frame.ordered(np.rint(vertex * thousandths).astype(int).tolist())
+            places[self._patch(x, y, task)] = [1, *(digit for number in numbers for digit in leading_digits(number))]
+        return places
 
 
 def format_rings(
@@ -116,22 +108,15 @@ def format_rings(
     ratio: float = RATIO,
     order: str = "canonical",
     rng: np.random.Generator | None = None,
-    lattice: float = 0.0,
 ) -> str:
     """Format the polygons of a task's target as a reply: simplified by `ratio` of each ring's length, so that the
     corners stay and not the steps of a slanted edge; and where that still takes more than `vertices`, the best polygons
     within that number (one rectangle where that is too few).
 
-    With `lattice`, a distance in thousandths of the image, vertices are where the outline crosses lines that far apart,
-    or twice as far until they are few enough (or half as far, where an object lies between the lines). Where the next
-    vertex lies is then a question of one part of the image.
-
     A ring's vertices are in `order`: counterclockwise on the screen from the topmost one (canonical), reversed, from a
     random one, or shuffled.
     """
-    rings = list(codec.outline(object_of(task.target), ratio=ratio if not lattice else 0.0).rings)
-    if rings and lattice:
-        rings = _on_lattice(rings, lattice / thousandths(codec.dialect.frame, task), vertices) or rings
+    rings = list(codec.outline(object_of(task.target), ratio=ratio).rings)
     if rings:
         rings = fit(rings, lambda candidates: sum(map(len, candidates)) <= max(4, vertices), codec.union)
     if order == "reversed":
@@ -143,20 +128,6 @@ def format_rings(
             for ring in rings
         ]
     return codec.drawn(rings, task)
-
-
-def thousandths(frame: Frame, task: Task) -> np.ndarray:
-    """Thousandths of the image, as a frame of whole thousandths or of three decimals counts them, in a pixel: [2]."""
-    return np.array(frame.extents(task), float) * 10**frame.decimals / (task.width, task.height)
-
-
-def _on_lattice(rings: list[np.ndarray], spacing: np.ndarray, vertices: int) -> list[np.ndarray]:
-    """At most `vertices` crossings of rings with the finest lattice of `spacing` pixels, doubled or halved; [] where
-    there are none."""
-    smooth = simplify(rings, 1.0)  # without the steps of the pixels
-    finest = next((part for part in (1, 1 / 2, 1 / 4) if crossings(smooth, spacing * part)), 1)
-    found = (crossings(smooth, spacing * finest * 2**k) for k in range(6))
-    return next((each for each in found if sum(map(len, each)) <= vertices), [])
 
 
 def absent_instructions(scene: Scene) -> list[str]:

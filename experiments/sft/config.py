@@ -105,9 +105,6 @@ class PolygonArgs(CommonArgs):
     """Vertices of an object's polygons, at most."""
     ratio: Annotated[float, Range(0, below=1)] = RATIO
     """Douglas and Peucker's tolerance in parts of a ring's length: the more, the fewer vertices."""
-    lattice: Annotated[float, Range(0, below=500)] = 0.0
-    """Distance in thousandths of the image of lines whose crossings with the outline are the vertices; 0: Douglas and
-    Peucker's."""
     order: Literal["canonical", "reversed", "random-start", "random"] = "canonical"
     """How the vertices of a ring stand."""
     draw_steps: Count = 9_000

@@ -71,7 +71,7 @@ class PolygonTrainer(TinyTrainer):
         """The examples of the only stage."""
         args, side = self.args, self.model.config.segenv["image_size"][0]
         mixture, grid = Mixture(first=args.questions), side // self.processor.patch_size
-        polygon = (args.codec, args.vertices, args.ratio, args.order, args.lattice)
+        polygon = (args.codec, args.vertices, args.ratio, args.order)
         return LazyExamples(partial(PolygonExamples, mixture, *polygon, image_size=side, grid=grid, seed=args.seed + 2))
 
     def reply_metrics(self, state: EvalState, text: str) -> dict[str, float]:

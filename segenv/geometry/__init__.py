@@ -2,7 +2,6 @@
 
 from segenv.geometry.polygons import (
     canonical,
-    crossings,
     fit,
     mask_to_polygons,
     polygon_areas,
@@ -17,7 +16,6 @@ from segenv.geometry.rle import polygons_to_coco, polygons_to_rle, rle_to_polygo
 __all__ = [
     "PackedMask",
     "canonical",
-    "crossings",
     "fit",
     "mask_to_polygons",
     "polygon_areas",

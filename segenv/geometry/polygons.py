@@ -20,7 +20,6 @@ __all__ = [
     "PackedMask",
     "Rings",
     "canonical",
-    "crossings",
     "fit",
     "mask_to_polygons",
     "polygon_areas",
@@ -141,30 +140,6 @@ def simplify(polygons: Rings, tolerance: float = 0.0, ratio: float = 0.0) -> lis
     if not kept:
         kept = [cv2.boxPoints(cv2.minAreaRect(given[int(np.argmax(lengths))]))]
     return [ring.astype(np.float64) for ring in kept]
-
-
-def crossings(polygons: Rings, spacing: Sequence[float] | np.ndarray) -> list[np.ndarray]:
-    """The points at which rings cross the lines of a lattice, in canonical order; `spacing` is the distance in pixels
-    of its columns and of its rows. Rings that cross fewer than three times are left out."""
-    found = []
-    for ring in (np.asarray(ring, np.float64) for ring in polygons):
-        points, places = [], []
-        step = np.roll(ring, -1, axis=0) - ring
-        for axis, apart in enumerate(spacing):
-            past = np.floor(ring[:, axis] / apart).astype(int) + 1  # the first line beyond each vertex
-            lines = np.roll(past, -1) - past
-            edges = np.repeat(np.arange(len(ring)), abs(lines))
-            nth = np.arange(len(edges)) - np.repeat(np.cumsum(abs(lines)) - abs(lines), abs(lines))
-            line = (np.minimum(past, past + lines)[edges] + nth) * float(apart)
-            part = (line - ring[edges, axis]) / step[edges, axis]
-            point = ring[edges] + part[:, None] * step[edges]
-            point[:, axis] = line
-            points.append(point)
-            places.append(edges + part)
-        order = np.concatenate(places).argsort(kind="stable")
-        if len(order) > 2:
-            found.append(np.concatenate(points)[order])
-    return canonical(found)
 
 
 def fit(polygons: Rings, fits: Callable[[list[np.ndarray]], bool], union: bool = False) -> list[np.ndarray]:

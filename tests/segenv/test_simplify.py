@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from segenv.geometry import canonical, crossings, fit, mask_to_polygons, polygon_iou, polygons_to_mask, simplify
+from segenv.geometry import canonical, fit, mask_to_polygons, polygon_iou, polygons_to_mask, simplify
 
 sizes = st.integers(1, 24)
 masks = st.tuples(sizes, sizes).flatmap(lambda shape: arrays.arrays(bool, shape))
@@ -104,30 +104,3 @@ def test_an_outline_of_many_parts_is_fitted_in_few_trials():
     rings, tried = mask_to_polygons(mask), []
     fit(rings, lambda some: tried.append(some) or sum(map(len, some)) <= 60)
     assert len(rings) > 500 and len(tried) < len(rings)
-
-
-@given(mask=masks, spacing=st.tuples(st.floats(0.3, 9), st.floats(0.3, 9)))
-def test_crossings_lie_on_the_ring_and_on_a_line_and_none_is_left_out(mask, spacing):
-    rings = mask_to_polygons(mask)
-    for ring in rings:
-        expected = 0
-        for axis, apart in enumerate(spacing):
-            lines = apart * np.arange(1, int(25 / apart) + 1)
-            beside = ring[:, axis, None] < lines
-            expected += int((beside != np.roll(beside, -1, axis=0)).sum())
-        found = crossings([ring], spacing)
-        assert sum(map(len, found)) <= expected and bool(found) == (expected > 2)
-        for points in found:
-            on_line = np.abs(points / spacing - np.rint(points / spacing)) * spacing < 1e-9
-            assert on_line.any(axis=1).all()
-            contour = ring.astype(np.float32)
-            assert max(abs(cv2.pointPolygonTest(contour, tuple(p), True)) for p in points) < 1e-4
-
-
-def test_crossings_follow_the_outline():
-    """A square of 20 pixels has two crossings on each side with lines 8 apart, from the topmost on counterclockwise."""
-    square = np.array([[3.0, 3.0], [3.0, 23.0], [23.0, 23.0], [23.0, 3.0]])
-    [found] = crossings([square], (8, 8))
-    expected = [[8, 3], [3, 8], [3, 16], [8, 23], [16, 23], [23, 16], [23, 8], [16, 3]]
-    assert found.tolist() == expected
-    assert crossings([square], (30, 30)) == [] and crossings([], (8, 8)) == []
