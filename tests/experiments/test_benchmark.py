@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments.benchmark import __main__, cases, environments, sam, timing
@@ -76,6 +79,14 @@ def test_the_embedded_pair_plays_a_batch_faster() -> None:
     """Half of what the table asks for: a busy machine passes, a batch that is played item by item does not."""
     rows = [row for row in cases.episodes(0.0) if row.case.startswith("mllm and sam")]
     assert [row.ratio is not None and row.ratio > cases.PAIR_RATIO / 2 for row in rows] == [True]
+
+
+def test_the_memory_of_a_process_is_its_own() -> None:
+    """Linux's ru_maxrss of a child is at least what its parent held: two children of a large parent seem equal."""
+    held = np.ones(400_000_000, np.uint8)
+    code = "from experiments.benchmark.environments import highest; print(highest())"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert 10 < float(child.stdout) < 400 <= environments.highest() and held[-1] == 1
 
 
 def test_every_adversarial_text_has_full_length() -> None:
