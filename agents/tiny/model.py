@@ -188,11 +188,17 @@ def resize(
         raise ValueError(f"side is {side}; expected a multiple of the patches' {patch} pixels")
     config.vision_config.image_size = side
     config.image_seq_length = (side // patch) ** 2
+    processor = _sized(config, processor, side)
+    return _replaced(config, model), processor
+
+
+def _sized(config: Any, processor: transformers.LlavaProcessor, side: int) -> transformers.LlavaProcessor:
+    """A processor of pictures of `side` pixels, whose size the configuration then declares."""
     config.segenv = {**config.segenv, "image_size": [side, side]}
     processor = copy.deepcopy(processor)
     pictures: Any = processor.image_processor
     pictures.size = pictures.crop_size = {"height": side, "width": side}
-    return _replaced(config, model), processor
+    return processor
 
 
 def _replaced(
@@ -222,7 +228,7 @@ def enlarge(
     tower.image_size = side
     tower.channels, tower.blocks = [channels, *tower.channels], [0, *tower.blocks]
     tower.strides, tower.kernels = [2, *tower.strides], [5, *tower.kernels]
-    config.segenv = {**config.segenv, "image_size": [side, side]}
+    processor = _sized(config, processor, side)
     larger = transformers.LlavaForConditionalGeneration(config)
 
     first = torch.empty(channels, 3, 5, 5).normal_(0.0, 0.16, generator=torch.Generator().manual_seed(seed))
@@ -238,9 +244,6 @@ def enlarge(
             unread = value.new_zeros(len(value), channels - 6, *value.shape[2:])
             weights[f"{before}{mark}1.{rest}"] = torch.cat([value, -value, unread], dim=1)
             weights[name], weights[name.replace("weight", "bias")] = first, torch.zeros(channels)
-    processor = copy.deepcopy(processor)
-    pictures: Any = processor.image_processor
-    pictures.size = pictures.crop_size = {"height": side, "width": side}
     processor.patch_size = tower.patch_size
     return _loaded(larger, weights, model), processor
 
