@@ -132,7 +132,7 @@ class SegMDP:
                 f"transition got {len(states)} states and {len(actions)} actions; give one action for each state"
             )
         following: list[SegState | None] = [None] * len(states)
-        prompted: list[tuple[int, SegState]] = []  # what the tool must answer: place, and state without its new mask
+        prompted: list[tuple[int, SegState, dict]] = []  # what the tool must answer: place, state, and what changes
         for i, (state, action) in enumerate(zip(states, actions, strict=True)):
             if self.terminal(state):
                 raise ValueError(
@@ -143,9 +143,9 @@ class SegMDP:
                 case Click() | Box() if reason := _outside(action, state.task):
                     following[i] = _with(state, **moved | {"error": reason})
                 case Click():
-                    prompted.append((i, _with(state, **moved, clicks=(*state.clicks, action), undone=state)))
+                    prompted.append((i, state, moved | {"clicks": (*state.clicks, action), "undone": state}))
                 case Box():
-                    prompted.append((i, _with(state, **moved, box=action, undone=state)))
+                    prompted.append((i, state, moved | {"box": action, "undone": state}))
                 case Stop():
                     following[i] = _with(state, **moved, stopped=True)
                 case Absent():  # nothing is there, whatever the mask was
@@ -171,15 +171,16 @@ class SegMDP:
         return following  # type: ignore[return-value]  # every place is filled by now
 
     def _answer(
-        self, prompted: list[tuple[int, SegState]], masks: Sequence[np.ndarray] | None
+        self, prompted: list[tuple[int, SegState, dict[str, Any]]], masks: Sequence[np.ndarray] | None
     ) -> list[tuple[int, SegState]]:
-        """Fill in the masks of the states whose prompt changed, with one call of the tool."""
-        tasks = [state.task for _, state in prompted]
+        """The states whose prompt changes, with their new masks, of one call of the tool."""
+        tasks = [state.task for _, state, _ in prompted]
         encodings = self.tool.encode([task.image for task in tasks], [task.image_hash for task in tasks])
         prompts = []
-        for i, state in prompted:
+        for i, state, changes in prompted:
             mask = None if state.packed is None else state.mask if masks is None else masks[i]
-            prompts.append(Prompt(state.clicks, state.box, mask, state.logits))
+            clicks, box = changes.get("clicks", state.clicks), changes.get("box", state.box)
+            prompts.append(Prompt(clicks, box, mask, state.logits))
         predictions = self.tool.predict(encodings, prompts)
         for task, prediction in zip(tasks, predictions, strict=True):
             if prediction.mask.shape != task.image.shape[:2]:
@@ -187,18 +188,13 @@ class SegMDP:
                     f"{self.tool.spec}: mask is {list(prediction.mask.shape)} for task {task.id}; expected the image's "
                     f"{list(task.image.shape[:2])}"
                 )
-        return [
-            (
-                i,
-                _with(
-                    state,
-                    packed=frozen(np.packbits(prediction.mask)),
-                    logits=None if prediction.logits is None else frozen(prediction.logits),
-                    score=prediction.score,
-                ),
-            )
-            for (i, state), prediction in zip(prompted, predictions, strict=True)
-        ]
+        answered = []
+        for (i, state, changes), prompt, prediction in zip(prompted, prompts, predictions, strict=True):
+            unchanged = prediction.mask is prompt.mask  # the tool gave it back
+            packed = state.packed if unchanged else frozen(np.packbits(prediction.mask))
+            logits = None if prediction.logits is None else frozen(prediction.logits)
+            answered.append((i, _with(state, **changes, packed=packed, logits=logits, score=prediction.score)))
+        return answered
 
     def terminal(self, state: SegState) -> bool:
         """Stopped by the agent, or out of steps."""

@@ -146,12 +146,9 @@ class SegEnv(gym.Env[dict[str, Any], Any]):
         self.state = following
         if self.render_mode == "human":
             self.render()
-        info = self._info(after) | {
-            "action": {"type": type(parsed).__name__.lower(), **vars(parsed)},
-            "parsed": parsed,
-            "valid": following.error is None,
-            "rewards": terms,
-        }
+        info = self._info(after)
+        info["action"] = {"type": type(parsed).__name__.lower(), **vars(parsed)}
+        info["parsed"], info["valid"], info["rewards"] = parsed, following.error is None, terms
         return self._observe(after.observation), sum(terms.values()), self.mdp.terminal(following), False, info
 
     def _moment(self, state: SegState) -> Moment:

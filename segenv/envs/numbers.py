@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Union
 
 import cv2
@@ -120,7 +121,7 @@ class GridActions:
             return gym.spaces.MultiDiscrete([2 + self.stop, self.grid, self.grid])
         return gym.spaces.Discrete(self.count)
 
-    @property
+    @cached_property
     def count(self) -> int:
         """Number of different actions."""
         return 2 * self.grid**2 + self.stop
