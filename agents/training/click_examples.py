@@ -27,7 +27,7 @@ from segenv.types import Action, Click, Stop, Task, object_of
 COLOUR_NAMES = list(COLOURS)
 SHAPE_NAMES = sorted({shape for level in scenes.DIFFICULTIES for shape in level.shapes})
 MAX_OBJECTS = 8
-FINE = 4  # squares along the side of a patch
+FINE = 5  # squares along the side of a patch
 STEADY = 0.75  # of the annotator's depth: as deep as a steady click is, at least
 
 
@@ -52,8 +52,9 @@ class ClickExample:
     """A training example: one scene in P pictures of N patches, with its objects and questions."""
 
     pictures: np.ndarray  # [P, S, S, 3] uint8, as the agent sees them
-    masks: np.ndarray  # [P, N] float32, the part of each patch under the mask
+    masks: np.ndarray  # [P, N, FINE²] float32, the part of each square of a patch under the mask
     patches: np.ndarray  # [N] int64, the object that fills most of each patch; 0 for background
+    layout: np.ndarray  # [N, FINE²] float32, the part of each square that the patch's object covers; 0 for background
     # [MAX_OBJECTS + 1, 2 + len(KINDS) + 4] int64: colour, shape, which kinds of sentence pick the object out, and two
     # digits each of row and column of its first click
     objects: np.ndarray
@@ -170,9 +171,8 @@ class ClickExamples:
             if others:
                 questions.append(self._question(1 + int(k), others[rng.integers(len(others))], mask))
         pictures = [render.resized(render.overlay(scene.image, mask), (self.image_size,) * 2) for mask in masks]
-        patches, objects = self._labels(scene)
-        shares = np.stack([self._shares(mask) for mask in masks])
-        return ClickExample(np.stack(pictures), shares, patches, objects, tuple(questions))
+        covered = np.stack([fine_shares(mask, self.grid) for mask in masks])
+        return ClickExample(np.stack(pictures), covered, *self._labels(scene), tuple(questions))
 
     def _named_scene(
         self, i: int
@@ -251,9 +251,12 @@ class ClickExamples:
         size = (self.grid, self.grid)
         return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA).ravel()
 
-    def _labels(self, scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray]:
-        shares = np.stack([self._shares(scene.instances == k + 1) for k in range(len(scene.objects))])
+    def _labels(self, scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """An example's `patches`, `layout` and `objects`."""
+        squares = np.stack([fine_shares(scene.instances == k + 1, self.grid) for k in range(len(scene.objects))])
+        shares = squares.mean(2)
         patches = np.where(shares.max(0) > 0.15, shares.argmax(0) + 1, 0)
+        layout = np.where(patches[:, None] > 0, squares[shares.argmax(0), np.arange(len(patches))], np.float32(0))
         table = np.zeros((MAX_OBJECTS + 1, 2 + len(KINDS) + 4), np.int64)
         nothing = np.zeros(scene.instances.shape, bool)
         for k, thing in enumerate(scene.objects):
@@ -267,7 +270,7 @@ class ClickExamples:
             digits = self._digits(click, task)
             names = [COLOUR_NAMES.index(thing.colour), SHAPE_NAMES.index(thing.shape)]
             table[k + 1] = [*names, *flags, *digits]
-        return patches.astype(np.int64), table
+        return patches.astype(np.int64), layout, table
 
 
 def leading_digits(value: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from agents.training.click_examples import (
     COLOUR_NAMES,
+    FINE,
     SHAPE_NAMES,
     ClickExample,
     ClickExamples,
@@ -64,8 +65,8 @@ class PolygonExamples(ClickExamples):
             index, sentences = named[k % len(named)]
             questions.append(self._polygon_question(scene, index, str(rng.choice(sentences)), rng))
         pictures = render.resized(scene.image, (self.image_size,) * 2)[None]
-        patches, objects = self._labels(scene)
-        return ClickExample(pictures, np.zeros((1, self.grid**2), np.float32), patches, objects, tuple(questions))
+        nothing = np.zeros((1, self.grid**2, FINE**2), np.float32)
+        return ClickExample(pictures, nothing, *self._labels(scene), tuple(questions))
 
     def _polygon_question(self, scene: Scene, k: int, sentence: str, rng: np.random.Generator) -> Question:
         chance = rng.random()

@@ -188,7 +188,7 @@ def test_a_base_is_refined_for_long_polygons_or_is_taken_as_it_is(base, tmp_path
     assert again.model.config.image_seq_length == 64 and again.processor.patch_size == 8, "it has them"
     assert again.model.config.text_config.max_position_embeddings >= 64 + 8 * 138 > 1024
     [question, *_] = again.open_stage("draw")[0].questions
-    assert question.shares.shape == (3, 64) and question.fine.shape == (64, 16)
+    assert question.shares.shape == (3, 64) and question.fine.shape == (64, 25)
     with pytest.raises(RunError, match="cannot be refined to 65 tokens a side: .* give fewer"):
         sft_polygon.run(_args(base, tmp_path / "x", tokens=65))
     with pytest.raises(RunError, match="cannot be resized to images of 70 pixels: side is 70; expected a multiple"):
