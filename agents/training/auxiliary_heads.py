@@ -1,11 +1,11 @@
 """Auxiliary heads of the tiny model, dropped after the training: dense supervision of its patches.
 
 From the vision tower's features: the colour and shape of the object in a patch, the kinds of sentence that pick it out,
-the place of its first click, the mask's share, and which squares of the patch the object and the mask cover. From the
-language model's image tokens, which follow the instruction: whether the patch belongs to the named object, how much of
-it is missing or wrong, where to click, which squares of the patch the object covers, and the digits of the place in it
-that the reply names, or of its middle. From its few reply tokens alone, a model of this size learns to ground words
-only after a long plateau.
+the place of its first click, the mask's share, which squares of the patch the object and the mask cover, and the
+digits of a vertex in the patch, or of its middle. From the language model's image tokens, which follow the instruction:
+whether the patch belongs to the named object, how much of it is missing or wrong, where to click, which squares of the
+patch the object covers, and the digits of the place in it that the reply names, or of its middle. From its few reply
+tokens alone, a model of this size learns to ground words only after a long plateau.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,8 @@ class Heads(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.sizes = [len(COLOUR_NAMES) + 1, len(SHAPE_NAMES) + 1, len(KINDS), 10, 10, 10, 10, 1, FINE**2, FINE**2]
+        names = [len(COLOUR_NAMES) + 1, len(SHAPE_NAMES) + 1, len(KINDS)]
+        self.sizes = [*names, 10, 10, 10, 10, 1, FINE**2, FINE**2, PLACE]
         self.seen = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, sum(self.sizes)))
         self.told = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 + FINE**2 + PLACE))
 
@@ -42,7 +43,8 @@ class Heads(nn.Module):
         self, features: torch.Tensor, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, float]]:
         """Loss on the vision tower's `features` [P, N, width], and its parts by name."""
-        colour, shape, kinds, *digits, mask, layout, drawn = self.seen(features).float().split(self.sizes, -1)
+        parts = self.seen(features).float().split(self.sizes, -1)
+        colour, shape, kinds, *digits, mask, layout, drawn, vertices = parts
         patches = batch["patches"][batch["scene"]]  # [P, N]
         table = batch["objects"][batch["scene"]]  # [P, objects, columns]
         labels = table.gather(1, patches[..., None].expand(-1, -1, table.shape[-1]))  # [P, N, columns]
@@ -54,13 +56,14 @@ class Heads(nn.Module):
         kinds_loss = F.binary_cross_entropy_with_logits(kinds[inside], labels[inside][:, 2:-4].float())
         where = [_cross(d[inside], labels[inside][:, k - 4]).mean() for k, d in enumerate(digits)]
         mask_loss = F.binary_cross_entropy_with_logits(mask[..., 0], batch["masks"].mean(-1))
-        squares = _squares_loss(layout[inside], batch["layout"][batch["scene"]][inside])
-        squares = squares + _squares_loss(drawn, batch["masks"])
+        squares = _squares_loss(layout, batch["layout"][batch["scene"]]) + _squares_loss(drawn, batch["masks"])
+        corner, corner_digits = _places_loss(vertices, batch["vertices"][batch["scene"]])
         pairs = ((colour, names[0]), (shape, names[1]))
         right = [(logits.argmax(-1) == name)[inside].float().mean() for logits, name in pairs]
         metrics = {"colour": right[0], "shape": right[1], "kinds": kinds_loss, "where": torch.stack(where).mean()}
-        metrics["squares"] = squares
+        metrics |= {"squares": squares, "corner": corner, "corner_digits": corner_digits}
         total = 2 * loss + 2 * kinds_loss + torch.stack(where).mean() + mask_loss + 2 * squares
+        total = total + 2 * corner + 2 * corner_digits
         return total, {name: float(value.detach()) for name, value in metrics.items()}
 
     def grounding_loss(
@@ -143,6 +146,7 @@ class Collator:
             "scene": torch.tensor([k for k, example in enumerate(examples) for _ in example.pictures]),
             "patches": torch.from_numpy(np.stack([example.patches for example in examples])),
             "layout": torch.from_numpy(np.stack([example.layout for example in examples])),
+            "vertices": torch.from_numpy(np.stack([example.vertices for example in examples])),
             "objects": torch.from_numpy(np.stack([example.objects for example in examples])),
         }
         asked: list[tuple[Question, int]] = []  # with its picture, as an index into the batch's

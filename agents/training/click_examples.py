@@ -16,6 +16,7 @@ import numpy as np
 
 from agents.base import Agent
 from segenv import annotator, codec, metrics, render
+from segenv.codec import polygons
 from segenv.codec.frames import Frame
 from segenv.data.synthetic import scenes
 from segenv.data.synthetic.scenes import KINDS
@@ -28,6 +29,8 @@ COLOUR_NAMES = list(COLOURS)
 SHAPE_NAMES = sorted({shape for level in scenes.DIFFICULTIES for shape in level.shapes})
 MAX_OBJECTS = 8
 FINE = 5  # squares along the side of a patch
+OUTLINES = polygons.make("rings")
+RATIO = 0.015  # Douglas and Peucker's tolerance of outlines, in parts of a ring's length
 STEADY = 0.75  # of the annotator's depth: as deep as a steady click is, at least
 
 
@@ -54,7 +57,10 @@ class ClickExample:
     pictures: np.ndarray  # [P, S, S, 3] uint8, as the agent sees them
     masks: np.ndarray  # [P, N, FINE²] float32, the part of each square of a patch under the mask
     patches: np.ndarray  # [N] int64, the object that fills most of each patch; 0 for background
-    layout: np.ndarray  # [N, FINE²] float32, the part of each square that the patch's object covers; 0 for background
+    layout: np.ndarray  # [N, FINE²] float32, the part of each square that the object covers which has most of the patch
+    # [N, 5] int64: whether an outline has a vertex in the patch, and two leading digits each of its x and y, or else of
+    # the patch's middle
+    vertices: np.ndarray
     # [MAX_OBJECTS + 1, 2 + len(KINDS) + 4] int64: colour, shape, which kinds of sentence pick the object out, and two
     # digits each of row and column of its first click
     objects: np.ndarray
@@ -251,12 +257,12 @@ class ClickExamples:
         size = (self.grid, self.grid)
         return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA).ravel()
 
-    def _labels(self, scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """An example's `patches`, `layout` and `objects`."""
+    def _labels(self, scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """An example's `patches`, `layout`, `vertices` and `objects`."""
         squares = np.stack([fine_shares(scene.instances == k + 1, self.grid) for k in range(len(scene.objects))])
         shares = squares.mean(2)
         patches = np.where(shares.max(0) > 0.15, shares.argmax(0) + 1, 0)
-        layout = np.where(patches[:, None] > 0, squares[shares.argmax(0), np.arange(len(patches))], np.float32(0))
+        layout = squares[shares.argmax(0), np.arange(len(patches))]
         table = np.zeros((MAX_OBJECTS + 1, 2 + len(KINDS) + 4), np.int64)
         nothing = np.zeros(scene.instances.shape, bool)
         for k, thing in enumerate(scene.objects):
@@ -270,7 +276,12 @@ class ClickExamples:
             digits = self._digits(click, task)
             names = [COLOUR_NAMES.index(thing.colour), SHAPE_NAMES.index(thing.shape)]
             table[k + 1] = [*names, *flags, *digits]
-        return patches.astype(np.int64), layout, table
+        return patches.astype(np.int64), layout, self._vertices(scene), table
+
+    def _vertices(self, scene: scenes.Scene) -> np.ndarray:
+        tasks = [self._task(scene, k, "") for k in range(len(scene.objects))]
+        rings = [ring for task in tasks for ring in OUTLINES.outline(object_of(task.target), RATIO).rings]
+        return vertex_places(rings, tasks[0], self.grid, OUTLINES.dialect.frame)
 
 
 def leading_digits(value: int) -> tuple[int, int]:
@@ -284,6 +295,17 @@ def middles(grid: int, frame: Frame) -> np.ndarray:
     digits = np.array([leading_digits(int(1000 * (k + 0.5) / grid)) for k in range(grid)])
     across, down = np.tile(digits, (grid, 1)), digits.repeat(grid, axis=0)
     return np.hstack([np.zeros((grid**2, 1), np.int64), *frame.ordered([across, down])])
+
+
+def vertex_places(rings: Sequence[np.ndarray], task: Task, grid: int, frame: Frame) -> np.ndarray:
+    """The `places` of vertices, in the order of the frame: of the first one in each patch, or else of its middle."""
+    places, size = middles(grid, frame), np.array([task.width, task.height])
+    thousandths = np.array(frame.extents(task), float) * 10**frame.decimals / size
+    for vertex in np.concatenate(rings)[::-1] if rings else ():
+        column, row = np.minimum(vertex * grid // size, grid - 1).astype(int).tolist()
+        numbers = frame.ordered(np.rint(vertex * thousandths).astype(int).tolist())
+        places[row * grid + column] = [1, *(digit for number in numbers for digit in leading_digits(number))]
+    return places
 
 
 def fine_shares(target: np.ndarray, grid: int) -> np.ndarray:

@@ -13,14 +13,14 @@ import numpy as np
 from agents.training.click_examples import (
     COLOUR_NAMES,
     FINE,
+    RATIO,
     SHAPE_NAMES,
     ClickExample,
     ClickExamples,
     Mixture,
     Question,
     fine_shares,
-    leading_digits,
-    middles,
+    vertex_places,
 )
 from segenv import queries, render
 from segenv.codec import polygons
@@ -31,7 +31,7 @@ from segenv.types import Polygons, Task, object_of
 # Chance of each (prompt type, output type). The rest, NO_TARGET_SHARE, are masks of objects that are not there.
 QUERY_SHARES = {("text", "mask"): 0.72, ("box", "mask"): 0.08, ("point", "mask"): 0.08, ("text", "box"): 0.08}
 NO_TARGET_SHARE = 0.04
-VERTICES, RATIO = 12, 0.015  # of an object's polygons: at most, and simplified by this part of each ring's length
+VERTICES = 12  # of an object's polygons, at most
 ORDERS = ("canonical", "reversed", "random-start", "random")
 
 # Frequent runs of brackets and digits of the polygon codecs as one token each: a vertex then takes eight.
@@ -88,18 +88,10 @@ class PolygonExamples(ClickExamples):
         rows, columns = np.nonzero(task.target)  # the first is the topmost vertex, at which canonical rings start
         first = self._patch(int(columns[0]), int(rows[0]), task) if starts and len(rows) else -1
         fine = fine_shares(object_of(task.target), self.grid)
-        return Question(0, query.prompt, reply, shares, first, 0.0, fine, self._vertex_places(reply, task))
-
-    def _vertex_places(self, reply: str, task: Task) -> np.ndarray:
-        """Digits of the first vertex of a reply in each patch, as the reply writes it."""
-        drawn, frame = self.polygon_codec.parse(reply, task), self.polygon_codec.dialect.frame
-        places, size = middles(self.grid, frame), np.array([task.width, task.height])
-        thousandths = np.array(frame.extents(task), float) * 10**frame.decimals / size
-        for vertex in np.concatenate(drawn.rings)[::-1] if isinstance(drawn, Polygons) and drawn.rings else ():
-            x, y = np.minimum(vertex, size - 1).astype(int).tolist()
-            numbers = frame.ordered(np.rint(vertex * thousandths).astype(int).tolist())
-            places[self._patch(x, y, task)] = [1, *(digit for number in numbers for digit in leading_digits(number))]
-        return places
+        drawn = self.polygon_codec.parse(reply, task)  # as the reply writes it
+        rings = list(drawn.rings) if isinstance(drawn, Polygons) else []
+        places = vertex_places(rings, task, self.grid, self.polygon_codec.dialect.frame)
+        return Question(0, query.prompt, reply, shares, first, 0.0, fine, places)
 
 
 def format_rings(

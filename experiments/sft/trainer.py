@@ -115,7 +115,7 @@ class TinyTrainer(Trainer):
                 logits, tokens = forward_text(self.model, features, tensors)
                 grounding, more = self.heads.grounding_loss(tokens, tensors)
                 reply = reply_loss(logits, tensors)
-                loss = 0.25 * loss + 0.5 * grounding + reply
+                loss = loss + 0.5 * grounding + reply
                 measures |= more | {"reply": float(reply.detach())}
         return loss, measures
 

@@ -30,9 +30,10 @@ from agents.training.click_examples import (
     turned,
 )
 from segenv import annotator, codec, metrics, tools
+from segenv.codec import polygons
 from segenv.data.synthetic.scenes import KINDS, Synthetic, expressions
 from segenv.mdp import SegMDP
-from segenv.types import Click, Stop
+from segenv.types import Click, Stop, Task
 
 MIXED = Mixture(first=2, trajectory=2, cheap=2, crossed=2)
 CODEC = codec.make("segagent")
@@ -110,14 +111,31 @@ def test_a_mirror_exchanges_left_and_right():
     assert "the topmost object" in expressions(rotated(scene, 4), k)
 
 
+def _places_of_vertices(scene, grid):
+    """The places of the vertices of all objects' outlines, read off the text of a codec."""
+    rings, places = polygons.make("rings"), {}
+    for k in range(len(scene.objects)):
+        task = Task("x", scene.image, scene.instances == k + 1, "")
+        numbers = [int(text) for text in re.findall(r"[0-9]+", rings.format(rings.outline(task.target, 0.015), task))][
+            1:
+        ]
+        for x, y in zip(numbers[::2], numbers[1::2], strict=True):
+            row, column = ((2 * number + 1) * grid // 1998 for number in (y, x))  # rounding keeps it in its patch
+            cell = min(row, grid - 1), min(column, grid - 1)
+            places.setdefault(cell, [1, *leading_digits(x), *leading_digits(y)])
+    return places
+
+
 def test_the_table_names_colour_shape_and_first_click_of_each_object(examples):
     task = Synthetic("train").load(7)
     scene = Synthetic("train").scene(7)
-    patches, layout, table = examples._labels(scene)
-    assert set(np.unique(patches)) <= set(range(len(scene.objects) + 1)) and not layout[patches == 0].any()
+    patches, layout, vertices, table = examples._labels(scene)
+    assert set(np.unique(patches)) <= set(range(len(scene.objects) + 1))
     for k in range(len(scene.objects)):
         own = fine_shares(scene.instances == k + 1, examples.grid)
         assert np.array_equal(layout[patches == k + 1], own[patches == k + 1])
+    held = {tuple(map(int, divmod(k, examples.grid))): list(vertices[k]) for k in np.flatnonzero(vertices[:, 0])}
+    assert held == _places_of_vertices(scene, examples.grid) and held
     for k, thing in enumerate(scene.objects):
         assert (COLOUR_NAMES[table[k + 1, 0]], SHAPE_NAMES[table[k + 1, 1]]) == (thing.colour, thing.shape)
         named = bool(table[k + 1, 2 + KINDS.index(("", True, True))])
