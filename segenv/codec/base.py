@@ -33,6 +33,7 @@ object in percent of their union. Then give one action on the next line."""
 SHORT = "Optimize the semi-transparent green mask in a point-wise manner, so that it covers: {instruction}"
 
 
+KNOWN = 4096  # texts that a codec keeps
 PROMPTS = {"annotator": ANNOTATOR, "short": SHORT}  # SegAgent's two kinds (Fig. 6), in words of our own
 
 
@@ -49,11 +50,13 @@ class Codec:
         self.boxes = boxes
         self.grammar = grammar
         self.template = PROMPTS[prompt]
+        self._texts: dict[tuple, str] = {}  # of the latest clicks on images of a size: RL libraries repeat them
 
     def seen_at(self, size: Callable[[int, int], tuple[int, int]]) -> Codec:
         """The codec of a model that sees images of a width and height at `size(width, height)`: numbers that are pixels
         of a resized image count in that one."""
         seen = copy.copy(self)
+        seen._texts = {}
         seen.points, seen.boxes = (
             replace(frame, extent=size) if frame.resized else frame for frame in (self.points, self.boxes)
         )
@@ -96,11 +99,8 @@ class Codec:
 
     def _statement(self, action: Action, task: Scene) -> str:
         match action:
-            case Click(x, y, positive):
-                if not (0 <= x < task.width and 0 <= y < task.height):
-                    raise ValueError(f"click ({x}, {y}) lies outside the image of {task.width} x {task.height} pixels")
-                sign = self.grammar.sign(positive)
-                return self.grammar.point.format(*self.points.write_point(action, task), sign=sign)
+            case Click():
+                return self._click(action, task)
             case Box(x0, y0, x1, y1):
                 if not (0 <= x0 < x1 <= task.width and 0 <= y0 < y1 <= task.height):
                     raise ValueError(
@@ -116,6 +116,19 @@ class Codec:
             case Invalid(text):
                 return text
         raise TypeError(f"action is {type(action).__name__}; expected Click, Box, Stop, Absent, Undo or Invalid")
+
+    def _click(self, click: Click, task: Scene) -> str:
+        x, y, width, height = click.x, click.y, task.width, task.height
+        text = self._texts.get((x, y, click.positive, width, height))
+        if text is None:
+            if not (0 <= x < width and 0 <= y < height):
+                raise ValueError(f"click ({x}, {y}) lies outside the image of {width} x {height} pixels")
+            sign = self.grammar.sign(click.positive)
+            text = self.grammar.point.format(*self.points.write_point(click, task), sign=sign)
+            if len(self._texts) >= KNOWN:
+                self._texts.clear()
+            self._texts[x, y, click.positive, width, height] = text
+        return text
 
     def parse(self, text: str, task: Scene) -> Action:
         """The action that a reply states. Total: any text gives an action, and one that states none gives `Invalid`

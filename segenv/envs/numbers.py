@@ -31,6 +31,7 @@ class View:
             self.spaces["instruction"] = self.features.space
         self._scene: tuple[np.ndarray, str, Task | None, np.ndarray, np.ndarray | None] | None = None
         self._shown: np.ndarray | None = None  # the mask in the scene's image
+        self._left = np.zeros(1, np.float32)
 
     @property
     def reads_target(self) -> bool:
@@ -53,8 +54,8 @@ class View:
         if self._shown is not observation.mask:  # which an unchanged mask stays
             image[..., 3] = shrunk_mask(observation.mask, self.size)
             self._shown = observation.mask
-        left = observation.steps_left / (observation.step + observation.steps_left)
-        seen = {"image": image, "steps_left": np.array([left], np.float32)}
+        self._left[0] = observation.steps_left / (observation.step + observation.steps_left)
+        seen = {"image": image, "steps_left": self._left}
         if words is not None:
             seen["instruction"] = words
         return seen if borrowed else {key: part.copy() for key, part in seen.items()}

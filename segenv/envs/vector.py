@@ -180,10 +180,13 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
         terminations, truncations = np.zeros((2, self.num_envs), np.bool_)
         infos: list[dict[str, Any]] = [{} for _ in self.envs]
         ends: dict[int, dict[str, Any]] = {}
+        most = self.max_episode_steps
         for i, action, following in zip(acting, parsed, followings, strict=True):
-            seen, rewards[i], terminations[i], truncations[i], infos[i] = self.envs[i].arrive(action, following)
-            truncations[i] |= self.max_episode_steps is not None and following.step >= self.max_episode_steps
-            if self.autoreset_mode is AutoresetMode.SAME_STEP and (terminations[i] or truncations[i]):
+            seen, rewards[i], terminated, truncated, infos[i] = self.envs[i].arrive(action, following)
+            truncated = truncated or (most is not None and following.step >= most)
+            if terminated or truncated:
+                terminations[i], truncations[i] = terminated, truncated
+            if self.autoreset_mode is AutoresetMode.SAME_STEP and (terminated or truncated):
                 ends[i] = {"final_obs": deepcopy(seen), "final_info": infos[i]}
             else:
                 self._seen[i] = seen
