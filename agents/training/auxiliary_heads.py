@@ -19,7 +19,8 @@ from torch import nn
 
 from agents import tiny
 from agents.backends.transformers import chat
-from agents.training.click_examples import COLOUR_NAMES, FINE, SHAPE_NAMES, ClickExample, Question
+from agents.training.click_examples import COLOUR_NAMES, SHAPE_NAMES, ClickExample, Question
+from agents.training.patch_labels import FINE
 from segenv.data.synthetic.scenes import KINDS
 
 IGNORED = -100
@@ -100,8 +101,9 @@ def _squares_loss(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
 
 
 def _places_loss(logits: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Losses on which patches hold a place that the reply names, and on the digits of that place, or of the patch's
-    middle; `logits` are [Q, N, PLACE], `places` [Q, N, 5]. Unless it is asked, a patch forgets where it is."""
+    """Losses on which patches hold a place that is to be told (the reply's, or an outline's vertex), and on the digits
+    of that place, or of the patch's middle; `logits` are [Q, N, PLACE], `places` [Q, N, 5]. Unless it is asked, a patch
+    forgets where it is."""
     there = places[..., 0].bool()
     holds = F.binary_cross_entropy_with_logits(logits[..., 0], there.float(), reduction="none")
     digits = _cross(logits[..., 1:].unflatten(-1, (4, 10)), places[..., 1:]).mean(-1)

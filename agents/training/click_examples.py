@@ -15,9 +15,8 @@ import cv2
 import numpy as np
 
 from agents.base import Agent
+from agents.training.patch_labels import OUTLINES, RATIO, fine_shares, leading_digits, middles, vertex_places
 from segenv import annotator, codec, metrics, render
-from segenv.codec import polygons
-from segenv.codec.frames import Frame
 from segenv.data.synthetic import scenes
 from segenv.data.synthetic.scenes import KINDS
 from segenv.data.synthetic.shapes import COLOURS
@@ -28,9 +27,6 @@ from segenv.types import Action, Click, Stop, Task, object_of
 COLOUR_NAMES = list(COLOURS)
 SHAPE_NAMES = sorted({shape for level in scenes.DIFFICULTIES for shape in level.shapes})
 MAX_OBJECTS = 8
-FINE = 5  # squares along the side of a patch
-OUTLINES = polygons.make("rings")
-RATIO = 0.015  # Douglas and Peucker's tolerance of outlines, in parts of a ring's length
 STEADY = 0.75  # of the annotator's depth: as deep as a steady click is, at least
 
 
@@ -259,10 +255,14 @@ class ClickExamples:
 
     def _labels(self, scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """An example's `patches`, `layout`, `vertices` and `objects`."""
-        squares = np.stack([fine_shares(scene.instances == k + 1, self.grid) for k in range(len(scene.objects))])
+        tasks = [self._task(scene, k, "") for k in range(len(scene.objects))]
+        targets = [object_of(task.target) for task in tasks]
+        squares = np.stack([fine_shares(target, self.grid) for target in targets])
         shares = squares.mean(2)
         patches = np.where(shares.max(0) > 0.15, shares.argmax(0) + 1, 0)
         layout = squares[shares.argmax(0), np.arange(len(patches))]
+        rings = [ring for target in targets for ring in OUTLINES.outline(target, RATIO).rings]
+        vertices = vertex_places(rings, tasks[0], self.grid, OUTLINES.dialect.frame)
         table = np.zeros((MAX_OBJECTS + 1, 2 + len(KINDS) + 4), np.int64)
         nothing = np.zeros(scene.instances.shape, bool)
         for k, thing in enumerate(scene.objects):
@@ -270,48 +270,12 @@ class ClickExamples:
                 scenes.picks_out(scene, k, word, thing.colour * coloured, thing.shape * shaped)
                 for word, coloured, shaped in KINDS
             ]
-            task = self._task(scene, k, "")
-            click = steady_click(task.target.view(bool), nothing)
+            click = steady_click(targets[k], nothing)
             assert click is not None
-            digits = self._digits(click, task)
+            digits = self._digits(click, tasks[k])
             names = [COLOUR_NAMES.index(thing.colour), SHAPE_NAMES.index(thing.shape)]
             table[k + 1] = [*names, *flags, *digits]
-        return patches.astype(np.int64), layout, self._vertices(scene), table
-
-    def _vertices(self, scene: scenes.Scene) -> np.ndarray:
-        tasks = [self._task(scene, k, "") for k in range(len(scene.objects))]
-        rings = [ring for task in tasks for ring in OUTLINES.outline(object_of(task.target), RATIO).rings]
-        return vertex_places(rings, tasks[0], self.grid, OUTLINES.dialect.frame)
-
-
-def leading_digits(value: int) -> tuple[int, int]:
-    """Hundreds and tens of a coordinate in 0..1000."""
-    value = min(value, 999)
-    return value // 100, value // 10 % 10
-
-
-def middles(grid: int, frame: Frame) -> np.ndarray:
-    """The `places` of a question whose reply names none, in the order of the frame."""
-    digits = np.array([leading_digits(int(1000 * (k + 0.5) / grid)) for k in range(grid)])
-    across, down = np.tile(digits, (grid, 1)), digits.repeat(grid, axis=0)
-    return np.hstack([np.zeros((grid**2, 1), np.int64), *frame.ordered([across, down])])
-
-
-def vertex_places(rings: Sequence[np.ndarray], task: Task, grid: int, frame: Frame) -> np.ndarray:
-    """The `places` of vertices, in the order of the frame: of the first one in each patch, or else of its middle."""
-    places, size = middles(grid, frame), np.array([task.width, task.height])
-    thousandths = np.array(frame.extents(task), float) * 10**frame.decimals / size
-    for vertex in np.concatenate(rings)[::-1] if rings else ():
-        column, row = np.minimum(vertex * grid // size, grid - 1).astype(int).tolist()
-        numbers = frame.ordered(np.rint(vertex * thousandths).astype(int).tolist())
-        places[row * grid + column] = [1, *(digit for number in numbers for digit in leading_digits(number))]
-    return places
-
-
-def fine_shares(target: np.ndarray, grid: int) -> np.ndarray:
-    """The part of each square of each of grid x grid patches that `target` (bool [H, W]) covers, float32 [N, FINE²]."""
-    squares = cv2.resize(target.astype(np.float32), (grid * FINE,) * 2, interpolation=cv2.INTER_AREA)
-    return squares.reshape(grid, FINE, grid, FINE).swapaxes(1, 2).reshape(-1, FINE**2)
+        return patches.astype(np.int64), layout, vertices, table
 
 
 def correct_action(task: Task, mask: np.ndarray, clicks: Sequence[Click], stop_iou: float) -> Action:

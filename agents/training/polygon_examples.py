@@ -12,16 +12,13 @@ import numpy as np
 
 from agents.training.click_examples import (
     COLOUR_NAMES,
-    FINE,
-    RATIO,
     SHAPE_NAMES,
     ClickExample,
     ClickExamples,
     Mixture,
     Question,
-    fine_shares,
-    vertex_places,
 )
+from agents.training.patch_labels import FINE, RATIO, fine_shares, vertex_places
 from segenv import queries, render
 from segenv.codec import polygons
 from segenv.data.synthetic.scenes import Scene

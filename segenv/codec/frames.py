@@ -117,8 +117,6 @@ class Frame:
         """x, y, x, y … as this frame orders them, and back again."""
         if self.order == "xy":
             return list(values)
-        if len(values) == 2:
-            return [values[1], values[0]]
         return [value for i in range(0, len(values), 2) for value in (values[i + 1], values[i])]
 
     def _axes(self, scene: Scene) -> list[Axis]:
@@ -144,10 +142,7 @@ class Frame:
     def write_point(self, click: Click, scene: Scene) -> list[str]:
         """The two numbers of a click's pixel."""
         (a, b, c), (d, e, f) = self._axes_and_lines(scene)[1]
-        x, y = -((a * click.x + b) // c), -((d * click.y + e) // f)  # rounded up
-        if not self.decimals:
-            return self.ordered([str(x), str(y)])
-        return self.ordered([self.text(x), self.text(y)])
+        return self.ordered([self.text(-((a * click.x + b) // c)), self.text(-((d * click.y + e) // f))])  # rounded up
 
     def write_box(self, box: Box, scene: Scene) -> list[str]:
         """The four numbers of a box, at least one grid step wide and high."""

@@ -16,19 +16,17 @@ import agents
 from agents.training.auxiliary_heads import _squares_loss
 from agents.training.click_examples import (
     COLOUR_NAMES,
-    FINE,
     SHAPE_NAMES,
     ClickExamples,
     Mixture,
     Rollout,
     correct_action,
     distorted_mask,
-    fine_shares,
-    leading_digits,
     rotated,
     steady_click,
     turned,
 )
+from agents.training.patch_labels import FINE, fine_shares, leading_digits
 from segenv import annotator, codec, metrics, tools
 from segenv.codec import polygons
 from segenv.data.synthetic.scenes import KINDS, Synthetic, expressions
@@ -116,9 +114,8 @@ def _places_of_vertices(scene, grid):
     rings, places = polygons.make("rings"), {}
     for k in range(len(scene.objects)):
         task = Task("x", scene.image, scene.instances == k + 1, "")
-        numbers = [int(text) for text in re.findall(r"[0-9]+", rings.format(rings.outline(task.target, 0.015), task))][
-            1:
-        ]
+        text = rings.format(rings.outline(task.target, 0.015), task)
+        _, *numbers = map(int, re.findall(r"[0-9]+", text))  # how many there are comes first
         for x, y in zip(numbers[::2], numbers[1::2], strict=True):
             row, column = ((2 * number + 1) * grid // 1998 for number in (y, x))  # rounding keeps it in its patch
             cell = min(row, grid - 1), min(column, grid - 1)
