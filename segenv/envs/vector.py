@@ -206,7 +206,11 @@ class SegVectorEnv(gym.vector.VectorEnv[dict[str, Any], Any, np.ndarray]):
             if buffer is None:
                 together[key] = tuple(one.copy() if self.copy and isinstance(one, np.ndarray) else one for one in each)
             else:
-                together[key] = np.stack(each, out=np.empty_like(buffer) if self.copy else buffer)
+                together[key] = room = np.empty_like(buffer) if self.copy else buffer
+                if room.ndim > 1:  # as below, without an axis more for each
+                    np.concatenate(each, out=room.reshape(-1, *room.shape[2:]))
+                else:
+                    np.stack(each, out=room)
         return together
 
     def action_masks(self) -> np.ndarray:
