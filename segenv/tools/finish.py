@@ -7,35 +7,47 @@ import cv2
 import numpy as np
 
 from segenv.metrics import distances
-from segenv.tools.grabcut import cut, enlarge, labels_of, pixels_of, places_of
+from segenv.tools.grabcut import Place, cut, enlarge, labels_of, pixels_of, places_of
 from segenv.types import Box, Click, Prompt
+
+COARSE = 160  # the longer side of the image on which a window is looked for, in pixels
+Window = tuple[slice, slice]  # rows and columns of the scaled image
 
 
 @dataclass(frozen=True)
 class Finish:
-    """GrabCut between what a tool is sure of (`refine=grabcut`), on the image scaled to at most `size` px.
+    """GrabCut between what a tool is sure of (`refine=grabcut`), in a window of the image scaled to at most `size` px.
 
     A pixel is certain where its probability lies beyond `certain` or 1 - `certain` and it is farther from the edge of
     the tool's mask than `depth` times the radius of a disc of that mask's area, and than `band`. Clicks lead the cut as
-    in `segenv.tools.grabcut.labels_of`, with `seed` and `reach`. `band`, `seed` and `reach` are in image diagonals.
-    Each clicked pixel has its click's sign. Nothing outside a box stays, unless a positive click lies there; from a box
-    alone, the tool's mask stays where the cut loses more than half of it.
+    in `segenv.tools.grabcut.labels_of`, with `seed` and `reach`. Each clicked pixel has its click's sign. Nothing
+    outside a box stays, unless a positive click lies there; from a box alone, the tool's mask stays where the cut loses
+    more than half of it. All these lengths are in image diagonals.
+
+    The window holds what may be object, and `margin` around it: beyond it all is certain background. It is scaled to at
+    most `pixels`, so that a small object is cut at a finer scale. With a box or a given mask it is the whole image.
 
     A mask that has settled (from click number `settled` on) changes only around the last click: within `spread` times
-    that click's depth in what it corrects. To a mask that was given, the last click only adds, or from it only takes
-    away, as its sign says, within `given` times its depth; its seed and its reach are at most `near` times that depth.
-    The constants were chosen on VGG_iseg, `given` and `near` on synthetic:train.
+    that click's depth in what it corrects. From click number `local` on the cut begins with that mask, in a window of
+    half again that size, and of `least` at least, with a seed no wider than that depth. To a mask that was given, the
+    last click only adds, or from it only takes away, as its sign says, within `given` times its depth; its seed and its
+    reach are at most `near` times that depth. The constants were chosen on VGG_iseg, `given` and `near` on
+    synthetic:train.
     """
 
-    size: int = 160
+    size: int = 320
+    pixels: int = 19_200
     iterations: int = 1
-    certain: float = 0.8
+    certain: float = 0.85
     band: float = 0.02
-    depth: float = 0.5
+    depth: float = 0.4
     seed: float = 0.03
     reach: float = 0.1
-    spread: float = 4.0
+    margin: float = 0.05
+    spread: float = 5.0
     settled: int = 3
+    local: int = 5
+    least: float = 0.2
     given: float = 2.0
     near: float = 0.5
 
@@ -43,17 +55,26 @@ class Finish:
         """The finished mask, bool [height, width] of `shape`, from the scaled image, uint8 [h, w, 3], the tool's logits
         on it, float32 [h, w], and the prompt that they answer."""
         before, clicks, given = prompt.mask, prompt.clicks, prompt.logits is None
+        whole = (slice(0, logits.shape[0]), slice(0, logits.shape[1]))
         if before is None or not clicks or not before.any() or not (given or len(clicks) >= self.settled):
-            mask = self._cut(image, logits, prompt, shape, self.reach, self.seed)
+            window = whole if prompt.box is not None else self._window(logits, prompt, shape)
+            mask = self._cut(image, logits, prompt, shape, window)
         else:
             click = clicks[-1]
             wrong = before == (not click.positive)
             depth = float(cv2.distanceTransform(wrong.view(np.uint8), cv2.DIST_L2, 5)[click.y, click.x])
-            most = self.near * depth / math.hypot(*shape) if given else math.inf
-            after = self._cut(image, logits, prompt, shape, min(self.reach, most), min(self.seed, most))
+            far, share = (self.given if given else self.spread) * depth, depth / math.hypot(*shape)
+            if given:
+                after = self._cut(image, logits, prompt, shape, whole, self.near * share, self.near * share)
+            elif prompt.box is not None:
+                after = self._cut(image, logits, prompt, shape, whole)
+            elif len(clicks) < self.local:
+                after = self._cut(image, logits, prompt, shape, self._window(logits, prompt, shape))
+            else:
+                window = self._around(click, 1.5 * far, shape, logits.shape)
+                after = self._cut(image, logits, prompt, shape, window, share, start=before)
             rows, columns = np.ogrid[: shape[0], : shape[1]]
-            reach = (self.given if given else self.spread) * depth
-            changes = (rows - click.y) ** 2 + (columns - click.x) ** 2 <= reach**2
+            changes = (rows - click.y) ** 2 + (columns - click.x) ** 2 <= far**2
             if given:
                 changes &= wrong & (after == click.positive)
             mask = np.where(changes, after, before)
@@ -61,31 +82,99 @@ class Finish:
             mask[click.y, click.x] = click.positive
         return mask
 
-    def _cut(
-        self, image: np.ndarray, logits: np.ndarray, prompt: Prompt, shape: tuple[int, int], reach: float, seed: float
-    ) -> np.ndarray:
-        """The cut of the whole image, bool [height, width] of `shape`."""
-        clicks, box = prompt.clicks, prompt.box
-        places, start = places_of(clicks, shape, logits.shape), (logits > 0).view(np.uint8)
-        if box is not None and any(click.positive and not _holds(box, click) for click in clicks):
-            box = None
-        outside = None if box is None else _outside(box, shape, logits.shape)
-        if outside is not None:
-            start[outside] = 0
-        limit = max(self.band * math.hypot(*logits.shape), self.depth * math.sqrt(float(start.sum()) / math.pi))
+    def _window(self, logits: np.ndarray, prompt: Prompt, shape: tuple[int, int]) -> Window:
+        """The window of all that may be object, and of the clicks."""
+        step = -(-max(logits.shape) // COARSE)
+        coarse = logits[::step, ::step]
+        may_be = self._certain(coarse, coarse > 0, float((coarse > 0).sum()), math.hypot(*coarse.shape)) >= 0
+        for (x, y), _ in places_of(prompt.clicks, shape, coarse.shape):
+            may_be[y, x] = True
+        x, y, width, height = cv2.boundingRect(may_be.view(np.uint8))
+        margin = self.margin * math.hypot(*coarse.shape)
+        x0, y0 = max(int(x - margin), 0) * step, max(int(y - margin), 0) * step
+        x1, y1 = math.ceil(x + width + margin) * step, math.ceil(y + height + margin) * step
+        return slice(y0, min(y1, logits.shape[0])), slice(x0, min(x1, logits.shape[1]))
+
+    def _around(self, click: Click, far: float, shape: tuple[int, int], scaled: tuple[int, int]) -> Window:
+        """The window of what lies within `far` pixels of a click, on the image of `shape`, in the scaled image."""
+        scale = scaled[1] / shape[1]
+        half = scale * max(far, self.least * math.hypot(*shape))
+        places = zip((click.y * scale, click.x * scale), scaled, strict=True)
+        rows, columns = (slice(max(int(at - half), 0), min(math.ceil(at + half + 1), size)) for at, size in places)
+        return rows, columns
+
+    def _certain(self, logits: np.ndarray, start: np.ndarray, area: float, diagonal: float) -> np.ndarray:
+        """int8 of the logits' shape: 1 certain object, -1 certain background, 0 neither; `start` (bool) is the tool's
+        mask, of `area` pixels in the whole image, whose diagonal is given."""
+        limit = max(self.band * diagonal, self.depth * math.sqrt(area / math.pi))
         sure = math.log(self.certain / (1 - self.certain))
         certain = np.zeros(logits.shape, np.int8)
         certain[(logits > sure) & (distances(start) > limit)] = 1
-        certain[(logits < -sure) & (distances(1 - start) > limit)] = -1
+        certain[(logits < -sure) & (distances(~start) > limit)] = -1
+        return certain
+
+    def _cut(
+        self,
+        image: np.ndarray,
+        logits: np.ndarray,
+        prompt: Prompt,
+        shape: tuple[int, int],
+        window: Window,
+        seed: float = math.inf,
+        reach: float = math.inf,
+        start: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """The cut of a window, bool [height, width] of `shape`, with seeds and a reach no larger than these; it begins
+        with the mask `start` (bool of `shape`), by default with the tool's."""
+        box, clicks, tall = prompt.box, prompt.clicks, logits.shape
+        if box is not None and any(click.positive and not _holds(box, click) for click in clicks):
+            box = None
+        area, found = float((logits > 0).sum()), np.zeros(tall, np.uint8)
+        height, width = found[window].shape
+        scale = min(1.0, math.sqrt(self.pixels / (height * width)))
+        small = (max(round(height * scale), 1), max(round(width * scale), 1))
+        logits = _scaled(logits[window], small, cv2.INTER_LINEAR)
+        begin = logits > 0
+        if start is not None:
+            share = cv2.resize(start.astype(np.float32), tall[::-1], interpolation=cv2.INTER_AREA).reshape(tall)
+            begin = _scaled(share[window], small, cv2.INTER_AREA) >= 0.5
+        outside = None if box is None else _outside(box, shape, small)
+        if outside is not None:
+            begin[outside] = False
+        diagonal = math.hypot(*tall) * scale
+        certain = self._certain(logits, begin, area * scale**2, diagonal)
         if outside is not None:
             certain[outside] = -1
-        found = cut(image, labels_of(start, places, reach, seed, certain), start, places, self.iterations)
-        if box is not None and not clicks and 2 * (found & start).sum() < start.sum():
-            found = start
+        places = _inside(places_of(clicks, shape, tall), window, small)
+        reach = diagonal * min(self.reach, reach) / math.sqrt(max(len(clicks), 1))
+        labels = labels_of(begin, places, reach, diagonal * min(self.seed, seed), certain)
+        piece = cut(_scaled(image[window], small, cv2.INTER_AREA), labels, begin, places, self.iterations)
+        if box is not None and not clicks and 2 * (piece & begin).sum() < begin.sum():
+            piece = begin
+        found[window] = enlarge(piece, (height, width))
         mask = enlarge(found, shape)
         if box is not None:
             mask[_outside(box, shape, shape)] = False
         return mask
+
+
+def _scaled(array: np.ndarray, shape: tuple[int, int], interpolation: int) -> np.ndarray:
+    """The array [h, w, …] scaled to `shape`."""
+    if array.shape[:2] == shape:
+        return np.ascontiguousarray(array)
+    return cv2.resize(array, shape[::-1], interpolation=interpolation).reshape(*shape, *array.shape[2:])
+
+
+def _inside(places: list[Place], window: Window, shape: tuple[int, int]) -> list[Place]:
+    """The places in the window, on its scaled image of `shape`."""
+    rows, columns = window
+    (height, width), found = shape, []
+    for (x, y), positive in places:
+        if rows.start <= y < rows.stop and columns.start <= x < columns.stop:
+            x = int((x - columns.start + 0.5) * width / (columns.stop - columns.start))
+            y = int((y - rows.start + 0.5) * height / (rows.stop - rows.start))
+            found.append(((min(x, width - 1), min(y, height - 1)), positive))
+    return found
 
 
 def _holds(box: Box, click: Click) -> bool:

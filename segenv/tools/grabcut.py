@@ -66,7 +66,9 @@ class GrabCutTool(SegTool):
         if box is not None and not current.any():
             start = np.zeros((h, w), np.uint8)
             start[box] = 1
-        labels = labels_of(start, places, self.reach, self.seed_radius)
+        diagonal = math.hypot(h, w)
+        reach = self.reach * diagonal / math.sqrt(max(len(places), 1))
+        labels = labels_of(start, places, reach, self.seed_radius * diagonal)
         if box is not None:
             inside = labels[box].copy()
             labels[:] = cv2.GC_BGD
@@ -112,20 +114,18 @@ def labels_of(
 ) -> np.ndarray:
     """Labels that a cut starts from, uint8 [h, w]: GC_BGD, GC_FGD, GC_PR_BGD or GC_PR_FGD.
 
-    Probable are the mask `start` [h, w] and, within `reach` / sqrt(number of clicks) of the nearest click, what it
-    says; certain are the pixels that `certain` [h, w] (int8: 1 object, -1 background, 0 unknown) tells and, over them,
-    a disc of `seed_radius` at each click, at most .4 of the way to the nearest one of the other kind. Both lengths are
-    in image diagonals."""
-    diagonal = math.hypot(*start.shape)
+    Probable are the mask `start` [h, w] and, within `reach` of the nearest click, what it says; certain are the pixels
+    that `certain` [h, w] (int8: 1 object, -1 background, 0 unknown) tells and, over them, a disc of `seed_radius` at
+    each click, at most .4 of the way to the nearest one of the other kind. Both lengths are in pixels."""
     objects = _distance(start.shape, [place for place, positive in places if positive])
     others = _distance(start.shape, [place for place, positive in places if not positive])
-    near = np.minimum(objects, others) <= reach * diagonal / math.sqrt(max(len(places), 1))
+    near = np.minimum(objects, others) <= reach
     labels = np.where(np.where(near, objects < others, start > 0), cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
     if certain is not None:
         labels[certain > 0] = cv2.GC_FGD
         labels[certain < 0] = cv2.GC_BGD
     for (x, y), positive in places:
-        radius = round(min(seed_radius * diagonal, 0.4 * float((others if positive else objects)[y, x])))
+        radius = round(min(seed_radius, 0.4 * float((others if positive else objects)[y, x])))
         cv2.circle(labels, (x, y), radius, cv2.GC_FGD if positive else cv2.GC_BGD, -1)
     return labels
 

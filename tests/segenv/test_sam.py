@@ -257,7 +257,7 @@ class TestFinishedSam(ToolContract):
         """Nor does a box alone give an empty mask. The scene is larger than what is cut."""
         task = data.make("synthetic:val#easy")[3]
         target, (encoding,) = object_of(task.target), tool.encode([task.image])
-        assert max(target.shape) > tool.finish.size
+        assert target.size > tool.finish.pixels
         box = metrics.box_of(target)
         half = Box(box.x0, box.y0, (box.x0 + box.x1) // 2, box.y1)
         left, right = (np.argwhere(target & cut) for cut in _halves(target.shape[1], int(half.x1)))

@@ -1,0 +1,99 @@
+"""The finish: where it cuts, at which scale, and what the clicks allow it to change."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from segenv import metrics
+from segenv.tools.finish import Finish
+from segenv.types import Click, Prompt
+
+SHAPE = (240, 320)
+
+
+def blob(x: float, y: float, radius: float) -> np.ndarray:
+    """bool of `SHAPE`: a disc with a wavy edge, which a coarse grid cannot hold."""
+    rows, columns = np.ogrid[: SHAPE[0], : SHAPE[1]]
+    angle = np.arctan2(rows - y, columns - x)
+    return np.hypot(rows - y, columns - x) <= radius * (1 + 0.25 * np.sin(9 * angle))
+
+
+def picture(target: np.ndarray) -> np.ndarray:
+    """The target in one colour on another, with noise, uint8 [H, W, 3]."""
+    noise = np.random.default_rng(3).normal(0, 12, (*target.shape, 3))
+    return (np.where(target[..., None], (200, 90, 60), (70, 110, 150)) + noise).clip(0, 255).astype(np.uint8)
+
+
+def coarse_logits(target: np.ndarray, cells: tuple[int, int] = (20, 15)) -> np.ndarray:
+    """Logits as a tool of few cells gives them, sure of itself, float32 of the target's shape."""
+    share = cv2.resize(target.astype(np.float32), cells, interpolation=cv2.INTER_AREA)
+    return cv2.resize(12 * share - 5, target.shape[::-1], interpolation=cv2.INTER_LINEAR)
+
+
+@pytest.mark.parametrize("radius", [14, 30])
+def test_a_small_object_is_cut_at_a_finer_scale(radius: float) -> None:
+    target = blob(70, 60, radius)
+    prompt, finish = Prompt((Click(70, 60),)), Finish()
+    found = finish.mask(picture(target), coarse_logits(target), prompt, SHAPE)
+    whole = replace(finish, margin=9.0).mask(picture(target), coarse_logits(target), prompt, SHAPE)
+    assert metrics.iou(target, found) > 0.97
+    assert metrics.iou(target, found) > metrics.iou(target, whole) + 0.01
+    assert metrics.iou(target, found) > metrics.iou(target, coarse_logits(target) > 0) + 0.1
+
+
+def test_an_image_beyond_the_cut_s_size_gives_a_mask_of_its_own_shape() -> None:
+    target = cv2.resize(blob(200, 120, 40).view(np.uint8), (960, 720), interpolation=cv2.INTER_NEAREST).astype(bool)
+    small = picture(blob(200, 120, 40))
+    found = Finish().mask(small, coarse_logits(blob(200, 120, 40)), Prompt((Click(600, 360),)), target.shape)
+    assert found.shape == target.shape and metrics.iou(target, found) > 0.93
+
+
+@pytest.mark.parametrize("number", [3, 4, 5, 9])
+def test_a_settled_mask_changes_around_the_last_click_alone(number: int) -> None:
+    left, right, finish = blob(80, 120, 40), blob(240, 120, 40), Finish()
+    before = left | (right & (np.arange(SHAPE[1]) < 240))
+    before[100:110, 60:70] = False  # an error far from the click
+    clicks = (*(Click(80 - 3 * k, 130) for k in range(number - 1)), Click(262, 120))
+    logits = coarse_logits(left | right)
+    found = finish.mask(picture(left | right), logits, Prompt(clicks, mask=before, logits=logits), SHAPE)
+    depth = cv2.distanceTransform((~before).view(np.uint8), cv2.DIST_L2, 5)[120, 262]
+    rows, columns = np.nonzero(found != before)
+    away = np.hypot(rows - 120, columns - 262)
+    assert len(rows) and (away <= finish.spread * depth + 1e-6).all()
+    near = np.hypot(*np.meshgrid(np.arange(SHAPE[1]) - 262, np.arange(SHAPE[0]) - 120)) < 40
+    assert metrics.iou(right & near, found & near) > 0.95
+    assert all(found[click.y, click.x] == click.positive for click in clicks)
+
+
+def test_the_cut_begins_with_the_mask_that_has_settled() -> None:
+    """What other clicks have made of it stays, though the tool's logits say otherwise."""
+    both, finish = blob(150, 120, 40) | blob(190, 120, 30), Finish()
+    image, logits = picture(both), coarse_logits(blob(150, 120, 40))
+    clicks = tuple(Click(x, y) for x, y in ((150, 120), (140, 110), (150, 140), (195, 120), (210, 120)))
+    before = both & ~blob(212, 120, 9)
+    found = finish.mask(image, logits, Prompt(clicks, mask=before, logits=logits), SHAPE)
+    assert metrics.iou(both, found) > max(metrics.iou(both, before), 0.97)
+
+
+@pytest.mark.parametrize("x, y", [(0, 0), (319, 0), (0, 239), (319, 239)])
+def test_corners_of_the_image_can_be_clicked(x: int, y: int) -> None:
+    target, finish = blob(160, 120, 50), Finish()
+    logits, image = coarse_logits(target), picture(target)
+    for number in (1, 3, 5):
+        clicks = (*(Click(150 + k, 120) for k in range(number - 1)), Click(x, y, positive=number == 1))
+        before = None if number == 1 else target
+        found = finish.mask(image, logits, Prompt(clicks, mask=before, logits=None if number == 1 else logits), SHAPE)
+        assert found[y, x] == (number == 1) and found.shape == SHAPE
+
+
+def test_an_empty_and_a_full_mask_are_finished() -> None:
+    image, finish = picture(blob(160, 120, 50)), Finish()
+    for value in (-20.0, 20.0):
+        logits = np.full(SHAPE, value, np.float32)
+        found = finish.mask(image, logits, Prompt((Click(160, 120),)), SHAPE)
+        assert found[120, 160] and math.isclose(found.mean(), float(value > 0), abs_tol=0.2)
