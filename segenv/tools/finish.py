@@ -150,7 +150,7 @@ class Finish:
         labels = labels_of(begin, places, reach, diagonal * min(self.seed, seed), certain)
         piece = cut(_scaled(image[window], small, cv2.INTER_AREA), labels, begin, places, self.iterations)
         if box is not None and not clicks and 2 * (piece & begin).sum() < begin.sum():
-            piece = begin
+            piece = begin.view(np.uint8)
         found[window] = enlarge(piece, (height, width))
         mask = enlarge(found, shape)
         if box is not None:

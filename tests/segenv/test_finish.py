@@ -97,3 +97,16 @@ def test_an_empty_and_a_full_mask_are_finished() -> None:
         logits = np.full(SHAPE, value, np.float32)
         found = finish.mask(image, logits, Prompt((Click(160, 120),)), SHAPE)
         assert found[120, 160] and math.isclose(found.mean(), float(value > 0), abs_tol=0.2)
+
+
+def test_from_a_box_alone_the_tool_s_mask_stays_where_the_cut_loses_it() -> None:
+    """What it is sure of is not where the colours of its mask are: all else in the box looks like what lies outside."""
+    target, finish = blob(160, 120, 60), Finish(certain=0.99999)
+    image = np.full((*SHAPE, 3), 90, np.uint8)
+    image[110:130, 150:170] = 220
+    logits = np.where(target, 6.0, -20.0).astype(np.float32)
+    box = metrics.box_of(target)
+    found = finish.mask(image, logits, Prompt(box=box), SHAPE)
+    assert metrics.iou(target, found) > 0.9
+    clicked = finish.mask(image, logits, Prompt((Click(160, 120),), box=box), SHAPE)
+    assert clicked.sum() < target.sum() / 2, "with a click, the cut decides"
