@@ -64,7 +64,7 @@ def _numbers(value: Any) -> Iterator[Real]:
 @dataclass(frozen=True)
 class SFTOptions:
     """Options of a fine-tuning. `steps` (of the optimiser) wins over `epochs`; a step sees `batch_size` rows,
-    `micro_batch_size` of them at a time (0: all).
+    `micro_batch_size` of them at a time (0: all; on a CPU four at most).
 
     `lora` is the rank of adapters on every linear layer, which are merged into the weights at the end; 0 trains all
     weights. `bf16` computes in bfloat16; trained weights, adapters or all, are kept in float32, and written in bfloat16

@@ -18,6 +18,7 @@ from agents.training.options import SFTOptions
 from segenv import render
 
 SUMMARY = "sft.json"
+CPU_ROWS = 4  # at a time on a CPU, at most: activations of more fall out of its caches
 
 
 class SFTExample(TypedDict):
@@ -122,7 +123,9 @@ def check_options(options: SFTOptions) -> None:
 
 def _arguments(state: Path, options: SFTOptions) -> SFTConfig:
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # of accelerate; the batch is shared out among them
-    micro = options.micro_batch_size or max(1, options.batch_size // processes)
+    whole = max(1, options.batch_size // processes)
+    usual = whole if torch.cuda.is_available() else max(k for k in range(1, CPU_ROWS + 1) if whole % k == 0)
+    micro = options.micro_batch_size or usual
     if options.batch_size % (micro * processes):
         parts = f"micro_batch_size {micro}" + f" on {processes} devices" * (processes > 1)
         raise ValueError(f"batch_size {options.batch_size} is no multiple of {parts}")

@@ -194,7 +194,7 @@ class TrainerOptions:
     gradient_checkpointing: bool = False
     """recompute activations, for large models"""
     micro_batch_size: CountOrNone = 0
-    """rows at a time on one device; 0 is the whole batch"""
+    """rows at a time on one device; 0 is the whole batch, or on a CPU four"""
     warmup: Share = 0.05
     """part of all steps"""
     weight_decay: NotNegative = 0.0

@@ -67,7 +67,7 @@ class Args:
     where none of the annotator's later clicks gains"""
     rollout_tasks: Count = 400
     """training tasks that the policy plays in each round"""
-    samples: Count = 3
+    samples: Count = 2
     """rollouts of each of those tasks: more show more of the policy's mistakes in the same scenes"""
     temperature: NotNegative = 1.0
     """of those rollouts; evaluation is greedy"""
@@ -76,7 +76,7 @@ class Args:
     sft_steps: CountOrNone | None = None
     """optimiser steps from the agent to S_0; by default 600, but 0 (S_0 is the agent) for the embedded model on
     synthetic data, on which the embedded model was trained"""
-    round_steps: Count = 300
+    round_steps: Count = 200
     """optimiser steps to each S_n"""
     batch_rows: Count = 32
     """examples an optimiser step"""
