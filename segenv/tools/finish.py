@@ -19,20 +19,23 @@ class Finish:
     """GrabCut between what a tool is sure of (`refine=grabcut`), in a window of the image scaled to at most `size` px.
 
     A pixel is certain where its probability lies beyond `certain` or 1 - `certain` and it is farther from the edge of
-    the tool's mask than `depth` times the radius of a disc of that mask's area, and than `band`. Clicks lead the cut as
+    the mask that the cut begins with, the tool's, than `depth` times the radius of a disc of its area, and than `band`.
+    Clicks lead the cut as
     in `segenv.tools.grabcut.labels_of`, with `seed` and `reach`. Each clicked pixel has its click's sign. Nothing
     outside a box stays, unless a positive click lies there; from a box alone, the tool's mask stays where the cut loses
-    more than half of it. All these lengths are in image diagonals.
+    more than half of it. `band`, `seed`, `reach`, `margin` and `least` are in image diagonals.
 
     The window holds what may be object, and `margin` around it: beyond it all is certain background. It is scaled to at
-    most `pixels`, so that a small object is cut at a finer scale. With a box or a given mask it is the whole image.
+    most `pixels` of them, so that a small object is cut at a finer scale. With a box or a given mask it is the whole
+    image.
 
     A mask that has settled (from click number `settled` on) changes only around the last click: within `spread` times
-    that click's depth in what it corrects. From click number `local` on the cut begins with that mask, in a window of
-    half again that size, and of `least` at least, with a seed no wider than that depth. To a mask that was given, the
-    last click only adds, or from it only takes away, as its sign says, within `given` times its depth; its seed and its
-    reach are at most `near` times that depth. The constants were chosen on VGG_iseg, `given` and `near` on
-    synthetic:train.
+    that click's depth in what it corrects. From click number `local` on the cut begins with that mask, in the square
+    of 1.5 times that distance around the click, and of `least` at least, with a seed no wider than that depth.
+
+    To a mask that was given, the last click only adds, or from it only takes away, as its sign says, within `given`
+    times its depth; its seed and its reach are at most `near` times that depth. The constants were chosen on VGG_iseg,
+    `given` and `near` on synthetic:train.
     """
 
     size: int = 320
@@ -97,15 +100,18 @@ class Finish:
 
     def _around(self, click: Click, far: float, shape: tuple[int, int], scaled: tuple[int, int]) -> Window:
         """The window of what lies within `far` pixels of a click, on the image of `shape`, in the scaled image."""
-        scale = scaled[1] / shape[1]
-        half = scale * max(far, self.least * math.hypot(*shape))
-        places = zip((click.y * scale, click.x * scale), scaled, strict=True)
-        rows, columns = (slice(max(int(at - half), 0), min(math.ceil(at + half + 1), size)) for at, size in places)
+        half = max(far, self.least * math.hypot(*shape))
+        [((x, y), _)] = places_of([click], shape, scaled)
+        sides = ((y, *shape[:1], *scaled[:1]), (x, *shape[1:], *scaled[1:]))
+        rows, columns = (
+            slice(max(int(at - half * new / old), 0), min(math.ceil(at + half * new / old + 1), new))
+            for at, old, new in sides
+        )
         return rows, columns
 
     def _certain(self, logits: np.ndarray, start: np.ndarray, area: float, diagonal: float) -> np.ndarray:
-        """int8 of the logits' shape: 1 certain object, -1 certain background, 0 neither; `start` (bool) is the tool's
-        mask, of `area` pixels in the whole image, whose diagonal is given."""
+        """int8 of the logits' shape: 1 certain object, -1 certain background, 0 neither; the cut begins with the mask
+        `start` (bool), and the tool's has `area` pixels in the whole image, whose diagonal is given."""
         limit = max(self.band * diagonal, self.depth * math.sqrt(area / math.pi))
         sure = math.log(self.certain / (1 - self.certain))
         certain = np.zeros(logits.shape, np.int8)

@@ -291,7 +291,7 @@ class SamTool(PromptedSam):
         self.fingerprint = "|".join(
             ("sam", self.family, weights_hash(model, _facts(model.config.to_dict())), str((*self.mean, *self.std)))
             + (dtype, self.device.type, self.cache.precision)
-            + ((str(self.finish.size),) if self.finish else ())
+            + ((repr(self.finish),) if self.finish else ())
         )
         options = {"dtype": (dtype, "float32"), "multimask": (multimask, "first"), "refine": (refine, usual)}
         given = [f"{key}={value}" for key, (value, default) in options.items() if value != default]

@@ -48,7 +48,7 @@ class SegmentAnythingTool(PromptedSam):
         self.fingerprint = "|".join(
             ("segment-anything", weights_hash(model, f"{model} {self.side}"), str((*self.mean, *self.std)))
             + (self.device.type, self.cache.precision)
-            + ((str(self.finish.size),) if self.finish else ())
+            + ((repr(self.finish),) if self.finish else ())
         )
 
     def __reduce__(self) -> tuple:

@@ -11,6 +11,7 @@ import pytest
 
 from segenv import metrics
 from segenv.tools.finish import Finish
+from segenv.tools.grabcut import places_of, shrink
 from segenv.types import Click, Prompt
 
 SHAPE = (240, 320)
@@ -81,14 +82,39 @@ def test_the_cut_begins_with_the_mask_that_has_settled() -> None:
 
 
 @pytest.mark.parametrize("x, y", [(0, 0), (319, 0), (0, 239), (319, 239)])
-def test_corners_of_the_image_can_be_clicked(x: int, y: int) -> None:
-    target, finish = blob(160, 120, 50), Finish()
-    logits, image = coarse_logits(target), picture(target)
-    for number in (1, 3, 5):
-        clicks = (*(Click(150 + k, 120) for k in range(number - 1)), Click(x, y, positive=number == 1))
-        before = None if number == 1 else target
-        found = finish.mask(image, logits, Prompt(clicks, mask=before, logits=None if number == 1 else logits), SHAPE)
-        assert found[y, x] == (number == 1) and found.shape == SHAPE
+@pytest.mark.parametrize("number", [1, 3, 5])
+def test_corners_of_the_image_can_be_clicked(x: int, y: int, number: int) -> None:
+    middle, corner, finish = blob(160, 120, 50), blob(x, y, 40), Finish()
+    logits, image = coarse_logits(middle | corner), picture(middle | corner)
+    clicks = (*(Click(150 + k, 120) for k in range(number - 1)), Click(x, y))
+    prompt = Prompt(clicks) if number == 1 else Prompt(clicks, mask=middle, logits=logits)
+    found = finish.mask(image, logits, prompt, SHAPE)
+    assert found[y, x] and metrics.iou(corner, found & ~blob(160, 120, 70)) > 0.9
+
+
+@pytest.mark.parametrize("shape", [(2000, 3), (2000, 2), (1000, 4), (3000, 23), (3, 2000), (1, 900), (900, 1), (2, 2)])
+@pytest.mark.parametrize("number", [1, 3, 5, 7])
+def test_thin_images_are_finished(shape: tuple[int, int], number: int) -> None:
+    small = shrink(np.random.default_rng(2).integers(0, 255, (*shape, 3), np.uint8), Finish().size)
+    logits = np.random.default_rng(number).normal(0, 8, small.shape[:2]).astype(np.float32)
+    before = np.zeros(shape, bool)
+    before[: shape[0] // 2 + 1, : shape[1] // 2 + 1] = True
+    places = np.random.default_rng(5).integers(0, shape, (number, 2)).tolist()
+    clicks = tuple(Click(x, y, positive=not before[y, x]) for y, x in places)
+    prompt = Prompt(clicks) if number == 1 else Prompt(clicks, mask=before, logits=logits)
+    found = Finish().mask(small, logits, prompt, shape)
+    assert found.shape == shape and all(found[click.y, click.x] == click.positive for click in clicks[-1:])
+
+
+@pytest.mark.parametrize("shape", [(2000, 3), (3, 2000), (480, 640), (1, 900), (900, 1)])
+def test_a_window_around_a_click_holds_it(shape: tuple[int, int]) -> None:
+    finish = Finish()
+    scaled = shrink(np.zeros((*shape, 3), np.uint8), finish.size).shape[:2]
+    for y, x in ((0, 0), (shape[0] - 1, shape[1] - 1), (shape[0] // 2, shape[1] // 2)):
+        rows, columns = finish._around(Click(x, y), 0.0, shape, scaled)
+        [((at_x, at_y), _)] = places_of([Click(x, y)], shape, scaled)
+        assert rows.start <= at_y < rows.stop <= scaled[0] and columns.start <= at_x < columns.stop <= scaled[1]
+        assert rows.stop - rows.start <= 2 * finish.least * math.hypot(*shape) * scaled[0] / shape[0] + 3
 
 
 def test_an_empty_and_a_full_mask_are_finished() -> None:
