@@ -285,7 +285,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(tmp_path, capsys):
     flags = ["--dry-run", "--agent", "mllm:untrained", "--tool", "disc", "--rounds", "2", "--start-from", "previous"]
     assert main([*flags, "--out", str(tmp_path / "run")]) == 0
     plan = capsys.readouterr().out
-    assert "S_0: 600 steps" in plan and "S_2: 300 steps of 32 rows from S_1 on D_0 + D_2" in plan
+    assert "S_0: 600 steps" in plan and "S_2: 200 steps of 32 rows from S_1 on D_0 + D_2" in plan
     assert list(tmp_path.iterdir()) == []
 
 
