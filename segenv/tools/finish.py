@@ -20,10 +20,9 @@ class Finish:
 
     A pixel is certain where its probability lies beyond `certain` or 1 - `certain` and it is farther from the edge of
     the mask that the cut begins with, the tool's, than `depth` times the radius of a disc of its area, and than `band`.
-    Clicks lead the cut as
-    in `segenv.tools.grabcut.labels_of`, with `seed` and `reach`. Each clicked pixel has its click's sign. Nothing
-    outside a box stays, unless a positive click lies there; from a box alone, the tool's mask stays where the cut loses
-    more than half of it. `band`, `seed`, `reach`, `margin` and `least` are in image diagonals.
+    Clicks lead the cut as in `segenv.tools.grabcut.labels_of`, with `seed` and `reach`. Each clicked pixel has its
+    click's sign. Nothing outside a box stays, unless a positive click lies there; from a box alone, the tool's mask
+    stays where the cut loses more than half of it. `band`, `seed`, `reach`, `margin`, `least` are in image diagonals.
 
     The window holds what may be object, and `margin` around it: beyond it all is certain background. It is scaled to at
     most `pixels` of them, so that a small object is cut at a finer scale. With a box or a given mask it is the whole
@@ -58,24 +57,20 @@ class Finish:
         """The finished mask, bool [height, width] of `shape`, from the scaled image, uint8 [h, w, 3], the tool's logits
         on it, float32 [h, w], and the prompt that they answer."""
         before, clicks, given = prompt.mask, prompt.clicks, prompt.logits is None
-        whole = (slice(0, logits.shape[0]), slice(0, logits.shape[1]))
         if before is None or not clicks or not before.any() or not (given or len(clicks) >= self.settled):
-            window = whole if prompt.box is not None else self._window(logits, prompt, shape)
-            mask = self._cut(image, logits, prompt, shape, window)
+            mask = self._cut(image, logits, prompt, shape, self._window(logits, prompt, shape))
         else:
-            click = clicks[-1]
+            click, start, seed, reach = clicks[-1], None, math.inf, math.inf
             wrong = before == (not click.positive)
             depth = float(cv2.distanceTransform(wrong.view(np.uint8), cv2.DIST_L2, 5)[click.y, click.x])
             far, share = (self.given if given else self.spread) * depth, depth / math.hypot(*shape)
             if given:
-                after = self._cut(image, logits, prompt, shape, whole, self.near * share, self.near * share)
-            elif prompt.box is not None:
-                after = self._cut(image, logits, prompt, shape, whole)
-            elif len(clicks) < self.local:
-                after = self._cut(image, logits, prompt, shape, self._window(logits, prompt, shape))
+                window, seed, reach = _whole(logits), self.near * share, self.near * share
+            elif prompt.box is None and len(clicks) >= self.local:
+                window, seed, start = self._around(click, 1.5 * far, shape, logits.shape), share, before
             else:
-                window = self._around(click, 1.5 * far, shape, logits.shape)
-                after = self._cut(image, logits, prompt, shape, window, share, start=before)
+                window = self._window(logits, prompt, shape)
+            after = self._cut(image, logits, prompt, shape, window, seed, reach, start)
             rows, columns = np.ogrid[: shape[0], : shape[1]]
             changes = (rows - click.y) ** 2 + (columns - click.x) ** 2 <= far**2
             if given:
@@ -86,7 +81,9 @@ class Finish:
         return mask
 
     def _window(self, logits: np.ndarray, prompt: Prompt, shape: tuple[int, int]) -> Window:
-        """The window of all that may be object, and of the clicks."""
+        """The window of all that may be object, and of the clicks; with a box the whole image."""
+        if prompt.box is not None:
+            return _whole(logits)
         step = -(-max(logits.shape) // COARSE)
         coarse = logits[::step, ::step]
         may_be = self._certain(coarse, coarse > 0, float((coarse > 0).sum()), math.hypot(*coarse.shape)) >= 0
@@ -102,12 +99,11 @@ class Finish:
         """The window of what lies within `far` pixels of a click, on the image of `shape`, in the scaled image."""
         half = max(far, self.least * math.hypot(*shape))
         [((x, y), _)] = places_of([click], shape, scaled)
-        sides = ((y, *shape[:1], *scaled[:1]), (x, *shape[1:], *scaled[1:]))
-        rows, columns = (
-            slice(max(int(at - half * new / old), 0), min(math.ceil(at + half * new / old + 1), new))
-            for at, old, new in sides
-        )
-        return rows, columns
+
+        def side(at: int, old: int, new: int) -> slice:
+            return slice(max(int(at - half * new / old), 0), min(math.ceil(at + half * new / old + 1), new))
+
+        return side(y, shape[0], scaled[0]), side(x, shape[1], scaled[1])
 
     def _certain(self, logits: np.ndarray, start: np.ndarray, area: float, diagonal: float) -> np.ndarray:
         """int8 of the logits' shape: 1 certain object, -1 certain background, 0 neither; the cut begins with the mask
@@ -132,26 +128,26 @@ class Finish:
     ) -> np.ndarray:
         """The cut of a window, bool [height, width] of `shape`, with seeds and a reach no larger than these; it begins
         with the mask `start` (bool of `shape`), by default with the tool's."""
-        box, clicks, tall = prompt.box, prompt.clicks, logits.shape
+        box, clicks, scaled = prompt.box, prompt.clicks, logits.shape
         if box is not None and any(click.positive and not _holds(box, click) for click in clicks):
             box = None
-        area, found = float((logits > 0).sum()), np.zeros(tall, np.uint8)
+        area, found = float((logits > 0).sum()), np.zeros(scaled, np.uint8)
         height, width = found[window].shape
         scale = min(1.0, math.sqrt(self.pixels / (height * width)))
         small = (max(round(height * scale), 1), max(round(width * scale), 1))
         logits = _scaled(logits[window], small, cv2.INTER_LINEAR)
         begin = logits > 0
         if start is not None:
-            share = cv2.resize(start.astype(np.float32), tall[::-1], interpolation=cv2.INTER_AREA).reshape(tall)
+            share = cv2.resize(start.astype(np.float32), scaled[::-1], interpolation=cv2.INTER_AREA).reshape(scaled)
             begin = _scaled(share[window], small, cv2.INTER_AREA) >= 0.5
         outside = None if box is None else _outside(box, shape, small)
         if outside is not None:
             begin[outside] = False
-        diagonal = math.hypot(*tall) * scale
+        diagonal = math.hypot(*scaled) * scale
         certain = self._certain(logits, begin, area * scale**2, diagonal)
         if outside is not None:
             certain[outside] = -1
-        places = _inside(places_of(clicks, shape, tall), window, small)
+        places = _inside(places_of(clicks, shape, scaled), window, small)
         reach = diagonal * min(self.reach, reach) / math.sqrt(max(len(clicks), 1))
         labels = labels_of(begin, places, reach, diagonal * min(self.seed, seed), certain)
         piece = cut(_scaled(image[window], small, cv2.INTER_AREA), labels, begin, places, self.iterations)
@@ -171,16 +167,20 @@ def _scaled(array: np.ndarray, shape: tuple[int, int], interpolation: int) -> np
     return cv2.resize(array, shape[::-1], interpolation=interpolation).reshape(*shape, *array.shape[2:])
 
 
+def _whole(logits: np.ndarray) -> Window:
+    """The window of the whole image."""
+    return slice(0, logits.shape[0]), slice(0, logits.shape[1])
+
+
 def _inside(places: list[Place], window: Window, shape: tuple[int, int]) -> list[Place]:
     """The places in the window, on its scaled image of `shape`."""
     rows, columns = window
-    (height, width), found = shape, []
-    for (x, y), positive in places:
-        if rows.start <= y < rows.stop and columns.start <= x < columns.stop:
-            x = int((x - columns.start + 0.5) * width / (columns.stop - columns.start))
-            y = int((y - rows.start + 0.5) * height / (rows.stop - rows.start))
-            found.append(((min(x, width - 1), min(y, height - 1)), positive))
-    return found
+    clicks = [
+        Click(x - columns.start, y - rows.start, positive)
+        for (x, y), positive in places
+        if rows.start <= y < rows.stop and columns.start <= x < columns.stop
+    ]
+    return places_of(clicks, (rows.stop - rows.start, columns.stop - columns.start), shape)
 
 
 def _holds(box: Box, click: Click) -> bool:
