@@ -13,6 +13,7 @@ from agents.tiny.model import (
     refine,
     resize,
     save,
+    stretch,
     tokenizer,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "refine",
     "resize",
     "save",
+    "stretch",
     "tokenizer",
 ]

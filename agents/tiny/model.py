@@ -268,6 +268,20 @@ def deepen(
     return _loaded(deeper, deeper.state_dict() | model.state_dict(), model)
 
 
+@torch.no_grad()
+def stretch(
+    model: transformers.LlavaForConditionalGeneration, theta: float
+) -> transformers.LlavaForConditionalGeneration:
+    """The model with rotary positions of base `theta` (RoPE, Su et al. 2021), all weights kept. The larger it is, the
+    more pairs of a head's numbers hardly turn over an image's tokens, so that a reply can find one of these by what it
+    holds, wherever it is. Outputs change, and take some hundred steps of training to come back."""
+    config: Any = copy.deepcopy(model.config)
+    if not theta > 1:
+        raise ValueError(f"theta is {theta:g}; expected more than 1 (models of this size begin with 10000)")
+    config.text_config.rope_parameters["rope_theta"] = float(theta)
+    return _loaded(transformers.LlavaForConditionalGeneration(config), model.state_dict(), model)
+
+
 def _loaded(
     new: transformers.LlavaForConditionalGeneration,
     weights: Mapping[str, torch.Tensor],

@@ -8,7 +8,7 @@ patch the object covers, and the digits of the place in it that the reply names,
 tokens alone, a model of this size learns to ground words only after a long plateau.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +27,7 @@ IGNORED = -100
 ROWS, CACHED = 8, 8 * 384**2  # rows and products of attention that a CPU takes at a time: more fall out of its caches
 GROUNDING_LAYERS = 3  # before the heads on image tokens, at most; one layer at least comes after, and reads the tokens
 PLACE = 1 + 4 * 10  # whether a patch holds a place that the reply names, and its four digits
+LOOK_WEIGHT = 1.0
 UNITS_WEIGHT = 0.1  # of a coordinate's last digit, which is noise to a model of this size
 
 
@@ -124,6 +125,9 @@ class Collator:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.image_tokens = (processor.image_processor.size["height"] // processor.patch_size) ** 2
+        vocabulary = processor.tokenizer.get_vocab()
+        self.digits = frozenset(vocabulary[character] for character in "0123456789.")
+        self.line = processor.tokenizer("\n", add_special_tokens=False)["input_ids"][-1]
         self.prompt_ids = lru_cache(maxsize=4096)(self._prompt_ids)
 
     def _prompt_ids(self, instruction: str) -> list[int]:
@@ -166,11 +170,27 @@ class Collator:
         batch["clicks"] = torch.tensor([question.click for question in questions])
         batch["fine"] = torch.from_numpy(np.stack([question.fine for question in questions]))
         batch["places"] = torch.from_numpy(np.stack([question.places for question in questions]))
+        if any(question.looks for question in questions):
+            batch["looks"] = self._looks(questions, [texts[k][0].tolist() for k in order])
         columns = zip(*(texts[k] for k in order), strict=True)
         padded = (nn.utils.rnn.pad_sequence(list(column), batch_first=True) for column in columns)
         ids, labels, weights, attention = padded
         labels = labels.masked_fill(weights == 0, IGNORED)
         return batch | {"ids": ids, "labels": labels, "weights": weights, "attention": attention}
+
+    def _looks(self, questions: Sequence[Question], texts: Sequence[list[int]]) -> torch.Tensor:
+        """The image token to look at from each token [Q, T], -1 where from none: while a place is written, that of the
+        place. The first begins with its line, others with their first number; each ends with what follows its second.
+        """
+        looks = torch.full((len(texts), max(map(len, texts))), -1)
+        for row, (question, tokens) in enumerate(zip(questions, texts, strict=True)):
+            if question.looks:
+                numbers = runs(tokens, self.digits)[-2 * len(question.looks) :]
+                lines = [k for k in range(numbers[0][0]) if tokens[k] == self.line]
+                starts = [lines[-1] if lines else numbers[0][0] - 1, *(first - 1 for first, _ in numbers[2::2])]
+                for patch, start, (_, stop) in zip(question.looks, starts, numbers[1::2], strict=True):
+                    looks[row, start:stop] = patch
+        return looks
 
     def _text(self, question: Question) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Tokens of the prompt and the reply, labels and weights (of the prompt 0), and ones."""
@@ -178,6 +198,12 @@ class Collator:
         reply, weights = self._reply_ids(question.reply)
         ids, nothing = torch.tensor(prompt + reply), [0] * len(prompt)
         return ids, torch.tensor(nothing + reply), torch.tensor(nothing + weights), torch.ones_like(ids)
+
+
+def runs(tokens: Sequence[int], digits: Collection[int]) -> list[tuple[int, int]]:
+    """Where runs of digits start and stop."""
+    changes = np.flatnonzero(np.diff([False, *(token in digits for token in tokens), False]))
+    return list(zip(changes[::2].tolist(), changes[1::2].tolist(), strict=True))
 
 
 def pixels(pictures: torch.Tensor) -> torch.Tensor:
@@ -190,14 +216,24 @@ def encode_images(model: Any, pictures: torch.Tensor) -> torch.Tensor:
     return model.model.vision_tower(pixels(pictures), output_hidden_states=True).hidden_states[-1]
 
 
+def guided_layers(model: Any) -> range:
+    """The layers of the language model whose first head is taught where to look: those that come after the heads on
+    image tokens, but for the last, which writes what they read; the last where there is no other."""
+    layers = model.config.text_config.num_hidden_layers
+    first = min(GROUNDING_LAYERS, layers - 1)
+    return range(first, max(first + 1, layers - 1))
+
+
 def forward_text(
     model: Any, features: torch.Tensor, batch: dict[str, torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits [T, vocabulary] of all T tokens of the replies, row by row, and the image tokens [Q, N, width] after
-    `GROUNDING_LAYERS` layers. Rows are of rising length, and a CPU takes them a few at a time, with little padding."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits [T, vocabulary] of all T tokens of the replies, row by row, the image tokens [Q, N, width] after
+    `GROUNDING_LAYERS` layers, and the attention [L, K] that the guided heads pay to the image tokens that they should
+    look at (`looks` of the batch, with eager attention; [0, 0] without). Rows are of rising length, and a CPU takes
+    them a few at a time, with little padding."""
     projected = model.model.multi_modal_projector(features)
-    lengths, logits, tokens = batch["attention"].sum(1), [], []
-    before = min(GROUNDING_LAYERS, model.config.text_config.num_hidden_layers - 1)
+    lengths, logits, tokens, attended = batch["attention"].sum(1), [], [], []
+    guided = guided_layers(model)
     size = len(lengths)
     if projected.device.type == "cpu":
         size = min(ROWS, max(2, CACHED // int(lengths.max()) ** 2))
@@ -208,10 +244,22 @@ def forward_text(
         embedded = model.get_input_embeddings()(ids)
         embedded = embedded.masked_scatter(image[..., None], projected[batch["which"][rows]].to(embedded.dtype))
         # no attention mask: the padding comes last, where no token before it sees it
-        out = model.model.language_model(inputs_embeds=embedded, output_hidden_states=True, use_cache=False)
+        out = model.model.language_model(
+            inputs_embeds=embedded, output_hidden_states=True, use_cache=False, output_attentions="looks" in batch
+        )
         logits.append(model.lm_head(out.last_hidden_state[:, :-1][labels[:, 1:] != IGNORED]))
-        tokens.append(out.hidden_states[before][image].view(len(ids), -1, embedded.shape[-1]))
-    return torch.cat(logits), torch.cat(tokens)
+        if "looks" in batch:
+            row, place = (batch["looks"][rows, :longest] >= 0).nonzero(as_tuple=True)
+            there = image.int().argmax(1)[row] + batch["looks"][rows, :longest][row, place]
+            attended.append(torch.stack([out.attentions[k][row, 0, place, there] for k in guided]))
+        tokens.append(out.hidden_states[guided[0]][image].view(len(ids), -1, embedded.shape[-1]))
+    looks = torch.cat(attended, 1) if attended else logits[0].new_zeros(0, 0)
+    return torch.cat(logits), torch.cat(tokens), looks
+
+
+def look_loss(attention: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of attention to what it should look at; 0 where that is nothing."""
+    return -(attention.float() + 1e-6).log().sum() / max(1, attention.numel())
 
 
 def reply_loss(logits: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -44,6 +44,7 @@ class Question:
     # [N, 5] int64: whether the reply names a click or a vertex in the patch, and two leading digits of each of the
     # coordinates of that place, or else of the patch's middle
     places: np.ndarray
+    looks: tuple[int, ...] = ()  # the patches of the places that the reply names, in its order
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,7 +239,9 @@ class ClickExamples:
         if isinstance(action, Click):
             click = self._patch(action.x, action.y, task)
             places[click] = [1, *self._digits(action, task)]
-        return Question(picture, task.instruction, reply, shares, click, iou, fine_shares(target, self.grid), places)
+        fine = fine_shares(target, self.grid)
+        looks = (click,) if click >= 0 else ()
+        return Question(picture, task.instruction, reply, shares, click, iou, fine, places, looks)
 
     def _patch(self, x: int, y: int, task: Task) -> int:
         """The index of the patch that holds a pixel."""
@@ -253,6 +256,10 @@ class ClickExamples:
         size = (self.grid, self.grid)
         return cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA).ravel()
 
+    def _outline(self, task: Task) -> list[np.ndarray]:
+        """The rings whose vertices are labels of the patches that they lie in."""
+        return list(OUTLINES.outline(object_of(task.target), RATIO).rings)
+
     def _labels(self, scene: scenes.Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """An example's `patches`, `layout`, `vertices` and `objects`."""
         tasks = [self._task(scene, k, "") for k in range(len(scene.objects))]
@@ -261,7 +268,7 @@ class ClickExamples:
         shares = squares.mean(2)
         patches = np.where(shares.max(0) > 0.15, shares.argmax(0) + 1, 0)
         layout = squares[shares.argmax(0), np.arange(len(patches))]
-        rings = [ring for target in targets for ring in OUTLINES.outline(target, RATIO).rings]
+        rings = [ring for task in tasks for ring in self._outline(task)]
         vertices = vertex_places(rings, tasks[0], self.grid, OUTLINES.dialect.frame)
         table = np.zeros((MAX_OBJECTS + 1, 2 + len(KINDS) + 4), np.int64)
         nothing = np.zeros(scene.instances.shape, bool)

@@ -18,7 +18,17 @@ from agents.training.click_examples import (
     Mixture,
     Question,
 )
-from agents.training.patch_labels import FINE, RATIO, fine_shares, vertex_places
+from agents.training.patch_labels import (
+    FINE,
+    OUTLINES,
+    RATIO,
+    ROWS,
+    fine_shares,
+    patches_of,
+    thousandths,
+    vertex_places,
+    vertices_on_rows,
+)
 from segenv import queries, render
 from segenv.codec import polygons
 from segenv.data.synthetic.scenes import Scene
@@ -38,7 +48,7 @@ TOKENS = ("],[", "]],[[", "[[[", "]]]", "], [0.", "]], [[0.", "[[[0.", ", 0.", "
 class PolygonExamples(ClickExamples):
     """Makes example i from i, the seed and the mixture, whose `first` is the number of questions about a scene.
 
-    `codec` is a polygon codec's spec; `vertices`, `ratio` and `order` are as for `format_rings`.
+    `codec` is a polygon codec's spec; `vertices`, `ratio`, `order` and `rows` are as for `format_rings`.
     """
 
     def __init__(
@@ -48,12 +58,14 @@ class PolygonExamples(ClickExamples):
         vertices: int = VERTICES,
         ratio: float = RATIO,
         order: str = "canonical",
+        rows: bool = False,
         **how: Any,
     ) -> None:
         super().__init__(mixture, **how)
         if order not in ORDERS:
             raise ValueError(f"order is {order!r}; expected one of {', '.join(ORDERS)}")
         self.polygon_codec, self.vertices, self.ratio, self.order = polygons.make(codec), vertices, ratio, order
+        self.rows = rows
 
     def __getitem__(self, i: int) -> ClickExample:
         scene, named, rng, _ = self._named_scene(i)
@@ -76,19 +88,25 @@ class PolygonExamples(ClickExamples):
             prompt_type, output_type = list(QUERY_SHARES)[int(rng.choice(len(weights), p=weights / weights.sum()))]
         query = queries.query(task, self.polygon_codec, prompt_type, output_type, style="instruction")
         if output_type == "mask":
-            reply = format_rings(task, self.polygon_codec, self.vertices, self.ratio, self.order, rng)
+            reply = format_rings(task, self.polygon_codec, self.vertices, self.ratio, self.order, rng, self.rows)
         else:
             reply = queries.reply(query, self.polygon_codec)
         covered = self._shares(task.target)
         shares = np.stack([covered, covered, np.zeros_like(covered)])
         starts = output_type == "mask" and self.order in ("canonical", "reversed")
-        rows, columns = np.nonzero(task.target)  # the first is the topmost vertex, at which canonical rings start
-        first = self._patch(int(columns[0]), int(rows[0]), task) if starts and len(rows) else -1
         fine = fine_shares(object_of(task.target), self.grid)
         drawn = self.polygon_codec.parse(reply, task)  # as the reply writes it
         rings = list(drawn.rings) if isinstance(drawn, Polygons) else []
+        looks = patches_of(np.concatenate(rings), task, self.grid).tolist() if rings else []
+        first = looks[0] if starts and rings else -1
         places = vertex_places(rings, task, self.grid, self.polygon_codec.dialect.frame)
-        return Question(0, query.prompt, reply, shares, first, 0.0, fine, places)
+        return Question(0, query.prompt, reply, shares, first, 0.0, fine, places, tuple(looks))
+
+    def _outline(self, task: Task) -> list[np.ndarray]:
+        if not self.rows:
+            return super()._outline(task)
+        outline = OUTLINES.outline(object_of(task.target)).rings
+        return vertices_on_rows(outline, thousandths(OUTLINES.dialect.frame, task), ROWS)
 
 
 def format_rings(
@@ -98,15 +116,24 @@ def format_rings(
     ratio: float = RATIO,
     order: str = "canonical",
     rng: np.random.Generator | None = None,
+    rows: bool = False,
 ) -> str:
     """Format the polygons of a task's target as a reply: simplified by `ratio` of each ring's length, so that the
     corners stay and not the steps of a slanted edge; and where that still takes more than `vertices`, the best polygons
     within that number (one rectangle where that is too few).
 
+    With `rows` vertices are where the outline crosses 20, 10 or 5 rows of the image, the most at which they are few
+    enough, and just inside its top and bottom. Then the next vertex can be foreseen but for its x, which one look at
+    the image tells; which corner of a disc is a vertex, nothing does. Where five rows give too many, it is the corners.
+
     A ring's vertices are in `order`: counterclockwise on the screen from the topmost one (canonical), reversed, from a
     random one, or shuffled.
     """
     rings = list(codec.outline(object_of(task.target), ratio=ratio).rings)
+    if rows:
+        whole, scale = codec.outline(object_of(task.target)).rings, thousandths(codec.dialect.frame, task)
+        found = (vertices_on_rows(whole, scale, ROWS * step) for step in (1, 2, 4))
+        rings = next((some for some in found if 0 < sum(map(len, some)) <= vertices), rings)
     if rings:
         rings = fit(rings, lambda candidates: sum(map(len, candidates)) <= max(4, vertices), codec.union)
     if order == "reversed":

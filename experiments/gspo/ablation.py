@@ -235,7 +235,7 @@ def _protocol(args: Args, chosen: Sequence[Arm]) -> dict[str, Any]:
             "intervals": ablation.INTERVALS,
             "between seeds": "the order of tasks and the replies drawn in training differ; the policy of the start, "
             "the held-out tasks and the seeds of their drawn replies are the same",
-            "+ SFT": "learns outlines by name, of --vertices and --ratio, not the mixture of the start, "
+            "+ SFT": "learns outlines by name, of --vertices, --rows and --ratio, not the mixture of the start, "
             "without dense losses; at a constant rate of its own, --sft-learning-rate",
             **kept,
         }

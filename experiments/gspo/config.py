@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from agents.training.options import GSPOOptions, SFTOptions, processes
-from agents.training.polygon_examples import RATIO, VERTICES
+from agents.training.polygon_examples import RATIO
 from experiments.common import config
 from experiments.common.config import InFolder, OutFolder, ProcessesOrNone, RunError, Seeds
 from segenv.ranges import Count, CountOrNone, Positive, Processes, Range
@@ -35,10 +35,13 @@ class Args:
     train: Annotated[GSPOOptions, tyro.conf.arg(name="")] = field(default_factory=GSPOOptions)
     sft_learning_rate: Positive = 2e-4
     """of the control"""
-    vertices: Annotated[int, Range(4)] = VERTICES
-    """of the polygons that the control learns from, at most; as in experiments.sft"""
+    vertices: Annotated[int, Range(4)] = 32
+    """of the polygons that the control learns from, at most; this and the next two as in experiments.sft, and by
+    default as tiny-polygon was taught"""
+    rows: bool = True
+    """whether these vertices are where outlines cross rows, or their corners"""
     ratio: Annotated[float, Range(0, below=1)] = RATIO
-    """by which these polygons are simplified; as in experiments.sft"""
+    """by which corners are simplified"""
     follow_links: bool = False
     """follow links in the data's folder to files outside it"""
     limit: Count = 100_000

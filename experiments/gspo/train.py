@@ -104,7 +104,8 @@ class QueryRows(Sequence):
         query = queries.query(task, codec, style=self.agent.prompt_style)
         row = {"image": self.agent.backend.sent(query.picture), "prompt": query.prompt}
         if self.args.method == "sft":
-            return {**row, "reply": format_rings(task, codec, self.args.vertices, self.args.ratio)}
+            reply = format_rings(task, codec, self.args.vertices, self.args.ratio, rows=self.args.rows)
+            return {**row, "reply": reply}
         ignored = ignored_of(task.target)
         target = {"size": [task.height, task.width], "counts": encode_mask(object_of(task.target))}
         return {**row, "target": target, "ignored": None if ignored is None else encode_mask(ignored)}

@@ -17,7 +17,7 @@ from experiments.common import config, trainer
 from experiments.common.cli import setting_up
 from experiments.common.config import RunError
 from experiments.sft.config import RESUMABLE, STAGES, VISION_STAGE, ClickArgs
-from experiments.sft.trainer import EvalState, LazyExamples, TinyTrainer, tiny_checkpoint
+from experiments.sft.trainer import EvalState, LazyExamples, TinyTrainer, stretched, tiny_checkpoint
 from segenv import codec, metrics, render, tools
 from segenv.data.synthetic.scenes import Synthetic
 from segenv.types import Click, Stop
@@ -41,14 +41,16 @@ class ClickTrainer(TinyTrainer):
 
     def fresh(self) -> tuple[Any, Any]:
         """The model to start from, and its processor."""
-        if self.args.base is not None:
-            args = self.args
-            model, processor, side = tiny_checkpoint(args.base, args.tokens, args.image_size, args.text_layers)
+        args = self.args
+        if args.base is not None:
+            larger = args.tokens, args.image_size, args.text_layers, args.rope_theta
+            model, processor, side = tiny_checkpoint(args.base, *larger)
             model.config.segenv = {"codec": CODEC, "prompt": "instruction", "image_size": [side, side]}
             return model, processor
-        sizes = {name: getattr(self.args, name) for name in SIZES}
-        size, layers = self.args.image_size or IMAGE_SIZE, self.args.text_layers or TEXT_LAYERS
-        return tiny.build(self.args.seed, image_size=size, text_layers=layers, **sizes)
+        sizes = {name: getattr(args, name) for name in SIZES}
+        size, layers = args.image_size or IMAGE_SIZE, args.text_layers or TEXT_LAYERS
+        model, processor = tiny.build(args.seed, image_size=size, text_layers=layers, **sizes)
+        return stretched(model, args.rope_theta), processor
 
     @cached_property
     def rollout(self) -> Rollout:

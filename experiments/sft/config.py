@@ -36,6 +36,9 @@ class CommonArgs:
     text_layers: CountOrNone = 0
     """Layers of the language model; a base with fewer gets more, which change nothing at first. 0: those of the base,
     or 4."""
+    rope_theta: Annotated[float, Range(0)] = 0.0
+    """The base of the language model's rotary positions: the larger, the better its replies find image tokens by what
+    these hold. 0: that of the base, or 10000."""
     seed: Seed = 0
     device: str | None = None
     """cuda where there is a GPU, otherwise cpu."""
@@ -107,6 +110,8 @@ class PolygonArgs(CommonArgs):
     """Douglas and Peucker's tolerance in parts of a ring's length: the more, the fewer vertices."""
     order: Literal["canonical", "reversed", "random-start", "random"] = "canonical"
     """How the vertices of a ring stand."""
+    rows: bool = False
+    """Vertices are where the outline crosses rows of the image, up to 20, and not its corners."""
     draw_steps: Count = 9_000
     cooldown: CountOrNone = 2_500
     """The last of these steps, in which the learning rate falls to zero."""

@@ -5,8 +5,9 @@
 starts from the embedded click policy, which knows where things are, gives its tokenizer one token for each frequent run
 of brackets, and trains on fresh scenes of `synthetic:train`: polygons by name, by box or by point, boxes by name, and
 empty lists for what is not there. Polygons are simplified by a ratio of their length, as SimpleSeg's. Departures: they
-have at most `--vertices`, and beside the loss of the reply there are dense ones on the image's tokens: where the object
-is, and which vertices. `--text-layers` gives the base more layers, which read those tokens.
+have at most `--vertices`, which may stand on `--rows`; and beside the loss of the reply there are dense ones: on the
+image's tokens, where the object is, and which vertices; and on attention, which of these tokens to read for the next
+vertex. `--text-layers` gives the base more layers, which read those tokens.
 """
 
 from functools import cached_property, partial
@@ -40,7 +41,8 @@ class PolygonTrainer(TinyTrainer):
     def fresh(self) -> tuple[Any, Any]:
         """The checkpoint's model, with tokens for polygons, and its processor."""
         args = self.args
-        model, processor, side = tiny_checkpoint(args.base, args.tokens, args.image_size, args.text_layers)
+        sizes = args.tokens, args.image_size, args.text_layers, args.rope_theta
+        model, processor, side = tiny_checkpoint(args.base, *sizes)
         new = [token for token in TOKENS if token not in processor.tokenizer.get_vocab()]
         tiny.extend(model, processor, new)
         longest = VERTEX_TOKENS * (self.args.vertices + 8)  # some more than it was taught
@@ -71,7 +73,7 @@ class PolygonTrainer(TinyTrainer):
         """The examples of the only stage."""
         args, side = self.args, self.model.config.segenv["image_size"][0]
         mixture, grid = Mixture(first=args.questions), side // self.processor.patch_size
-        polygon = (args.codec, args.vertices, args.ratio, args.order)
+        polygon = (args.codec, args.vertices, args.ratio, args.order, args.rows)
         return LazyExamples(partial(PolygonExamples, mixture, *polygon, image_size=side, grid=grid, seed=args.seed + 2))
 
     def reply_metrics(self, state: EvalState, text: str) -> dict[str, float]:

@@ -15,11 +15,19 @@ from agents import tiny
 from agents.backends.transformers import TransformersBackend, load
 from agents.mllm import EMBEDDED, parse
 from agents.tiny.vision_tower import VisionTowerConfig, fold
-from agents.training.auxiliary_heads import Collator, Heads, encode_images, forward_text, reply_loss
+from agents.training.auxiliary_heads import (
+    LOOK_WEIGHT,
+    Collator,
+    Heads,
+    encode_images,
+    forward_text,
+    look_loss,
+    reply_loss,
+)
 from agents.training.checkpoints import identity
 from agents.training.click_examples import ClickExample
 from experiments.common.config import RunError
-from experiments.common.trainer import Trainer, autocast, has_bfloat16
+from experiments.common.trainer import Trainer, autocast
 from experiments.sft.config import VISION_STAGE
 from segenv.checkpoints import CheckpointError, read_weights
 from segenv.types import Action, Task
@@ -63,8 +71,7 @@ class TinyTrainer(Trainer):
         torch.manual_seed(args.seed)
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         model, self.processor = self.fresh()
-        if device == "cpu" and has_bfloat16(device):
-            model.set_attn_implementation("eager")  # backwards, several times faster than fused attention in bfloat16
+        model.set_attn_implementation("eager")  # its weights are supervised
         self.collate = Collator(self.processor)
         heads = Heads(model.config.text_config.hidden_size)
         if args.base is not None:
@@ -112,10 +119,14 @@ class TinyTrainer(Trainer):
             features = encode_images(self.model, tensors["pictures"])
             loss, measures = self.heads.vision_loss(features, tensors)
             if self.stage(self.step)[0] != VISION_STAGE:
-                logits, tokens = forward_text(self.model, features, tensors)
+                logits, tokens, attention = forward_text(self.model, features, tensors)
                 grounding, more = self.heads.grounding_loss(tokens, tensors)
                 reply = reply_loss(logits, tensors)
                 loss = loss + 0.5 * grounding + reply
+                if attention.numel():
+                    looked = look_loss(attention)
+                    loss = loss + LOOK_WEIGHT * looked
+                    more |= {"look": float(looked.detach())}
                 measures |= more | {"reply": float(reply.detach())}
         return loss, measures
 
@@ -148,10 +159,12 @@ def keep_heads(heads: Heads, path: Path) -> None:
     heads.load_state_dict(own)
 
 
-def tiny_checkpoint(base: str, tokens: int = 0, image_size: int = 0, text_layers: int = 0) -> tuple[Any, Any, int]:
+def tiny_checkpoint(
+    base: str, tokens: int = 0, image_size: int = 0, text_layers: int = 0, rope_theta: float = 0.0
+) -> tuple[Any, Any, int]:
     """The model in float32 and the processor of a tiny checkpoint by folder or name: refined until images have at least
-    `tokens` along a side, enlarged while `image_size` is twice their pixels or more, resized to it, and deepened to
-    `text_layers`; and that side in pixels."""
+    `tokens` along a side, enlarged while `image_size` is twice their pixels or more, resized to it, deepened to
+    `text_layers`, and stretched to `rope_theta`; and that side in pixels."""
     try:
         model, processor = load(parse(base)[0] or EMBEDDED, "float32")
     except (ValueError, CheckpointError) as error:
@@ -183,4 +196,12 @@ def tiny_checkpoint(base: str, tokens: int = 0, image_size: int = 0, text_layers
             model = tiny.deepen(model, text_layers)
         except ValueError as error:
             raise RunError(f"base {base!r} cannot be deepened: {error}") from error
-    return model, processor, side
+    return stretched(model, rope_theta), processor, side
+
+
+def stretched(model: Any, rope_theta: float) -> Any:
+    """The model with rotary positions of another base, or as it is for 0."""
+    try:
+        return tiny.stretch(model, rope_theta) if rope_theta else model
+    except ValueError as error:
+        raise RunError(f"--rope-theta cannot be {rope_theta:g}: {error}") from error

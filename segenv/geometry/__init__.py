@@ -8,6 +8,7 @@ from segenv.geometry.polygons import (
     polygon_iou,
     polygon_ious,
     polygons_to_mask,
+    row_crossings,
     simplify,
 )
 from segenv.geometry.rasterize import PackedMask
@@ -25,5 +26,6 @@ __all__ = [
     "polygons_to_mask",
     "polygons_to_rle",
     "rle_to_polygons",
+    "row_crossings",
     "simplify",
 ]

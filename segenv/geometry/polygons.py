@@ -26,6 +26,7 @@ __all__ = [
     "polygon_iou",
     "polygon_ious",
     "polygons_to_mask",
+    "row_crossings",
     "simplify",
 ]
 
@@ -140,6 +141,29 @@ def simplify(polygons: Rings, tolerance: float = 0.0, ratio: float = 0.0) -> lis
     if not kept:
         kept = [cv2.boxPoints(cv2.minAreaRect(given[int(np.argmax(lengths))]))]
     return [ring.astype(np.float64) for ring in kept]
+
+
+def row_crossings(polygons: Rings, rows: Sequence[float] | np.ndarray, inset: float) -> list[np.ndarray]:
+    """The points at which rings cross `rows` (rising y, in pixels), in canonical order; of each ring also those `inset`
+    pixels below its top and above its bottom, or a sixth of its height where it is low, in place of rows nearer to
+    these than `inset`, which is more than 0. Rings that cross fewer than three times are left out."""
+    found, rows = [], np.asarray(rows, np.float64)
+    for ring in (np.asarray(ring, np.float64) for ring in polygons if len(ring)):
+        low, high = ring[:, 1].min(), ring[:, 1].max()
+        within = min(inset, (high - low) / 6)
+        between = rows[(rows > low + 2 * within) & (rows < high - 2 * within)]
+        ys = np.concatenate([[low + within], between, [high - within]])
+        after = np.roll(ring, -1, axis=0)
+        first = np.searchsorted(ys, np.minimum(ring, after)[:, 1], "right")
+        crossed = np.searchsorted(ys, np.maximum(ring, after)[:, 1], "right") - first
+        edges = np.repeat(np.arange(len(ring)), crossed)
+        nth = np.arange(len(edges)) - np.repeat(np.cumsum(crossed) - crossed, crossed)
+        falls = after[edges, 1] < ring[edges, 1]
+        y = ys[first[edges] + np.where(falls, crossed[edges] - 1 - nth, nth)]
+        step = after[edges] - ring[edges]
+        if len(edges) > 2:
+            found.append(np.stack([ring[edges, 0] + (y - ring[edges, 1]) / step[:, 1] * step[:, 0], y], axis=1))
+    return canonical(found)
 
 
 def fit(polygons: Rings, fits: Callable[[list[np.ndarray]], bool], union: bool = False) -> list[np.ndarray]:

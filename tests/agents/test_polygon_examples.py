@@ -72,6 +72,35 @@ def test_outlines_have_the_corners_that_they_need_and_no_more():
     assert rings.parse(format_rings(nothing, rings), nothing).rings == ()
 
 
+def test_vertices_on_rows_are_where_the_outline_crosses_them():
+    rings, likeness, on_rows = polygons.make("rings"), [], []
+    for i in range(12):
+        task = Synthetic("val")[i]
+        reply = format_rings(task, rings, 32, rows=True)
+        numbers = np.array(re.findall(r"[0-9]{3}", reply.split("\n")[1]), int).reshape(-1, 2)
+        assert len(numbers) <= 32
+        on_rows += (numbers[:, 1] % 50 == 25).tolist()
+        likeness.append(polygon_iou(rings.parse(reply, task).rings, task.target))
+        few = rings.parse(format_rings(task, rings, 12, rows=True), task).rings
+        assert sum(map(len, few)) <= 12
+    assert np.mean(likeness) > 0.85 and np.mean(on_rows) > 0.6, "the others are at the ends of the object's parts"
+    dot = np.zeros((100, 100), bool)
+    dot[41:44, 12:14] = True
+    task = Task("dot", np.zeros((100, 100, 3), np.uint8), dot, "it")
+    assert polygon_iou(rings.parse(format_rings(task, rings, rows=True), task).rings, dot) > 0.5, "between the rows"
+
+
+def test_a_patch_is_told_the_vertex_on_its_middle_row():
+    lessons = PolygonExamples(Mixture(first=3), vertices=40, rows=True, image_size=320, grid=20, seed=3)
+    middle = [y for i in range(4) for y in _rows_told(lessons[i].vertices)]
+    assert len(middle) > 100 and np.mean([y % 5 == 2 for y in middle]) > 0.7
+
+
+def _rows_told(places):
+    """Leading two digits of y of the vertices of patches; `places` are [N, 5]."""
+    return [10 * y + more for there, _, _, y, more in places.tolist() if there]
+
+
 def test_lessons_depend_on_their_number_and_every_answer_is_right():
     lessons = PolygonExamples(Mixture(first=6), vertices=30, image_size=64, grid=4, seed=3)
     again = PolygonExamples(Mixture(first=6), vertices=30, image_size=64, grid=4, seed=3)
@@ -160,21 +189,22 @@ def _args(base, out, **changes):
     return config.PolygonArgs(base=base, out=str(out), measure_every=4, save_every=2, **{**few, **changes})
 
 
-def test_a_training_that_was_cut_ends_as_one_that_was_not(base, tmp_path):
-    whole = sft_polygon.run(_args(base, tmp_path / "whole"))
-    sft_polygon.run(_args(base, tmp_path / "cut", draw_steps=2, cooldown=3))
+@pytest.mark.parametrize("changes", [{}, {"rows": True, "vertices": 12}], ids=["corners", "rows"])
+def test_a_training_that_was_cut_ends_as_one_that_was_not(base, tmp_path, changes):
+    whole = sft_polygon.run(_args(base, tmp_path / "whole", **changes))
+    sft_polygon.run(_args(base, tmp_path / "cut", draw_steps=2, cooldown=3, **changes))
     # a run of two steps has another fall of the rate: go on from its state with the settings of the whole one
     (tmp_path / "cut" / "config.yaml").write_text((tmp_path / "whole" / "config.yaml").read_text())
-    first = sft_polygon.PolygonTrainer(_args(base, tmp_path / "first"))
+    first = sft_polygon.PolygonTrainer(_args(base, tmp_path / "first", **changes))
     for k in range(2):
         first.train_step([first.open_stage("draw")[2 * k + j] for j in range(2)])
     first.save(tmp_path / "cut")
-    cut = sft_polygon.run(_args(base, None, resume=str(tmp_path / "cut")))
+    cut = sft_polygon.run(_args(base, None, resume=str(tmp_path / "cut"), **changes))
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert {"val_giou", "val_valid"} <= rows[-1].keys()
     agent = make(f"mllm:{whole}")
-    assert agent.codec.name == "rings" and agent.backend.max_new_tokens == 8 * 13
+    assert agent.codec.name == "rings" and agent.backend.max_new_tokens == 8 * (8 + changes.get("vertices", 5))
 
 
 def test_a_base_is_refined_for_long_polygons_or_is_taken_as_it_is(base, tmp_path):

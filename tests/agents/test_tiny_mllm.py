@@ -267,6 +267,24 @@ def test_a_deepened_model_says_what_it_said_and_has_more_to_learn(tmp_path):
         tiny.deepen(model, 1)
 
 
+@torch.inference_mode()
+def test_a_stretched_model_has_its_weights_and_finds_what_is_far_away(tmp_path):
+    model, processor = tiny.build(seed=2, **SMALL)
+    far = tiny.stretch(model, 1e7)
+    assert all(torch.equal(value, far.state_dict()[name]) for name, value in model.state_dict().items())
+    ids = torch.arange(12).reshape(2, 6)
+    assert torch.equal(tiny.stretch(model, 10_000.0)(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert not torch.equal(far(input_ids=ids).logits, model(input_ids=ids).logits)
+    far.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    read = agents.make(f"mllm:{tmp_path}").backend.model
+    turned = [one.model.language_model.rotary_emb.inv_freq for one in (read, model)]
+    slow, fast = (int((300 * frequencies < 1).sum()) for frequencies in turned)
+    assert slow > fast > 0, "pairs that hardly turn over 300 tokens"
+    with pytest.raises(ValueError, match="theta is 0.5; expected more than 1"):
+        tiny.stretch(model, 0.5)
+
+
 def test_a_refined_model_is_read_again(tmp_path):
     finer, processor = tiny.refine(*tiny.build(seed=2, image_size=64))
     finer.save_pretrained(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -236,13 +237,16 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_written(taught
 
 def test_the_control_learns_outlines_of_as_many_vertices_as_it_is_told(taught, tmp_path):
     counts = []
-    for vertices, ratio in ((12, 0.0), (12, 0.03), (4, 0.0)):
-        args = arguments(taught, tmp_path / "run", method="sft", vertices=vertices, ratio=ratio)
+    for vertices, ratio, on_rows in ((12, 0.0, False), (12, 0.03, False), (4, 0.0, False), (16, 0.0, True)):
+        args = arguments(taught, tmp_path / "run", method="sft", vertices=vertices, ratio=ratio, rows=on_rows)
         this = run.prepare(args)
         rows = run.QueryRows(args, this.agent, this.data.select(this.train_indices))
-        counts.append([int(rows[k]["reply"].split()[1]) for k in range(len(rows))])
+        replies = [rows[k]["reply"] for k in range(len(rows))]
+        counts.append([int(reply.split()[1]) for reply in replies])
     assert len(counts[0]) >= 8 and max(counts[0]) == 12 and max(counts[2]) == 4
     assert np.mean(counts[2]) < np.mean(counts[1]) < np.mean(counts[0]) - 1
+    heights = [int(y) for y in re.findall(r",([0-9]{3})\]", " ".join(replies))]
+    assert np.mean([y % 50 == 25 for y in heights]) > 0.4, "the others are at tops and bottoms"
 
 
 class Discs:

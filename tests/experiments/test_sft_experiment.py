@@ -46,7 +46,9 @@ def examples():
 
 @pytest.fixture(scope="module")
 def pair():
-    return tiny.build(seed=1, **SMALL)
+    model, processor = tiny.build(seed=1, **SMALL)
+    model.set_attn_implementation("eager")  # as a training does
+    return model, processor
 
 
 def test_labels_cover_the_reply_and_nothing_else(examples, pair):
@@ -78,7 +80,7 @@ def test_labels_cover_the_reply_and_nothing_else(examples, pair):
 def test_reading_gives_the_logits_of_the_whole_model(examples, pair):
     model, processor = pair
     batch = Collator(processor)([examples[2], examples[3]])
-    logits, tokens = forward_text(model, encode_images(model, batch["pictures"]), batch)
+    logits, tokens, _ = forward_text(model, encode_images(model, batch["pictures"]), batch)
     whole = model(
         input_ids=batch["ids"],
         attention_mask=batch["attention"],
@@ -167,6 +169,10 @@ def test_a_checkpoint_is_trained_further_on_masks_of_any_kind(tmp_path):
     assert first[0].pictures.shape[1:] == (128, 128, 3)
     deeper = sft.ClickTrainer(replace(args, text_layers=3))
     assert len(deeper.model.model.language_model.layers) == 3
+    stretched = sft.ClickTrainer(replace(args, rope_theta=1e6))
+    assert stretched.model.config.text_config.rope_parameters["rope_theta"] == 1e6
+    with pytest.raises(RunError, match="--rope-theta cannot be 0.5: theta is 0.5; expected more than 1"):
+        sft.run(replace(args, out=str(tmp_path / "other"), rope_theta=0.5))
     with pytest.raises(RunError, match="cannot be deepened: layers is 1; the model has 2 already"):
         sft.run(replace(args, out=str(tmp_path / "other"), text_layers=1))
     wider = sft.ClickTrainer(replace(args, image_size=96))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from segenv.geometry import canonical, fit, mask_to_polygons, polygon_iou, polygons_to_mask, simplify
+from segenv.geometry import canonical, fit, mask_to_polygons, polygon_iou, polygons_to_mask, row_crossings, simplify
 
 sizes = st.integers(1, 24)
 masks = st.tuples(sizes, sizes).flatmap(lambda shape: arrays.arrays(bool, shape))
@@ -104,3 +104,36 @@ def test_an_outline_of_many_parts_is_fitted_in_few_trials():
     rings, tried = mask_to_polygons(mask), []
     fit(rings, lambda some: tried.append(some) or sum(map(len, some)) <= 60)
     assert len(rings) > 500 and len(tried) < len(rings)
+
+
+@given(mask=masks, apart=st.floats(0.3, 9), inset=st.floats(0.01, 3))
+def test_crossings_of_rows_lie_on_the_ring_and_none_is_left_out(mask, apart, inset):
+    rows = np.arange(apart / 2, 30, apart)
+    for ring in mask_to_polygons(mask):
+        low, high = ring[:, 1].min(), ring[:, 1].max()
+        within = min(inset, (high - low) / 6)
+        expected = [low + within, *rows[(rows > low + 2 * within) & (rows < high - 2 * within)], high - within]
+        beside = ring[:, 1, None] < np.array(expected)
+        count = int((beside != np.roll(beside, -1, axis=0)).sum())
+        found = row_crossings([ring], rows, inset)
+        assert bool(found) == (count > 2)
+        if found:
+            heights = found[0][:, 1]
+            assert (heights.min(), heights.max()) == pytest.approx((low + within, high - within))
+        for points in found:
+            assert len(points) <= count and set(np.round(points[:, 1], 6)) <= set(np.round(expected, 6))
+            after = np.roll(ring, -1, axis=0)
+            for x, y in points:
+                low_x, high_x = np.minimum(ring, after)[:, 0], np.maximum(ring, after)[:, 0]
+                on = (np.minimum(ring, after)[:, 1] <= y) & (y <= np.maximum(ring, after)[:, 1])
+                assert (on & (low_x - 1e-6 <= x) & (x <= high_x + 1e-6)).any(), "edges of masks are upright or level"
+
+
+def test_crossings_of_rows_keep_the_form_of_a_ring():
+    y, x = np.mgrid[:80, :100]
+    for inside in ((x - 50) ** 2 + (y - 40) ** 2 < 900, (abs(x - 50) < 30) & (abs(y - 40) < 25), abs(x - y - 10) < 9):
+        rings = simplify(mask_to_polygons(inside), 1.0)
+        found = row_crossings(rings, np.arange(2, 80, 4), 0.4)
+        assert polygon_iou(found, inside) > 0.93
+        assert all(np.array_equal(a, b) for a, b in zip(found, canonical(found), strict=True))
+    assert row_crossings([], [3.0], 0.4) == [] and row_crossings([np.array([[0, 1], [5, 1], [9, 1]])], [1.0], 0.4) == []
