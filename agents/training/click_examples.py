@@ -140,6 +140,8 @@ class ClickExamples:
     along it; a mask of `stop_iou` is good enough.
     """
 
+    rows = False  # whether patches are told vertices on rows, and not the corners of outlines
+
     def __init__(
         self,
         mixture: Mixture,
@@ -269,7 +271,7 @@ class ClickExamples:
         patches = np.where(shares.max(0) > 0.15, shares.argmax(0) + 1, 0)
         layout = squares[shares.argmax(0), np.arange(len(patches))]
         rings = [ring for task in tasks for ring in self._outline(task)]
-        vertices = vertex_places(rings, tasks[0], self.grid, OUTLINES.dialect.frame)
+        vertices = vertex_places(rings, tasks[0], self.grid, OUTLINES.dialect.frame, self.rows)
         table = np.zeros((MAX_OBJECTS + 1, 2 + len(KINDS) + 4), np.int64)
         nothing = np.zeros(scene.instances.shape, bool)
         for k, thing in enumerate(scene.objects):

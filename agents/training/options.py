@@ -113,7 +113,7 @@ class GSPOOptions:
     """part of all steps over which the learning rate rises; afterwards it stays"""
     temperature: Positive = 1.0
     """of the replies that it learns from"""
-    max_tokens: Count = 264
+    max_tokens: Count = 320
     """of a reply"""
     length_penalty: NotNegative = 0.0
     """taken off the reward of a reply of `max_tokens`, and in proportion of shorter ones"""

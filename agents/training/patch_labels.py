@@ -49,12 +49,12 @@ def patches_of(vertices: np.ndarray, task: Task, grid: int) -> np.ndarray:
     return rows * grid + columns
 
 
-def vertex_places(rings: Sequence[np.ndarray], task: Task, grid: int, frame: Frame) -> np.ndarray:
-    """The `places` of vertices, in the order of the frame: in each patch of that nearest to its middle row, the first
-    of several; or else of its middle."""
+def vertex_places(rings: Sequence[np.ndarray], task: Task, grid: int, frame: Frame, rows: bool = False) -> np.ndarray:
+    """The `places` of vertices, in the order of the frame: of the first one in each patch, or of that nearest to its
+    middle row where they stand on `rows`, or else of its middle."""
     places, scale = middles(grid, frame), thousandths(frame, task)
     vertices = np.concatenate([np.zeros((0, 2)), *rings])
-    off_middle = np.round(np.abs(vertices[:, 1] * grid / task.height % 1 - 0.5), 2)
+    off_middle = np.round(np.abs(vertices[:, 1] * grid / task.height % 1 - 0.5), 2) * rows
     patches = patches_of(vertices, task, grid)
     for k in np.argsort(off_middle, kind="stable")[::-1]:
         numbers = frame.ordered(np.rint(vertices[k] * scale).astype(int).tolist())

@@ -99,7 +99,7 @@ class PolygonExamples(ClickExamples):
         rings = list(drawn.rings) if isinstance(drawn, Polygons) else []
         looks = patches_of(np.concatenate(rings), task, self.grid).tolist() if rings else []
         first = looks[0] if starts and rings else -1
-        places = vertex_places(rings, task, self.grid, self.polygon_codec.dialect.frame)
+        places = vertex_places(rings, task, self.grid, self.polygon_codec.dialect.frame, self.rows)
         return Question(0, query.prompt, reply, shares, first, 0.0, fine, places, tuple(looks))
 
     def _outline(self, task: Task) -> list[np.ndarray]:
