@@ -15,7 +15,15 @@ import cv2
 import numpy as np
 
 from agents.base import Agent
-from agents.training.patch_labels import OUTLINES, RATIO, fine_shares, leading_digits, middles, vertex_places
+from agents.training.patch_labels import (
+    OUTLINES,
+    RATIO,
+    fine_shares,
+    leading_digits,
+    middles,
+    patches_of,
+    vertex_places,
+)
 from segenv import annotator, codec, metrics, render
 from segenv.data.synthetic import scenes
 from segenv.data.synthetic.scenes import KINDS
@@ -239,15 +247,11 @@ class ClickExamples:
         shares = np.stack([self._shares(part) for part in (target, target & ~mask, mask & ~target)])
         places, click = middles(self.grid, self.codec.points), -1
         if isinstance(action, Click):
-            click = self._patch(action.x, action.y, task)
+            click = int(patches_of(np.array([[action.x, action.y]]), task, self.grid)[0])
             places[click] = [1, *self._digits(action, task)]
         fine = fine_shares(target, self.grid)
         looks = (click,) if click >= 0 else ()
         return Question(picture, task.instruction, reply, shares, click, iou, fine, places, looks)
-
-    def _patch(self, x: int, y: int, task: Task) -> int:
-        """The index of the patch that holds a pixel."""
-        return y * self.grid // task.height * self.grid + x * self.grid // task.width
 
     def _digits(self, click: Click, task: Task) -> list[int]:
         """The leading digits of a click's coordinates, in the order of the codec."""
